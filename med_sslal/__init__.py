@@ -1,0 +1,1 @@
+"""Active and semi-supervised training of object detectors for medical images."""

@@ -1,0 +1,1 @@
+"""Pool, record, criteria, selectors and oracle."""

@@ -1,0 +1,1 @@
+"""Criteria: pure functions of the pool record, one file each."""

@@ -1,0 +1,1 @@
+"""Boundary types and the classes that a user subclasses."""

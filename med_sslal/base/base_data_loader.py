@@ -1,0 +1,87 @@
+"""A DataLoader whose order and errors do not depend on its workers."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from med_sslal.base.types import Batch
+from med_sslal.utils.errors import DataError
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that could not be loaded; it carries the sentence to the main process whole."""
+
+    message: str
+
+
+class BaseDataLoader(DataLoader):
+    """Batches of samples; a bad file raises DataError in the main process, naming the file.
+
+    A view (the map-style dataset given here) returns a BadSample instead of raising DataError,
+    because an exception from a worker arrives wrapped in a traceback.
+    """
+
+    def __init__(
+        self,
+        view: Dataset,
+        *,
+        batch_sampler: Iterable[Sequence[Any]],
+        n_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        """Make the loader.
+
+        Args:
+            view: Map-style dataset of Sample or UnlabelledSample.
+            batch_sampler: Yields the keys of a batch.
+            n_workers: Loader processes; 0 loads in the main process. They stay alive between
+                epochs, and each uses one thread.
+            pin_memory: Page-locked batches, for GPUs.
+        """
+        super().__init__(
+            view,
+            batch_sampler=batch_sampler,  # type: ignore[arg-type]
+            num_workers=n_workers,
+            collate_fn=collate,
+            pin_memory=pin_memory,
+            persistent_workers=n_workers > 0,
+            worker_init_fn=one_thread if n_workers else None,
+            # The stock loader draws its workers' base seed from the global generator.
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def __iter__(self) -> Any:
+        """Yield Batch objects.
+
+        Raises:
+            DataError: A sample could not be loaded.
+        """
+        for batch in super().__iter__():
+            if isinstance(batch, BadSample):
+                raise DataError(batch.message)
+            yield batch
+
+
+def collate(samples: Sequence[Any]) -> Batch | BadSample:
+    """Stack samples, or hand on the sentences of those that could not be loaded."""
+    bad = [sample.message for sample in samples if isinstance(sample, BadSample)]
+    return BadSample("; ".join(bad)) if bad else Batch.collate(samples)
+
+
+def one_thread(worker: int) -> None:
+    """Keep a worker process to one thread: the cores belong to the model."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def load_or_bad(load: Callable[[], Any]) -> Any:
+    """Call `load`; turn a DataError into a BadSample."""
+    try:
+        return load()
+    except DataError as error:
+        return BadSample(str(error))

@@ -1,0 +1,365 @@
+"""Boundary types: what passes between the rooms.
+
+Shape shorthand: B images of a batch, N boxes of an image, C classes with background, D embedding
+length, P best proposals of an image. Boxes are float32 [N, 4] in xyxy order: (x1, y1) is the upper
+left corner and (x2, y2) the lower right one, in continuous pixel coordinates (a picture of width W
+spans 0 to W), so IoU needs no `+ 1`. Two frames exist: the ORIGINAL pixels of the file, and the
+model's frame (the fixed shape of a run). Labels are int64, 0 is background. N may be 0 everywhere.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from med_sslal.utils.errors import DataError, LabelAccessError
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What is known of an image without its label.
+
+    Attributes:
+        image_id: Stable name of the image, never a position.
+        group_id: Patient, or the image id where there is none.
+        file_name: Path relative to the data root.
+        orig_size: (height, width) of the file in pixels.
+        spacing_mm: In-plane millimetres per pixel, where known.
+    """
+
+    image_id: str
+    group_id: str
+    file_name: str
+    orig_size: tuple[int, int]
+    spacing_mm: float | None = None
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The label of one image, in ORIGINAL pixels (NumPy).
+
+    Attributes:
+        boxes: float32 [N, 4], finite, of positive area.
+        labels: int64 [N], from 1 on.
+        ignore: bool [N]; an ignore region neither attracts nor repels.
+        regress: bool [N]; False where the box teaches no regression (pseudo-labels).
+        sizes_mm: float32 [N] longest diameter, NaN where unknown; evaluation by size reads it.
+        subtypes: N names, "" where unknown; evaluation by type reads it.
+
+    Raises:
+        DataError: A shape, dtype or value breaks these rules.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    ignore: np.ndarray
+    regress: np.ndarray = field(default=None)  # type: ignore[assignment]
+    sizes_mm: np.ndarray = field(default=None)  # type: ignore[assignment]
+    subtypes: tuple[str, ...] = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """Fill the defaults that depend on N, and validate."""
+        n = len(self.labels)
+        defaults = {
+            "regress": np.ones(n, dtype=bool),
+            "sizes_mm": np.full(n, np.nan, dtype=np.float32),
+            "subtypes": ("",) * n,
+        }
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        _check_boxes(self.boxes)
+        for name, dtype in (("labels", np.int64), ("ignore", bool), ("regress", bool)):
+            array = getattr(self, name)
+            if array.shape != (len(self.boxes),) or array.dtype != dtype:
+                raise DataError(
+                    f"{name} must be {np.dtype(dtype).name} [{len(self.boxes)}], found "
+                    f"{array.dtype} {list(array.shape)}"
+                )
+        if len(self.sizes_mm) != n or len(self.subtypes) != n:
+            raise DataError(f"sizes_mm and subtypes must have {n} entries")
+        if n and self.labels.min() < 1:
+            raise DataError(f"labels start at 1 (0 is background), found {self.labels.min()}")
+
+    @classmethod
+    def empty(cls) -> "Annotation":
+        """The label of an image without any box (a valid negative)."""
+        return cls(
+            np.zeros((0, 4), dtype=np.float32),
+            np.zeros(0, dtype=np.int64),
+            np.zeros(0, dtype=bool),
+        )
+
+    @property
+    def n_objects(self) -> int:
+        """Number of boxes that are no ignore regions."""
+        return int((~self.ignore).sum())
+
+
+def _check_boxes(boxes: np.ndarray) -> None:
+    """Raise DataError unless `boxes` is float32 [N, 4], finite and of positive area."""
+    if boxes.dtype != np.float32 or boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise DataError(f"boxes must be float32 [N, 4], found {boxes.dtype} {list(boxes.shape)}")
+    if not np.isfinite(boxes).all():
+        raise DataError(f"boxes must be finite, found {boxes[~np.isfinite(boxes).all(1)][0]}")
+    bad = (boxes[:, 2:] <= boxes[:, :2]).any(1)
+    if bad.any():
+        raise DataError(f"boxes must be xyxy of positive area, found {boxes[bad][0]}")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What evaluation reads of an image's detections: NumPy, ORIGINAL pixels.
+
+    Attributes:
+        boxes: float32 [N, 4].
+        labels: int64 [N].
+        scores: float32 [N].
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def empty(cls) -> "Prediction":
+        """No detection."""
+        return cls(
+            np.zeros((0, 4), dtype=np.float32),
+            np.zeros(0, dtype=np.int64),
+            np.zeros(0, dtype=np.float32),
+        )
+
+
+@dataclass(frozen=True)
+class Target:
+    """An image's label in the model's frame (torch).
+
+    Attributes:
+        boxes: float32 [N, 4] in pixels of the sample's image.
+        labels: int64 [N].
+        ignore: bool [N].
+        regress: bool [N]; False where the box teaches classification only.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    ignore: Tensor
+    regress: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Target":
+        """A copy on `device`."""
+        return Target(
+            *(
+                tensor.to(device, non_blocking=non_blocking)
+                for tensor in (self.boxes, self.labels, self.ignore, self.regress)
+            )
+        )
+
+    def pin_memory(self) -> "Target":
+        """A copy in page-locked memory."""
+        return Target(
+            self.boxes.pin_memory(),
+            self.labels.pin_memory(),
+            self.ignore.pin_memory(),
+            self.regress.pin_memory(),
+        )
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a sample's pixels lie in its file.
+
+    Attributes:
+        info: The image.
+        to_original: float32 [2, 3] affine on the CPU; maps (x, y, 1) of the model's frame to
+            ORIGINAL pixels.
+    """
+
+    info: ImageInfo
+    to_original: Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled (or pseudo-labelled) image, ready for the model.
+
+    Attributes:
+        image: float32 [3, H, W] in [0, 1].
+        target: The label in the same frame.
+        frame: The image's name and its way back to ORIGINAL pixels.
+        pseudo: True where the label is a pseudo-label.
+    """
+
+    image: Tensor
+    target: Target
+    frame: Frame
+    pseudo: bool = False
+
+
+@dataclass(frozen=True)
+class UnlabelledSample:
+    """One image of the unlabelled pool; it has no label and refuses to be asked for one."""
+
+    image: Tensor
+    frame: Frame
+
+    @property
+    def target(self) -> NoReturn:
+        """Raise: nothing that scores or selects may see a pool image's label.
+
+        Raises:
+            LabelAccessError: Always.
+        """
+        raise LabelAccessError(
+            f"image {self.frame.info.image_id} is unlabelled: only the oracle knows its label"
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one fixed shape, stacked.
+
+    Attributes:
+        images: float32 [B, 3, H, W].
+        targets: B labels, or None for unlabelled images.
+        frames: B frames.
+        pseudo: bool [B].
+    """
+
+    images: Tensor
+    targets: tuple[Target, ...] | None
+    frames: tuple[Frame, ...]
+    pseudo: Tensor
+
+    @classmethod
+    def collate(cls, samples: Sequence[Sample] | Sequence[UnlabelledSample]) -> "Batch":
+        """Stack samples; all labelled or all unlabelled."""
+        targets = None
+        if isinstance(samples[0], Sample):
+            targets = tuple(sample.target for sample in samples)
+        return cls(
+            torch.stack([sample.image for sample in samples]),
+            targets,
+            tuple(sample.frame for sample in samples),
+            torch.tensor([getattr(sample, "pseudo", False) for sample in samples]),
+        )
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.frames)
+
+    def pin_memory(self) -> "Batch":
+        """A copy whose tensors lie in page-locked memory (called by DataLoader)."""
+        targets = self.targets and tuple(target.pin_memory() for target in self.targets)
+        return replace(
+            self, images=self.images.pin_memory(), targets=targets, pseudo=self.pseudo.pin_memory()
+        )
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """A copy on `device`; frames stay on the CPU."""
+        targets = self.targets and tuple(target.to(device, True) for target in self.targets)
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=True),
+            targets=targets,
+            pseudo=self.pseudo.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class Detections:
+    """One image's detections as they leave the model's room, best score first.
+
+    Every row survived thresholding, NMS and top-k together. Boxes are in ORIGINAL pixels.
+
+    Attributes:
+        boxes: float32 [N, 4].
+        labels: int64 [N].
+        scores: float32 [N].
+        class_probs: float32 [N, C], background first.
+        proposals: float32 [N, 4], the proposal that each box was regressed from.
+        embedding: float32 [D], the last backbone stage averaged over the valid area.
+        top_proposals: float32 [P, 4], best objectness first.
+        top_objectness: float32 [P] in [0, 1].
+        roi_features: float32 [N, F] on request, else None.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    class_probs: Tensor
+    proposals: Tensor
+    embedding: Tensor
+    top_proposals: Tensor
+    top_objectness: Tensor
+    roi_features: Tensor | None = None
+
+    def cpu(self) -> "Detections":
+        """A copy on the CPU."""
+        tensors = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return Detections(**{k: None if v is None else v.cpu() for k, v in tensors.items()})
+
+    def prediction(self) -> Prediction:
+        """The part that evaluation reads, as NumPy."""
+        return Prediction(
+            self.boxes.cpu().numpy(), self.labels.cpu().numpy(), self.scores.cpu().numpy()
+        )
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What a detector returns.
+
+    Attributes:
+        losses: Name to float32 [B], one value per image: `loss_classifier`, `loss_box_reg`,
+            `loss_objectness`, `loss_rpn_box_reg`. Empty without targets.
+        detections: B entries in eval mode, empty in training mode.
+    """
+
+    losses: dict[str, Tensor]
+    detections: list[Detections]
+
+
+@dataclass(frozen=True)
+class Selected:
+    """One image of a query.
+
+    Attributes:
+        image_id: The image.
+        rank: 1 for the first.
+        group_id: Its patient.
+        values: Raw value of every criterion by name.
+        reason: One sentence why it was taken.
+    """
+
+    image_id: str
+    rank: int
+    group_id: str
+    values: Mapping[str, float]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The outcome of one query, in the order of selection.
+
+    Attributes:
+        items: The images taken.
+        scores: Criterion name to (image id to value) over ALL pool images.
+        criteria: Names of the criteria and selector in order of use.
+        seed: The run's seed.
+    """
+
+    items: tuple[Selected, ...]
+    scores: Mapping[str, Mapping[str, float]]
+    criteria: tuple[str, ...]
+    seed: int
+
+    @property
+    def image_ids(self) -> tuple[str, ...]:
+        """Ids in order of selection."""
+        return tuple(item.image_id for item in self.items)

@@ -1,0 +1,1 @@
+"""Datasets, splits, augmentation and loaders; no model in sight."""

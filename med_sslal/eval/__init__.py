@@ -1,0 +1,1 @@
+"""FROC, COCO and bootstrap: pure functions of predictions and labels."""

@@ -1,0 +1,1 @@
+"""Detectors: images in, losses or detections out; no dataset in sight."""

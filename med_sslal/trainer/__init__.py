@@ -1,0 +1,1 @@
+"""One training, and the cycle loop over it."""

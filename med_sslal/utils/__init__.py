@@ -1,0 +1,1 @@
+"""Seeds, devices, atomic files and the errors a user can mend."""

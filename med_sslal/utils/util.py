@@ -1,0 +1,112 @@
+"""Atomic files, hashes and seeds derived from names."""
+
+import hashlib
+import json
+import os
+import random
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from med_sslal.utils.errors import DataError, UserError
+
+
+def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part.
+
+    Args:
+        path: The file; its folder must exist.
+        write: Called with an open binary file of a temporary name in the same folder.
+
+    Raises:
+        UserError: The folder cannot be written (read-only, full, missing).
+    """
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` atomically as JSON; NaN and infinity are refused (`ValueError`)."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    atomic_write(path, lambda stream: stream.write(text.encode()))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file written by this program.
+
+    Raises:
+        DataError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from error
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def stable_hash(*parts: str | int) -> int:
+    """A 63-bit hash of the parts, the same in every process and on every machine."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def numpy_generator(*parts: str | int) -> np.random.Generator:
+    """A NumPy generator that depends on nothing but `parts`."""
+    return np.random.default_rng(stable_hash(*parts))
+
+
+def python_generator(*parts: str | int) -> random.Random:
+    """A standard-library generator that depends on nothing but `parts`."""
+    return random.Random(stable_hash(*parts))
+
+
+def inside(root: Path, relative: str) -> Path:
+    """Join a name from an annotation file to the data root.
+
+    Args:
+        root: The data root.
+        relative: A relative file name from a foreign file.
+
+    Returns:
+        `root / relative`.
+
+    Raises:
+        DataError: The name leads out of the root (absolute, `..`, or a link that leaves).
+    """
+    path = root / relative
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"file name '{relative}' leads out of the data root {root}")
+    return path
