@@ -8,14 +8,17 @@ model's frame (the fixed shape of a run). Labels are int64, 0 is background. N m
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NoReturn
+from dataclasses import dataclass, replace
+from typing import Any, Final, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from med_sslal.utils.errors import DataError, LabelAccessError
+
+# Stands for a default whose length is the number of boxes; filled in when the object is made.
+PER_BOX_DEFAULT: Final[Any] = None
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,9 @@ class Annotation:
     boxes: np.ndarray
     labels: np.ndarray
     ignore: np.ndarray
-    regress: np.ndarray = field(default=None)  # type: ignore[assignment]
-    sizes_mm: np.ndarray = field(default=None)  # type: ignore[assignment]
-    subtypes: tuple[str, ...] = field(default=None)  # type: ignore[assignment]
+    regress: np.ndarray = PER_BOX_DEFAULT
+    sizes_mm: np.ndarray = PER_BOX_DEFAULT
+    subtypes: tuple[str, ...] = PER_BOX_DEFAULT
 
     def __post_init__(self) -> None:
         """Fill the defaults that depend on N, and validate."""
@@ -300,7 +303,7 @@ class Detections:
 
     def cpu(self) -> "Detections":
         """A copy on the CPU."""
-        tensors = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        tensors: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return Detections(**{k: None if v is None else v.cpu() for k, v in tensors.items()})
 
     def prediction(self) -> Prediction:

@@ -1,0 +1,140 @@
+"""Checkpoints: plain containers and tensors, written atomically, with a SHA-256 beside each."""
+
+import io
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from med_sslal.utils.errors import CheckpointError, UserError
+from med_sslal.utils.util import atomic_write, sha256_file
+
+FORMAT_VERSION = 1
+
+
+def plain(value: Any) -> Any:
+    """Turn `value` into what `torch.load(weights_only=True)` accepts.
+
+    Tensors move to the CPU; NumPy arrays and scalars, paths, tuples and mappings become tensors,
+    numbers, text, lists and dicts.
+
+    Raises:
+        TypeError: A type that has no plain form.
+    """
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence | set | frozenset):
+        return [plain(item) for item in value]
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
+
+
+def sidecar(path: Path) -> Path:
+    """Where the checksum of a checkpoint lies."""
+    return path.with_name(path.name + ".sha256")
+
+
+def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint and its checksum, keeping the previous copy as `<stem>_previous.pth`.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save(plain({"format_version": FORMAT_VERSION, **content}), buffer)
+    if path.exists() and sidecar(path).exists():
+        old = previous(path)
+        path.replace(old)
+        sidecar(path).replace(sidecar(old))
+    atomic_write(path, lambda stream: stream.write(buffer.getbuffer()))
+    line = f"{sha256_file(path)}  {path.name}\n"
+    atomic_write(sidecar(path), lambda stream: stream.write(line.encode()))
+
+
+def previous(path: Path) -> Path:
+    """Where the copy before the newest one lies."""
+    return path.with_name(f"{path.stem}_previous{path.suffix}")
+
+
+def load_checkpoint(path: Path, *, require_checksum: bool = True) -> dict[str, Any]:
+    """Read and verify a checkpoint.
+
+    Args:
+        path: The file.
+        require_checksum: Whether a missing checksum file is an error; a checksum that is there
+            and differs always is one.
+
+    Raises:
+        CheckpointError: Missing, damaged, foreign or newer than this program.
+    """
+    content = load_tensors(path, require_checksum=require_checksum)
+    if not isinstance(content, dict) or "format_version" not in content:
+        raise CheckpointError(f"{path} is no checkpoint of this program (no format_version)")
+    if content["format_version"] > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format_version {content['format_version']}, this program reads up to "
+            f"{FORMAT_VERSION}: update the program"
+        )
+    return content
+
+
+def load_tensors(path: Path, *, require_checksum: bool = False) -> Any:
+    """Read any file of tensors and plain containers, with its checksum where there is one.
+
+    Raises:
+        CheckpointError: Missing, damaged, or holding anything but tensors and plain containers.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    if sidecar(path).is_file():
+        words = sidecar(path).read_text().split()
+        if not words or words[0] != sha256_file(path):
+            raise CheckpointError(f"{path} is damaged: its SHA-256 differs from {sidecar(path)}")
+    elif require_checksum:
+        raise CheckpointError(f"{path} has no checksum file {sidecar(path).name} beside it")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        zipfile.BadZipFile,
+        ValueError,
+    ) as error:
+        raise CheckpointError(f"{path} is no readable checkpoint: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def newest_good(candidates: Sequence[Path]) -> tuple[Path, dict[str, Any], list[str]]:
+    """The first checkpoint of `candidates` that loads.
+
+    Returns:
+        Its path, its content, and one sentence for each candidate that was passed over.
+
+    Raises:
+        CheckpointError: None loads.
+    """
+    complaints: list[str] = []
+    for path in candidates:
+        try:
+            return path, load_checkpoint(path), complaints
+        except UserError as error:
+            complaints.append(str(error))
+    raise CheckpointError("no usable checkpoint: " + "; ".join(complaints))

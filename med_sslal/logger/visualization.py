@@ -1,0 +1,82 @@
+"""TensorBoard: scalars and pictures with boxes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import cv2
+import numpy as np
+
+
+class TensorboardWriter:
+    """Writes to a TensorBoard folder; a disabled one does nothing at all."""
+
+    def __init__(
+        self, folder: Path, *, enabled: bool = True, purge_step: int | None = None
+    ) -> None:
+        """Open the folder.
+
+        Args:
+            folder: Where the event files go.
+            enabled: False makes every call a no-op.
+            purge_step: Hide what an interrupted run wrote from this step on.
+        """
+        self._writer = None
+        if enabled:
+            # Imported here: TensorBoard takes a second to load, and many runs do without it.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+
+    def __enter__(self) -> "TensorboardWriter":
+        """Enter."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def scalars(self, values: Mapping[str, float | None], step: int) -> None:
+        """Write every value that is defined."""
+        if self._writer is not None:
+            for name, value in values.items():
+                if value is not None:
+                    self._writer.add_scalar(name, value, step)
+
+    def image(self, name: str, picture: np.ndarray, step: int) -> None:
+        """Write a uint8 [H, W, 3] picture."""
+        if self._writer is not None:
+            self._writer.add_image(name, picture, step, dataformats="HWC")
+
+
+def draw_boxes(
+    image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, scores: np.ndarray
+) -> np.ndarray:
+    """Draw true boxes in green and predicted ones in orange with their scores.
+
+    Args:
+        image: float32 [H, W, 3] in [0, 1].
+        truth: [N, 4] xyxy in the picture's pixels.
+        predicted: [M, 4], likewise.
+        scores: [M].
+
+    Returns:
+        uint8 [2H, 2W, 3]: enlarged, so that thin boxes stay legible on small slices.
+    """
+    small = np.ascontiguousarray((image.clip(0, 1) * 255).astype(np.uint8))
+    picture: np.ndarray = cv2.resize(small, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
+    for box in truth * 2:
+        x1, y1, x2, y2 = (round(float(value)) for value in box)
+        cv2.rectangle(picture, (x1, y1), (x2, y2), (0, 158, 115), 2)
+    for box, score in zip(predicted * 2, scores, strict=True):
+        x1, y1, x2, y2 = (round(float(value)) for value in box)
+        cv2.rectangle(picture, (x1, y1), (x2, y2), (230, 159, 0), 1)
+        where = (x1, max(y1 - 3, 9))
+        cv2.putText(picture, f"{score:.2f}", where, cv2.FONT_HERSHEY_SIMPLEX, 0.35, (230, 159, 0))
+    return picture
