@@ -1,0 +1,58 @@
+"""What happens to bad files and boxes found while a dataset is opened."""
+
+import logging
+from typing import Literal
+
+from med_sslal.utils.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+OnBadSample = Literal["error", "skip"]
+
+MAX_LINES = 20
+
+
+class BadSamples:
+    """Collects everything wrong with a dataset, then fails with all of it or goes on without.
+
+    Under `error` nothing is raised before `finish`, so that a user sees all problems at once.
+    Under `skip` each problem is logged when it is found; the caller leaves the thing out.
+    """
+
+    def __init__(self, policy: OnBadSample, source: str) -> None:
+        """Start with no problem.
+
+        Args:
+            policy: `error` or `skip`.
+            source: What is being opened, for the messages: a file or a folder.
+        """
+        self.policy = policy
+        self.source = source
+        self.problems: list[str] = []
+
+    def add(self, problem: str | DataError) -> None:
+        """Note one bad file, row or box: a sentence that says where and what."""
+        self.problems.append(str(problem))
+        if self.policy == "skip":
+            logger.warning("skipped: %s", problem)
+
+    def finish(self) -> None:
+        """Close the collection.
+
+        Raises:
+            DataError: The policy is `error` and something was bad; the text lists it.
+        """
+        if not self.problems:
+            return
+        count = len(self.problems)
+        if self.policy == "skip":
+            logger.warning("%s: %d bad sample(s) skipped", self.source, count)
+            return
+        lines = self.problems[:MAX_LINES]
+        if count > MAX_LINES:
+            lines = [*lines, f"... and {count - MAX_LINES} more"]
+        listing = "\n  ".join(lines)
+        raise DataError(
+            f"{self.source}: {count} bad sample(s); mend them, or leave them out with "
+            f'"on_bad_sample": "skip" in dataset.args:\n  {listing}'
+        )

@@ -1,0 +1,67 @@
+"""Train, val and test by group: no patient is on two sides."""
+
+import logging
+from collections.abc import Mapping
+
+from med_sslal.base.types import ImageInfo
+from med_sslal.utils.errors import ConfigError, DataError
+from med_sslal.utils.util import stable_hash
+
+logger = logging.getLogger(__name__)
+
+SPLIT_NAMES = ("train", "val", "test")
+
+
+def split_by_group(
+    infos: Mapping[str, ImageInfo], eval_split: float, split_seed: int
+) -> dict[str, tuple[str, ...]]:
+    """Hold out a share of the GROUPS, half of it for validation and half for test.
+
+    The result depends on the set of ids, `eval_split` and `split_seed`, not on any order.
+
+    Args:
+        infos: Image id to ImageInfo.
+        eval_split: Share of groups held out, between 0 and 1.
+        split_seed: Seed of the draw.
+
+    Returns:
+        "train", "val" and "test" to sorted image ids. Each split has one group at least.
+
+    Raises:
+        ConfigError: `eval_split` is not between 0 and 1, or leaves no group to train on.
+        DataError: There are fewer than three groups.
+    """
+    if not 0 < eval_split < 1:
+        raise ConfigError(
+            f"dataset.args.eval_split is {eval_split}; it must lie between 0 and 1 (0.2 holds "
+            "out a fifth of the patients)"
+        )
+    groups = sorted({info.group_id for info in infos.values()})
+    if len(groups) < len(SPLIT_NAMES):
+        raise DataError(
+            f"the data has {len(groups)} group(s) (patients); a split into train, val and test "
+            "needs three at least"
+        )
+    n_val = max(1, round(len(groups) * eval_split / 2))
+    n_held = max(n_val + 1, round(len(groups) * eval_split))
+    if n_held >= len(groups):
+        raise ConfigError(
+            f"dataset.args.eval_split {eval_split} holds out all {len(groups)} groups "
+            "(patients): choose a smaller share"
+        )
+    # Sorted first, so that equal hashes cannot bring back the order of the input.
+    drawn = sorted(groups, key=lambda group: stable_hash("split", split_seed, group))
+    side = dict.fromkeys(drawn[:n_val], "val") | dict.fromkeys(drawn[n_val:n_held], "test")
+    splits: dict[str, list[str]] = {name: [] for name in SPLIT_NAMES}
+    for image_id in sorted(infos):
+        splits[side.get(infos[image_id].group_id, "train")].append(image_id)
+    result = {name: tuple(ids) for name, ids in splits.items()}
+    log_split(infos, result)
+    return result
+
+
+def log_split(infos: Mapping[str, ImageInfo], splits: Mapping[str, tuple[str, ...]]) -> None:
+    """Log images and groups of each split (groups are of very different size)."""
+    for name, ids in splits.items():
+        groups = {infos[image_id].group_id for image_id in ids}
+        logger.info("%s: %d images of %d groups", name, len(ids), len(groups))
