@@ -1,0 +1,380 @@
+"""DeepLesion (NIH Clinical Center): lesions marked on CT key slices, one class "lesion"."""
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.types import Annotation, ImageInfo
+from med_sslal.data.bad_samples import BadSamples, OnBadSample
+from med_sslal.data.deeplesion_csv import Lesion, read_csv
+from med_sslal.data.deeplesion_files import SliceFiles
+from med_sslal.data.probe import ImageProbe, probe_image
+from med_sslal.data.slice_cache import SliceCache
+from med_sslal.data.slices import (
+    SliceMode,
+    Stack,
+    decode_slice,
+    needed_slices,
+    neighbour_positions,
+    read_stack,
+)
+from med_sslal.data.splits import SPLIT_NAMES, log_split, split_by_group
+from med_sslal.utils.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+LesionType = Literal[
+    "all",
+    "bone",
+    "abdomen",
+    "mediastinum",
+    "liver",
+    "lung",
+    "kidney",
+    "soft tissue",
+    "pelvis",
+]
+DatasetType = Literal["non-specified", "official"]
+
+# The published file: rows, and boxes and images of its split without noisy boxes.
+FULL_ROWS = 32735
+FULL_COUNTS = {"train": (22901, 22478), "val": (4887, 4791), "test": (4912, 4817)}
+# Checking a file waits for the disk or the network, not for the processor.
+PROBE_THREADS = 16
+
+
+class DeepLesion(BaseDataset):
+    """Key slices of DeepLesion with their two neighbours as channels.
+
+    `image_id` is the key slice `PPPPPP_SS_SS_III`, `group_id` the patient. Doubtful ("noisy")
+    boxes, and boxes of another type than the wanted one, are kept as ignore regions.
+    """
+
+    class_names = ("lesion",)
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        lesion_type: LesionType = "all",
+        dataset_type: DatasetType = "non-specified",
+        eval_split: float = 0.2,
+        split_seed: int = 0,
+        slice_mode: SliceMode = "interpolate",
+        slice_step_mm: float = 2.0,
+        window: tuple[float, float] = (-1024.0, 3071.0),
+        cache_dir: str | None = None,
+        on_bad_sample: OnBadSample = "error",
+    ) -> None:
+        """Read the annotation file, find and check the slices, and split by patient.
+
+        Args:
+            root: Folder with DL_info.csv and the slices (Images_png/, nested or flat).
+            lesion_type: Lesions that count; all, or one coarse type. It defines the data set:
+                slices without such a lesion are not in the pool. The real data knows the types
+                of its official val and test split only.
+            dataset_type: non-specified = select by lesion_type and split by eval_split;
+                official = keep the split of DL_info.csv.
+            eval_split: Share of patients held out, half for validation and half for test.
+            split_seed: Seed of that split, apart from the run's seed.
+            slice_mode: The outer two channels: interpolate = slice_step_mm away where the
+                slice interval is known; raw = the neighbouring slices; repeat = the key slice.
+            slice_step_mm: Distance of the outer channels in mm (interpolate).
+            window: Lowest and highest HU of the pixels, mapped to 0 and 1.
+            cache_dir: Folder for decoded slices, which makes later epochs faster (0.5 MB a
+                slice); null = none.
+            on_bad_sample: Damaged files and wrong rows: error = list them all and stop; skip =
+                log each and go on without.
+
+        Raises:
+            ConfigError: An argument is wrong, or the choice leaves a split empty.
+            DataError: Data is missing or bad.
+        """
+        _check_choice("lesion_type", lesion_type, get_args(LesionType))
+        _check_choice("dataset_type", dataset_type, get_args(DatasetType))
+        _check_choice("slice_mode", slice_mode, get_args(SliceMode))
+        _check_choice("on_bad_sample", on_bad_sample, get_args(OnBadSample))
+        if not (math.isfinite(slice_step_mm) and slice_step_mm > 0):
+            raise ConfigError(
+                f"dataset.args.slice_step_mm must be a positive number, found {slice_step_mm}"
+            )
+        self.window = _check_window(window)
+        self.slice_mode: SliceMode = slice_mode
+        self.slice_step_mm = slice_step_mm
+        self._decode = SliceCache(Path(cache_dir)).read if cache_dir else decode_slice
+
+        folder = Path(root).expanduser()
+        bad = BadSamples(on_bad_sample, str(folder))
+        table, files = _open_root(folder)
+        lesions = read_csv(table, bad)
+        n_rows = len(lesions) + len(bad.problems)
+        self._fill(folder, _keep_images(lesions, lesion_type), files, lesion_type, bad)
+        bad.finish()
+        if not self.infos:
+            raise ConfigError(f"{table} has no usable lesion of dataset.args.lesion_type")
+        if dataset_type == "official":
+            self.splits = self._official_split(lesions, lesion_type)
+        else:
+            self.splits = split_by_group(self.infos, eval_split, split_seed)
+        full = n_rows == FULL_ROWS and (dataset_type, lesion_type) == ("official", "all")
+        self._log_counts(lesion_type, full)
+
+    def read(self, image_id: str) -> np.ndarray:
+        """Decode a key slice and its neighbours.
+
+        Returns:
+            float32 [H, W, 3] in [0, 1], ORIGINAL pixels; channels from the lower slice index to
+            the higher one.
+
+        Raises:
+            DataError: A file is missing or damaged.
+        """
+        return read_stack(self._stacks[image_id], self.window, self._decode)
+
+    def _fill(
+        self,
+        root: Path,
+        images: dict[str, list[Lesion]],
+        files: SliceFiles,
+        lesion_type: str,
+        bad: BadSamples,
+    ) -> None:
+        """Check the files of `images`, and keep those that can be read and have a lesion."""
+        self.infos: dict[str, ImageInfo] = {}
+        self.annotations: dict[str, Annotation] = {}
+        self._stacks: dict[str, Stack] = {}
+        logger.info("checking the slices of %d images in %s", len(images), root)
+        with ThreadPoolExecutor(PROBE_THREADS) as threads:
+            stacks = threads.map(lambda rows: self._find_stack(rows[0], files), images.values())
+            for (image_id, rows), (stack, probe, problems) in zip(
+                images.items(), stacks, strict=True
+            ):
+                for problem in problems:
+                    bad.add(problem)
+                if stack is None or probe is None:
+                    continue
+                if any(
+                    sorted(row.image_size) != sorted((probe.width, probe.height)) for row in rows
+                ):
+                    bad.add(
+                        f"image file {stack.files[rows[0].slice_index]} has {probe.width}x"
+                        f"{probe.height} pixels; its Image_size in DL_info.csv is "
+                        f"{rows[0].image_size}"
+                    )
+                    continue
+                annotation = _annotate(rows, lesion_type, probe, bad)
+                if annotation.n_objects == 0:
+                    continue
+                spacing = rows[0].spacing[0]
+                self._stacks[image_id] = stack
+                self.annotations[image_id] = annotation
+                self.infos[image_id] = ImageInfo(
+                    image_id,
+                    rows[0].patient,
+                    stack.files[rows[0].slice_index].relative_to(root).as_posix(),
+                    (probe.height, probe.width),
+                    spacing if _known(spacing) else None,
+                )
+
+    def _find_stack(
+        self, lesion: Lesion, files: SliceFiles
+    ) -> tuple[Stack | None, ImageProbe | None, list[str]]:
+        """Files of a key slice and its neighbours, the key slice's header, and what is wrong.
+
+        A damaged neighbour counts as missing; without the key slice there is no stack.
+        """
+        paths = dict(files.of_series(lesion.series))
+        centre = lesion.slice_index
+        if centre not in paths:
+            return None, None, [f"key slice {lesion.image_id}.png is missing"]
+        try:
+            key = _probe_slice(paths[centre])
+        except DataError as error:
+            return None, None, [str(error)]
+        checked, problems = {centre}, []
+        while True:
+            positions = neighbour_positions(
+                centre, paths, self.slice_mode, lesion.spacing[2], self.slice_step_mm
+            )
+            needed = needed_slices(positions)
+            for index in set(needed) - checked:
+                checked.add(index)
+                try:
+                    probe = _probe_slice(paths[index])
+                    if probe != key:
+                        raise DataError(
+                            f"image file {paths[index]} differs in size from its key "
+                            f"slice {lesion.image_id}"
+                        )
+                except DataError as error:
+                    problems.append(str(error))
+                    del paths[index]
+            if paths.keys() >= set(needed):
+                return Stack(positions, {i: paths[i] for i in needed}), key, problems
+
+    def _official_split(
+        self, lesions: Iterable[Lesion], lesion_type: str
+    ) -> dict[str, tuple[str, ...]]:
+        """The split that DL_info.csv states, checked to be by patient."""
+        sides: dict[str, set[str]] = {}
+        for lesion in lesions:
+            sides.setdefault(lesion.patient, set()).add(lesion.split)
+        torn = [patient for patient, names in sides.items() if len(names) > 1]
+        if torn:
+            raise DataError(
+                f"DL_info.csv: Train_Val_Test puts patient(s) {', '.join(torn[:5])} on several "
+                'sides; mend the file or use dataset_type "non-specified"'
+            )
+        splits = {
+            name: tuple(i for i in self.infos if sides[self.infos[i].group_id] == {name})
+            for name in SPLIT_NAMES
+        }
+        empty = [name for name, ids in splits.items() if not ids]
+        if empty:
+            raise ConfigError(
+                f'dataset.args.dataset_type "official" with lesion_type "{lesion_type}" leaves '
+                f"no image in {', '.join(empty)} (the real data states lesion types in val and "
+                'test only): use dataset_type "non-specified"'
+            )
+        log_split(self.infos, splits)
+        return splits
+
+    def _log_counts(self, lesion_type: str, full: bool) -> None:
+        """Log boxes and images per split, and compare the full file with what is published."""
+        if lesion_type != "all":
+            logger.info(
+                'lesion_type "%s" defines the data set: the pool then holds only slices with '
+                "such a lesion; boxes of other types on them are ignore regions. In the real "
+                "data types exist only in the official val and test split, so nothing of its "
+                "train split is used",
+                lesion_type,
+            )
+        for name, ids in self.splits.items():
+            boxes = sum(self.annotations[image_id].n_objects for image_id in ids)
+            ignored = sum(int(self.annotations[i].ignore.sum()) for i in ids)
+            logger.info(
+                "%s: %d boxes on %d images, %d ignore regions", name, boxes, len(ids), ignored
+            )
+            if full and (boxes, len(ids)) != FULL_COUNTS[name]:
+                logger.warning(
+                    "%s: DeepLesion's full annotation file is known to give %d boxes on %d "
+                    "images here; files are missing or changed",
+                    name,
+                    *FULL_COUNTS[name],
+                )
+
+
+def _open_root(root: Path) -> tuple[Path, SliceFiles]:
+    """The annotation file and the slices below the data root.
+
+    Raises:
+        DataError: One of them is not there; the text says where to get it.
+    """
+    table = root / "DL_info.csv"
+    missing = None
+    if not root.is_dir():
+        missing = f"data root {root} does not exist"
+    elif not table.is_file():
+        missing = f"{table} does not exist"
+    else:
+        files = SliceFiles(root)
+        if files:
+            return table, files
+        missing = f"{root} holds no slices (Images_png/PPPPPP_SS_SS/III.png)"
+    raise DataError(
+        f"DeepLesion: {missing}. Set dataset.args.root to the data; or get it with `python -m "
+        f"med_sslal download deeplesion --links FILE --out {root}` (FILE: the list of links that "
+        f"NIH ships with the data); or make the stand-in with `python -m med_sslal phantom --out "
+        f'{root}`, or use dataset type "DeepLesionPhantom"'
+    )
+
+
+def _keep_images(lesions: Iterable[Lesion], lesion_type: str) -> dict[str, list[Lesion]]:
+    """Key slices with a wanted lesion, sorted by id, each with ALL its lesions."""
+    images: dict[str, list[Lesion]] = {}
+    for lesion in lesions:
+        images.setdefault(lesion.image_id, []).append(lesion)
+    logger.info(
+        "DL_info.csv: %d lesions on %d key slices of %d patients",
+        sum(len(rows) for rows in images.values()),
+        len(images),
+        len({rows[0].patient for rows in images.values()}),
+    )
+    return {
+        image_id: images[image_id]
+        for image_id in sorted(images)
+        if any(_wanted(lesion, lesion_type) for lesion in images[image_id])
+    }
+
+
+def _wanted(lesion: Lesion, lesion_type: str) -> bool:
+    """True for a box to be found, False for an ignore region."""
+    return not lesion.noisy and lesion_type in ("all", lesion.lesion_type)
+
+
+def _annotate(
+    rows: Sequence[Lesion], lesion_type: str, probe: ImageProbe, bad: BadSamples
+) -> Annotation:
+    """The label of one image: boxes clipped to it, those that lie outside noted as bad."""
+    limits = np.array([probe.width, probe.height] * 2, dtype=np.float32)
+    kept, boxes = [], []
+    for row in rows:
+        box = np.clip(np.array(row.box, dtype=np.float32), 0, limits)
+        if (box[2:] <= box[:2]).any():
+            bad.add(
+                f"{row.image_id}.png: box {row.box} lies outside the image of {probe.width}x"
+                f"{probe.height} pixels"
+            )
+            continue
+        kept.append(row)
+        boxes.append(box)
+    sizes = [
+        row.long_diameter_px * row.spacing[0] if _known(row.spacing[0]) else math.nan
+        for row in kept
+    ]
+    return Annotation(
+        boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        labels=np.ones(len(kept), dtype=np.int64),
+        ignore=np.array([not _wanted(row, lesion_type) for row in kept], dtype=bool),
+        sizes_mm=np.array(sizes, dtype=np.float32),
+        subtypes=tuple(row.lesion_type for row in kept),
+    )
+
+
+def _probe_slice(path: Path) -> ImageProbe:
+    """Header of a slice; DataError unless it is a whole 16-bit grey PNG."""
+    probe = probe_image(path)
+    if (probe.bit_depth, probe.channels) != (16, 1):
+        raise DataError(
+            f"image file {path} must be 16-bit grey, found {probe.channels} channel(s) of "
+            f"{probe.bit_depth} bits: it is no original slice"
+        )
+    return probe
+
+
+def _known(spacing: float) -> bool:
+    """True for a spacing that can be used."""
+    return math.isfinite(spacing) and spacing > 0
+
+
+def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise ConfigError unless `value` is allowed."""
+    if value not in allowed:
+        raise ConfigError(f"dataset.args.{name} is '{value}'; allowed: {', '.join(allowed)}")
+
+
+def _check_window(window: Sequence[float]) -> tuple[float, float]:
+    """The HU window as two numbers."""
+    numbers = tuple(float(bound) for bound in window)
+    if len(numbers) != 2 or not all(map(math.isfinite, numbers)) or numbers[0] >= numbers[1]:
+        raise ConfigError(
+            f"dataset.args.window must be [low, high] in HU with low below high, found "
+            f"{list(window)}"
+        )
+    return numbers[0], numbers[1]

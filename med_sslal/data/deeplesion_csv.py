@@ -1,0 +1,191 @@
+"""DeepLesion's annotation file DL_info.csv: one row per lesion, 18 columns."""
+
+import csv
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from med_sslal.data.bad_samples import BadSamples
+from med_sslal.utils.errors import DataError
+
+COLUMNS = (
+    "File_name",
+    "Patient_index",
+    "Study_index",
+    "Series_ID",
+    "Key_slice_index",
+    "Measurement_coordinates",
+    "Bounding_boxes",
+    "Lesion_diameters_Pixel_",
+    "Normalized_lesion_location",
+    "Coarse_lesion_type",
+    "Possibly_noisy",
+    "Slice_range",
+    "Spacing_mm_px_",
+    "Image_size",
+    "DICOM_windows",
+    "Patient_gender",
+    "Patient_age",
+    "Train_Val_Test",
+)
+LESION_TYPES = {
+    -1: "",
+    1: "bone",
+    2: "abdomen",
+    3: "mediastinum",
+    4: "liver",
+    5: "lung",
+    6: "kidney",
+    7: "soft tissue",
+    8: "pelvis",
+}
+SPLITS = {1: "train", 2: "val", 3: "test"}
+# Patient, study, series, slice; the last underscore stands for the folder's slash.
+FILE_NAME = re.compile(r"((\d{6})_(\d{2,})_(\d{2,}))_(\d{3,})\.png", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Lesion:
+    """One row of DL_info.csv.
+
+    Attributes:
+        image_id: The key slice, File_name without `.png`.
+        series: Its folder `PPPPPP_SS_SS`.
+        patient: Six digits.
+        slice_index: Index of the key slice in its series, from 1 on.
+        box: x1, y1, x2, y2 in ORIGINAL pixels, 0-based; finite, of positive area, not clipped.
+        long_diameter_px: Long RECIST axis, NaN where unknown.
+        lesion_type: Name of the coarse type, "" where unknown.
+        noisy: The annotation is doubtful.
+        spacing: x, y (mm per pixel) and z (slice interval in mm), NaN where unknown.
+        image_size: Both sides in pixels.
+        split: Official split: "train", "val" or "test".
+    """
+
+    image_id: str
+    series: str
+    patient: str
+    slice_index: int
+    box: tuple[float, float, float, float]
+    long_diameter_px: float
+    lesion_type: str
+    noisy: bool
+    spacing: tuple[float, float, float]
+    image_size: tuple[int, int]
+    split: str
+
+
+def read_csv(path: Path, bad: BadSamples | None = None) -> list[Lesion]:
+    """Read DL_info.csv; pixels are not needed.
+
+    Args:
+        path: The file.
+        bad: Takes the rows that cannot be used (they are left out). None raises for them.
+
+    Returns:
+        The lesions in the order of the file.
+
+    Raises:
+        DataError: The file is missing or is no such table; or, without `bad`, rows are bad.
+    """
+    collector = bad or BadSamples("error", str(path))
+    lesions: list[Lesion] = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise DataError(
+                    f"{path} is not DeepLesion's annotation file: column(s) "
+                    f"{', '.join(missing)} missing"
+                )
+            for row in reader:
+                try:
+                    lesions.append(parse_row(row))
+                except ValueError as error:
+                    name = row["File_name"]
+                    collector.add(f"{path.name}, line {reader.line_num} ({name}): {error}")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is not a CSV file: {error}") from error
+    if bad is None:
+        collector.finish()
+    return lesions
+
+
+def parse_row(row: dict[str, str]) -> Lesion:
+    """Turn a row into a Lesion.
+
+    Raises:
+        ValueError: A field is wrong; the text says which.
+    """
+    absent = [name for name in COLUMNS if row[name] is None]
+    if absent:
+        raise ValueError(f"the row ends before column {absent[0]}")
+    name = FILE_NAME.fullmatch(row["File_name"])
+    if name is None:
+        raise ValueError("File_name is not of the form PPPPPP_SS_SS_III.png")
+    parts = tuple(int(text) for text in name.groups()[1:])
+    columns = ("Patient_index", "Study_index", "Series_ID", "Key_slice_index")
+    indices = tuple(_integer(row, column) for column in columns)
+    if parts != indices:
+        raise ValueError(f"File_name does not agree with {', '.join(columns)} {indices}")
+    if parts[-1] < 1:
+        raise ValueError("Key_slice_index is 0; slices are counted from 1")
+    spacing = _numbers(row, "Spacing_mm_px_", 3)
+    sides = _numbers(row, "Image_size", 2)
+    if not all(side >= 1 and side.is_integer() for side in sides):
+        raise ValueError(f"Image_size must be two pixel counts, found '{row['Image_size']}'")
+    return Lesion(
+        image_id=row["File_name"].removesuffix(".png"),
+        series=name.group(1),
+        patient=name.group(2),
+        slice_index=parts[-1],
+        box=_box(row),
+        long_diameter_px=_numbers(row, "Lesion_diameters_Pixel_", 2)[0],
+        lesion_type=LESION_TYPES[_choice(row, "Coarse_lesion_type", LESION_TYPES)],
+        noisy=bool(_choice(row, "Possibly_noisy", (0, 1))),
+        spacing=(spacing[0], spacing[1], spacing[2]),
+        image_size=(int(sides[0]), int(sides[1])),
+        split=SPLITS[_choice(row, "Train_Val_Test", SPLITS)],
+    )
+
+
+def _box(row: dict[str, str]) -> tuple[float, float, float, float]:
+    """The bounding box, 0-based (the file counts pixels from 1)."""
+    x1, y1, x2, y2 = (value - 1 for value in _numbers(row, "Bounding_boxes", 4))
+    found = f"found '{row['Bounding_boxes']}'"
+    if not all(math.isfinite(value) for value in (x1, y1, x2, y2)):
+        raise ValueError(f"Bounding_boxes must be finite, {found}")
+    if x2 <= x1 or y2 <= y1:
+        raise ValueError(f"Bounding_boxes must be x1, y1, x2, y2 of positive area, {found}")
+    return x1, y1, x2, y2
+
+
+def _numbers(row: dict[str, str], column: str, count: int) -> tuple[float, ...]:
+    """Comma-separated numbers of a field; NaN is a number here."""
+    try:
+        values = tuple(float(text) for text in row[column].split(","))
+    except ValueError:
+        values = ()
+    if len(values) != count:
+        raise ValueError(f"{column} must hold {count} number(s), found '{row[column]}'")
+    return values
+
+
+def _integer(row: dict[str, str], column: str) -> int:
+    """A whole number."""
+    (value,) = _numbers(row, column, 1)
+    if not value.is_integer():
+        raise ValueError(f"{column} must be a whole number, found '{row[column]}'")
+    return int(value)
+
+
+def _choice(row: dict[str, str], column: str, allowed: dict[int, str] | tuple[int, ...]) -> int:
+    """A whole number out of a fixed set."""
+    value = _integer(row, column)
+    if value not in allowed:
+        raise ValueError(f"{column} must be one of {list(allowed)}, found {value}")
+    return value
