@@ -1,1 +1,1 @@
-"""FROC, COCO and bootstrap: pure functions of predictions and labels."""
+"""FROC, COCO AP, matching and bootstrap: pure functions of predictions and annotations."""

@@ -1,0 +1,148 @@
+"""What every metric shares: its inputs as columns, checked once, and the shape of its result."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from med_sslal.base.types import Annotation, ImageInfo, Prediction
+from med_sslal.utils.errors import DataError
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """What a metric returns; everything in it can be written as JSON.
+
+    Attributes:
+        values: Metric key (no `val_` or `test_`) to a number, None where it is undefined. A metric
+            always returns the same keys for the same classes.
+        intervals: Metric key to its 95 % interval (low, high), None where it is undefined.
+        details: Whatever a report needs besides.
+    """
+
+    values: dict[str, float | None]
+    intervals: dict[str, tuple[float, float] | None] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """All detections and all annotated boxes of a split, one row per box.
+
+    Boxes are float32 xyxy in ORIGINAL pixels; `*_image` is a position in `image_ids`.
+
+    Attributes:
+        image_ids: The N images, sorted.
+        class_names: The classes; label i is `class_names[i - 1]`.
+        group: int64 [N], the patient of each image, numbered from 0 in the order of their names.
+        det_boxes: [D, 4].
+        det_labels: int64 [D].
+        det_scores: float32 [D].
+        det_image: int64 [D].
+        gt_boxes: [G, 4].
+        gt_labels: int64 [G].
+        gt_ignore: bool [G].
+        gt_sizes: float32 [G], mm, NaN where unknown.
+        gt_subtypes: str [G], "" where unknown.
+        gt_image: int64 [G].
+    """
+
+    image_ids: tuple[str, ...]
+    class_names: tuple[str, ...]
+    group: np.ndarray
+    det_boxes: np.ndarray
+    det_labels: np.ndarray
+    det_scores: np.ndarray
+    det_image: np.ndarray
+    gt_boxes: np.ndarray
+    gt_labels: np.ndarray
+    gt_ignore: np.ndarray
+    gt_sizes: np.ndarray
+    gt_subtypes: np.ndarray
+    gt_image: np.ndarray
+
+    @property
+    def n_groups(self) -> int:
+        """Number of patients."""
+        return int(self.group.max()) + 1
+
+
+def columns(
+    predictions: Mapping[str, Prediction],
+    annotations: Mapping[str, Annotation],
+    infos: Mapping[str, ImageInfo],
+    class_names: Sequence[str],
+) -> Columns:
+    """Join a split's predictions and annotations into columns, and check them.
+
+    Args:
+        predictions: One entry per image of the split, empty where nothing was detected: these ids
+            are the images that count.
+        annotations: Labels of at least these images.
+        infos: Infos of at least these images.
+        class_names: Names without background.
+
+    Raises:
+        DataError: There is no image; an image has no label or info; a label is outside the
+            classes; a score or coordinate is not finite; a box is not xyxy.
+    """
+    ids = tuple(sorted(predictions))
+    if not ids:
+        raise DataError("there is no image to evaluate: the split is empty, change eval_split")
+    for name, mapping in (("annotation", annotations), ("info", infos)):
+        missing = [image_id for image_id in ids if image_id not in mapping]
+        if missing:
+            raise DataError(f"{len(missing)} evaluated image(s) have no {name}: {missing[0]}, ...")
+    found = [predictions[image_id] for image_id in ids]
+    truth = [annotations[image_id] for image_id in ids]
+    for image_id, prediction in zip(ids, found, strict=True):
+        n = len(prediction.scores)
+        if prediction.boxes.shape != (n, 4) or prediction.labels.shape != (n,):
+            raise DataError(
+                f"predictions of {image_id}: boxes, labels and scores must be [N, 4], [N] and [N], "
+                f"found {prediction.boxes.shape}, {prediction.labels.shape} and "
+                f"{prediction.scores.shape}"
+            )
+    positions = np.arange(len(ids))
+    table = Columns(
+        image_ids=ids,
+        class_names=tuple(class_names),
+        group=np.unique([infos[image_id].group_id for image_id in ids], return_inverse=True)[1],
+        det_boxes=np.concatenate([p.boxes for p in found]),
+        det_labels=np.concatenate([p.labels for p in found]),
+        det_scores=np.concatenate([p.scores for p in found]),
+        det_image=positions.repeat([len(p.scores) for p in found]),
+        gt_boxes=np.concatenate([a.boxes for a in truth]),
+        gt_labels=np.concatenate([a.labels for a in truth]),
+        gt_ignore=np.concatenate([a.ignore for a in truth]),
+        gt_sizes=np.concatenate([a.sizes_mm for a in truth]),
+        gt_subtypes=np.array([name for a in truth for name in a.subtypes], dtype=str),
+        gt_image=positions.repeat([len(a.labels) for a in truth]),
+    )
+    _check(table)
+    return table
+
+
+def _check(table: Columns) -> None:
+    """Raise DataError at the first row of `table` that no metric may read."""
+    boxes, n_classes = table.det_boxes, len(table.class_names)
+    rules = (
+        ("score", table.det_scores, np.isfinite(table.det_scores), "finite", table.det_image),
+        ("box", boxes, np.isfinite(boxes).all(1), "finite", table.det_image),
+        ("box", boxes, (boxes[:, 2:] >= boxes[:, :2]).all(1), "xyxy", table.det_image),
+        *(
+            ("label", labels, (labels >= 1) & (labels <= n_classes), f"in 1..{n_classes}", image)
+            for labels, image in (
+                (table.det_labels, table.det_image),
+                (table.gt_labels, table.gt_image),
+            )
+        ),
+    )
+    for name, values, good, rule, image in rules:
+        if not good.all():
+            row = int(np.argmin(good))
+            raise DataError(
+                f"image {table.image_ids[image[row]]}: a {name} to evaluate must be {rule}, "
+                f"found {values[row]}"
+            )

@@ -1,0 +1,260 @@
+"""FROC: sensitivity at k false positives per image, with one score threshold for the whole set.
+
+All detections of the split are pooled. A detection finds every lesion of its class that it overlaps
+by IoU >= 0.5; a repeat on a found lesion, and a detection that is ignored (see `matching.match`),
+count neither way; any other is a false positive. Detections of equal score enter as one block.
+Sensitivity at k is the largest recall with k or fewer false positives per image, over all images.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from med_sslal.base.types import Annotation, ImageInfo, Prediction
+from med_sslal.eval.bootstrap import hits_before, patient_weights, resampled_sensitivity
+from med_sslal.eval.eval_utils import Columns, MetricResult, columns
+from med_sslal.eval.matching import Matches, Overlap, match
+
+LIMITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""False positives per image at which sensitivity is reported."""
+
+HEADLINE = 4
+"""`sens_mean` is the mean over this many first limits."""
+
+LIMIT_KEYS = tuple(f"sens_{limit:g}fp" for limit in LIMITS)
+
+_CURVE_POINTS = 500
+
+
+@dataclass(frozen=True)
+class FrocCurve:
+    """The FROC of one class.
+
+    Attributes:
+        class_name: The class.
+        n_images: Number of images N, with and without lesions.
+        n_lesions: Number of lesions.
+        fp_scores: float32 [F] scores of the false positives, falling.
+        fp_image: int64 [F] their images, as positions.
+        found_scores: float32 [L] best score on each lesion that some detection overlaps, falling.
+        found_image: int64 [L] their images.
+    """
+
+    class_name: str
+    n_images: int
+    n_lesions: int
+    fp_scores: np.ndarray
+    fp_image: np.ndarray
+    found_scores: np.ndarray
+    found_image: np.ndarray
+
+    @property
+    def reach(self) -> float:
+        """False positives per image where the curve ends, with every detection admitted."""
+        return len(self.fp_scores) / self.n_images
+
+    def sensitivity(self) -> np.ndarray:
+        """Sensitivity at each of LIMITS: float64 [K], NaN without lesions."""
+        hits = hits_before(self.fp_scores, self.found_scores, self._crossing())
+        return hits / self.n_lesions if self.n_lesions else np.full(len(LIMITS), np.nan)
+
+    def score_above(self) -> np.ndarray:
+        """Operating points: at each limit, detections with a score ABOVE this are admitted.
+
+        Returns:
+            float32 [K], -inf where every detection is admitted.
+        """
+        padded = np.append(self.fp_scores, np.float32(-np.inf))
+        return padded[np.minimum(self._crossing(), len(self.fp_scores))]
+
+    def _crossing(self) -> np.ndarray:
+        """Index of the false positive that is one too many at each limit: int64 [K]."""
+        return np.floor(np.array(LIMITS) * self.n_images).astype(np.int64)
+
+    def points(self) -> dict[str, list[float]]:
+        """The corners of the curve, from few to many false positives, 500 at most.
+
+        A corner is the least number of false positives per image at a recall; the end is added.
+
+        Returns:
+            `fps_per_image`, `sensitivity` and `score` (the least score admitted), equally long.
+        """
+        if not self.n_lesions:
+            return {"fps_per_image": [], "sensitivity": [], "score": []}
+        score = np.unique(np.append(self.found_scores, self.fp_scores[-1:]))[::-1]
+        fps = np.searchsorted(-self.fp_scores, -score, "right")
+        hits = np.searchsorted(-self.found_scores, -score, "right")
+        # Of the corners before a limit the last one carries its mark, so it must stay.
+        marks = np.searchsorted(fps, np.array(LIMITS) * self.n_images, "right") - 1
+        even = np.linspace(0, len(score) - 1, _CURVE_POINTS - len(LIMITS)).round().astype(int)
+        keep = np.unique(np.concatenate([even, marks[marks >= 0]])) if len(score) else even[:0]
+        return {
+            "fps_per_image": (fps[keep] / self.n_images).tolist(),
+            "sensitivity": (hits[keep] / self.n_lesions).tolist(),
+            "score": score[keep].astype(float).tolist(),
+        }
+
+
+def sensitivity_k_fps(
+    predictions: Mapping[str, Prediction],
+    annotations: Mapping[str, Annotation],
+    infos: Mapping[str, ImageInfo],
+    class_names: Sequence[str],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    overlap: Overlap = "iou",
+) -> MetricResult:
+    """Sensitivity at k false positives per image, with 95 % intervals over patients.
+
+    Per class, then the mean over the classes that have lesions. Evaluate detections down to a
+    score of 0.01 or less: a higher floor cuts the curve (`details` says how far it reaches).
+
+    Args:
+        predictions: Image id to detections in ORIGINAL pixels; these are the images that count.
+        annotations: Image id to label; `sizes_mm` and `subtypes` are read where known.
+        infos: Image id to info; `group_id` is the patient.
+        class_names: Names without background.
+        draws: Bootstrap draws of patients, 1 or more.
+        seed: Seed of the draws.
+        overlap: `iou`, or `iobb` (intersection over the detection's own area).
+
+    Returns:
+        Values and intervals of `sens_0.5fp` to `sens_16fp` and `sens_mean` (over 0.5, 1, 2, 4), and
+        with several classes `sens_mean/NAME` and so on. A class without lesions is None and left
+        out of the mean; an interval needs two patients. `details` holds per class the curve, its
+        reach and operating points, and sensitivity by size and by type at those points.
+
+    Raises:
+        DataError: The inputs do not fit (see `eval_utils.columns`).
+    """
+    table = columns(predictions, annotations, infos, class_names)
+    matches = match(table, overlap)
+    curves = [froc_curve(table, matches, label) for label in range(1, len(class_names) + 1)]
+    point = np.stack([curve.sensitivity() for curve in curves])
+    weights = patient_weights(table.n_groups, draws, seed)
+    drawn = np.stack([_resample(table, curve, weights) for curve in curves], axis=1)
+    values: dict[str, float | None] = {}
+    intervals: dict[str, tuple[float, float] | None] = {}
+    rows = [("", _mean(point, 0), _mean(drawn, 1))]
+    if len(class_names) > 1:
+        rows += [(f"/{name}", point[i], drawn[:, i]) for i, name in enumerate(class_names)]
+    for suffix, row, row_drawn in rows:
+        for i, key in enumerate(LIMIT_KEYS):
+            values[key + suffix] = _number(row[i])
+            intervals[key + suffix] = _interval(row_drawn[:, i], table.n_groups)
+        values[f"sens_mean{suffix}"] = _number(row[:HEADLINE].mean())
+        mean = row_drawn[:, :HEADLINE].mean(1)
+        intervals[f"sens_mean{suffix}"] = _interval(mean, table.n_groups)
+    details: dict[str, Any] = {
+        "n_images": len(table.image_ids),
+        "n_patients": table.n_groups,
+        "overlap": overlap,
+        "draws": draws,
+        "seed": seed,
+        "classes": {curve.class_name: _describe(curve) for curve in curves},
+        **_breakdown(table, matches, curves),
+    }
+    return MetricResult(values, intervals, details)
+
+
+def froc_curve(table: Columns, matches: Matches, label: int) -> FrocCurve:
+    """Pool one class's false positives and found lesions, best score first."""
+    lesion = (table.gt_labels == label) & ~table.gt_ignore
+    fp = np.flatnonzero(matches.false_positive & (table.det_labels == label))
+    fp = fp[np.argsort(-table.det_scores[fp], kind="stable")]
+    found = np.flatnonzero(lesion & np.isfinite(matches.found_score))
+    found = found[np.argsort(-matches.found_score[found], kind="stable")]
+    return FrocCurve(
+        class_name=table.class_names[label - 1],
+        n_images=len(table.image_ids),
+        n_lesions=int(lesion.sum()),
+        fp_scores=table.det_scores[fp],
+        fp_image=table.det_image[fp],
+        found_scores=matches.found_score[found],
+        found_image=table.gt_image[found],
+    )
+
+
+def _resample(table: Columns, curve: FrocCurve, weights: np.ndarray) -> np.ndarray:
+    """Sensitivity of one class in every draw: float64 [draws, K]."""
+    label = table.class_names.index(curve.class_name) + 1
+    lesion = (table.gt_labels == label) & ~table.gt_ignore
+    return resampled_sensitivity(
+        weights,
+        np.array(LIMITS),
+        curve.fp_scores,
+        table.group[curve.fp_image],
+        curve.found_scores,
+        table.group[curve.found_image],
+        np.bincount(table.group[table.gt_image[lesion]], minlength=table.n_groups),
+        np.bincount(table.group, minlength=table.n_groups),
+    )
+
+
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Mean over the classes that are defined, NaN where none is."""
+    defined = np.isfinite(values)
+    n = defined.sum(axis)
+    total = np.where(defined, values, 0.0).sum(axis)
+    return np.divide(total, n, out=np.full(total.shape, np.nan), where=n > 0)
+
+
+def _number(value: float) -> float | None:
+    """A float for JSON, None for NaN and infinity."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _interval(drawn: np.ndarray, n_patients: int) -> tuple[float, float] | None:
+    """The central 95 % of the defined draws; one patient has no spread to show."""
+    drawn = drawn[np.isfinite(drawn)]
+    if n_patients < 2 or not len(drawn):
+        return None
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _describe(curve: FrocCurve) -> dict[str, Any]:
+    """The JSON details of one class's curve."""
+    return {
+        "n_lesions": curve.n_lesions,
+        "curve": curve.points(),
+        "max_fps_per_image": curve.reach,
+        # Beyond the end the sensitivity of the end stands: a lower score floor could raise it.
+        "not_reached": [limit for limit in LIMITS if curve.reach < limit],
+        "score_above": dict(zip(LIMIT_KEYS, map(_number, curve.score_above()), strict=True)),
+    }
+
+
+def _breakdown(table: Columns, matches: Matches, curves: Sequence[FrocCurve]) -> dict[str, Any]:
+    """Sensitivity by size and by type, each lesion at its class's operating points.
+
+    Sizes of exactly 10 and 30 mm belong to the middle. Lesions of unknown size or type are left
+    out of the respective part; a part without lesions is left out too.
+    """
+    lesion = np.flatnonzero(~table.gt_ignore)
+    above = np.stack([curve.score_above() for curve in curves])[table.gt_labels[lesion] - 1]
+    found = matches.found_score[lesion, None] > above
+    sizes, types = table.gt_sizes[lesion], table.gt_subtypes[lesion]
+    by_size = {
+        "<10 mm": sizes < 10,
+        "10-30 mm": (sizes >= 10) & (sizes <= 30),
+        ">30 mm": sizes > 30,
+    }
+    by_type = {str(name): types == name for name in np.unique(types) if name}
+    return {
+        title: {name: _part(found[rows]) for name, rows in parts.items() if rows.any()}
+        for title, parts in (("by_size", by_size), ("by_type", by_type))
+    }
+
+
+def _part(found: np.ndarray) -> dict[str, float]:
+    """Number and sensitivities of a group of lesions, `found` bool [n, K]."""
+    rate = found.mean(0)
+    return {
+        "n_lesions": len(found),
+        **dict(zip(LIMIT_KEYS, rate.tolist(), strict=True)),
+        "sens_mean": float(rate[:HEADLINE].mean()),
+    }

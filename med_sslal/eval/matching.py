@@ -1,0 +1,113 @@
+"""Which detection meets which annotated box, without a loop over boxes.
+
+Shape shorthand: D detections, G annotated boxes, over all images of a split. A *lesion* is an
+annotated box that is no ignore region.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from med_sslal.eval.eval_utils import Columns
+
+Overlap = Literal["iou", "iobb"]
+
+MIN_OVERLAP = 0.5
+"""Least overlap of a hit, and least share of a detection's own area in an ignore region."""
+
+_PAIRS_AT_ONCE = 500_000
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The outcome of matching; none of it depends on the order of detections of equal score.
+
+    Attributes:
+        found_score: float32 [G], best score among the detections that overlap the lesion, -inf
+            where none does (and for ignore regions): it is found at every threshold up to this.
+        false_positive: bool [D], the detection overlaps no lesion of its class and is not ignored.
+            A repeat on a found lesion is no hit and no false positive.
+    """
+
+    found_score: np.ndarray
+    false_positive: np.ndarray
+
+
+def match(table: Columns, overlap: Overlap = "iou") -> Matches:
+    """Match every detection to every lesion of its own image and class.
+
+    A detection finds all lesions that it overlaps by `MIN_OVERLAP` or more. It is ignored when it
+    finds none and `MIN_OVERLAP` of its own area or more lies in one ignore region, of whatever
+    class: what a region hides is not known to be of the region's class only.
+
+    Args:
+        table: Detections and annotated boxes.
+        overlap: `iou`, or `iobb` = intersection over the detection's own area.
+    """
+    lesion = np.flatnonzero(~table.gt_ignore)
+    region = np.flatnonzero(table.gt_ignore)
+    n_classes = len(table.class_names) + 1
+    found = np.full(len(table.gt_labels), -np.inf, dtype=np.float32)
+    free = np.ones(len(table.det_labels), dtype=bool)
+    det_class = table.det_image * n_classes + table.det_labels
+    lesion_class = table.gt_image[lesion] * n_classes + table.gt_labels[lesion]
+    for det, gt in _overlapping(
+        table.det_boxes, det_class, table.gt_boxes[lesion], lesion_class, overlap
+    ):
+        np.maximum.at(found, lesion[gt], table.det_scores[det])
+        free[det] = False
+    for det, _ in _overlapping(
+        table.det_boxes, table.det_image, table.gt_boxes[region], table.gt_image[region], "iobb"
+    ):
+        free[det] = False
+    return Matches(found, free)
+
+
+def _overlapping(
+    boxes: np.ndarray,
+    keys: np.ndarray,
+    other_boxes: np.ndarray,
+    other_keys: np.ndarray,
+    overlap: Overlap,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the pairs (row of `boxes`, row of `other_boxes`) of one key that overlap enough.
+
+    Args:
+        boxes: [D, 4] xyxy.
+        keys: int64 [D]; only rows of equal key are compared.
+        other_boxes: [G, 4] xyxy.
+        other_keys: int64 [G].
+        overlap: Measure, relative to `boxes` for `iobb`.
+    """
+    order = np.argsort(other_keys, kind="stable")
+    start = np.searchsorted(other_keys[order], keys, "left")
+    count = np.searchsorted(other_keys[order], keys, "right") - start
+    rows = np.flatnonzero(count)
+    start, count = start[rows], count[rows]
+    before = np.concatenate([[0], np.cumsum(count)])
+    # Coordinates of float32 are exact in float64, and so is nearly every product of two.
+    columns = np.ascontiguousarray(boxes.T, dtype=np.float64)
+    other_columns = np.ascontiguousarray(other_boxes.T, dtype=np.float64)
+    cuts = np.searchsorted(before, np.arange(_PAIRS_AT_ONCE, before[-1], _PAIRS_AT_ONCE))
+    for low, high in pairwise([0, *cuts, len(rows)]):
+        n = count[low:high]
+        first = start[low:high] - (before[low:high] - before[low])
+        a = rows[low:high].repeat(n)
+        b = order[first.repeat(n) + np.arange(n.sum())]
+        enough = _overlaps(columns[:, a], other_columns[:, b], overlap)
+        yield a[enough], b[enough]
+
+
+def _overlaps(a: np.ndarray, b: np.ndarray, overlap: Overlap) -> np.ndarray:
+    """Whether the boxes a [4, n] and b [4, n] overlap by MIN_OVERLAP or more: bool [n]."""
+    width = np.minimum(a[2], b[2]) - np.maximum(a[0], b[0])
+    height = np.minimum(a[3], b[3]) - np.maximum(a[1], b[1])
+    shared = np.maximum(width, 0) * np.maximum(height, 0)
+    whole = (a[2] - a[0]) * (a[3] - a[1])
+    if overlap == "iou":
+        whole = whole + (b[2] - b[0]) * (b[3] - b[1]) - shared
+    # Written as a product: a box of no area has no quotient, and touches nothing.
+    return (shared > 0) & (shared >= MIN_OVERLAP * whole)

@@ -1,0 +1,88 @@
+"""The registry of metrics, and the one call that computes several of them."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from med_sslal.base.types import Annotation, ImageInfo, Prediction
+from med_sslal.eval.coco_eval import coco_ap
+from med_sslal.eval.eval_utils import MetricResult
+from med_sslal.eval.froc import sensitivity_k_fps
+from med_sslal.utils.errors import ConfigError
+
+Metric = Callable[..., MetricResult]
+"""Called as metric(predictions, annotations, infos, class_names, draws=..., seed=...)."""
+
+METRICS: dict[str, Metric] = {"sensitivity_k_fps": sensitivity_k_fps, "coco_ap": coco_ap}
+
+
+def evaluate(
+    names: Sequence[str],
+    predictions: Mapping[str, Prediction],
+    annotations: Mapping[str, Annotation],
+    infos: Mapping[str, ImageInfo],
+    class_names: Sequence[str],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    registry: Mapping[str, Metric] = METRICS,
+) -> dict[str, dict[str, Any]]:
+    """Compute the named metrics on one split.
+
+    Args:
+        names: Names of metrics.
+        predictions: Image id to detections in ORIGINAL pixels; these are the images that count.
+        annotations: Labels of at least these images.
+        infos: Infos of at least these images.
+        class_names: Names without background.
+        draws: Bootstrap draws of the metrics that have intervals.
+        seed: Seed of the draws.
+        registry: Where the names are looked up.
+
+    Returns:
+        A JSON object: `values` and `intervals` by metric key (without `val_` or `test_`), and
+        `details` by metric name.
+
+    Raises:
+        ConfigError: An unknown metric.
+        DataError: The inputs do not fit.
+    """
+    merged: dict[str, dict[str, Any]] = {"values": {}, "intervals": {}, "details": {}}
+    for name in names:
+        result = _lookup(name, registry)(
+            predictions, annotations, infos, class_names, draws=draws, seed=seed
+        )
+        merged["values"].update(result.values)
+        merged["intervals"].update(
+            {key: pair and list(pair) for key, pair in result.intervals.items()}
+        )
+        merged["details"][name] = result.details
+    return merged
+
+
+def metric_keys(
+    names: Sequence[str], class_names: Sequence[str], *, registry: Mapping[str, Metric] = METRICS
+) -> set[str]:
+    """Every key that the named metrics give for these classes, for a check before training.
+
+    The metrics themselves are asked, on one empty image, so that a key cannot be listed wrongly.
+
+    Raises:
+        ConfigError: An unknown metric.
+    """
+    empty = {"": Prediction.empty()}
+    info = {"": ImageInfo("", "", "", (1, 1))}
+    return set(
+        evaluate(
+            names, empty, {"": Annotation.empty()}, info, class_names, draws=1, registry=registry
+        )["values"]
+    )
+
+
+def _lookup(name: str, registry: Mapping[str, Metric]) -> Metric:
+    """The metric of that name."""
+    if name not in registry:
+        near = difflib.get_close_matches(name, registry, 1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ConfigError(f"unknown metric '{name}': there are {', '.join(registry)}{hint}")
+    return registry[name]
