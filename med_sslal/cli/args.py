@@ -1,0 +1,192 @@
+"""The command lines of train.py and test.py. No torch here: `--help` answers at once."""
+
+import argparse
+import math
+import re
+from collections.abc import Sequence
+
+from med_sslal.config.overrides import Override, parse_set
+from med_sslal.utils.errors import ConfigError
+
+_TRAIN_EXAMPLES = """\
+examples:
+  python train.py -c config.json                             start a run
+  python train.py -c config.json --device cpu --lr 1e-3      ... with other values
+  python train.py -c config.json --set trainer.epochs=3      ... of any key
+  python train.py --resume latest                            go on with the newest run
+  python train.py -c config.json --init-from best.pth        fine-tune from a checkpoint's weights
+  python train.py -c config.json --print-config              show what the config means
+"""
+_TEST_EXAMPLES = """\
+examples:
+  python test.py -r latest                                   the newest run's last best model
+  python test.py -r exp_results/name/20260101_120000_s0      a run folder
+  python test.py -r .../cycle_02/model_best.pth -d cpu       one checkpoint, on the CPU
+"""
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """The parser of train.py; `parse_train_args` checks what belongs together besides."""
+    parser = _parser(
+        "train.py", "Train a detector with few labels, cycle by cycle.", _TRAIN_EXAMPLES
+    )
+    start = parser.add_argument_group("what to run (one of -c and -r)")
+    start.add_argument("-c", "--config", metavar="FILE", help="config of a new run")
+    start.add_argument(
+        "-r",
+        "--resume",
+        metavar="PATH",
+        help="go on with a run in its own folder: a checkpoint, a run folder or 'latest'",
+    )
+    start.add_argument(
+        "--init-from",
+        metavar="CHECKPOINT",
+        help="start a new run from the weights of a checkpoint (fine-tuning)",
+    )
+    start.add_argument(
+        "--run-id", type=_run_id, metavar="NAME", help="last part of the run folder's path"
+    )
+    values = parser.add_argument_group("values in place of the config's")
+    _add_device(values)
+    values.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        type=_set,
+        default=[],
+        metavar="KEY=VALUE",
+        help="any key, such as trainer.epochs=3; the value is JSON, else text; repeatable",
+    )
+    values.add_argument("--lr", type=_learning_rate, help="learning rate: optimizer.args.lr")
+    values.add_argument("--bs", type=_batch_size, metavar="N", help="batch size: batch_size")
+    instead = parser.add_argument_group("instead of a training").add_mutually_exclusive_group()
+    instead.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print the config with all defaults and its differences to them",
+    )
+    instead.add_argument(
+        "--help-config",
+        action="store_true",
+        help="print every key of a config with type, default and meaning",
+    )
+    instead.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build everything, try one batch of each kind and one selection, leave nothing",
+    )
+    return parser
+
+
+def parse_train_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line of train.py; a wrong one prints a sentence and exits with code 2.
+
+    Args:
+        argv: Words after the program's name; None takes the process's own.
+
+    Returns:
+        config, resume, init_from, run_id, device (str or None each); overrides (list of Override,
+        with those of --lr and --bs last, `--device` left out); print_config, help_config, dry_run.
+    """
+    parser = train_parser()
+    args = parser.parse_args(argv)
+    if args.help_config:
+        return args
+    if (args.config is None) == (args.resume is None):
+        parser.error("give one of -c FILE (a new run) and -r PATH (go on with a run)")
+    if args.resume is not None:
+        for option in ("init_from", "run_id"):
+            if getattr(args, option) is not None:
+                name = f"--{option.replace('_', '-')}"
+                parser.error(f"{name} starts a new run with -c; --resume goes on with one")
+        if args.dry_run:
+            parser.error("--dry-run tries a new run with -c; --resume goes on with one")
+    if args.lr is not None:
+        args.overrides.append(Override("--lr", ("optimizer", "args", "lr"), args.lr))
+    if args.bs is not None:
+        args.overrides.append(Override("--bs", ("batch_size",), args.bs))
+    return args
+
+
+def test_parser() -> argparse.ArgumentParser:
+    """The parser of test.py."""
+    parser = _parser(
+        "test.py",
+        "Evaluate a checkpoint with its run's own config; results go to <run>/test_<time>/.",
+        _TEST_EXAMPLES,
+    )
+    parser.add_argument(
+        "-r",
+        "--resume",
+        metavar="PATH",
+        required=True,
+        help="a checkpoint, a run folder (its last finished cycle's best model) or 'latest'",
+    )
+    parser.add_argument(
+        "--split", choices=("test", "val"), default="test", help="images to evaluate on"
+    )
+    _add_device(parser)
+    return parser
+
+
+def _parser(program: str, description: str, examples: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"python {program}",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _add_device(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "-d",
+        "--device",
+        type=_device,
+        help="cpu, cuda or GPU numbers such as 2,3; in place of n_gpu",
+    )
+
+
+def _device(text: str) -> str:
+    numbers = text.split(",")
+    if text in ("cpu", "cuda"):
+        return text
+    if not all(re.fullmatch("[0-9]+", number) for number in numbers):
+        raise argparse.ArgumentTypeError(
+            f"takes cpu, cuda or GPU numbers such as 2,3; found '{text}'"
+        )
+    if len({int(number) for number in numbers}) < len(numbers):
+        raise argparse.ArgumentTypeError(f"names a GPU twice: '{text}'")
+    return text
+
+
+def _set(text: str) -> Override:
+    try:
+        return parse_set(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--set ")) from error
+
+
+def _learning_rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not (math.isfinite(rate) and rate > 0):
+        raise argparse.ArgumentTypeError(f"takes a number above 0 such as 3e-4; found '{text}'")
+    return rate
+
+
+def _batch_size(text: str) -> int:
+    if not re.fullmatch("[0-9]+", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"takes a whole number of 1 or more; found '{text}'")
+    return int(text)
+
+
+def _run_id(text: str) -> str:
+    if not re.fullmatch(r"[\w-][\w.-]*", text):
+        raise argparse.ArgumentTypeError(
+            f"takes a folder name of letters, digits, '.', '_' and '-'; found '{text}'"
+        )
+    return text

@@ -1,0 +1,176 @@
+"""A reader of JSON with comments that knows the line and column of everything it read.
+
+Beyond JSON it allows `//` and `/* */` comments, trailing commas, and a backslash at a line's end as
+white space. Inside strings nothing of this applies. Repeated keys, NaN and Infinity are refused.
+"""
+
+import bisect
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from med_sslal.utils.errors import ConfigError
+
+KeyPath = tuple[str | int, ...]
+"""Keys and list positions from the top of a document down to a value."""
+
+MAX_DEPTH = 50
+
+_SPACE = re.compile(r"(?:[ \t\r\n]+|//[^\n]*|/\*.*?\*/|\\[ \t\r]*(?:\n|\Z))*", re.DOTALL)
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_WORD = re.compile(r"[^\s,:{}\[\]\"/\\]+")
+_WORDS = {"true": True, "false": False, "null": None}
+
+
+@dataclass(frozen=True)
+class Document:
+    """A parsed file.
+
+    Attributes:
+        value: The content; of a repeated key, the first value.
+        keys: Path to the (line, column) of its key, from 1 on.
+        values: Path to the (line, column) of its value, from 1 on.
+        duplicates: Path and (line, column) of every repetition of a key.
+    """
+
+    value: Any
+    keys: Mapping[KeyPath, tuple[int, int]]
+    values: Mapping[KeyPath, tuple[int, int]]
+    duplicates: tuple[tuple[KeyPath, tuple[int, int]], ...]
+
+
+def parse(text: str, source: str) -> Document:
+    """Parse JSON with comments.
+
+    Args:
+        text: The content.
+        source: The file's name, for messages.
+
+    Raises:
+        ConfigError: The text is malformed; the message starts with `source:line:column`.
+    """
+    return _Parser(text, source).document()
+
+
+class _Parser:
+    """One pass over the text by recursive descent; `at` is the offset of the next character."""
+
+    def __init__(self, text: str, source: str) -> None:
+        self.text = text
+        self.source = source
+        self.at = 0
+        self.line_starts = [0, *(match.end() for match in re.finditer("\n", text))]
+        self.keys: dict[KeyPath, tuple[int, int]] = {}
+        self.values: dict[KeyPath, tuple[int, int]] = {}
+        self.duplicates: list[tuple[KeyPath, tuple[int, int]]] = []
+
+    def document(self) -> Document:
+        value = self.value(())
+        self.skip_space()
+        if self.at < len(self.text):
+            self.fail(f"expected the end of the file, found {self.found()}")
+        return Document(value, self.keys, self.values, tuple(self.duplicates))
+
+    def position(self, offset: int) -> tuple[int, int]:
+        line = bisect.bisect_right(self.line_starts, offset)
+        return line, offset - self.line_starts[line - 1] + 1
+
+    def fail(self, message: str, offset: int | None = None) -> NoReturn:
+        line, column = self.position(self.at if offset is None else offset)
+        raise ConfigError(f"{self.source}:{line}:{column} malformed JSON: {message}")
+
+    def found(self) -> str:
+        word = _WORD.match(self.text, self.at)
+        shown = word.group()[:20] if word else self.text[self.at : self.at + 1]
+        return f"'{shown}'" if shown else "the end of the file"
+
+    def skip_space(self) -> None:
+        match = _SPACE.match(self.text, self.at)
+        self.at = match.end() if match else self.at
+        if self.text.startswith("/*", self.at):
+            self.fail("this comment is never closed by '*/'")
+        if self.text.startswith("\\", self.at):
+            self.fail("a backslash outside a string may only stand at a line's end")
+
+    def peek(self) -> str:
+        self.skip_space()
+        return self.text[self.at : self.at + 1]
+
+    def value(self, path: KeyPath) -> Any:
+        first = self.peek()
+        if len(path) > MAX_DEPTH:
+            self.fail(f"nested deeper than {MAX_DEPTH} levels")
+        self.values[path] = self.position(self.at)
+        if first == "{":
+            return self.members(path)
+        if first == "[":
+            return self.elements(path)
+        return self.string() if first == '"' else self.scalar()
+
+    def members(self, path: KeyPath) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        self.at += 1
+        while self.peek() != "}":
+            if self.peek() != '"':
+                self.fail(f'expected a key in double quotes or "}}", found {self.found()}')
+            key_position = self.position(self.at)
+            key = self.string()
+            if self.peek() != ":":
+                self.fail(f'expected ":" after the key "{key}", found {self.found()}')
+            self.at += 1
+            child = (*path, key)
+            if key in result:
+                self.duplicates.append((child, key_position))
+                kept = self.keys.copy(), self.values.copy()
+                self.value(child)
+                self.keys, self.values = kept
+            else:
+                self.keys[child] = key_position
+                result[key] = self.value(child)
+            self.separator("}")
+        self.at += 1
+        return result
+
+    def elements(self, path: KeyPath) -> list[Any]:
+        result: list[Any] = []
+        self.at += 1
+        while self.peek() != "]":
+            result.append(self.value((*path, len(result))))
+            self.separator("]")
+        self.at += 1
+        return result
+
+    def separator(self, closing: str) -> None:
+        if self.peek() == ",":
+            self.at += 1
+        elif self.peek() != closing:
+            self.fail(f'expected "," or "{closing}", found {self.found()}')
+
+    def string(self) -> str:
+        start = self.at
+        try:
+            value, self.at = json.JSONDecoder().raw_decode(self.text, start)
+            value.encode()
+        except json.JSONDecodeError as error:
+            self.fail(f"{error.msg[0].lower()}{error.msg[1:]}".removesuffix(" at"), error.pos)
+        except UnicodeEncodeError:
+            self.fail("half of a surrogate pair in a string", start)
+        return value
+
+    def scalar(self) -> Any:
+        word = _WORD.match(self.text, self.at)
+        token = word.group() if word else ""
+        if token in _WORDS:
+            self.at += len(token)
+            return _WORDS[token]
+        number = _NUMBER.fullmatch(token)
+        if number is None or len(token) > 400 or re.match("-?0[0-9]", token):
+            self.fail(f"expected a value, found {self.found()}")
+        value = float(token) if number.group(1) or number.group(2) else int(token)
+        if not math.isfinite(value):
+            self.fail(f"the number {token} is too large")
+        self.at += len(token)
+        return value

@@ -1,0 +1,58 @@
+"""Values from the command line that replace those of the config file."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from med_sslal.utils.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Override:
+    """One replaced value.
+
+    Attributes:
+        source: The option that it comes from, for messages: `--set`.
+        path: Keys from the top of the config down to the value.
+        value: The new value.
+    """
+
+    source: str
+    path: tuple[str, ...]
+    value: Any
+
+
+def parse_set(text: str) -> Override:
+    """Read the `a.b=value` of a `--set`: the first `=` splits, nothing is evaluated.
+
+    The value is JSON where it can be read as such, else a string.
+
+    Raises:
+        ConfigError: There is no `=`, or a part of the path is empty.
+    """
+    dotted, equals, written = text.partition("=")
+    path = tuple(part.strip() for part in dotted.split("."))
+    if not equals or not all(path):
+        raise ConfigError(f"--set takes KEY=VALUE such as trainer.epochs=3, found '{text}'")
+    return Override("--set", path, _value(written))
+
+
+def _value(written: str) -> Any:
+    """JSON, or the text itself."""
+    try:
+        value = json.loads(written, parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError):
+        return written
+    return value
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(word)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number

@@ -1,0 +1,236 @@
+"""ConfigParser: a config file, checked as a whole before anything is built."""
+
+import copy
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from med_sslal.config import jsonc
+from med_sslal.config.jsonc import KeyPath
+from med_sslal.config.overrides import Override
+from med_sslal.config.schema import SCHEMA, TypeSection
+from med_sslal.config.show import config_text
+from med_sslal.config.signature import convert_arguments, signature
+from med_sslal.config.validate import Problem, Registries, Validator, apply_override
+from med_sslal.utils.errors import ConfigError
+
+
+class ConfigParser:
+    """A checked config with all its defaults.
+
+    Parsing has no side effects. `{"type", "args"}` sections are looked up in the registry of their
+    own section, or as the dotted path of a user's class, and are built by `init_obj`.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        registries: Registries,
+        overrides: Iterable[Override] = (),
+        *,
+        source: str = "config",
+        document: jsonc.Document | None = None,
+    ) -> None:
+        """Check a config.
+
+        Args:
+            config: The config as given; not changed.
+            registries: Section to (name to class), one for each of `arch`, `dataset`,
+                `augmentation`, `optimizer`, `lr_scheduler`, `al_settings`, `ssl_settings` (exactly
+                one class) and `metrics`. A class may have a classmethod `check_args(args)`, given
+                its arguments with defaults, that returns (argument, sentence) for each problem
+                between them.
+            overrides: Values that replace those of `config`; of two for one key the later counts.
+            source: Where the config comes from, for messages.
+            document: Lines and columns of `config`, where it was read from a file.
+
+        Raises:
+            ConfigError: Something is wrong; the text has one line per problem.
+        """
+        merged = copy.deepcopy(dict(config))
+        places = _Places(source, document)
+        for override in overrides:
+            places.replace(override)
+            problem = apply_override(merged, override)
+            if problem:
+                places.note(problem)
+        validator = Validator(merged, registries)
+        validator.run()
+        for problem in validator.problems:
+            places.note(problem)
+        problems = places.sentences()
+        if problems:
+            raise ConfigError("\n".join(problems))
+        self._resolved = validator.resolved
+        self._types = validator.types
+
+    @classmethod
+    def from_file(
+        cls, path: Path | str, registries: Registries, overrides: Iterable[Override] = ()
+    ) -> "ConfigParser":
+        """Read and check a file of JSON with comments.
+
+        Args:
+            path: The file; messages name it as written here.
+            registries: As in the constructor.
+            overrides: As in the constructor.
+
+        Raises:
+            ConfigError: The file cannot be read, is malformed, or something in it is wrong.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConfigError(f"cannot read the config {path}: {reason}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"the config {path} is not UTF-8 text: {error.reason}") from error
+        document = jsonc.parse(text, str(path))
+        if not isinstance(document.value, dict):
+            raise ConfigError(f'{path}:1:1 a config is an object, "{{...}}", at the top')
+        return cls(document.value, registries, overrides, source=str(path), document=document)
+
+    @classmethod
+    def from_dict(
+        cls,
+        config: Mapping[str, Any],
+        registries: Registries,
+        overrides: Iterable[Override] = (),
+        source: str = "config",
+    ) -> "ConfigParser":
+        """Check a config that is in memory, such as that of a checkpoint; else like `from_file`."""
+        return cls(config, registries, overrides, source=source)
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """A copy of the config with all defaults, as JSON holds it."""
+        return copy.deepcopy(self._resolved)
+
+    def __getitem__(self, name: str) -> Any:
+        """A copy of a top-level key's value: `config["trainer"]["epochs"]`."""
+        return copy.deepcopy(self._resolved[name])
+
+    def get(self, dotted: str) -> Any:
+        """A copy of the value at a dotted path: `trainer.epochs`.
+
+        Raises:
+            KeyError: There is no such key: a bug, for user's keys are checked before.
+        """
+        here: Any = self._resolved
+        for name in dotted.split("."):
+            here = here[name]
+        return copy.deepcopy(here)
+
+    def init_class(self, section: str) -> type:
+        """The class that a section names.
+
+        Raises:
+            KeyError: The section is null.
+        """
+        return self._types[section]
+
+    def init_obj(self, section: str, *args: Any, **kwargs: Any) -> Any:
+        """Build what a section names.
+
+        Args:
+            section: `arch`, `optimizer`, ...
+            *args: Positional arguments that the program supplies.
+            **kwargs: Keyword arguments that the program supplies.
+
+        Raises:
+            KeyError: The section is null.
+        """
+        cls = self._types[section]
+        return cls(*args, **convert_arguments(cls, self._resolved[section]["args"]), **kwargs)
+
+    def differences(self) -> list[tuple[str, Any, Any]]:
+        """Dotted path, value and default of every key that has a default and differs from it."""
+        result: list[tuple[str, Any, Any]] = []
+        for entry in SCHEMA:
+            if isinstance(entry, TypeSection):
+                result += self._argument_differences(entry)
+            elif not entry.required and self._resolved[entry.path.split(".")[0]] is not None:
+                value = self.get(entry.path)
+                if value != entry.default:
+                    result.append((entry.path, value, entry.default))
+        return result
+
+    def _argument_differences(self, section: TypeSection) -> list[tuple[str, Any, Any]]:
+        """The same for the type and arguments of one section."""
+        cls, given = self._types.get(section.path), self._resolved[section.path]
+        if cls is None:
+            return []
+        known = signature(cls).arguments
+        result = [
+            (f"{section.path}.args.{name}", copy.deepcopy(value), known[name].default)
+            for name, value in given["args"].items()
+            if name in known and known[name].in_json and value != known[name].default
+        ]
+        has_default = section.nullable or section.default_type is not None
+        if has_default and given["type"] != section.default_type:
+            result.insert(0, (f"{section.path}.type", given["type"], section.default_type))
+        return result
+
+    def print_config(self) -> str:
+        """The resolved config as JSON whose comments name the defaults that it departs from."""
+        defaults = {path: default for path, _, default in self.differences()}
+        return config_text(self._resolved, defaults)
+
+    def digest(self) -> str:
+        """Hex SHA-256 of the resolved config, whatever the order of its keys."""
+        text = json.dumps(self._resolved, sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _Places:
+    """Where each key and value of a config was written, and the problems found there.
+
+    A place is (line, column, text); those of the command line come after the file's.
+    """
+
+    def __init__(self, source: str, document: jsonc.Document | None) -> None:
+        self._keys: dict[KeyPath, tuple[int, int, str]] = {}
+        self._values: dict[KeyPath, tuple[int, int, str]] = {(): (0, 0, source)}
+        self._problems: list[tuple[int, int, str]] = []
+        if document is None:
+            return
+        for places, found in ((self._keys, document.keys), (self._values, document.values)):
+            for at, (line, column) in found.items():
+                places[at] = (line, column, f"{source}:{line}:{column}")
+        for path, (line, column) in document.duplicates:
+            text = "this key was given before; keep one of them"
+            self._problems.append(
+                (line, column, f"{source}:{line}:{column} {dotted(path)}: {text}")
+            )
+
+    def replace(self, override: Override) -> None:
+        """Note that everything at and under a path comes from the command line."""
+        size = len(override.path)
+        place = (sys.maxsize, 0, override.source)
+        for places in (self._keys, self._values):
+            for path in [at for at in places if at[:size] == override.path]:
+                del places[path]
+            for depth in range(1, size + 1):
+                places.setdefault(override.path[:depth], place)
+
+    def note(self, problem: Problem) -> None:
+        """Add a problem at its key or value, or at the nearest section that was written."""
+        at = problem.path
+        places = self._keys if problem.at_key and at in self._keys else self._values
+        while at not in places:
+            at = at[:-1]
+        line, column, text = places[at]
+        self._problems.append((line, column, f"{text} {dotted(problem.path)}: {problem.message}"))
+
+    def sentences(self) -> list[str]:
+        """The problems in the order of the file."""
+        return [text for *_, text in sorted(self._problems, key=lambda problem: problem[:2])]
+
+
+def dotted(path: KeyPath) -> str:
+    """A path as text: `metrics[0]`, `trainer.epochs`."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.removeprefix(".")

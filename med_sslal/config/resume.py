@@ -1,0 +1,85 @@
+"""Which changes a resumed run may take: a curve whose strategy changed midway is no result."""
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+Change = tuple[str, Any, Any]
+
+# May change without a word. All that neither these nor the next name is refused.
+_FREE = (
+    "n_workers",
+    "trainer.save_dir",
+    "trainer.save_period",
+    "trainer.val_period",
+    "trainer.keep_checkpoints",
+    "trainer.keep_records",
+    "trainer.verbosity",
+    "trainer.tensorboard",
+)
+# May only grow: what is done already stays part of the run.
+_FREE_UPWARD = ("trainer.epochs", "trainer.steps_per_cycle", "al_settings.num_cycles")
+# May change, and the log says so. The place of the data may: a fingerprint tells if it is the same.
+_WARNED = (
+    "n_gpu",
+    "batch_size",
+    "metrics",
+    "optimizer.args.lr",
+    "augmentation.*",
+    "arch.args.*thresh*",
+    "ssl_settings.args.*",
+    "al_settings.args.record_floor",
+    "dataset.args.root",
+    "dataset.args.cache*",
+    "trainer.monitor",
+    "trainer.early_stop",
+    "trainer.precision",
+    "trainer.grad_clip",
+    "trainer.warmup_steps",
+)
+
+
+class ResumeChanges(NamedTuple):
+    """Changes as (dotted path, old, new), by what a resumed run does about them."""
+
+    free: list[Change]
+    warned: list[Change]
+    refused: list[Change]
+
+
+def compare_for_resume(saved: Mapping[str, Any], new: Mapping[str, Any]) -> ResumeChanges:
+    """Sort the differences between two resolved configs.
+
+    Args:
+        saved: The run's config, resolved by this version of the program.
+        new: The config that it shall go on with, resolved likewise.
+
+    Returns:
+        Free, warned and refused changes; a key that one side lacks counts as null there.
+    """
+    old_values, new_values = _flat(saved), _flat(new)
+    changes = ResumeChanges([], [], [])
+    for path in dict.fromkeys([*old_values, *new_values]):
+        old: Any = old_values.get(path)
+        now: Any = new_values.get(path)
+        if old == now:
+            continue
+        grows = path in _FREE_UPWARD and old is not None and now is not None and now > old
+        if path in _FREE or grows:
+            changes.free.append((path, old, now))
+        elif any(fnmatchcase(path, pattern) for pattern in _WARNED):
+            changes.warned.append((path, old, now))
+        else:
+            changes.refused.append((path, old, now))
+    return changes
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted path to value; lists are values."""
+    result: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            result |= _flat(value, f"{prefix}{name}.")
+        else:
+            result[f"{prefix}{name}"] = value
+    return result

@@ -1,0 +1,147 @@
+"""What a class's constructor takes: names, types, defaults and meanings."""
+
+import importlib
+import inspect
+import re
+import typing
+from collections import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from med_sslal.config.values import convert, fits, is_jsonable, jsonable, show
+from med_sslal.utils.errors import ConfigError
+
+# Names that modules import for type checkers only, and without which their hints cannot be read.
+_HINT_NAMES = {name: getattr(abc, name) for name in abc.__all__}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a constructor.
+
+    Attributes:
+        name: Its name.
+        annotation: Its type; Any where none is given.
+        default: Its default as JSON holds it; None where JSON cannot, and if `required`.
+        required: It has no default.
+        in_json: JSON can hold its default.
+        meaning: What the docstring says of it, "" where it says nothing.
+    """
+
+    name: str
+    annotation: Any
+    default: Any
+    required: bool
+    in_json: bool
+    meaning: str
+
+    @property
+    def hint(self) -> str:
+        """`required` or its default, for a message."""
+        return "required" if self.required else f"default {show(self.default)}"
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a JSON value may be given; a default of None allows null."""
+        as_default = not self.required and self.in_json and self.default is None is value
+        return as_default or fits(value, self.annotation)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Arguments by name, and whether others are taken too (`**kwargs` up to the last base)."""
+
+    arguments: Mapping[str, Argument]
+    is_open: bool
+
+
+def signature(cls: type) -> Signature:
+    """Read the constructor of `cls`; where it hands on `**kwargs`, its bases' as well."""
+    arguments: dict[str, Argument] = {}
+    for owner in cls.__mro__:
+        init = vars(owner).get("__init__")
+        if init is None:
+            continue
+        if owner is object:
+            return Signature(arguments, False)
+        parameters = list(inspect.signature(init).parameters.values())[1:]
+        hints = _hints(init)
+        meanings = docstring_arguments(owner.__doc__) | docstring_arguments(init.__doc__)
+        for parameter in parameters:
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            name, required = parameter.name, parameter.default is parameter.empty
+            in_json = not required and is_jsonable(parameter.default)
+            default = jsonable(parameter.default) if in_json else None
+            hint, meaning = hints.get(name, Any), meanings.get(name, "")
+            arguments.setdefault(name, Argument(name, hint, default, required, in_json, meaning))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return Signature(arguments, False)
+    return Signature(arguments, True)
+
+
+def _hints(init: Any) -> dict[str, Any]:
+    """The evaluated annotations of a constructor; {} where a name in them is not to be found."""
+    try:
+        return typing.get_type_hints(init, localns=_HINT_NAMES)
+    except (NameError, TypeError):
+        return {}
+
+
+def convert_arguments(cls: type, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn checked JSON values into what the constructor asks for (tuples, paths).
+
+    What equals the default is left to the constructor, whose default may be of a richer type.
+    """
+    known = signature(cls).arguments
+    result = {}
+    for name, value in args.items():
+        argument = known.get(name)
+        if argument is None:
+            result[name] = value
+        elif not (argument.in_json and value == argument.default):
+            result[name] = convert(value, argument.annotation)
+    return result
+
+
+def docstring_arguments(doc: str | None) -> dict[str, str]:
+    """Names and meanings from the "Args:" part of a Google docstring."""
+    match = re.search(
+        r"^(?:Args|Attributes):[ ]*\n((?:[ ]+.*\n|[ ]*\n)*)",
+        inspect.cleandoc(doc or "") + "\n",
+        re.M,
+    )
+    if match is None:
+        return {}
+    result: dict[str, str] = {}
+    name = ""
+    lines = [line for line in match.group(1).splitlines() if line.strip()]
+    margin = min((len(line) - len(line.lstrip()) for line in lines), default=0)
+    for line in lines:
+        entry = re.match(r"(\w+)(?: *\([^)]*\))?: *(.*)", line[margin:])
+        if entry:
+            name = entry.group(1)
+            result[name] = entry.group(2)
+        elif name:
+            result[name] += " " + line.strip()
+    return {name: text.strip() for name, text in result.items()}
+
+
+def load_class(dotted: str) -> type:
+    """Import a user's class by its dotted path, `package.module.Class`.
+
+    Raises:
+        ConfigError: The module cannot be imported, or has no such class.
+    """
+    module_name, _, class_name = dotted.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    # Whatever a user's module raises while it is imported is for the user to mend.
+    except Exception as error:
+        raise ConfigError(
+            f"cannot import '{module_name}' for '{dotted}': {type(error).__name__}: {error}"
+        ) from error
+    cls = vars(module).get(class_name)
+    if not isinstance(cls, type):
+        raise ConfigError(f"module '{module_name}' has no class '{class_name}'")
+    return cls
