@@ -1,0 +1,74 @@
+"""The registries of criteria and selectors, and how a name of the config finds its class."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from med_sslal.al.criteria.base import Criterion
+from med_sslal.al.criteria.entropy import Entropy
+from med_sslal.al.criteria.localization_tightness import LocalizationTightness
+from med_sslal.al.criteria.prediction_uncertainty import PredictionUncertainty
+from med_sslal.al.criteria.random import Random
+from med_sslal.al.criteria.representativeness import Representativeness
+from med_sslal.al.selectors.base import Selector
+from med_sslal.al.selectors.k_means_diversity import KMeansDiversity
+from med_sslal.al.selectors.representativeness import MostRepresentative
+from med_sslal.al.selectors.top_k import TopK
+from med_sslal.config.signature import load_class
+from med_sslal.config.values import unknown
+from med_sslal.utils.errors import ConfigError
+
+CRITERIA: Mapping[str, type[Criterion]] = {
+    cls.name: cls
+    for cls in (Random, PredictionUncertainty, Entropy, LocalizationTightness, Representativeness)
+}
+SELECTORS: Mapping[str, type[Selector]] = {
+    cls.name: cls for cls in (TopK, KMeansDiversity, MostRepresentative)
+}
+
+
+def find_criterion(name: str) -> type[Criterion]:
+    """The class of a first stage: a name of CRITERIA, or a user's own `package.module.Class`.
+
+    Raises:
+        ConfigError: There is no such criterion.
+    """
+    if name in SELECTORS and name not in CRITERIA:
+        raise ConfigError(
+            f"'{name}' is a second stage and needs a criterion before it: {', '.join(CRITERIA)}"
+        )
+    return _find(name, "criterion", CRITERIA, Criterion)
+
+
+def find_selector(name: str) -> type[Selector]:
+    """The class of a second stage: a name of SELECTORS, or a user's own `package.module.Class`.
+
+    Raises:
+        ConfigError: There is no such selector.
+    """
+    if name in CRITERIA and name not in SELECTORS:
+        raise ConfigError(
+            f"'{name}' is an uncertainty criterion, and there can be only one, the first; allowed "
+            f"as second stage: {', '.join(SELECTORS)}"
+        )
+    return _find(name, "second stage", SELECTORS, Selector)
+
+
+def describe(registry: Mapping[str, type]) -> dict[str, str]:
+    """Name to the first line of the class's docstring."""
+    return {name: (inspect.getdoc(cls) or "").split("\n")[0] for name, cls in registry.items()}
+
+
+def _find(name: str, what: str, registry: Mapping[str, Any], base: type) -> Any:
+    """Look a name up in a registry, or import a dotted path and check that it is a `base`."""
+    if name in registry:
+        return registry[name]
+    if "." not in name:
+        raise ConfigError(f"{unknown(what, name, list(registry))}, or your own package.Class")
+    cls = load_class(name)
+    if not issubclass(cls, base) or inspect.isabstract(cls) or not hasattr(cls, "name"):
+        raise ConfigError(
+            f"'{name}' is no {what}: it must be a subclass of {base.__name__} with a `name` and "
+            "its methods"
+        )
+    return cls

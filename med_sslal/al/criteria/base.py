@@ -1,0 +1,102 @@
+"""The contract of a criterion: a pure function of the pool record, higher = more informative.
+
+Notation of the files beside this one: box j of an image, p_j its class probabilities with
+background, P_j its highest foreground probability, B_j the final box and R_j the proposal it came
+from, both in ORIGINAL pixels. N images, M boxes of all images, C classes with background.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+
+from med_sslal.al.arrays import round_scores
+from med_sslal.al.criteria.aggregate import Aggregate, EmptyImages, aggregate_boxes, fill_empty
+from med_sslal.al.record import PLAIN, PoolRecord, RecordSection
+
+# Images handled at once: a block of 100 boxes each and 81 classes takes some 300 MB as float64.
+BLOCK_IMAGES = 4096
+
+
+class Criterion(ABC):
+    """One value per pool image from the record alone: no model, image or label in reach.
+
+    A subclass sets `name` and `views` and implements `image_values`.
+
+    Attributes:
+        name: Its name in the config and in selection.json.
+        views: Sections of the record that it reads; each costs an inference pass over the pool.
+    """
+
+    name: ClassVar[str]
+    views: ClassVar[tuple[str, ...]] = (PLAIN,)
+
+    def __call__(self, record: PoolRecord, seed: int) -> np.ndarray:
+        """Rate every image of the record.
+
+        Args:
+            record: What the pass over the pool saw.
+            seed: For what is random in the criterion.
+
+        Returns:
+            float64 [N] in the order of `record.image_ids`, rounded to 1e-4 and finite.
+
+        Raises:
+            ValueError: The subclass returned another shape, NaN or infinity.
+        """
+        values = round_scores(self.image_values(record, seed))
+        if values.shape != record.image_ids.shape or not np.isfinite(values).all():
+            raise ValueError(
+                f"criterion {self.name} must return {len(record.image_ids)} finite values, found "
+                f"shape {list(values.shape)}, {int((~np.isfinite(values)).sum())} not finite"
+            )
+        return values
+
+    @abstractmethod
+    def image_values(self, record: PoolRecord, seed: int) -> np.ndarray:
+        """The raw values, [N], higher = more informative."""
+
+
+class BoxCriterion(Criterion):
+    """A criterion that rates boxes and aggregates them to images.
+
+    A subclass sets `default_aggregate` and implements `box_values`.
+
+    Attributes:
+        default_aggregate: What is used when the config leaves `aggregate` out.
+    """
+
+    default_aggregate: ClassVar[Aggregate] = "mean"
+
+    def __init__(
+        self, *, aggregate: Aggregate | None = None, empty_images: EmptyImages = "median"
+    ) -> None:
+        """Set how boxes become images.
+
+        Args:
+            aggregate: max, mean, sum, top_k (mean of the 5 highest) or score_weighted; null takes
+                the criterion's own default.
+            empty_images: Place of images without a detection: first, last, median or random.
+        """
+        self.aggregate: Aggregate = aggregate or self.default_aggregate
+        self.empty_images: EmptyImages = empty_images
+
+    @abstractmethod
+    def box_values(self, section: RecordSection) -> np.ndarray:
+        """Value of every box of a section, [M], higher = more informative."""
+
+    def image_values(self, record: PoolRecord, seed: int) -> np.ndarray:
+        """The aggregated values, block by block, then the policy for empty images."""
+        blocks = [self._block(section) for section in record.section(PLAIN).blocks(BLOCK_IMAGES)]
+        values = np.concatenate(blocks) if blocks else np.zeros(0)
+        return fill_empty(round_scores(values), record.image_ids, self.empty_images, seed)
+
+    def _block(self, section: RecordSection) -> np.ndarray:
+        """Aggregated values of one block of images; NaN without a detection."""
+        values = round_scores(self.box_values(section))
+        return aggregate_boxes(values, confidence(section), section.offsets, self.aggregate)
+
+
+def confidence(section: RecordSection) -> np.ndarray:
+    """P_j, the highest foreground probability of each box: float64 [M], rounded to 1e-4."""
+    return round_scores(section.class_probs[:, 1:].max(axis=1, initial=0.0))

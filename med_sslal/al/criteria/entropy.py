@@ -1,0 +1,22 @@
+"""Shannon entropy of the class probabilities (Settles, Active Learning Literature Survey, 2009)."""
+
+import numpy as np
+
+from med_sslal.al.criteria.base import BoxCriterion
+from med_sslal.al.record import RecordSection
+
+
+class Entropy(BoxCriterion):
+    """Entropy of the class probabilities: the classifier is torn between classes.
+
+    Formula: s_j = - sum over c of p_jc ln p_jc, in nats, background included, with 0 ln 0 = 0.
+    Default aggregate: mean (`sum` would count boxes).
+    """
+
+    name = "entropy"
+
+    def box_values(self, section: RecordSection) -> np.ndarray:
+        """Entropy of each box in nats."""
+        probs = np.asarray(section.class_probs, dtype=np.float64)
+        logs = np.log(probs, out=np.zeros_like(probs), where=probs > 0)
+        return -(probs * logs).sum(axis=1)

@@ -1,0 +1,28 @@
+"""Localisation tightness with classification (Kao et al., ACCV 2018, LT/C)."""
+
+from typing import ClassVar
+
+import numpy as np
+
+from med_sslal.al.arrays import paired_iou, round_scores
+from med_sslal.al.criteria.aggregate import Aggregate
+from med_sslal.al.criteria.base import BoxCriterion, confidence
+from med_sslal.al.record import RecordSection
+
+
+class LocalizationTightness(BoxCriterion):
+    """Localisation tightness: sure of the class but not of the box, or the reverse.
+
+    Formula: T_j = IoU(B_j, R_j), 1 where the box head left its proposal as it was;
+    J_j = abs(T_j + P_j - 1); s_j = 1 - J_j (the paper takes the smallest J). Source: Kao, Lee, Sen
+    and Liu, Localization-Aware Active Learning for Object Detection, ACCV 2018. Default aggregate:
+    score_weighted; `max` is the paper's, which saturates on crowded images.
+    """
+
+    name = "localization_tightness"
+    default_aggregate: ClassVar[Aggregate] = "score_weighted"
+
+    def box_values(self, section: RecordSection) -> np.ndarray:
+        """1 - abs(T_j + P_j - 1)."""
+        tightness = round_scores(paired_iou(section.boxes, section.proposals))
+        return 1.0 - np.abs(tightness + confidence(section) - 1.0)

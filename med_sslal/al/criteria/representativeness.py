@@ -1,0 +1,36 @@
+"""Representativeness by density (Settles and Craven, EMNLP 2008, information density)."""
+
+import numpy as np
+
+from med_sslal.al.arrays import round_embeddings
+from med_sslal.al.criteria.base import BLOCK_IMAGES, Criterion
+from med_sslal.al.record import PLAIN, PoolRecord
+
+
+class Representativeness(Criterion):
+    """Representativeness: the image looks like many others of the pool.
+
+    Formula: mean over all pool images k (itself included) of cos(e_i, e_k), the cosine similarity
+    of the image embeddings; an all-zero embedding has similarity 0. Alone it picks near-duplicates:
+    use it as second stage.
+    """
+
+    name = "representativeness"
+
+    def image_values(self, record: PoolRecord, seed: int) -> np.ndarray:
+        """Mean cosine similarity, as the product of each unit vector with the mean unit vector."""
+        embeddings = record.section(PLAIN).embeddings
+        starts = range(0, len(embeddings), BLOCK_IMAGES)
+        blocks = [slice(start, start + BLOCK_IMAGES) for start in starts]
+        total = np.zeros(embeddings.shape[1])
+        for block in blocks:
+            total += _unit(embeddings[block]).sum(axis=0)
+        values = [_unit(embeddings[block]) @ total / len(embeddings) for block in blocks]
+        return np.concatenate(values) if values else np.zeros(0)
+
+
+def _unit(embeddings: np.ndarray) -> np.ndarray:
+    """Rounded embeddings of length 1, float64; zero vectors stay zero."""
+    rounded = round_embeddings(embeddings)
+    norms = np.linalg.norm(rounded, axis=1, keepdims=True)
+    return np.divide(rounded, norms, out=np.zeros_like(rounded), where=norms > 0)

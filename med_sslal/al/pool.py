@@ -1,0 +1,55 @@
+"""Which images are labelled and which are not: ids only, so no label can leak through it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The training images of a run, split into labelled and unlabelled ids.
+
+    Attributes:
+        labelled: Ids in the order of labelling.
+        unlabelled: The other ids, sorted, whatever order they came in.
+
+    Raises:
+        ValueError: An id occurs twice.
+    """
+
+    labelled: tuple[str, ...]
+    unlabelled: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Bring the unlabelled ids into their one order, and check that no id occurs twice."""
+        object.__setattr__(self, "labelled", tuple(self.labelled))
+        object.__setattr__(self, "unlabelled", tuple(sorted(self.unlabelled)))
+        if len({*self.labelled, *self.unlabelled}) != len(self):
+            twice = sorted(set(self.labelled) & set(self.unlabelled))
+            raise ValueError(f"labelled and unlabelled ids must be distinct, found twice: {twice}")
+
+    def __len__(self) -> int:
+        """Number of images, labelled or not."""
+        return len(self.labelled) + len(self.unlabelled)
+
+    def label(self, image_ids: Sequence[str]) -> "Pool":
+        """The pool after `image_ids` got their labels, in that order.
+
+        Raises:
+            ValueError: An id is not an unlabelled one, or occurs twice.
+        """
+        moved = set(image_ids)
+        strangers = sorted(moved - set(self.unlabelled))
+        if strangers or len(moved) != len(image_ids):
+            raise ValueError(f"only unlabelled images can be labelled, once each: {strangers}")
+        rest = (image_id for image_id in self.unlabelled if image_id not in moved)
+        return Pool((*self.labelled, *image_ids), tuple(rest))
+
+    def state_dict(self) -> dict[str, list[str]]:
+        """Plain containers, for a checkpoint."""
+        return {"labelled": list(self.labelled), "unlabelled": list(self.unlabelled)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Pool":
+        """The pool that `state_dict` described."""
+        return cls(tuple(state["labelled"]), tuple(state["unlabelled"]))

@@ -1,0 +1,240 @@
+"""PoolRecord: what one inference pass over the pool saw, as memory-mapped columns.
+
+Shape shorthand: N images, M detections of all images together, C classes with background, D
+embedding length, P best proposals kept per image. The detections of image i are the rows
+`offsets[i]` to `offsets[i + 1]` of every [M, ...] column. Images are sorted by id.
+
+On disk a record is a folder: `header.json`, `labelled_embeddings.npy`, and one folder per section
+(one section per view of the images; `plain` is the image as it is) with one .npy file per column.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from med_sslal.utils.errors import DataError
+from med_sslal.utils.util import read_json
+
+FORMAT_VERSION = 1
+HEADER_FILE = "header.json"
+LABELLED_FILE = "labelled_embeddings.npy"
+PLAIN = "plain"
+
+# Column name to (kind of dtype, shape); a letter of the shape stands for the size named above.
+COLUMNS: Mapping[str, tuple[str, tuple[str | int, ...]]] = MappingProxyType(
+    {
+        "image_ids": ("U", ("N",)),
+        "group_ids": ("U", ("N",)),
+        "orig_sizes": ("i8", ("N", 2)),
+        "offsets": ("i8", ("N+1",)),
+        "boxes": ("f4", ("M", 4)),
+        "labels": ("i8", ("M",)),
+        "scores": ("f4", ("M",)),
+        "class_probs": ("f4", ("M", "C")),
+        "proposals": ("f4", ("M", 4)),
+        "embeddings": ("f4", ("N", "D")),
+        "top_proposals": ("f4", ("N", "P", 4)),
+        "top_objectness": ("f4", ("N", "P")),
+    }
+)
+
+
+@dataclass(frozen=True)
+class RecordHeader:
+    """What was scored, by what, and what criteria need beside the detections.
+
+    Attributes:
+        dataset_fingerprint: `BaseDataset.fingerprint()`.
+        model_hash: SHA-256 of the checkpoint that scored.
+        config_hash: Hash of the resolved config.
+        class_names: Names without background; label i is `class_names[i - 1]`.
+        record_floor: Detections with a score below it are not in the record.
+        class_counts: Class name to number of boxes in the labelled set.
+        class_difficulty: Class name to the training difficulty kept by the Trainer; may be empty.
+    """
+
+    dataset_fingerprint: str
+    model_hash: str
+    config_hash: str
+    class_names: tuple[str, ...]
+    record_floor: float = 0.05
+    class_counts: Mapping[str, int] = field(default_factory=dict)
+    class_difficulty: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain containers for `header.json`."""
+        return {**asdict(self), "class_names": list(self.class_names)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "RecordHeader":
+        """The header that `to_json` described (KeyError where an entry is missing)."""
+        values = {name: content[name] for name in cls.__dataclass_fields__}
+        return cls(**{**values, "class_names": tuple(values["class_names"])})
+
+
+@dataclass(frozen=True)
+class RecordSection:
+    """The columns of one view. Boxes and proposals are in ORIGINAL pixels.
+
+    Attributes:
+        image_ids: str [N], sorted.
+        group_ids: str [N], the patient of each image.
+        orig_sizes: int64 [N, 2], (height, width).
+        offsets: int64 [N + 1], first detection of each image, then M.
+        boxes: float32 [M, 4], best score first within an image.
+        labels: int64 [M], from 1 on.
+        scores: float32 [M], at least `record_floor`.
+        class_probs: float32 [M, C], background first.
+        proposals: float32 [M, 4], the proposal that each box was regressed from.
+        embeddings: float32 [N, D].
+        top_proposals: float32 [N, P, 4], best objectness first; all zero (no area) past an
+            image's last proposal.
+        top_objectness: float32 [N, P]; 0 past an image's last proposal.
+    """
+
+    image_ids: np.ndarray
+    group_ids: np.ndarray
+    orig_sizes: np.ndarray
+    offsets: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    class_probs: np.ndarray
+    proposals: np.ndarray
+    embeddings: np.ndarray
+    top_proposals: np.ndarray
+    top_objectness: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.image_ids)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """int64 [N], detections per image."""
+        return np.diff(self.offsets)
+
+    @property
+    def owners(self) -> np.ndarray:
+        """int64 [M], the row of the image that each detection belongs to."""
+        return np.repeat(np.arange(len(self)), self.counts)
+
+    def blocks(self, n_images: int) -> Iterator["RecordSection"]:
+        """The section in pieces of at most `n_images` images, so that memory stays bounded."""
+        for start in range(0, len(self), n_images):
+            stop = min(start + n_images, len(self))
+            first, last = int(self.offsets[start]), int(self.offsets[stop])
+            rows = {"N": slice(start, stop), "M": slice(first, last)}
+            parts = {
+                name: getattr(self, name)[rows[str(shape[0])]]
+                for name, (_, shape) in COLUMNS.items()
+                if name != "offsets"
+            }
+            yield RecordSection(offsets=self.offsets[start : stop + 1] - first, **parts)
+
+
+@dataclass(frozen=True)
+class PoolRecord:
+    """A finished record: everything that selects, explains or pseudo-labels reads only this.
+
+    Attributes:
+        path: Its folder.
+        header: What was scored and by what.
+        labelled_ids: Ids of the labelled images, sorted.
+        labelled_embeddings: float32 [len(labelled_ids), D], from the same pass.
+        sections: View name to its columns.
+    """
+
+    path: Path
+    header: RecordHeader
+    labelled_ids: tuple[str, ...]
+    labelled_embeddings: np.ndarray
+    sections: Mapping[str, RecordSection]
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        """The ids of the pool's images: str [N], sorted."""
+        return self.section(PLAIN).image_ids
+
+    def section(self, view: str) -> RecordSection:
+        """The columns of one view.
+
+        Raises:
+            DataError: The record was written without that view.
+        """
+        if view not in self.sections:
+            raise DataError(
+                f"record {self.path} has no view '{view}', only {', '.join(self.sections)}: "
+                "score the pool again with a criterion that needs it"
+            )
+        return self.sections[view]
+
+    @classmethod
+    def open(cls, path: Path) -> "PoolRecord":
+        """Map a record's files into memory; nothing but the header is read.
+
+        Raises:
+            DataError: A file is missing, damaged, or written by a newer version.
+        """
+        content = read_json(path / HEADER_FILE)
+        try:
+            version = int(content["format_version"])
+            if version > FORMAT_VERSION:
+                raise DataError(
+                    f"record {path} has format version {version}, this program reads up to "
+                    f"{FORMAT_VERSION}: update the program"
+                )
+            header = RecordHeader.from_json(content["header"])
+            labelled_ids = tuple(content["labelled_ids"])
+            sections = {
+                view: _open_section(path / view, sizes)
+                for view, sizes in content["sections"].items()
+            }
+            n_dims = int(content["sections"][PLAIN]["D"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise DataError(
+                f"{path / HEADER_FILE} is no header of a pool record: {error}"
+            ) from error
+        embeddings = _open_column(path / LABELLED_FILE, "f4", (len(labelled_ids), n_dims))
+        return cls(path, header, labelled_ids, embeddings, MappingProxyType(sections))
+
+
+def column_shape(name: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """Shape of a column, given the sizes N, M, C, D and P."""
+    known = {**sizes, "N+1": sizes["N"] + 1}
+    return tuple(d if isinstance(d, int) else known[d] for d in COLUMNS[name][1])
+
+
+def _open_section(folder: Path, sizes: Mapping[str, int]) -> RecordSection:
+    """Map the columns of one section and check that they fit each other."""
+    columns = {
+        name: _open_column(folder / f"{name}.npy", kind, column_shape(name, sizes))
+        for name, (kind, _) in COLUMNS.items()
+    }
+    offsets = columns["offsets"]
+    if offsets[0] != 0 or offsets[-1] != sizes["M"] or (np.diff(offsets) < 0).any():
+        raise DataError(f"{folder / 'offsets.npy'} is damaged: score the pool again")
+    return RecordSection(**columns)
+
+
+def _open_column(file: Path, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Map one .npy file and check its dtype and shape.
+
+    Raises:
+        DataError: The file is missing, truncated or holds something else.
+    """
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"cannot read {file}: {error}; score the pool again") from error
+    fits = array.dtype.kind == "U" if kind == "U" else array.dtype == np.dtype(kind)
+    if not fits or array.shape != shape:
+        raise DataError(
+            f"{file} holds {array.dtype} {list(array.shape)}, expected {kind} {list(shape)}: "
+            "score the pool again"
+        )
+    return array

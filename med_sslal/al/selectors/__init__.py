@@ -1,0 +1,1 @@
+"""Selectors: from rated candidates to exactly the budget, one file each."""

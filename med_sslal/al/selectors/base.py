@@ -1,0 +1,59 @@
+"""The contract of a selector (the second stage of a query)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from med_sslal.al.criteria.base import Criterion
+from med_sslal.al.record import PLAIN, PoolRecord
+
+
+class Choice(NamedTuple):
+    """One image that a selector takes.
+
+    Attributes:
+        row: Its row in the record.
+        reason: Why the selector took it, a part of a sentence; may be empty.
+    """
+
+    row: int
+    reason: str
+
+
+class Selector(ABC):
+    """Takes exactly the budget from the candidates, from the record alone.
+
+    Attributes:
+        name: Its name in the config and in selection.json.
+        views: Sections of the record that it reads.
+        criteria: Criteria that it ranks by; their values over the whole pool are handed to it and
+            written to selection.json.
+    """
+
+    name: ClassVar[str]
+    views: ClassVar[tuple[str, ...]] = (PLAIN,)
+    criteria: ClassVar[tuple[type[Criterion], ...]] = ()
+
+    @abstractmethod
+    def select(
+        self,
+        record: PoolRecord,
+        candidates: np.ndarray,
+        values: Mapping[str, np.ndarray],
+        budget: int,
+        seed: int,
+    ) -> list[Choice]:
+        """Choose images.
+
+        Args:
+            record: What the pass over the pool saw.
+            candidates: int64 [K] distinct rows of the record, best first by the first criterion.
+            values: Criterion name to float64 [N] over the whole record, for `criteria`.
+            budget: How many to take, at most K.
+            seed: For what is random in the selector.
+
+        Returns:
+            Exactly `budget` choices among the candidates, in the order of selection.
+        """

@@ -1,0 +1,83 @@
+"""Diversity by clustering (Zhdanov, Diverse mini-batch Active Learning, 2019, unweighted)."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from sklearn.cluster import KMeans
+
+from med_sslal.al.arrays import round_embeddings
+from med_sslal.al.record import PLAIN, PoolRecord
+from med_sslal.al.selectors.base import Choice, Selector
+
+
+class KMeansDiversity(Selector):
+    """Diverse: k-means on the candidates' embeddings, then the best of each cluster in turn.
+
+    k is the budget, or the number of distinct embeddings where that is smaller. Clusters come in
+    the order of their best candidates; round r takes the r-th best of every cluster that has one.
+    """
+
+    name = "k_means_diversity"
+
+    def select(
+        self,
+        record: PoolRecord,
+        candidates: np.ndarray,
+        values: Mapping[str, np.ndarray],
+        budget: int,
+        seed: int,
+    ) -> list[Choice]:
+        """Go round the clusters until the budget is spent."""
+        if budget == 0:
+            return []
+        # k-means sees the rows in the record's order, which is that of the ids.
+        order = np.argsort(candidates)
+        embeddings = round_embeddings(record.section(PLAIN).embeddings[candidates[order]])
+        n_distinct = len(np.unique(embeddings, axis=0))
+        k_means = KMeans(min(budget, n_distinct), n_init=1, random_state=seed % 2**32)
+        labels = np.empty_like(candidates)
+        labels[order] = k_means.fit(embeddings).labels_
+        turn, cluster = _turns(labels)
+        taken = np.lexsort((cluster, turn))[:budget]
+        sizes = np.bincount(cluster)
+        return [
+            Choice(
+                int(candidates[i]),
+                f"{_ordinal(int(turn[i]) + 1)} of cluster {cluster[i] + 1} of {len(sizes)} "
+                f"(size {sizes[cluster[i]]})",
+            )
+            for i in taken
+        ]
+
+
+def _turns(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """When each candidate has its turn.
+
+    Args:
+        labels: int64 [K] cluster of each candidate, best candidate first, in any numbering.
+
+    Returns:
+        Its place inside its cluster, from 0, and its cluster numbered from 0 in the order of the
+        best candidates: int64 [K] each.
+
+    Example:
+        >>> [part.tolist() for part in _turns(np.array([7, 7, 2]))]
+        [[0, 1, 0], [0, 0, 1]]
+    """
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    number = np.empty_like(first)
+    number[np.argsort(first)] = np.arange(len(first))
+    cluster = number[inverse]
+    order = np.argsort(cluster, kind="stable")
+    starts = np.searchsorted(cluster[order], np.arange(len(first)))
+    turn = np.empty_like(cluster)
+    turn[order] = np.arange(len(cluster)) - starts[cluster[order]]
+    return turn, cluster
+
+
+def _ordinal(number: int) -> str:
+    """1 as "best", 2 as "2nd best", and so on."""
+    if number == 1:
+        return "best"
+    suffix = "th" if 10 < number % 100 < 14 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{suffix} best"
