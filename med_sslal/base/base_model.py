@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from med_sslal.base.types import Frame, ModelOutput, Target
@@ -13,9 +14,11 @@ class BaseModel(nn.Module, ABC):
 
     Attributes:
         num_classes: Number of classes C with background.
+        autocast_dtype: Low precision inside the forward pass, None for fp32; set from outside.
     """
 
     num_classes: int
+    autocast_dtype: torch.dtype | None = None
 
     @abstractmethod
     def forward(

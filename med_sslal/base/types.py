@@ -303,8 +303,11 @@ class Detections:
 
     def cpu(self) -> "Detections":
         """A copy on the CPU."""
-        tensors: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return Detections(**{k: None if v is None else v.cpu() for k, v in tensors.items()})
+        moved: dict[str, Any] = {}
+        for name in self.__dataclass_fields__:
+            tensor = getattr(self, name)
+            moved[name] = None if tensor is None else tensor.cpu()
+        return Detections(**moved)
 
     def prediction(self) -> Prediction:
         """The part that evaluation reads, as NumPy."""

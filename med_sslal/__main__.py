@@ -1,0 +1,29 @@
+"""`python -m med_sslal COMMAND`: everything beside training and testing."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from med_sslal.cli import download, phantom
+from med_sslal.cli.errors import run_reported
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m med_sslal",
+        description="Tools around training: data sets to make and to fetch.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in (("phantom", phantom), ("download", download)):
+        text = (module.__doc__ or "").split("\n")[0]
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    return run_reported(lambda: args.run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""The epoch loop: train, validate, keep the best, stop early, save, resume."""
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from med_sslal.base.checkpoint import load_checkpoint, newest_good, previous, save_checkpoint
+from med_sslal.base.monitor import Monitor
+from med_sslal.utils.errors import CheckpointError
+from med_sslal.utils.interrupt import Interrupted
+from med_sslal.utils.train_util import random_states, restore_random_states
+
+logger = logging.getLogger(__name__)
+
+BEST, LAST = "model_best.pth", "checkpoint_last.pth"
+
+
+class BaseTrainer(ABC):
+    """One training in one folder.
+
+    A subclass says what an epoch of training and one of validation do; this class owns the order
+    of things, the files and the resume.
+
+    Attributes:
+        epoch: Finished epochs.
+        batch: Finished batches of the epoch after them.
+        seconds: Time spent, over all resumes.
+        history: One dict of values per finished epoch.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        epochs: int,
+        monitor: Monitor,
+        save_period: int = 0,
+        checkpoint_seconds: float = 60.0,
+        identity: Mapping[str, Any],
+    ) -> None:
+        """Prepare a training.
+
+        Args:
+            folder: Where the checkpoints go; it exists.
+            epochs: How many.
+            monitor: What decides on the best epoch.
+            save_period: Epochs between `checkpoint_epochNN.pth` files; 0 writes none.
+            checkpoint_seconds: Least time between two `checkpoint_last.pth` within a training.
+            identity: Plain values that every checkpoint of this training carries (config, data
+                fingerprint, cycle, pool).
+        """
+        self.folder, self.epochs, self.monitor = folder, epochs, monitor
+        self._save_period = save_period
+        self._checkpoint_seconds = checkpoint_seconds
+        self._identity = dict(identity)
+        self.epoch = self.batch = 0
+        self.seconds = 0.0
+        self.history: list[dict[str, float | None]] = []
+
+    @abstractmethod
+    def train_epoch(self) -> dict[str, float | None]:
+        """Train from `self.batch` to the end of the epoch, counting `self.batch` up."""
+
+    @abstractmethod
+    def validation_due(self) -> bool:
+        """Whether the epoch that has just been trained is validated."""
+
+    @abstractmethod
+    def validate(self) -> dict[str, float | None]:
+        """Values of the validation data, their names with `val_` before them."""
+
+    @abstractmethod
+    def after_epoch(self, values: Mapping[str, float | None]) -> None:
+        """What follows an epoch: learning-rate schedule, logs."""
+
+    @abstractmethod
+    def model_state(self) -> dict[str, Any]:
+        """The model's state dict, with the same keys for any number of devices."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything else that an identical continuation needs."""
+
+    @abstractmethod
+    def load_state_dict(self, model: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """Take over what `model_state` and `state_dict` returned."""
+
+    def train(self) -> None:
+        """Run the epochs that are left; afterwards `model_best.pth` is there.
+
+        Raises:
+            Interrupted: A stop was asked for; `checkpoint_last.pth` holds the position.
+        """
+        saved = started = time.monotonic()
+        before = self.seconds
+        try:
+            while self.epoch < self.epochs and not self.monitor.exhausted(self.epoch):
+                values = self.train_epoch()
+                self.epoch, self.batch = self.epoch + 1, 0
+                best = False
+                if self.validation_due() or self.epoch == self.epochs:
+                    values |= self.validate()
+                    best = self.monitor.update(self.epoch, values)
+                self.after_epoch(values)
+                self.history.append(values)
+                now = time.monotonic()
+                self.seconds = before + now - started
+                if best:
+                    self._save(BEST, with_state=False)
+                if self._save_period and self.epoch % self._save_period == 0:
+                    self._save(f"checkpoint_epoch{self.epoch:02d}.pth")
+                if now - saved >= self._checkpoint_seconds:
+                    self._save(LAST)
+                    saved = now
+        except Interrupted:
+            self.seconds = before + time.monotonic() - started
+            self._save(LAST)
+            raise
+        if self.epoch == self.epochs:
+            logger.debug("training ended after %d epochs", self.epoch)
+        else:
+            logger.info(
+                "stopped early after epoch %d: best was %d", self.epoch, self.monitor.best_epoch
+            )
+        self._save(LAST)
+
+    def _save(self, name: str, *, with_state: bool = True) -> None:
+        content = {
+            **self._identity,
+            "model": self.model_state(),
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "seconds": self.seconds,
+            "monitor": self.monitor.state_dict(),
+            "history": self.history,
+        }
+        if with_state:
+            content["state"] = self.state_dict()
+            content["random"] = random_states()
+        save_checkpoint(self.folder / name, content)
+
+    def resume(self, path: Path | None = None) -> Path | None:
+        """Continue from a checkpoint.
+
+        Args:
+            path: The checkpoint; None takes the newest good one of the folder.
+
+        Returns:
+            The checkpoint that was taken, None where the folder holds none.
+
+        Raises:
+            CheckpointError: `path` is damaged or holds no training state, or the folder holds
+                checkpoints but none that can be used.
+        """
+        if path is None:
+            candidates = self._candidates()
+            if not candidates:
+                return None
+            path, content, complaints = newest_good(candidates)
+            for complaint in complaints:
+                logger.warning("%s; falling back", complaint)
+        else:
+            content = load_checkpoint(path)
+        if "state" not in content:
+            raise CheckpointError(
+                f"{path} holds a model but no training state: resume from {LAST}, or start a new "
+                "run from it with --init-from"
+            )
+        self.load_state_dict(content["model"], content["state"])
+        restore_random_states(content["random"])
+        self.monitor.load_state_dict(content["monitor"])
+        self.epoch, self.batch = content["epoch"], content["batch"]
+        self.seconds, self.history = content["seconds"], content["history"]
+        return path
+
+    def _candidates(self) -> list[Path]:
+        """Checkpoints with a training state, the furthest first."""
+        last = self.folder / LAST
+        numbered = sorted(
+            self.folder.glob("checkpoint_epoch*.pth"),
+            key=lambda path: (len(path.name), path.name),
+            reverse=True,
+        )
+        return [path for path in (last, previous(last), *numbered) if path.is_file()]
+
+    def best_path(self) -> Path:
+        """Where the best model of this training lies."""
+        return self.folder / BEST

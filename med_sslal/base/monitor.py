@@ -1,0 +1,67 @@
+"""Which epoch was the best, and when to stop."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from med_sslal.utils.errors import UserError
+
+
+class Monitor:
+    """Follows one value over the epochs.
+
+    Attributes:
+        key: The value's name, None for "off".
+        best: The best value so far, None before the first one.
+        best_epoch: The epoch that it came from.
+    """
+
+    def __init__(self, rule: str, early_stop: int = 0) -> None:
+        """Parse the rule.
+
+        Args:
+            rule: "min KEY", "max KEY" or "off" (then the last epoch is the best).
+            early_stop: Epochs without improvement before training stops; 0 never stops early.
+        """
+        self.key: str | None = None
+        self._sign = 1.0
+        if rule != "off":
+            mode, self.key = rule.split()
+            self._sign = 1.0 if mode == "max" else -1.0
+        self._early_stop = early_stop
+        self.best: float | None = None
+        self.best_epoch = 0
+
+    def update(self, epoch: int, values: Mapping[str, float | None]) -> bool:
+        """Take in the values of a validated epoch; returns whether it is the best so far.
+
+        Raises:
+            UserError: The monitored value is not among them.
+        """
+        if self.key is None:
+            self.best_epoch = epoch
+            return True
+        if self.key not in values:
+            raise UserError(f"trainer.monitor: no value '{self.key}' among {sorted(values)}")
+        value = values[self.key]
+        if value is None:
+            # Undefined (no lesion to find): only a start, so that there is a model at all.
+            better = self.best_epoch == 0
+        else:
+            better = self.best is None or self._sign * value > self._sign * self.best
+        if better:
+            self.best, self.best_epoch = value, epoch
+        return better
+
+    def exhausted(self, epoch: int) -> bool:
+        """Whether `epoch` lies `early_stop` epochs or more past the best one."""
+        if not self._early_stop or self.key is None:
+            return False
+        return epoch - self.best_epoch >= self._early_stop
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best value and epoch."""
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.best, self.best_epoch = state["best"], state["best_epoch"]

@@ -1,0 +1,205 @@
+"""From a checked config to built objects: the one place that reads its keys."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from med_sslal.al.al_helpers import check_pool
+from med_sslal.al.oracle import SimulatedOracle
+from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.base_model import BaseModel
+from med_sslal.base.checkpoint import load_checkpoint
+from med_sslal.config.parse_config import ConfigParser
+from med_sslal.data.transforms import EvalTransform
+from med_sslal.eval.metric import metric_keys
+from med_sslal.model.parallel import ListDataParallel
+from med_sslal.trainer.setup import RunSetup
+from med_sslal.trainer.trainer import TrainerSettings
+from med_sslal.utils.errors import CheckpointError, ConfigError
+from med_sslal.utils.train_util import (
+    Devices,
+    autocast_dtype,
+    resolve_devices,
+    restrict_visible_devices,
+    seed_everything,
+)
+from med_sslal.utils.util import stable_hash
+
+DEFAULT_IMAGE_SIZE = 512
+
+
+def devices_of(config: ConfigParser, device: str | None) -> Devices:
+    """The devices that `--device`, or else `n_gpu`, means.
+
+    Raises:
+        DeviceError: They are not there.
+    """
+    return resolve_devices(config["n_gpu"] if device is None else restrict_visible_devices(device))
+
+
+def build_dataset(config: ConfigParser) -> BaseDataset:
+    """The data set, checked against the rest of the config.
+
+    Raises:
+        ConfigError: Classes, pool size or monitor do not fit the data.
+        DataError: The data is missing or damaged.
+    """
+    dataset: BaseDataset = config.init_obj("dataset")
+    dataset.check_num_classes(config.get("arch.args.num_classes"))
+    check_monitor(config, dataset)
+    return dataset
+
+
+def check_monitor(config: ConfigParser, dataset: BaseDataset) -> None:
+    """Raise ConfigError unless the monitored value is one that validation gives."""
+    rule = config.get("trainer.monitor")
+    if rule == "off":
+        return
+    keys = {"val_loss"} | {
+        f"val_{key}" for key in metric_keys(config["metrics"], dataset.class_names)
+    }
+    key = rule.split()[1]
+    if key not in keys:
+        raise ConfigError(f"trainer.monitor: no value '{key}'; there are {', '.join(sorted(keys))}")
+
+
+def build_setup(
+    config: ConfigParser, dataset: BaseDataset, devices: Devices, *, show_progress: bool
+) -> RunSetup:
+    """Everything a run is made of.
+
+    Args:
+        config: The checked config.
+        dataset: What `build_dataset` gave.
+        devices: What `devices_of` gave.
+        show_progress: Whether trainings report while they run.
+
+    Raises:
+        ConfigError: The initial set and the first query exceed the pool.
+    """
+    helper = config.init_obj("al_settings", seed=config["seed"])
+    if config.get("al_settings.num_cycles"):
+        check_pool(helper.init_num, helper.budget_num, len(dataset.splits["train"]))
+    else:
+        check_pool(helper.init_num, 0, len(dataset.splits["train"]))
+    if config["batch_size"] < len(devices.ids):
+        raise ConfigError(
+            f"batch_size is {config['batch_size']} for {len(devices.ids)} devices: each needs an "
+            "image at least"
+        )
+    dtype = autocast_dtype(config.get("trainer.precision"), devices.main)
+    image_size = config["image_size"] or DEFAULT_IMAGE_SIZE
+    pseudo = config.get("ssl_settings.include_pseudolabels")
+    return RunSetup(
+        dataset=dataset,
+        oracle=SimulatedOracle(dataset.annotations),
+        helper=helper,
+        labeller=config.init_obj("ssl_settings") if pseudo else None,
+        make_model=model_maker(config, dtype),
+        parallel=lambda model: _parallel(model, devices),
+        make_optimizer=lambda model: _optimizer(config, model),
+        make_scheduler=(
+            (lambda optimizer: config.init_obj("lr_scheduler", optimizer))
+            if config["lr_scheduler"]
+            else None
+        ),
+        train_transform=config.init_obj(
+            "augmentation", image_size, seed=stable_hash(config["seed"], "augmentation")
+        ),
+        eval_transform=EvalTransform(image_size),
+        settings=trainer_settings(config, show_progress=show_progress),
+        num_cycles=config.get("al_settings.num_cycles"),
+        devices=devices,
+        dtype=dtype,
+        batch_size=config["batch_size"],
+        n_workers=config["n_workers"],
+        seed=config["seed"],
+        metrics=tuple(config["metrics"]),
+        keep_checkpoints=config.get("trainer.keep_checkpoints"),
+        keep_records=_count(config.get("trainer.keep_records")),
+        tensorboard=config.get("trainer.tensorboard"),
+        config=config.resolved,
+        config_hash=config.digest(),
+    )
+
+
+def _parallel(model: BaseModel, devices: Devices) -> nn.Module:
+    """The model on all devices of the run."""
+    return ListDataParallel(model, devices.ids) if len(devices.ids) > 1 else model
+
+
+def _count(keep: bool | int) -> int:
+    """`keep_records` as a number of records."""
+    if keep is True:
+        return 10**9
+    return int(keep)
+
+
+def _optimizer(config: ConfigParser, model: nn.Module) -> Any:
+    """The optimiser over the trainable parameters."""
+    return config.init_obj("optimizer", [p for p in model.parameters() if p.requires_grad])
+
+
+def trainer_settings(config: ConfigParser, *, show_progress: bool) -> TrainerSettings:
+    """The scalars of a training."""
+    trainer = config["trainer"]
+    names = set(TrainerSettings.__dataclass_fields__) & set(trainer)
+    return TrainerSettings(
+        **{name: trainer[name] for name in names},
+        lr_interval=(config["lr_scheduler"] or {}).get("interval", "epoch"),
+        pseudo_weight=config.get("ssl_settings.weight"),
+        show_progress=show_progress,
+    )
+
+
+def model_maker(config: ConfigParser, dtype: torch.dtype | None) -> Callable[[], BaseModel]:
+    """A function that makes detectors for a checkpoint's weights to go into.
+
+    Args:
+        config: The checked config.
+        dtype: Low precision inside the model.
+    """
+    parameters = inspect.signature(config.init_class("arch")).parameters
+    # Pretrained weights would be read, or even downloaded, to be overwritten at once.
+    frame_only = {"load_pretrained": False} if "load_pretrained" in parameters else {}
+
+    def make() -> BaseModel:
+        model: BaseModel = config.init_obj("arch", **frame_only)
+        model.autocast_dtype = dtype
+        return model
+
+    return make
+
+
+def initial_weights(config: ConfigParser, init_from: Path | None) -> dict[str, Any]:
+    """The weights that every cycle starts from: seeded, pretrained or from a checkpoint.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged or does not fit the architecture.
+    """
+    seed_everything(config["seed"], "weights")
+    model: BaseModel = config.init_obj("arch")
+    if init_from is not None:
+        load_weights(model, load_checkpoint(init_from, require_checksum=False), init_from)
+    return model.state_dict()
+
+
+def load_weights(model: nn.Module, content: Mapping[str, Any], path: Path) -> None:
+    """Put a checkpoint's weights into a model.
+
+    Raises:
+        CheckpointError: It holds none, or those of another architecture.
+    """
+    if "model" not in content:
+        raise CheckpointError(f"{path} holds no model")
+    try:
+        model.load_state_dict(content["model"])
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:3]]
+        raise CheckpointError(
+            f"{path} is of another architecture than the config's arch: {' '.join(lines)[:300]}"
+        ) from error

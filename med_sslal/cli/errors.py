@@ -1,0 +1,31 @@
+"""What ends a program: exit codes and the one sentence for what the user can mend."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from med_sslal.utils.errors import UserError
+
+
+def run_reported(main: Callable[[], int]) -> int:
+    """Run `main` and turn the errors a user can mend into a sentence and exit code 2.
+
+    Returns:
+        What `main` returned, or 2. Anything else that is raised is a bug: it shows its traceback
+        and Python exits with 1.
+    """
+    try:
+        return main()
+    except UserError as error:
+        logging.getLogger("med_sslal").debug("ended by an error", exc_info=True)
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except BrokenPipeError:
+        # The reader of our output (head, less) has left; point stdout away so that the
+        # interpreter's last flush is silent too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped at once; the last checkpoint on disk is where --resume goes on\n")
+        return 130

@@ -1,0 +1,26 @@
+"""Every registry of the program, handed to ConfigParser."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from med_sslal.al.al_helpers import ActiveLearningHelper
+from med_sslal.config.torch_types import lr_schedulers, optimizers
+from med_sslal.data.dataset import DATASETS
+from med_sslal.data.transforms import AUGMENTATIONS
+from med_sslal.eval.metric import METRICS
+from med_sslal.model.model import MODELS
+from med_sslal.ssl.pseudo_labels import PseudoLabeller
+
+
+def registries() -> dict[str, Mapping[str, Any]]:
+    """Config section to (name to class)."""
+    return {
+        "arch": MODELS,
+        "dataset": DATASETS,
+        "augmentation": AUGMENTATIONS,
+        "optimizer": optimizers(),
+        "lr_scheduler": lr_schedulers(),
+        "al_settings": {"ActiveLearningHelper": ActiveLearningHelper},
+        "ssl_settings": {"PseudoLabeller": PseudoLabeller},
+        "metrics": METRICS,
+    }

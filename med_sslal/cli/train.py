@@ -1,0 +1,257 @@
+"""`python train.py`: a new run, or the continuation of one."""
+
+import logging
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.checkpoint import load_checkpoint, save_checkpoint
+from med_sslal.cli.build import (
+    build_dataset,
+    build_setup,
+    devices_of,
+    initial_weights,
+    load_weights,
+)
+from med_sslal.cli.registries import registries
+from med_sslal.cli.run_folder import (
+    RunPath,
+    create_run_folder,
+    environment,
+    find_run,
+    save_config,
+)
+from med_sslal.config.parse_config import ConfigParser
+from med_sslal.config.resume import compare_for_resume
+from med_sslal.config.show import help_config, print_config
+from med_sslal.logger.logger import add_log_file, remove_log_file, setup_logging
+from med_sslal.report.run_report import write_run_pictures
+from med_sslal.report.table import cycle_table
+from med_sslal.trainer.cycle import CycleLoop
+from med_sslal.trainer.disk import disk_estimate
+from med_sslal.utils.errors import CheckpointError, ConfigError
+from med_sslal.utils.interrupt import Interrupted, StopRequest
+from med_sslal.utils.train_util import Devices
+from med_sslal.utils.util import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+DRY_INIT, DRY_BUDGET, DRY_POOL, DRY_EVAL = 4, 2, 12, 4
+
+
+def train(args: Namespace) -> int:
+    """Do what the command line asks for; returns the exit code.
+
+    Raises:
+        UserError: Something the user can mend.
+    """
+    if args.help_config:
+        sys.stdout.write(help_config(registries()))
+        return 0
+    if args.resume is not None:
+        return _resume(args)
+    config = ConfigParser.from_file(args.config, registries(), args.overrides)
+    if args.print_config:
+        sys.stdout.write(print_config(config))
+        return 0
+    setup_logging(config.get("trainer.verbosity"))
+    devices = devices_of(config, args.device)
+    if config["n_gpu"] == "auto" and args.device is None and not devices.ids:
+        logger.info('n_gpu is "auto" and there is no GPU: training on the CPU')
+    init_from = args.init_from and Path(args.init_from)
+    dataset = build_dataset(config)
+    if args.dry_run:
+        return _dry_run(config, dataset, devices, init_from)
+    weights = initial_weights(config, init_from)
+    setup = build_setup(config, dataset, devices, show_progress=True)
+    folder = create_run_folder(
+        Path(config.get("trainer.save_dir")), config["name"], args.run_id, config["seed"]
+    )
+    _begin(folder, config, dataset, weights, init_from)
+    return _run(folder, setup, devices)
+
+
+def _begin(
+    folder: Path,
+    config: ConfigParser,
+    dataset: BaseDataset,
+    weights: Mapping[str, Any],
+    init_from: Path | None,
+) -> None:
+    """Write what a run holds before its first training; config.json comes last.
+
+    A folder without config.json is no run folder, so a run that dies here cannot be resumed by
+    mistake.
+    """
+    write_json(folder / "split.json", {name: list(ids) for name, ids in dataset.splits.items()})
+    identity = {
+        "data_fingerprint": dataset.fingerprint(),
+        "class_names": dataset.class_names,
+        "init_from": init_from,
+    }
+    save_checkpoint(folder / "initial.pth", {"model": weights, **identity})
+    save_config(folder, config.resolved)
+
+
+def _run(folder: Path, setup: Any, devices: Devices) -> int:
+    """Run the cycles in `folder`; returns the exit code."""
+    handler = add_log_file(folder / "train.log")
+    try:
+        logger.info("run folder: %s", folder)
+        logger.info("%s", disk_estimate(folder / "initial.pth", setup))
+        found = environment(str(devices), torch.get_num_threads())
+        _warn_of_changes(folder / "environment.json", found)
+        write_json(folder / "environment.json", found)
+        started = time.monotonic()
+        with StopRequest() as stop:
+            rows = CycleLoop(setup, folder, stop).run()
+        write_run_pictures(folder, setup.dataset)
+        sys.stdout.write(cycle_table(rows) + "\n")
+        logger.info("finished after %.1f minutes", (time.monotonic() - started) / 60)
+        logger.info("results: %s", folder)
+    except Interrupted as request:
+        logger.info("stopped; go on with: python train.py --resume %s", folder)
+        return request.exit_code
+    finally:
+        remove_log_file(handler)
+    return 0
+
+
+def _warn_of_changes(path: Path, found: Mapping[str, Any]) -> None:
+    """Warn where a resumed run meets another environment: the numbers may differ."""
+    if path.exists():
+        before = read_json(path)
+        for name in sorted(before.keys() & found.keys()):
+            if before[name] != found[name]:
+                logger.warning(
+                    "%s was %s and is now %s: the continuation may differ from an unbroken run",
+                    name,
+                    before[name],
+                    found[name],
+                )
+
+
+def _resume(args: Namespace) -> int:
+    """Continue a run in its own folder."""
+    run = find_run(args.resume, Path("exp_results"))
+    saved = read_json(run.folder / "config.json")
+    config = ConfigParser.from_dict(
+        saved, registries(), args.overrides, source=str(run.folder / "config.json")
+    )
+    if args.print_config:
+        sys.stdout.write(print_config(config))
+        return 0
+    setup_logging(config.get("trainer.verbosity"))
+    _apply_resume_policy(saved, config)
+    devices = devices_of(config, args.device)
+    dataset = build_dataset(config)
+    _check_identity(run, dataset)
+    setup = build_setup(config, dataset, devices, show_progress=True)
+    load_weights(setup.make_model(), load_checkpoint(run.folder / "initial.pth"), run.folder)
+    _check_named(run)
+    save_config(run.folder, config.resolved)
+    logger.info("resuming %s", run.folder)
+    return _run(run.folder, setup, devices)
+
+
+def _apply_resume_policy(saved: Mapping[str, Any], config: ConfigParser) -> None:
+    """Log free changes, warn of risky ones.
+
+    Raises:
+        ConfigError: A change that would make the run's curve no result.
+    """
+    free, warned, refused = compare_for_resume(saved, config.resolved)
+    if refused:
+        raise ConfigError(
+            "\n".join(
+                f"{path} was {old!r} and cannot become {new!r} in a resumed run: start a new one"
+                for path, old, new in refused
+            )
+        )
+    for path, old, new in free:
+        logger.info("%s: %r -> %r", path, old, new)
+    for path, old, new in warned:
+        logger.warning("%s: %r -> %r; the run is no longer of one piece", path, old, new)
+
+
+def _check_identity(run: RunPath, dataset: BaseDataset) -> None:
+    """Refuse to continue on other data.
+
+    Raises:
+        CheckpointError: The data set's fingerprint differs from the run's.
+    """
+    initial = load_checkpoint(run.folder / "initial.pth")
+    if initial["data_fingerprint"] != dataset.fingerprint():
+        raise CheckpointError(
+            f"the data is not that of {run.folder}: its images, labels or split have changed"
+        )
+
+
+def _check_named(run: RunPath) -> None:
+    """A checkpoint that was named must be good, and the furthest of its run.
+
+    Raises:
+        CheckpointError: It is damaged, holds no training state, or the run has gone on past it.
+    """
+    if run.checkpoint is None:
+        return
+    content = load_checkpoint(run.checkpoint)
+    if "state" not in content:
+        raise CheckpointError(
+            f"{run.checkpoint} holds a model but no training state: resume the run folder, or "
+            "start a new run from it with --init-from"
+        )
+    cycles = sorted(run.folder.glob("cycle_*/checkpoint_last.pth"))
+    newest = load_checkpoint(cycles[-1]) if cycles else content
+    if (content["cycle"], content["epoch"], content["batch"]) < (
+        newest["cycle"],
+        newest["epoch"],
+        newest["batch"],
+    ):
+        raise CheckpointError(
+            f"the run has gone on past {run.checkpoint}: resume the folder {run.folder}, or start "
+            "a new run from the checkpoint with --init-from"
+        )
+
+
+def _dry_run(
+    config: ConfigParser, dataset: BaseDataset, devices: Devices, init_from: Path | None
+) -> int:
+    """One training step, one validation, one scoring and selection on a handful of images."""
+    setup = build_setup(config, dataset, devices, show_progress=False)
+    handful = copy(dataset)
+    handful.splits = {
+        "train": dataset.splits["train"][:DRY_POOL],
+        "val": dataset.splits["val"][:DRY_EVAL],
+        "test": dataset.splits["test"][:DRY_EVAL],
+    }
+    helper = copy(setup.helper)
+    pool = len(handful.splits["train"])
+    helper.init_num = max(1, min(DRY_INIT, helper.init_num, pool - 1))
+    helper.budget_num = max(1, min(DRY_BUDGET, helper.budget_num, pool - helper.init_num))
+    small = replace(
+        setup,
+        dataset=handful,
+        helper=helper,
+        settings=replace(setup.settings, steps_per_cycle=1),
+        num_cycles=min(1, setup.num_cycles),
+        tensorboard=False,
+        n_workers=0,
+    )
+    with tempfile.TemporaryDirectory() as name, StopRequest() as stop:
+        folder = Path(name)
+        _begin(folder, config, handful, initial_weights(config, init_from), init_from)
+        rows = CycleLoop(small, folder, stop).run()
+    sys.stdout.write(
+        f"dry run: {len(rows)} training(s) of one step went through; nothing is left\n"
+    )
+    return 0

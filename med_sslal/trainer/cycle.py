@@ -1,0 +1,288 @@
+"""The cycle loop: train, evaluate, score, select, label, pseudo-label, and again.
+
+Every stage writes its outcome atomically into the cycle's folder and is skipped where the outcome
+is there already, so a resumed run is the same walk over the same files.
+"""
+
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from med_sslal.al.pool import Pool
+from med_sslal.al.record import PoolRecord, RecordHeader
+from med_sslal.al.scoring import score_pool
+from med_sslal.al.selection_io import read_selection, write_selection
+from med_sslal.base.base_model import BaseModel
+from med_sslal.base.base_trainer import BEST
+from med_sslal.base.checkpoint import load_checkpoint
+from med_sslal.base.types import Annotation, Prediction
+from med_sslal.eval.coco_utils import from_coco_predictions, to_coco_predictions
+from med_sslal.eval.metric import evaluate
+from med_sslal.ssl.pseudo_labels import PseudoLabels
+from med_sslal.trainer.inference import loader_of, predict, split_labels
+from med_sslal.trainer.results import write_results
+from med_sslal.trainer.setup import RunSetup
+from med_sslal.trainer.training import train_cycle
+from med_sslal.utils.interrupt import StopRequest
+from med_sslal.utils.util import read_json, sha256_file, write_json
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class CycleState:
+    """What a cycle starts from.
+
+    Attributes:
+        number: 0 for the training on the initial set.
+        pool: Labelled and unlabelled ids.
+        pseudo: Pseudo-labels made at the end of the cycle before, None in cycle 0.
+    """
+
+    number: int
+    pool: Pool
+    pseudo: PseudoLabels | None
+
+
+class CycleLoop:
+    """Walks through the cycles of a run."""
+
+    def __init__(self, setup: RunSetup, folder: Path, stop: StopRequest) -> None:
+        """Prepare the walk.
+
+        Args:
+            setup: What the run is made of.
+            folder: The run folder; it exists.
+            stop: Checked between batches and stages.
+        """
+        self._setup, self._folder, self._stop = setup, folder, stop
+        self._fingerprint = setup.dataset.fingerprint()
+
+    def run(self) -> list[dict[str, Any]]:
+        """Run what is left; returns one row per finished cycle.
+
+        Raises:
+            Interrupted: A stop was asked for; what is done is on disk.
+        """
+        setup, rows = self._setup, []
+        pool = Pool((), setup.dataset.splits["train"])
+        state = CycleState(0, pool.label(setup.helper.initial(pool)), None)
+        while True:
+            folder = self.cycle_folder(state.number)
+            folder.mkdir(exist_ok=True)
+            write_json(folder / "pool.json", state.pool.state_dict())
+            self._train(state)
+            rows.append(self._evaluate(state))
+            write_results(self._folder, rows)
+            self._stop.check()
+            if state.number == setup.num_cycles or not state.pool.unlabelled:
+                return rows
+            state = self._query(state)
+            self._stop.check()
+
+    def cycle_folder(self, number: int) -> Path:
+        """Where the files of a cycle lie."""
+        return self._folder / f"cycle_{number:02d}"
+
+    def _labels(self, state: CycleState) -> dict[str, Annotation]:
+        """The labels bought so far."""
+        return self._setup.oracle.label(state.pool.labelled)
+
+    def _train(self, state: CycleState) -> None:
+        """Train, unless the cycle's training has ended already."""
+        folder = self.cycle_folder(state.number)
+        done = folder / "training.json"
+        if done.exists():
+            return
+        n_pseudo = len(state.pseudo.labels) if state.pseudo else 0
+        logger.info(
+            "cycle %d/%d: training on %d labelled and %d pseudo-labelled images",
+            state.number,
+            self._setup.num_cycles,
+            len(state.pool.labelled),
+            n_pseudo,
+        )
+        before = self.cycle_folder(state.number - 1) / BEST
+        outcome = train_cycle(
+            self._setup,
+            folder,
+            cycle=state.number,
+            labels=self._labels(state),
+            pseudo=state.pseudo.labels if state.pseudo else {},
+            pool=state.pool,
+            initial=self._folder / "initial.pth",
+            before=before if state.number else None,
+            fingerprint=self._fingerprint,
+            stop=self._stop,
+        )
+        write_json(done, outcome)
+        if self._setup.keep_checkpoints == "best_last":
+            for path in (*folder.glob("checkpoint_epoch*"), *folder.glob("*_previous.pth*")):
+                path.unlink()
+
+    def _best_model(self, cycle: int) -> BaseModel:
+        """The cycle's best model on the main device."""
+        model = self._setup.make_model()
+        content = load_checkpoint(self.cycle_folder(cycle) / BEST)
+        model.load_state_dict(content["model"])
+        return model.to(self._setup.devices.main)
+
+    def _evaluate(self, state: CycleState) -> dict[str, Any]:
+        """Measure the best model on val and test; returns the cycle's row."""
+        folder = self.cycle_folder(state.number)
+        if (folder / "metrics.json").exists():
+            return read_json(folder / "metrics.json")["row"]
+        setup, started = self._setup, time.monotonic()
+        model = setup.parallel(self._best_model(state.number))
+        results: dict[str, Any] = {}
+        for split in ("val", "test"):
+            labels = split_labels(setup.dataset, split)
+            found, loss = predict(
+                model,
+                loader_of(setup, setup.dataset.splits[split], labels),
+                setup,
+                stop=self._stop,
+                title=f"cycle {state.number} {split}",
+            )
+            results[split] = evaluate(
+                setup.metrics,
+                found,
+                labels,
+                setup.dataset.infos,
+                setup.dataset.class_names,
+                seed=setup.seed,
+            )
+            results[split]["values"]["loss"] = loss
+            name = "predictions.json" if split == "test" else f"predictions_{split}.json"
+            content = to_coco_predictions(found, setup.dataset.infos, setup.dataset.class_names)
+            write_json(folder / name, content)
+        row = self._row(state, results, time.monotonic() - started)
+        write_json(folder / "metrics.json", {"row": row, **results})
+        return row
+
+    def _row(self, state: CycleState, results: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """The cycle's line of the summary."""
+        training = read_json(self.cycle_folder(state.number) / "training.json")
+        labels = self._labels(state)
+        values = {
+            f"{split}_{name}": value
+            for split in ("val", "test")
+            for name, value in results[split]["values"].items()
+        }
+        interval = results["test"]["intervals"].get("sens_mean") or (None, None)
+        return {
+            "cycle": state.number,
+            "labelled_images": len(labels),
+            "labelled_boxes": sum(label.n_objects for label in labels.values()),
+            "pseudo_images": len(state.pseudo.labels) if state.pseudo else 0,
+            "pseudo_boxes": (
+                sum(label.n_objects for label in state.pseudo.labels.values())
+                if state.pseudo
+                else 0
+            ),
+            "steps": training["steps"],
+            "best_epoch": training["best_epoch"],
+            **values,
+            "test_sens_mean_low": interval[0],
+            "test_sens_mean_high": interval[1],
+            "minutes": round((training["seconds"] + seconds) / 60, 3),
+        }
+
+    def _query(self, state: CycleState) -> CycleState:
+        """Score the pool, choose the next labels, make pseudo-labels: the next cycle's state."""
+        setup, folder = self._setup, self.cycle_folder(state.number)
+        record = None
+        chosen = folder / "selection.json"
+        if not chosen.exists():
+            record = self._score(state)
+            budget = min(setup.helper.budget_num, len(state.pool.unlabelled))
+            if budget < setup.helper.budget_num:
+                logger.warning(
+                    "only %d unlabelled images are left, fewer than budget_num %d: taking them "
+                    "all; the next training is the last",
+                    budget,
+                    setup.helper.budget_num,
+                )
+            selection = setup.helper.query(record, state.pool, budget, state.number)
+            write_selection(chosen, selection, cycle=state.number, header=record.header)
+        ids = read_selection(chosen).image_ids
+        pool = state.pool.label(ids)
+        logger.info(
+            "cycle %d: %d images selected, %d stay unlabelled",
+            state.number,
+            len(ids),
+            len(pool.unlabelled),
+        )
+        pseudo = self._pseudo_label(state, pool, record)
+        self._drop_old_records(state.number)
+        return CycleState(state.number + 1, pool, pseudo)
+
+    def _score(self, state: CycleState) -> PoolRecord:
+        """The one streaming pass of the best model over the unlabelled pool."""
+        setup, folder = self._setup, self.cycle_folder(state.number)
+        if (folder / "record").exists():
+            return PoolRecord.open(folder / "record")
+        labels = self._labels(state)
+        names = setup.dataset.class_names
+        counts = dict.fromkeys(names, 0)
+        for label in labels.values():
+            for number in label.labels[~label.ignore]:
+                counts[names[number - 1]] += 1
+        header = RecordHeader(
+            dataset_fingerprint=self._fingerprint,
+            model_hash=sha256_file(folder / BEST),
+            config_hash=setup.config_hash,
+            class_names=names,
+            class_counts=counts,
+        )
+        started = time.monotonic()
+        record = score_pool(
+            setup.parallel(self._best_model(state.number)),
+            state.pool,
+            self._stop.watch(loader_of(setup, state.pool.unlabelled, None)),
+            self._stop.watch(loader_of(setup, state.pool.labelled, None)),
+            folder / "record",
+            header,
+            device=setup.devices.main,
+            dtype=setup.dtype,
+        )
+        logger.info(
+            "cycle %d: scored %d unlabelled images in %.1f s",
+            state.number,
+            len(state.pool.unlabelled),
+            time.monotonic() - started,
+        )
+        return record
+
+    def _pseudo_label(
+        self, state: CycleState, pool: Pool, record: PoolRecord | None
+    ) -> PseudoLabels | None:
+        """Pseudo-labels for the next cycle, from this cycle's record."""
+        setup, folder = self._setup, self.cycle_folder(state.number)
+        if setup.labeller is None or not pool.unlabelled:
+            return None
+        path = folder / "pseudo_labels.json"
+        if path.exists():
+            return PseudoLabels.read(path)
+        names = setup.dataset.class_names
+        found = self._stored_predictions(folder / "predictions_val.json")
+        thresholds = setup.labeller.thresholds(found, split_labels(setup.dataset, "val"), names)
+        pseudo = setup.labeller.make(
+            record or PoolRecord.open(folder / "record"), pool, thresholds, self._labels(state)
+        )
+        pseudo.write(path)
+        return pseudo
+
+    def _stored_predictions(self, path: Path) -> dict[str, Prediction]:
+        """Predictions that an earlier stage wrote."""
+        return from_coco_predictions(read_json(path), self._setup.dataset.class_names)
+
+    def _drop_old_records(self, cycle: int) -> None:
+        """Keep the newest `keep_records` records."""
+        for number in range(cycle - self._setup.keep_records + 1):
+            folder = self.cycle_folder(number) / "record"
+            if folder.exists():
+                shutil.rmtree(folder)

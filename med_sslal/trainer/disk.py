@@ -1,0 +1,29 @@
+"""How much disk a run will need."""
+
+import shutil
+from pathlib import Path
+
+from med_sslal.trainer.setup import RunSetup
+
+# Float32 values per detection and per image of a pool record, for an upper bound.
+DETECTIONS_PER_IMAGE, VALUES_PER_DETECTION, VALUES_PER_IMAGE = 30, 14, 700
+
+
+def disk_estimate(initial: Path, setup: RunSetup) -> str:
+    """One line: what checkpoints and records of the whole run will take, and what is free.
+
+    Args:
+        initial: Checkpoint of the initial weights.
+        setup: The run.
+    """
+    weights = initial.stat().st_size
+    # model_best, and checkpoint_last with an optimiser that keeps up to two values a weight.
+    per_cycle = weights + 3 * weights
+    if setup.keep_checkpoints == "all" and setup.settings.save_period:
+        per_cycle += 3 * weights * (setup.settings.epochs // setup.settings.save_period)
+    values = DETECTIONS_PER_IMAGE * VALUES_PER_DETECTION + VALUES_PER_IMAGE
+    record = 4 * values * len(setup.dataset.splits["train"])
+    total = weights + (setup.num_cycles + 1) * per_cycle
+    total += min(setup.keep_records, setup.num_cycles) * record
+    free = shutil.disk_usage(initial.parent).free
+    return f"the run will take about {total / 2**30:.2f} GiB; {free / 2**30:.1f} GiB are free"

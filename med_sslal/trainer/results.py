@@ -1,0 +1,22 @@
+"""The table of a run: one row per cycle, in summary.json and results.csv."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from med_sslal.utils.util import atomic_write, write_json
+
+SUMMARY_VERSION = 1
+
+
+def write_results(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the rows so far to `summary.json` and `results.csv` of the run folder."""
+    write_json(folder / "summary.json", {"format_version": SUMMARY_VERSION, "cycles": list(rows)})
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in rows)
+    atomic_write(folder / "results.csv", lambda stream: stream.write(text.getvalue().encode()))

@@ -1,0 +1,301 @@
+"""One training of a detector: supervised on labelled images, plus pseudo-labelled ones.
+
+B images of a batch; an epoch is one pass over the labelled images.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from med_sslal.base.base_data_loader import BaseDataLoader
+from med_sslal.base.base_trainer import BaseTrainer
+from med_sslal.base.monitor import Monitor
+from med_sslal.base.types import Batch
+from med_sslal.data.sampler import EpochBatchSampler
+from med_sslal.logger.progress import Progress
+from med_sslal.logger.visualization import TensorboardWriter
+from med_sslal.utils.errors import UserError
+from med_sslal.utils.interrupt import StopRequest
+
+logger = logging.getLogger(__name__)
+
+# Steps between two looks at the losses on a GPU: each look waits for the device.
+LOSS_CHECK_STEPS = 10
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """The scalars of a training; config keys of the same names under `trainer`.
+
+    Attributes:
+        epochs: Epochs of a cycle.
+        steps_per_cycle: Overrides `epochs` where given.
+        val_period: Epochs between validations.
+        val_steps: Overrides `val_period` where given: least steps between validations.
+        monitor: "min KEY", "max KEY" or "off".
+        early_stop: Epochs without improvement; 0 never stops early.
+        save_period: Epochs between numbered checkpoints.
+        checkpoint_seconds: Least time between two `checkpoint_last.pth` within a training.
+        grad_clip: Largest gradient norm, or None.
+        warmup_steps: Steps over which the learning rate rises linearly from zero.
+        lr_interval: "epoch" or "step": when the scheduler steps.
+        pseudo_weight: Weight of the pseudo-labelled loss after its ramp.
+        show_progress: Whether progress is shown.
+    """
+
+    epochs: int
+    steps_per_cycle: int | None = None
+    val_period: int = 1
+    val_steps: int | None = None
+    monitor: str = "off"
+    early_stop: int = 0
+    save_period: int = 0
+    checkpoint_seconds: float = 60.0
+    grad_clip: float | None = None
+    warmup_steps: int = 0
+    lr_interval: str = "epoch"
+    pseudo_weight: float = 1.0
+    show_progress: bool = True
+
+
+class Trainer(BaseTrainer):
+    """Trains one model in one folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        model: nn.Module,
+        bare_model: nn.Module,
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None,
+        loader: BaseDataLoader,
+        sampler: EpochBatchSampler,
+        evaluate: Callable[[int], dict[str, float | None]],
+        settings: TrainerSettings,
+        device: torch.device,
+        scaler: torch.amp.GradScaler | None,
+        writer: TensorboardWriter,
+        stop: StopRequest,
+        identity: Mapping[str, Any],
+        title: str = "",
+    ) -> None:
+        """Prepare a training.
+
+        Args:
+            folder: Where the checkpoints go; it exists.
+            model: What computes the losses: the detector, or its DataParallel.
+            bare_model: The detector itself.
+            optimizer: Over the detector's parameters.
+            scheduler: None keeps the learning rate.
+            loader: Training batches, in the sampler's order.
+            sampler: The loader's batch sampler.
+            evaluate: Given the finished epochs, returns the `val_` values.
+            settings: The scalars.
+            device: Where the batches go.
+            scaler: Loss scaling for fp16, else None.
+            writer: TensorBoard of this training.
+            stop: Checked before every batch.
+            identity: Plain values that every checkpoint carries.
+            title: For the progress line, such as "cycle 1/3".
+        """
+        self._batches = len(sampler)
+        self._total_steps = settings.steps_per_cycle or settings.epochs * self._batches
+        super().__init__(
+            folder,
+            epochs=math.ceil(self._total_steps / self._batches),
+            monitor=Monitor(settings.monitor, settings.early_stop),
+            save_period=settings.save_period,
+            checkpoint_seconds=settings.checkpoint_seconds,
+            identity=identity,
+        )
+        self._model, self._bare, self._device = model, bare_model, device
+        self._optimizer, self._scheduler, self._scaler = optimizer, scheduler, scaler
+        self._loader, self._sampler = loader, sampler
+        self._evaluate, self._settings = evaluate, settings
+        self._writer, self._stop, self._title = writer, stop, title
+        self._parameters = [p for p in bare_model.parameters() if p.requires_grad]
+        self._sums: dict[str, float] = {}
+        self._pending: list[tuple[list[str], dict[str, Tensor], Tensor]] = []
+        self._last_validation = 0
+
+    @property
+    def step(self) -> int:
+        """Finished optimiser steps."""
+        return min(self.epoch * self._batches + self.batch, self._total_steps)
+
+    def _epoch_batches(self) -> int:
+        """Batches of the current epoch; the last one may be cut short by `steps_per_cycle`."""
+        return min(self._batches, self._total_steps - self.epoch * self._batches)
+
+    def train_epoch(self) -> dict[str, float | None]:
+        """Train to the end of the epoch; returns mean losses and the learning rate."""
+        self._model.train()
+        self._sampler.set_epoch(self.epoch)
+        self._sampler.set_start(self.batch)
+        total = self._epoch_batches()
+        text = f"{self._title} epoch {self.epoch + 1}/{self.epochs}"
+        batches = iter(self._loader)
+        show = self._settings.show_progress
+        with Progress(text, total, done=self.batch, show=show) as progress:
+            while self.batch < total:
+                try:
+                    self._stop.check()
+                finally:
+                    self._settle()
+                self._train_step(next(batches).to(self._device))
+                self.batch += 1
+                if self._device.type == "cpu" or len(self._pending) >= LOSS_CHECK_STEPS:
+                    self._settle()
+                progress.advance(self._note() if progress.due() else "")
+        self._settle()
+        lr = self._optimizer.param_groups[0]["lr"]
+        mean: dict[str, float | None] = {
+            name: value / total for name, value in sorted(self._sums.items())
+        }
+        self._sums = {}
+        return {**mean, "lr": lr, "epoch": self.epoch + 1, "step": self.step}
+
+    def _note(self) -> str:
+        """Losses, learning rate and memory for the progress line."""
+        done = max(self.batch, 1)
+        lr = self._optimizer.param_groups[0]["lr"]
+        text = f"loss {self._sums.get('loss', 0.0) / done:.3f}, lr {lr:.2g}"
+        if self._device.type == "cuda":
+            text += f", {torch.cuda.max_memory_allocated(self._device) / 2**30:.1f} GiB"
+        return text
+
+    def _train_step(self, batch: Batch) -> None:
+        """One optimiser step."""
+        output = self._model(batch.images, batch.targets, batch.frames)
+        per_image = torch.stack(list(output.losses.values())).sum(0)
+        loss = self._weighted(per_image, batch.pseudo)
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._scaler is not None:
+            self._scaler.scale(loss).backward()
+            self._scaler.unscale_(self._optimizer)
+        else:
+            loss.backward()
+        if self._settings.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._settings.grad_clip)
+        self._optimizer_step()
+        names = [frame.info.image_id for frame in batch.frames]
+        losses = {name: value.detach() for name, value in output.losses.items()}
+        self._pending.append((names, losses, loss.detach()))
+
+    def _weighted(self, per_image: Tensor, pseudo: Tensor) -> Tensor:
+        """Mean over the labelled images plus the weighted mean over the pseudo-labelled ones."""
+        if not self._sampler.n_pseudo:
+            return per_image.mean()
+        # The ramp lasts the first tenth of the steps: early pseudo-labels would drown the labels.
+        ramp = min(1.0, self.step / max(0.1 * self._total_steps, 1.0))
+        counts = pseudo.sum().clamp(min=1), (~pseudo).sum().clamp(min=1)
+        labelled_loss = (per_image * ~pseudo).sum() / counts[1]
+        pseudo_loss = (per_image * pseudo).sum() / counts[0]
+        return labelled_loss + self._settings.pseudo_weight * ramp * pseudo_loss
+
+    def _optimizer_step(self) -> None:
+        """Step optimiser and per-step schedule; warm-up scales the rate of this step only."""
+        factor = min(1.0, (self.step + 1) / max(self._settings.warmup_steps, 1))
+        scheduled = [group["lr"] for group in self._optimizer.param_groups]
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["lr"] * factor
+        if self._scaler is not None:
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        else:
+            self._optimizer.step()
+        for group, lr in zip(self._optimizer.param_groups, scheduled, strict=True):
+            group["lr"] = lr
+        if self._scheduler is not None and self._settings.lr_interval == "step":
+            self._scheduler.step()
+
+    def _settle(self) -> None:
+        """Read the losses of the last steps from the device, and stop at a non-finite one.
+
+        Raises:
+            UserError: A loss is NaN or infinite; the text names the batch's images.
+        """
+        pending, self._pending = self._pending, []
+        for names, losses, loss in pending:
+            value = loss.item()
+            if not math.isfinite(value):
+                parts = {k: v.tolist() for k, v in losses.items() if not v.isfinite().all()}
+                raise UserError(
+                    f"the loss is {value} at step {self.step} for the batch of images "
+                    f"{', '.join(names)} ({', '.join(parts) or 'their sum'}): lower "
+                    "optimizer.args.lr or set trainer.grad_clip"
+                )
+            self._sums["loss"] = self._sums.get("loss", 0.0) + value
+            for name, tensor in losses.items():
+                self._sums[name] = self._sums.get(name, 0.0) + tensor.mean().item()
+
+    def validation_due(self) -> bool:
+        """Every `val_period` epochs, or `val_steps` steps where given."""
+        every = self._settings.val_steps
+        done = min(self.epoch * self._batches, self._total_steps)
+        if every is None:
+            return self.epoch % self._settings.val_period == 0
+        return done - self._last_validation >= every
+
+    def validate(self) -> dict[str, float | None]:
+        """The `val_` values of the model as it is."""
+        self._last_validation = min(self.epoch * self._batches, self._total_steps)
+        return self._evaluate(self.epoch)
+
+    def after_epoch(self, values: Mapping[str, float | None]) -> None:
+        """Step the schedule and log."""
+        if self._scheduler is not None and self._settings.lr_interval == "epoch":
+            if isinstance(self._scheduler, ReduceLROnPlateau):
+                watched = values.get(self.monitor.key or "val_loss")
+                if watched is not None:
+                    self._scheduler.step(watched)
+            else:
+                self._scheduler.step()
+        self._writer.scalars(
+            {name: value for name, value in values.items() if name not in ("epoch", "step")},
+            self.step,
+        )
+        shown = ", ".join(
+            f"{name} {value:.4g}"
+            for name, value in values.items()
+            if value is not None
+            and (name in ("loss", "lr", "val_loss") or name.startswith("val_"))
+            and "/" not in name
+        )
+        level = logging.INFO if any(name.startswith("val_") for name in values) else logging.DEBUG
+        text = f"{self._title} epoch {self.epoch}/{self.epochs}"
+        logger.log(level if self._settings.show_progress else logging.DEBUG, "%s: %s", text, shown)
+
+    def model_state(self) -> dict[str, Any]:
+        """The detector's state dict."""
+        return self._bare.state_dict()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimiser, schedule, loss scaling, and the sums of the current epoch."""
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler and self._scheduler.state_dict(),
+            "scaler": self._scaler and self._scaler.state_dict(),
+            "sums": self._sums,
+            "last_validation": self._last_validation,
+        }
+
+    def load_state_dict(self, model: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """Take over what `model_state` and `state_dict` returned."""
+        self._bare.load_state_dict(model)
+        self._optimizer.load_state_dict(dict(state["optimizer"]))
+        if self._scheduler is not None and state["scheduler"] is not None:
+            self._scheduler.load_state_dict(state["scheduler"])
+        if self._scaler is not None and state["scaler"] is not None:
+            self._scaler.load_state_dict(state["scaler"])
+        self._sums = dict(state["sums"])
+        self._last_validation = state["last_validation"]

@@ -1,0 +1,182 @@
+"""Setting up the training of one cycle and running it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from med_sslal.al.pool import Pool
+from med_sslal.base.base_data_loader import BaseDataLoader
+from med_sslal.base.checkpoint import load_checkpoint, sidecar
+from med_sslal.base.types import Annotation, Prediction
+from med_sslal.data.dataset import LabelledView
+from med_sslal.data.sampler import EpochBatchSampler
+from med_sslal.eval.metric import evaluate
+from med_sslal.logger.visualization import TensorboardWriter, draw_boxes
+from med_sslal.trainer.inference import loader_of, predict, split_labels
+from med_sslal.trainer.setup import RunSetup
+from med_sslal.trainer.trainer import Trainer
+from med_sslal.utils.interrupt import StopRequest
+from med_sslal.utils.train_util import seed_everything
+from med_sslal.utils.util import stable_hash
+
+# Pictures per validation in TensorBoard, and the least score of a box drawn there.
+PICTURES, PICTURE_FLOOR = 4, 0.3
+
+
+def train_cycle(
+    setup: RunSetup,
+    folder: Path,
+    *,
+    cycle: int,
+    labels: Mapping[str, Annotation],
+    pseudo: Mapping[str, Annotation],
+    pool: Pool,
+    initial: Path,
+    before: Path | None,
+    fingerprint: str,
+    stop: StopRequest,
+) -> dict[str, Any]:
+    """Train the model of one cycle, continuing where an interrupted training stopped.
+
+    Args:
+        setup: The run.
+        folder: The cycle's folder; it exists.
+        cycle: Its number.
+        labels: The labelled set, in the order of labelling.
+        pseudo: Pseudo-labels, disjoint from it.
+        pool: Saved in the checkpoints.
+        initial: Checkpoint of the initial weights.
+        before: Checkpoint of the previous cycle's best model, None in cycle 0.
+        fingerprint: Of the data set, saved in the checkpoints.
+        stop: Checked before every batch.
+
+    Returns:
+        Plain values: steps, epochs, best epoch, best value, seconds and history.
+
+    Raises:
+        Interrupted: A stop was asked for; the position is saved.
+        UserError: The loss is not finite.
+    """
+    both = labels.keys() & pseudo.keys()
+    if both:
+        raise ValueError(f"{len(both)} images are labelled and pseudo-labelled at once")
+    seed_everything(setup.seed, "training", cycle)
+    model = setup.make_model()
+    start = before if before is not None and setup.helper.restart == "continue" else initial
+    model.load_state_dict(load_checkpoint(start)["model"])
+    model.to(setup.devices.main)
+    optimizer = setup.make_optimizer(model)
+    sampler = EpochBatchSampler(
+        len(labels), len(pseudo), setup.batch_size, stable_hash(setup.seed, "order", cycle)
+    )
+    loader = BaseDataLoader(
+        LabelledView(
+            setup.dataset,
+            {**labels, **pseudo},
+            (*labels, *pseudo),
+            setup.train_transform,
+            frozenset(pseudo),
+        ),
+        batch_sampler=sampler,
+        n_workers=setup.n_workers,
+        pin_memory=setup.devices.main.type == "cuda",
+    )
+    fp16 = setup.dtype is torch.float16
+    with TensorboardWriter(
+        folder.parent / "tensorboard" / folder.name, enabled=setup.tensorboard
+    ) as writer:
+        parallel = setup.parallel(model)
+        trainer = Trainer(
+            folder,
+            model=parallel,
+            bare_model=model,
+            optimizer=optimizer,
+            scheduler=setup.make_scheduler and setup.make_scheduler(optimizer),
+            loader=loader,
+            sampler=sampler,
+            evaluate=Validation(setup, parallel, writer, stop, f"cycle {cycle}"),
+            settings=setup.settings,
+            device=setup.devices.main,
+            scaler=torch.amp.GradScaler(setup.devices.main.type) if fp16 else None,
+            writer=writer,
+            stop=stop,
+            identity={
+                "config": setup.config,
+                "data_fingerprint": fingerprint,
+                "class_names": setup.dataset.class_names,
+                "cycle": cycle,
+                "pool": pool.state_dict(),
+            },
+            title=f"cycle {cycle}/{setup.num_cycles}",
+        )
+        trainer.resume()
+        trainer.train()
+    return {
+        "steps": trainer.step,
+        "epochs": trainer.epoch,
+        "best_epoch": trainer.monitor.best_epoch,
+        "best": trainer.monitor.best,
+        "seconds": trainer.seconds,
+        "history": trainer.history,
+        "best_checkpoint": trainer.best_path().name,
+        "sha256": sidecar(trainer.best_path()).read_text().split()[0],
+    }
+
+
+class Validation:
+    """Measures a model on the validation split; one loader serves all epochs."""
+
+    def __init__(
+        self,
+        setup: RunSetup,
+        model: nn.Module,
+        writer: TensorboardWriter,
+        stop: StopRequest,
+        title: str,
+    ) -> None:
+        """Make the loader."""
+        self._setup, self._model, self._writer = setup, model, writer
+        self._stop, self._title = stop, title
+        self._ids: Sequence[str] = setup.dataset.splits["val"]
+        self._labels = split_labels(setup.dataset, "val")
+        self._loader = loader_of(setup, self._ids, self._labels)
+
+    def __call__(self, epoch: int) -> dict[str, float | None]:
+        """The `val_` values of the model as it is after `epoch` epochs."""
+        setup = self._setup
+        found, loss = predict(
+            self._model,
+            self._loader,
+            setup,
+            stop=self._stop,
+            title=f"{self._title} validation",
+        )
+        result = evaluate(
+            setup.metrics,
+            found,
+            self._labels,
+            setup.dataset.infos,
+            setup.dataset.class_names,
+            draws=0,
+        )
+        self._draw(found, epoch)
+        return {"val_loss": loss, **{f"val_{k}": v for k, v in result["values"].items()}}
+
+    def _draw(self, found: Mapping[str, Prediction], epoch: int) -> None:
+        """The same few validation images each time, with true and predicted boxes."""
+        if not self._setup.tensorboard:
+            return
+        for image_id in self._ids[:PICTURES]:
+            prediction = found[image_id]
+            keep: np.ndarray = prediction.scores >= PICTURE_FLOOR
+            picture = draw_boxes(
+                self._setup.dataset.read(image_id),
+                self._labels[image_id].boxes,
+                prediction.boxes[keep],
+                prediction.scores[keep],
+            )
+            self._writer.image(f"val/{image_id}", picture, epoch)

@@ -1,0 +1,62 @@
+"""Ctrl-C and SIGTERM end a run at the next safe point; a second Ctrl-C ends it at once."""
+
+import signal
+from collections.abc import Iterable, Iterator
+from types import FrameType, TracebackType
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has reached a safe point."""
+
+    def __init__(self, signal_number: int) -> None:
+        """Remember the signal."""
+        super().__init__(f"stopped by signal {signal_number}")
+        self.exit_code = 128 + signal_number
+
+
+class StopRequest:
+    """While entered, remembers the first SIGINT or SIGTERM; `check` raises at a safe point."""
+
+    def __init__(self) -> None:
+        """No request yet."""
+        self._signal: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        """Install the handlers."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Put the old handlers back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None:
+            raise KeyboardInterrupt
+        self._signal = number
+
+    def check(self) -> None:
+        """Raise where a stop was asked for.
+
+        Raises:
+            Interrupted: A signal came.
+        """
+        if self._signal is not None:
+            raise Interrupted(self._signal)
+
+    def watch(self, steps: Iterable[T]) -> Iterator[T]:
+        """Yield from `steps`, checking before each."""
+        for step in steps:
+            self.check()
+            yield step
