@@ -1,0 +1,34 @@
+# Two commands: `make run` trains on the built-in stand-in, `make test` runs every check.
+# Each makes .venv and installs what is needed the first time.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.PHONY: run test fast lint clean
+
+run: $(STAMP)
+	$(BIN)/python train.py -c config.json $(ARGS)
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m slow
+
+fast: $(STAMP)
+	$(BIN)/python -m pytest -q -x -m "not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(STAMP): requirements.txt requirements-dev.txt constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -r requirements.txt -r requirements-dev.txt
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV)
