@@ -313,6 +313,9 @@ def test_intervals_enclose_repeat_and_need_two_patients():
     assert sensitivity_k_fps(*data, ["a"], seed=1).intervals != result.intervals
     one_patient = (*data[:2], infos_of(data[0], lambda image_id: "p"))
     assert set(sensitivity_k_fps(*one_patient, ["a"]).intervals.values()) == {None}
+    undrawn = sensitivity_k_fps(*data, ["a"], draws=0)
+    assert set(undrawn.intervals.values()) == {None}
+    assert undrawn.values == result.values
 
 
 def test_details_by_size_by_type_reach_and_operating_points():

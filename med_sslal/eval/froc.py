@@ -117,7 +117,7 @@ def sensitivity_k_fps(
         annotations: Image id to label; `sizes_mm` and `subtypes` are read where known.
         infos: Image id to info; `group_id` is the patient.
         class_names: Names without background.
-        draws: Bootstrap draws of patients, 1 or more.
+        draws: Bootstrap draws of patients; 0 makes no interval.
         seed: Seed of the draws.
         overlap: `iou`, or `iobb` (intersection over the detection's own area).
 

@@ -25,7 +25,6 @@ def evaluate(
     *,
     draws: int = 1000,
     seed: int = 0,
-    registry: Mapping[str, Metric] = METRICS,
 ) -> dict[str, dict[str, Any]]:
     """Compute the named metrics on one split.
 
@@ -35,9 +34,8 @@ def evaluate(
         annotations: Labels of at least these images.
         infos: Infos of at least these images.
         class_names: Names without background.
-        draws: Bootstrap draws of the metrics that have intervals.
+        draws: Bootstrap draws of the metrics that have intervals; 0 makes no interval.
         seed: Seed of the draws.
-        registry: Where the names are looked up.
 
     Returns:
         A JSON object: `values` and `intervals` by metric key (without `val_` or `test_`), and
@@ -49,7 +47,7 @@ def evaluate(
     """
     merged: dict[str, dict[str, Any]] = {"values": {}, "intervals": {}, "details": {}}
     for name in names:
-        result = _lookup(name, registry)(
+        result = _lookup(name)(
             predictions, annotations, infos, class_names, draws=draws, seed=seed
         )
         merged["values"].update(result.values)
@@ -60,9 +58,7 @@ def evaluate(
     return merged
 
 
-def metric_keys(
-    names: Sequence[str], class_names: Sequence[str], *, registry: Mapping[str, Metric] = METRICS
-) -> set[str]:
+def metric_keys(names: Sequence[str], class_names: Sequence[str]) -> set[str]:
     """Every key that the named metrics give for these classes, for a check before training.
 
     The metrics themselves are asked, on one empty image, so that a key cannot be listed wrongly.
@@ -70,19 +66,15 @@ def metric_keys(
     Raises:
         ConfigError: An unknown metric.
     """
-    empty = {"": Prediction.empty()}
-    info = {"": ImageInfo("", "", "", (1, 1))}
-    return set(
-        evaluate(
-            names, empty, {"": Annotation.empty()}, info, class_names, draws=1, registry=registry
-        )["values"]
-    )
+    image = ImageInfo("", "", "", (1, 1))
+    no_box, no_label = {"": Prediction.empty()}, {"": Annotation.empty()}
+    return set(evaluate(names, no_box, no_label, {"": image}, class_names, draws=0)["values"])
 
 
-def _lookup(name: str, registry: Mapping[str, Metric]) -> Metric:
+def _lookup(name: str) -> Metric:
     """The metric of that name."""
-    if name not in registry:
-        near = difflib.get_close_matches(name, registry, 1)
+    if name not in METRICS:
+        near = difflib.get_close_matches(name, METRICS, 1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ConfigError(f"unknown metric '{name}': there are {', '.join(registry)}{hint}")
-    return registry[name]
+        raise ConfigError(f"unknown metric '{name}': there are {', '.join(METRICS)}{hint}")
+    return METRICS[name]
