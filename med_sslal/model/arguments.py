@@ -1,0 +1,140 @@
+"""What a Faster R-CNN's arguments must satisfy together, before anything is built."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from med_sslal.model.backbone import BackboneSpec
+
+_COUNTS = (
+    "rpn_pre_nms_top_n_train",
+    "rpn_pre_nms_top_n_test",
+    "rpn_post_nms_top_n_train",
+    "rpn_post_nms_top_n_test",
+    "box_batch_size_per_image",
+    "box_head_size",
+    "box_detections_per_img",
+    "top_proposals",
+)
+Problem = tuple[str, str]
+
+
+def problems_of(args: Mapping[str, Any], backbones: Mapping[str, BackboneSpec]) -> list[Problem]:
+    """Everything wrong with a complete set of arguments.
+
+    Args:
+        args: Every constructor argument of FasterRCNN by name, of the right types.
+        backbones: The registry of backbones.
+
+    Returns:
+        Pairs of an argument's name and a sentence about it; empty if all is well.
+    """
+    spec = backbones.get(args["backbone_name"])
+    problems = [*_numbers(args), *_images(args), *_norm_and_weights(args)]
+    if spec is None:
+        return [_unknown_backbone(args["backbone_name"], backbones), *problems]
+    return [*problems, *_stages(args, spec)]
+
+
+def _unknown_backbone(name: str, backbones: Mapping[str, BackboneSpec]) -> Problem:
+    """The sentence about a wrong backbone name."""
+    near = difflib.get_close_matches(name, backbones, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return "backbone_name", f"unknown backbone '{name}'.{hint} Allowed: {', '.join(backbones)}"
+
+
+def _numbers(args: Mapping[str, Any]) -> list[Problem]:
+    """Counts, thresholds and anchor shapes outside their range."""
+    problems = []
+    # None: left out, which is for the config to say.
+    if args["num_classes"] is not None and args["num_classes"] < 2:
+        problems.append(
+            ("num_classes", f"counts background too, so it is 2 or more: {args['num_classes']}")
+        )
+    problems += [
+        (name, f"must be 1 or more, found {args[name]}") for name in _COUNTS if args[name] < 1
+    ]
+    problems += [
+        (name, f"must lie in 0 to 1, found {args[name]}")
+        for name in ("box_score_thresh", "box_nms_thresh")
+        if not 0 <= args[name] <= 1
+    ]
+    for name in ("aspect_ratios", "anchor_sizes"):
+        values = args[name]
+        if values is None:
+            continue
+        flat = [x for level in values for x in level] if name == "anchor_sizes" else list(values)
+        if not flat or min(flat) <= 0:
+            problems.append((name, f"needs positive numbers, found {values}"))
+    return problems
+
+
+def _images(args: Mapping[str, Any]) -> list[Problem]:
+    """Sizes and channel statistics that do not go together."""
+    problems = []
+    low, high = args["min_size"], args["max_size"]
+    if (low is None) != (high is None):
+        problems.append(("max_size", "min_size and max_size are set together or not at all"))
+    elif low is not None and not 1 <= low <= high:
+        problems.append(("min_size", f"must lie in 1 to max_size ({high}), found {low}"))
+    if min(args["image_std"]) <= 0:
+        problems.append(("image_std", f"must be positive, found {args['image_std']}"))
+    return problems
+
+
+def _norm_and_weights(args: Mapping[str, Any]) -> list[Problem]:
+    """Weights that are missing or meet the wrong norm."""
+    problems = []
+    pretrained, norm = args["pretrained"], args["norm"]
+    if pretrained is False and norm == "frozen":
+        problems.append(
+            ("norm", "frozen norm without pretrained weights does nothing: use batch or group")
+        )
+    if pretrained is False and args["trainable_layers"] is not None:
+        problems.append(
+            ("trainable_layers", "without pretrained weights every layer learns: leave it null")
+        )
+    if pretrained is True and norm == "group":
+        problems.append(
+            ("norm", "ImageNet weights come with batch-norm statistics: use frozen or batch")
+        )
+    if isinstance(pretrained, str) and args["load_pretrained"] and not Path(pretrained).is_file():
+        problems.append(("pretrained", f"no weights file '{pretrained}'"))
+    if args["norm_eps"] is not None and not 0 <= args["norm_eps"] <= 1:
+        problems.append(("norm_eps", f"must lie in 0 to 1, found {args['norm_eps']}"))
+    return problems
+
+
+def _stages(args: Mapping[str, Any], spec: BackboneSpec) -> list[Problem]:
+    """Stages and pyramid levels that the backbone does not have."""
+    problems = []
+    n_stages, trainable = len(spec.stages), args["trainable_layers"]
+    if trainable is not None and not 0 <= trainable <= n_stages:
+        problems.append(("trainable_layers", f"must lie in 0 to {n_stages}, found {trainable}"))
+    returned = args["returned_layers"]
+    stages = list(spec.returned_stages) if returned is None else list(returned)
+    if not args["fpn"] and returned is not None:
+        problems.append(("returned_layers", "belongs to the FPN: set fpn true or leave it null"))
+    elif not stages or stages != sorted(set(stages) & set(range(1, n_stages))):
+        problems.append(
+            ("returned_layers", f"must ascend within 1 to {n_stages - 1}, found {stages}")
+        )
+    if spec.weights is None and args["pretrained"] is True:
+        problems.append(("pretrained", f"backbone {args['backbone_name']} has no ImageNet weights"))
+    return [*problems, *_anchors(args, len(stages) + 1 if args["fpn"] else 1)]
+
+
+def _anchors(args: Mapping[str, Any], n_levels: int) -> list[Problem]:
+    """Anchor sizes that do not fit the levels."""
+    sizes = args["anchor_sizes"]
+    if sizes is None:
+        if args["fpn"] and n_levels != 5:
+            return [("anchor_sizes", f"has no default for {n_levels} levels: give one list each")]
+        return []
+    if len(sizes) != n_levels:
+        text = f"needs {n_levels} lists, one per feature level, found {len(sizes)}"
+        return [("anchor_sizes", text)]
+    if len({len(level) for level in sizes}) != 1:
+        return [("anchor_sizes", "every level needs the same number of sizes")]
+    return []

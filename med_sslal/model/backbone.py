@@ -1,0 +1,192 @@
+"""Backbones: what turns an image into feature maps, and the registry of them.
+
+Naming: a stage is a run of layers at one resolution; C5 is the output of the last one. A pyramid
+(FPN) has one level per returned stage and a coarser "pool" level on top of them. Parameter names
+are those of torchvision's detectors, so their weights load.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import (
+    MobileNet_V3_Large_Weights,
+    ResNet18_Weights,
+    ResNet34_Weights,
+    ResNet50_Weights,
+    ResNet101_Weights,
+    mobilenet_v3_large,
+    resnet18,
+    resnet34,
+    resnet50,
+    resnet101,
+)
+from torchvision.models._api import WeightsEnum
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+
+OUT_CHANNELS = 256
+
+Features = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """How to make one backbone.
+
+    Attributes:
+        build: Called with `norm_layer=` (a factory that takes the channels); returns a module
+            whose children, run in order, are the network.
+        stages: Names of the children of each stage, finest first.
+        returned_stages: Stages that feed the pyramid unless the config says otherwise. A stage
+            gives the output of the first child named for it.
+        weights: Its ImageNet weights, None where there are none.
+        weights_prefix: What stands before the children's names in those weights.
+        norm_eps: The eps with which those weights were trained.
+    """
+
+    build: Callable[..., nn.Module]
+    stages: tuple[tuple[str, ...], ...]
+    returned_stages: tuple[int, ...]
+    weights: WeightsEnum | None = None
+    weights_prefix: str = ""
+    norm_eps: float = 1e-5
+
+
+def _mobilenet_v3_large(norm_layer: Callable[[int], nn.Module]) -> nn.Module:
+    """The convolutional part of MobileNetV3-Large."""
+    return mobilenet_v3_large(norm_layer=norm_layer).features
+
+
+def _resnet(build: Callable[..., nn.Module], weights: WeightsEnum) -> BackboneSpec:
+    """The entry of a ResNet."""
+    stages = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
+    return BackboneSpec(build, stages, (1, 2, 3, 4), weights)
+
+
+BACKBONES: Mapping[str, BackboneSpec] = {
+    "resnet18": _resnet(resnet18, ResNet18_Weights.IMAGENET1K_V1),
+    "resnet34": _resnet(resnet34, ResNet34_Weights.IMAGENET1K_V1),
+    "resnet50": _resnet(resnet50, ResNet50_Weights.IMAGENET1K_V1),
+    "resnet101": _resnet(resnet101, ResNet101_Weights.IMAGENET1K_V1),
+    "mobilenet_v3_large": BackboneSpec(
+        build=_mobilenet_v3_large,
+        stages=(
+            ("0", "1"),
+            ("2", "3"),
+            ("4", "5", "6"),
+            ("7", "8", "9", "10", "11", "12"),
+            ("13", "14", "15"),
+            ("16",),
+        ),
+        returned_stages=(1, 2, 3, 5),
+        weights=MobileNet_V3_Large_Weights.IMAGENET1K_V1,
+        weights_prefix="features.",
+        norm_eps=1e-3,
+    ),
+}
+
+
+class PyramidBackbone(BackboneWithFPN):
+    """torchvision's backbone with FPN that hands out C5 as well.
+
+    Attributes:
+        out_channels: Channels of every level.
+        strides: Pixels of the input per cell, for every returned stage.
+    """
+
+    def __init__(self, network: nn.Module, names: Sequence[str], shapes: "BodyShapes") -> None:
+        """Make the pyramid on the children `names` of `network`."""
+        levels = {name: str(level) for level, name in enumerate(names)}
+        super().__init__(network, levels, list(shapes.channels), OUT_CHANNELS)
+        self.strides = shapes.strides
+
+    def forward(self, x: Tensor) -> tuple[Features, Tensor]:
+        """Compute the levels and C5.
+
+        Args:
+            x: [B, 3, H, W], normalised.
+
+        Returns:
+            Level name ("0", "1", ..., "pool") to [B, 256, h, w]; C5 [B, D, h, w].
+        """
+        stages = self.body(x)
+        c5 = next(reversed(stages.values()))
+        return self.fpn(stages), c5
+
+
+class SingleLevelBackbone(nn.Module):
+    """A backbone without FPN: C5 reduced to 256 channels.
+
+    Attributes:
+        out_channels: Channels of the only level.
+        strides: Pixels of the input per cell.
+    """
+
+    def __init__(self, network: nn.Module, name: str, shapes: "BodyShapes") -> None:
+        """Make it on the child `name` of `network`."""
+        super().__init__()
+        self.body = IntermediateLayerGetter(network, {name: "0"})
+        self.reduce = nn.Conv2d(shapes.channels[-1], OUT_CHANNELS, kernel_size=1)
+        self.out_channels = OUT_CHANNELS
+        self.strides = shapes.strides[-1:]
+
+    def forward(self, x: Tensor) -> tuple[Features, Tensor]:
+        """Compute {"0": [B, 256, h, w]} and C5 [B, D, h, w] from [B, 3, H, W]."""
+        c5 = self.body(x)["0"]
+        return OrderedDict([("0", self.reduce(c5))]), c5
+
+
+@dataclass(frozen=True)
+class BodyShapes:
+    """Channels and strides of the returned stages, finest first."""
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@torch.no_grad()
+def body_shapes(network: nn.Module, names: Sequence[str]) -> BodyShapes:
+    """Find channels and strides of the children `names` by running one empty image."""
+    side = 64
+    body = IntermediateLayerGetter(network, {name: name for name in names})
+    was_training = network.training
+    body.eval()
+    outputs = body(torch.zeros(1, 3, side, side))
+    body.train(was_training)
+    return BodyShapes(
+        tuple(outputs[name].shape[1] for name in names),
+        tuple(side // outputs[name].shape[-1] for name in names),
+    )
+
+
+def build_backbone(
+    spec: BackboneSpec,
+    *,
+    norm_layer: Callable[[int], nn.Module],
+    fpn: bool,
+    returned_stages: Sequence[int],
+    trainable_layers: int,
+) -> PyramidBackbone | SingleLevelBackbone:
+    """Make a backbone with random weights.
+
+    Args:
+        spec: Its entry of the registry.
+        norm_layer: Factory of normalisation layers.
+        fpn: Build the pyramid; else only the last of `returned_stages` is used.
+        returned_stages: Stages that feed the pyramid, finest first.
+        trainable_layers: Number of stages, from the last, that learn.
+    """
+    network = spec.build(norm_layer=norm_layer)
+    n_frozen = len(spec.stages) - trainable_layers
+    frozen = {name for stage in spec.stages[:n_frozen] for name in stage}
+    for name, child in network.named_children():
+        if name in frozen:
+            child.requires_grad_(False)
+    names = [spec.stages[stage][0] for stage in returned_stages]
+    shapes = body_shapes(network, names)
+    if fpn:
+        return PyramidBackbone(network, names, shapes)
+    return SingleLevelBackbone(network, names[-1], shapes)

@@ -1,0 +1,151 @@
+"""Several GPUs in one process: torch's DataParallel over lists of images.
+
+The stock class cuts every tensor of a list along its first axis: an image into channels and a
+target into boxes, without a word. Here whole images are dealt out. Low precision needs nothing:
+it is set inside the detector, so the threads see it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel
+
+from med_sslal.base.base_model import BaseModel
+from med_sslal.base.types import Detections, Frame, ModelOutput, Target
+from med_sslal.utils.errors import DeviceError
+
+Part = tuple[Tensor | list[Tensor], list[Target] | None, list[Frame] | None]
+
+
+class ListDataParallel(DataParallel):
+    """A detector on several GPUs; the batch size is that of all of them together.
+
+    `module` is the detector, and its state dict is what a checkpoint holds.
+    """
+
+    def __init__(self, module: BaseModel, device_ids: Sequence[int]) -> None:
+        """Wrap a detector whose parameters lie on the first device.
+
+        Args:
+            module: The detector.
+            device_ids: Numbers of the visible GPUs.
+
+        Raises:
+            DeviceError: There are fewer GPUs.
+        """
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not device_ids or max(device_ids) >= found:
+            raise DeviceError(
+                f"GPUs {list(device_ids)} asked for, {found} found: use --device cpu or fewer GPUs"
+            )
+        super().__init__(module, list(device_ids))
+
+    def forward(
+        self,
+        images: Tensor | Sequence[Tensor],
+        targets: Sequence[Target] | None = None,
+        frames: Sequence[Frame] | None = None,
+    ) -> ModelOutput:
+        """Deal out the images, run the replicas and gather (see BaseModel.forward)."""
+        parts = scatter_parts(images, targets, frames, len(self.device_ids))
+        moved = [
+            part_to(part, torch.device("cuda", number))
+            for part, number in zip(parts, self.device_ids, strict=False)
+        ]
+        if len(moved) == 1:
+            return self.module(*moved[0])
+        replicas: Any = self.replicate(self.module, self.device_ids[: len(moved)])
+        outputs = self.parallel_apply(replicas, moved, None)
+        return gather_outputs(outputs, self.src_device_obj)
+
+
+def unwrap(model: nn.Module) -> BaseModel:
+    """The detector itself, whatever wraps it."""
+    bare = model.module if isinstance(model, DataParallel) else model
+    assert isinstance(bare, BaseModel)
+    return bare
+
+
+def scatter_parts(
+    images: Tensor | Sequence[Tensor],
+    targets: Sequence[Target] | None,
+    frames: Sequence[Frame] | None,
+    n: int,
+) -> list[Part]:
+    """Deal a batch out in order, in at most `n` parts whose sizes differ by one at most.
+
+    Args:
+        images: float32 [B, 3, H, W] or B tensors [3, H, W].
+        targets: B labels or None.
+        frames: B frames or None.
+        n: Number of devices.
+
+    Returns:
+        One (images, targets, frames) per part, none of them empty.
+    """
+    size = len(images)
+    n = max(1, min(n, size))
+    bounds = [size * i // n for i in range(n + 1)]
+    return [
+        (
+            images[start:stop] if isinstance(images, Tensor) else list(images[start:stop]),
+            None if targets is None else list(targets[start:stop]),
+            None if frames is None else list(frames[start:stop]),
+        )
+        for start, stop in pairwise(bounds)
+    ]
+
+
+def part_to(part: Part, device: torch.device) -> Part:
+    """A copy of a part on `device`; frames stay on the CPU."""
+    images, targets, frames = part
+    moved = (
+        images.to(device, non_blocking=True)
+        if isinstance(images, Tensor)
+        else [image.to(device, non_blocking=True) for image in images]
+    )
+    return moved, targets and [target.to(device, True) for target in targets], frames
+
+
+def gather_outputs(outputs: Sequence[ModelOutput], device: torch.device) -> ModelOutput:
+    """Join the outputs of the parts in order.
+
+    Losses are one value per image, so their mean weighs every image alike whatever the parts'
+    sizes.
+
+    Args:
+        outputs: One per part.
+        device: Where the result goes.
+    """
+    moved = [output_to(output, device) for output in outputs]
+    losses = {name: torch.cat([out.losses[name] for out in moved]) for name in moved[0].losses}
+    return ModelOutput(losses, [item for out in moved for item in out.detections])
+
+
+def output_to(output: ModelOutput, device: torch.device) -> ModelOutput:
+    """Bring an output to `device`, one transfer per field instead of one per image and field."""
+    losses = {name: value.to(device) for name, value in output.losses.items()}
+    if not output.detections or output.detections[0].boxes.device == device:
+        return ModelOutput(losses, output.detections)
+    columns: dict[str, Any] = {
+        field.name: _column_to([getattr(item, field.name) for item in output.detections], device)
+        for field in fields(Detections)
+    }
+    detections = [
+        Detections(**{name: column[i] for name, column in columns.items()})
+        for i in range(len(output.detections))
+    ]
+    return ModelOutput(losses, detections)
+
+
+def _column_to(values: Sequence[Tensor | None], device: torch.device) -> Sequence[Tensor | None]:
+    """Bring one field of every image to `device` at once; None stays None."""
+    tensors = [value for value in values if value is not None]
+    if not tensors:
+        return values
+    # An embedding has no axis of detections, but joins and splits along its own just as well.
+    return torch.cat(tensors).to(device).split([len(tensor) for tensor in tensors])

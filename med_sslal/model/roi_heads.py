@@ -1,0 +1,203 @@
+"""The second stage: classes and boxes of the proposals, and its losses per image.
+
+Shape shorthand: B images, R candidates (proposals, then true boxes where losses are computed) of
+the whole batch, N detections of an image, C classes with background, F length of the RoI features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection.roi_heads import RoIHeads as StockRoIHeads
+from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
+from torchvision.ops import remove_small_boxes as large_enough
+
+from med_sslal.model.targets import Sampler, Samples, Truth, draw_samples, sum_per_image
+
+
+@dataclass(frozen=True)
+class RoIResult:
+    """The detections of one image in the network's frame, best score first.
+
+    Attributes:
+        boxes: float32 [N, 4].
+        labels: int64 [N].
+        scores: float32 [N].
+        class_probs: float32 [N, C].
+        proposals: float32 [N, 4].
+        roi_features: float32 [N, F].
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    class_probs: Tensor
+    proposals: Tensor
+    roi_features: Tensor
+
+
+class RoIHeads(StockRoIHeads):
+    """torchvision's box head that keeps the row of every detection.
+
+    Losses come per image, and in eval mode too where truths are given, from the same pass.
+    """
+
+    def __init__(
+        self,
+        box_roi_pool: MultiScaleRoIAlign,
+        box_head: nn.Module,
+        box_predictor: nn.Module,
+        *,
+        batch_size_per_image: int,
+        score_thresh: float,
+        nms_thresh: float,
+        detections_per_img: int,
+    ) -> None:
+        """Make it with torchvision's matching thresholds.
+
+        Args:
+            box_roi_pool: Cuts RoIs out of the feature maps.
+            box_head: RoIs to [R, F].
+            box_predictor: [R, F] to logits [R, C] and deltas [R, 4C].
+            batch_size_per_image: Candidates that are sampled for the losses.
+            score_thresh: Detections need a higher score.
+            nms_thresh: IoU above which the lower score of a class is dropped.
+            detections_per_img: Most detections of an image.
+        """
+        super().__init__(
+            box_roi_pool,
+            box_head,
+            box_predictor,
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=batch_size_per_image,
+            positive_fraction=0.25,
+            bbox_reg_weights=None,
+            score_thresh=score_thresh,
+            nms_thresh=nms_thresh,
+            detections_per_img=detections_per_img,
+        )
+        self.fg_bg_sampler = Sampler(batch_size_per_image, 0.25)
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: Sequence[Tensor],
+        image_shapes: Sequence[tuple[float, float]],
+        truths: Sequence[Truth] | None = None,
+        generators: Sequence[torch.Generator | None] = (),
+        dtype: torch.dtype | None = None,
+    ) -> tuple[list[RoIResult], dict[str, Tensor], Tensor]:
+        """Classify and refine the proposals.
+
+        Args:
+            features: Level name to [B, 256, h, w].
+            proposals: B tensors float32 [*, 4].
+            image_shapes: B valid (height, width).
+            truths: B labels; losses are computed where they are given (training mode needs them).
+            generators: B private generators of the sampler, None for the global one.
+            dtype: Low precision of pooling and box head, None for fp32.
+
+        Returns:
+            B results (none in training mode); losses by name, float32 [B]; the class logits.
+        """
+        candidates, samples = list(proposals), None
+        if truths is not None:
+            candidates = [
+                torch.cat([boxes, truth.boxes])
+                for boxes, truth in zip(proposals, truths, strict=True)
+            ]
+            samples = draw_samples(
+                self.proposal_matcher, self.fg_bg_sampler, truths, candidates, generators
+            )
+        if self.training:
+            assert samples is not None
+            sampled = torch.cat(candidates)[samples.rows]
+            _, logits, deltas = self._predict(
+                features, sampled.split(samples.counts), image_shapes, dtype
+            )
+            return [], self._losses(logits, deltas, sampled, samples), logits
+        roi_features, logits, deltas = self._predict(features, candidates, image_shapes, dtype)
+        losses = {}
+        if samples is not None:
+            rows = samples.rows
+            losses = self._losses(logits[rows], deltas[rows], torch.cat(candidates)[rows], samples)
+        counts = [len(boxes) for boxes in candidates]
+        parts = zip(
+            proposals,
+            roi_features.split(counts),
+            logits.softmax(-1).split(counts),
+            deltas.split(counts),
+            image_shapes,
+            strict=True,
+        )
+        return [self._detect(*part) for part in parts], losses, logits
+
+    def _predict(
+        self,
+        features: dict[str, Tensor],
+        candidates: Sequence[Tensor],
+        image_shapes: Sequence[tuple[float, float]],
+        dtype: torch.dtype | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """RoI features [R, F], logits [R, C] and deltas [R, 4C], all fp32."""
+        device = candidates[0].device
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            pooled = self.box_roi_pool(features, list(candidates), list(image_shapes))
+            roi_features = self.box_head(pooled)
+        roi_features = roi_features.float()
+        logits, deltas = self.box_predictor(roi_features)
+        return roi_features, logits, deltas
+
+    def _losses(
+        self, logits: Tensor, deltas: Tensor, sources: Tensor, samples: Samples
+    ) -> dict[str, Tensor]:
+        """Cross-entropy and smooth L1 as in torchvision, divided by the image's samples."""
+        classification = F.cross_entropy(logits, samples.labels, reduction="none")
+        positives = samples.positives
+        of_class = deltas.view(len(deltas), -1, 4)[positives, samples.labels[positives]]
+        goals = self.box_coder.encode_single(samples.boxes, sources[positives])
+        regression = F.smooth_l1_loss(of_class, goals, beta=1 / 9, reduction="none").sum(1)
+        return {
+            "loss_classifier": sum_per_image(classification, samples.counts, samples.counts),
+            "loss_box_reg": sum_per_image(
+                regression * samples.regress, samples.positive_counts, samples.counts
+            ),
+        }
+
+    def _detect(
+        self,
+        proposals: Tensor,
+        roi_features: Tensor,
+        probs: Tensor,
+        deltas: Tensor,
+        shape: tuple[float, float],
+    ) -> RoIResult:
+        """Detections of one image; rows beyond the proposals (true boxes) are left out.
+
+        One flat index over (proposal, foreground class) goes through every step, and everything
+        is gathered by it at the end.
+        """
+        n, n_foreground = len(proposals), probs.shape[1] - 1
+        probs = probs[:n]
+        boxes = self.box_coder.decode_single(deltas[:n], proposals)
+        boxes = clip_boxes_to_image(boxes.view(n, n_foreground + 1, 4), shape)
+        flat_boxes = boxes[:, 1:].reshape(-1, 4)
+        flat_scores = probs[:, 1:].reshape(-1)
+        index = torch.where(flat_scores > self.score_thresh)[0]
+        index = index[large_enough(flat_boxes[index], min_size=1e-2)]
+        labels = index % n_foreground + 1
+        kept = batched_nms(flat_boxes[index], flat_scores[index], labels, self.nms_thresh)
+        kept = kept[: self.detections_per_img]
+        index, labels = index[kept], labels[kept]
+        rows = index // n_foreground
+        return RoIResult(
+            flat_boxes[index],
+            labels,
+            flat_scores[index],
+            probs[rows],
+            proposals[rows],
+            roi_features[rows],
+        )

@@ -1,0 +1,139 @@
+"""The first stage: proposals with their objectness, and its losses per image."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.models.detection._utils import Matcher
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import (
+    RegionProposalNetwork,
+    RPNHead,
+    concat_box_prediction_layers,
+)
+
+from med_sslal.model.targets import Sampler, Truth, draw_samples, sum_per_image
+
+
+class Float32RPNHead(RPNHead):
+    """torchvision's RPN head whose logits and deltas are fp32 under autocast.
+
+    Its wide convolution runs in low precision; the two narrow ones do not: bf16 logits would give
+    many proposals the same objectness.
+    """
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Compute objectness logits [B, A, h, w] and deltas [B, 4A, h, w] for every level."""
+        logits, deltas = [], []
+        for level in x:
+            hidden = self.conv(level)
+            with torch.autocast(hidden.device.type, enabled=False):
+                logits.append(self.cls_logits(hidden.float()))
+                deltas.append(self.bbox_pred(hidden.float()))
+        return logits, deltas
+
+
+class RegionProposals(RegionProposalNetwork):
+    """torchvision's region proposal network that keeps the objectness.
+
+    Losses come per image, and in eval mode too where truths are given.
+    """
+
+    def __init__(
+        self,
+        anchor_generator: AnchorGenerator,
+        head: RPNHead,
+        pre_nms_top_n: dict[str, int],
+        post_nms_top_n: dict[str, int],
+    ) -> None:
+        """Make it with torchvision's thresholds.
+
+        Args:
+            anchor_generator: Anchors of every level.
+            head: Computes logits and deltas.
+            pre_nms_top_n: Proposals per level before NMS, by "training" and "testing".
+            post_nms_top_n: Proposals per image after NMS, by "training" and "testing".
+        """
+        super().__init__(
+            anchor_generator,
+            head,
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=256,
+            positive_fraction=0.5,
+            pre_nms_top_n=pre_nms_top_n,
+            post_nms_top_n=post_nms_top_n,
+            nms_thresh=0.7,
+        )
+        self.proposal_matcher: Matcher
+        self.fg_bg_sampler = Sampler(256, 0.5)
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        truths: Sequence[Truth] | None = None,
+        generators: Sequence[torch.Generator | None] = (),
+        dtype: torch.dtype | None = None,
+    ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor], Tensor]:
+        """Propose boxes.
+
+        Args:
+            images: The padded batch and the valid size of each image.
+            features: Level name to [B, 256, h, w].
+            truths: B labels; losses are computed where they are given.
+            generators: B private generators of the sampler, None for the global one.
+            dtype: Low precision of the head, None for fp32.
+
+        Returns:
+            B proposals float32 [R, 4], best first; B objectness float32 [R] in [0, 1]; losses by
+            name, float32 [B]; the objectness logits of all anchors, float32 [B * N, 1].
+        """
+        levels = list(features.values())
+        with torch.autocast(levels[0].device.type, dtype=dtype, enabled=dtype is not None):
+            logits, deltas = self.head(levels)
+        # Anchors take the dtype of the maps that they are made for: the fp32 logits.
+        anchors = self.anchor_generator(images, logits)
+        n_per_level = [level[0].numel() for level in logits]
+        flat_logits, flat_deltas = concat_box_prediction_layers(logits, deltas)
+        proposals = self.box_coder.decode(flat_deltas.detach(), anchors)
+        proposals = proposals.view(len(anchors), -1, 4)
+        boxes, objectness = self.filter_proposals(
+            proposals, flat_logits, images.image_sizes, n_per_level
+        )
+        losses = {}
+        if truths is not None:
+            losses = self._losses(flat_logits, flat_deltas, anchors, truths, generators)
+        return boxes, objectness, losses, flat_logits
+
+    def _losses(
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        anchors: list[Tensor],
+        truths: Sequence[Truth],
+        generators: Sequence[torch.Generator | None],
+    ) -> dict[str, Tensor]:
+        """Binary cross-entropy and smooth L1 as in torchvision, divided by the image's samples."""
+        samples = draw_samples(
+            self.proposal_matcher, self.fg_bg_sampler, truths, anchors, generators
+        )
+        wanted = (samples.labels > 0).to(logits.dtype)
+        objectness = F.binary_cross_entropy_with_logits(
+            logits.flatten()[samples.rows], wanted, reduction="none"
+        )
+        positive_rows = samples.rows[samples.positives]
+        # All images share one set of anchors.
+        sources = anchors[0][positive_rows % len(anchors[0])]
+        goals = self.box_coder.encode_single(samples.boxes, sources)
+        regression = F.smooth_l1_loss(
+            deltas[positive_rows], goals, beta=1 / 9, reduction="none"
+        ).sum(1)
+        return {
+            "loss_objectness": sum_per_image(objectness, samples.counts, samples.counts),
+            "loss_rpn_box_reg": sum_per_image(
+                regression * samples.regress, samples.positive_counts, samples.counts
+            ),
+        }

@@ -1,0 +1,251 @@
+"""Labels as the two stages of the detector use them: matching, sampling, sums per image.
+
+Shape shorthand: B images, M real boxes, K ignore boxes and N candidates (anchors or proposals) of
+an image, S samples of the whole batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
+from torchvision.ops import box_iou
+
+from med_sslal.base.types import Target
+from med_sslal.utils.errors import DataError
+
+IGNORED_FRACTION = 0.5
+
+
+@dataclass(frozen=True)
+class Truth:
+    """An image's label with the ignore regions apart, in the network's frame.
+
+    Attributes:
+        boxes: float32 [M, 4].
+        labels: int64 [M].
+        regress: float32 [M], 0 where the box teaches no regression, else 1.
+        ignored: float32 [K, 4].
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    regress: Tensor
+    ignored: Tensor
+
+
+def read_targets(
+    targets: Sequence[Target], num_classes: int, names: Sequence[str] | None
+) -> list[Truth]:
+    """Check the labels of a batch and split off their ignore regions.
+
+    One transfer to the host for the whole batch, whatever its size.
+
+    Args:
+        targets: B labels on one device.
+        num_classes: Classes C with background.
+        names: Image ids for messages.
+
+    Raises:
+        DataError: A label outside 1 to C - 1, or a box that is not finite or has no area.
+    """
+    boxes = torch.cat([target.boxes for target in targets])
+    labels = torch.cat([target.labels for target in targets])
+    ignore = torch.cat([target.ignore for target in targets])
+    good_box = boxes.isfinite().all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    good_label = (labels >= 1) & (labels < num_classes)
+    facts = torch.stack([ignore, good_box, good_label | ignore]).cpu()
+    sizes = [len(target.labels) for target in targets]
+    truths = []
+    for i, (target, of_image) in enumerate(zip(targets, facts.split(sizes, 1), strict=True)):
+        is_ignored, box_ok, label_ok = of_image
+        if not (box_ok.all() and label_ok.all()):
+            name = names[i] if names else f"number {i + 1} of the batch"
+            raise DataError(_complaint(target, box_ok, label_ok, num_classes, name))
+        truths.append(_split(target, is_ignored))
+    return truths
+
+
+def _complaint(
+    target: Target, box_ok: Tensor, label_ok: Tensor, num_classes: int, name: str
+) -> str:
+    """The sentence about the first bad box of an image."""
+    if not box_ok.all():
+        row = int((~box_ok).nonzero()[0])
+        found = target.boxes[row].tolist()
+        return f"image {name}: boxes must be finite xyxy of positive area, found {found}"
+    row = int((~label_ok).nonzero()[0])
+    return (
+        f"image {name}: labels must lie in 1 to {num_classes - 1} (0 is background), found "
+        f"{int(target.labels[row])}"
+    )
+
+
+def _split(target: Target, is_ignored: Tensor) -> Truth:
+    """Separate ignore regions; `is_ignored` lies on the host, so nothing waits for a device."""
+    regress = target.regress.to(target.boxes.dtype)
+    if not is_ignored.any():
+        return Truth(target.boxes, target.labels, regress, target.boxes[:0])
+    device = target.boxes.device
+    real = (~is_ignored).nonzero()[:, 0].to(device)
+    ignored = is_ignored.nonzero()[:, 0].to(device)
+    return Truth(target.boxes[real], target.labels[real], regress[real], target.boxes[ignored])
+
+
+def match(matcher: Matcher, truth: Truth, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Match candidates with boxes.
+
+    A candidate on an ignore region counts as undecided unless a real box claims it: half of its
+    own area or more lies in the region, or their IoU reaches the matcher's upper threshold.
+
+    Args:
+        matcher: Gives the index of the matched box, -1 below its thresholds, -2 between them.
+        truth: The image's boxes.
+        candidates: float32 [N, 4].
+
+    Returns:
+        int64 [N] matched box (0 where there is none), and int64 [N]: 1 positive, 0 negative,
+        -1 neither.
+    """
+    if len(truth.boxes):
+        matched = matcher(box_iou(truth.boxes, candidates))
+    else:
+        matched = torch.full((len(candidates),), -1, device=candidates.device)
+    state = (matched >= 0).to(torch.int64)
+    state.masked_fill_(matched == matcher.BETWEEN_THRESHOLDS, -1)
+    if len(truth.ignored):
+        covered = _is_covered(truth.ignored, candidates, matcher.high_threshold)
+        state.masked_fill_(covered & (state == 0), -1)
+    return matched.clamp(min=0), state
+
+
+def _is_covered(ignored: Tensor, candidates: Tensor, iou_thresh: float) -> Tensor:
+    """Whether each candidate lies on an ignore region: bool [N] from [K, 4] and [N, 4]."""
+    upper_left = torch.maximum(ignored[:, None, :2], candidates[None, :, :2])
+    lower_right = torch.minimum(ignored[:, None, 2:], candidates[None, :, 2:])
+    intersection = (lower_right - upper_left).clamp(min=0).prod(2)
+    own = (candidates[:, 2:] - candidates[:, :2]).prod(1)
+    region = (ignored[:, 2:] - ignored[:, :2]).prod(1)
+    union = own[None] + region[:, None] - intersection
+    inside = intersection >= IGNORED_FRACTION * own
+    return (inside | (intersection >= iou_thresh * union)).any(0)
+
+
+class Sampler(BalancedPositiveNegativeSampler):
+    """torchvision's sampler, giving indices, with a private generator on request.
+
+    Without a generator it draws exactly what the stock sampler draws from the global one.
+    """
+
+    def sample(self, state: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Draw positives and negatives of one image.
+
+        Args:
+            state: int64 [N]: 1 positive, 0 negative, -1 neither.
+            generator: A CPU generator, or None for the global one of the device.
+
+        Returns:
+            Indices of the positives and of the negatives, at most `batch_size_per_image`
+            together.
+        """
+        positive = torch.where(state == 1)[0]
+        negative = torch.where(state == 0)[0]
+        n_positive = min(positive.numel(), int(self.batch_size_per_image * self.positive_fraction))
+        n_negative = min(negative.numel(), self.batch_size_per_image - n_positive)
+        return (
+            positive[_permutation(positive, generator)[:n_positive]],
+            negative[_permutation(negative, generator)[:n_negative]],
+        )
+
+
+def _permutation(values: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A random order of the entries of `values`."""
+    if generator is None:
+        return torch.randperm(values.numel(), device=values.device)
+    return torch.randperm(values.numel(), generator=generator).to(values.device)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The sampled candidates of a batch; each image's positives stand before its negatives.
+
+    Attributes:
+        rows: int64 [S] into the candidates of the batch, image after image.
+        positives: int64 [Q] into the samples.
+        boxes: float32 [Q, 4], the box that each positive is to become.
+        labels: int64 [S], 0 for negatives.
+        regress: float32 [Q].
+        counts: Samples of each image.
+        positive_counts: Positives of each image.
+    """
+
+    rows: Tensor
+    positives: Tensor
+    boxes: Tensor
+    labels: Tensor
+    regress: Tensor
+    counts: tuple[int, ...]
+    positive_counts: tuple[int, ...]
+
+
+def draw_samples(
+    matcher: Matcher,
+    sampler: Sampler,
+    truths: Sequence[Truth],
+    candidates: Sequence[Tensor],
+    generators: Sequence[torch.Generator | None],
+) -> Samples:
+    """Match and sample the candidates of a batch, image by image.
+
+    Args:
+        matcher: Decides what is positive.
+        sampler: Draws from the positives and negatives.
+        truths: B labels.
+        candidates: B tensors [N, 4].
+        generators: B private generators, None for the global one.
+    """
+    rows, positives, boxes, labels, regress = [], [], [], [], []
+    counts, positive_counts = [], []
+    first_row = first_sample = 0
+    for truth, of_image, generator in zip(truths, candidates, generators, strict=True):
+        matched, state = match(matcher, truth, of_image)
+        positive, negative = sampler.sample(state, generator)
+        n_positive, n = len(positive), len(positive) + len(negative)
+        index = matched[positive]
+        rows += [positive + first_row, negative + first_row]
+        positives.append(torch.arange(first_sample, first_sample + n_positive))
+        boxes.append(truth.boxes[index])
+        labels += [truth.labels[index], torch.zeros_like(negative)]
+        regress.append(truth.regress[index])
+        counts.append(n)
+        positive_counts.append(n_positive)
+        first_row += len(of_image)
+        first_sample += n
+    device = candidates[0].device
+    return Samples(
+        torch.cat(rows),
+        torch.cat(positives).to(device, non_blocking=True),
+        torch.cat(boxes),
+        torch.cat(labels),
+        torch.cat(regress),
+        tuple(counts),
+        tuple(positive_counts),
+    )
+
+
+def sum_per_image(values: Tensor, counts: Sequence[int], divisors: Sequence[int]) -> Tensor:
+    """Add up the entries of each image and divide.
+
+    Args:
+        values: float32 [sum(counts)], image after image.
+        counts: Entries of each image.
+        divisors: What to divide each sum by; 0 counts as 1.
+
+    Returns:
+        float32 [B].
+    """
+    images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    scale = 1.0 / torch.tensor(divisors, dtype=values.dtype).clamp(min=1)
+    sums = values.new_zeros(len(counts)).index_add(0, images.to(values.device), values)
+    return sums * scale.to(values.device)
