@@ -1,0 +1,115 @@
+"""The order of an epoch: a pure function of (seed, epoch), whatever the workers do."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from med_sslal.utils.errors import ConfigError
+from med_sslal.utils.util import numpy_generator
+
+Key = tuple[int, int]
+
+
+class EpochBatchSampler(Sampler[list[Key]]):
+    """Shuffled batches of (position, epoch); an epoch is one pass over the labelled images.
+
+    Positions 0 to n_labelled - 1 are labelled images, those behind them pseudo-labelled ones. With
+    pseudo-labelled images, they fill half of each batch (less where there are fewer of them than
+    that: no image comes twice in a batch) in a shuffled order that starts afresh each epoch and
+    goes round when it is used up.
+
+    The last batch of an epoch may be smaller. A single image that would be left for it sits out
+    this epoch (another one in the next), because batch norm learns nothing from one image; it
+    stays where it is the only batch.
+    """
+
+    def __init__(self, n_labelled: int, n_pseudo: int, batch_size: int, seed: int) -> None:
+        """Set the counts.
+
+        Args:
+            n_labelled: Number of labelled images, at least 1.
+            n_pseudo: Number of pseudo-labelled images; 0 for supervised training.
+            batch_size: Images in a batch, both kinds together.
+            seed: Seed of the order.
+
+        Raises:
+            ConfigError: `batch_size` is too small, or there is no labelled image.
+        """
+        if n_labelled < 1:
+            raise ConfigError("training needs one labelled image at least, found none")
+        smallest = 2 if n_pseudo else 1
+        if batch_size < smallest:
+            why = " (half of a batch is pseudo-labelled)" if n_pseudo else ""
+            raise ConfigError(f"batch_size must be at least {smallest}{why}, found {batch_size}")
+        self.n_labelled = n_labelled
+        self.n_pseudo = n_pseudo
+        self.seed = seed
+        self._pseudo_share = min(batch_size // 2, n_pseudo)
+        self._labelled_share = batch_size - self._pseudo_share
+        self._epoch = 0
+        self._start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration; it begins with its first batch."""
+        self._epoch = epoch
+        self._start = 0
+
+    def set_start(self, batch: int) -> None:
+        """Begin the next iteration with batch number `batch` (0-based): exact resume.
+
+        It holds until the next `set_epoch`. The batches are those of an unbroken epoch.
+        """
+        if not 0 <= batch <= len(self):
+            raise ValueError(f"start must lie in 0..{len(self)}, found {batch}")
+        self._start = batch
+
+    def __len__(self) -> int:
+        """Number of batches of a WHOLE epoch, whatever the start."""
+        full, left = divmod(self.n_labelled, self._labelled_share)
+        lonely = left == 1 and full > 0 and self._pseudo_share == 0
+        return full + (left > 0 and not lonely)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        """Yield the batches of the epoch from the start on."""
+        epoch, start = self._epoch, self._start
+        generator = numpy_generator("order", self.seed, epoch)
+        labelled = generator.permutation(self.n_labelled)
+        pseudo = self.n_labelled + generator.permutation(self.n_pseudo)
+        for batch in range(start, len(self)):
+            first = batch * self._labelled_share
+            positions = labelled[first : first + self._labelled_share]
+            if self._pseudo_share:
+                # A smaller last batch keeps the proportion as far as whole images can.
+                count = min(self._pseudo_share, len(positions))
+                turn = batch * self._pseudo_share + np.arange(count)
+                positions = np.concatenate([positions, pseudo[turn % self.n_pseudo]])
+            yield [(int(position), epoch) for position in positions]
+
+
+class SequentialBatchSampler(Sampler[list[Key]]):
+    """Batches of (position, 0) in order, each image once: evaluation and scoring."""
+
+    def __init__(self, n: int, batch_size: int) -> None:
+        """Set the counts.
+
+        Args:
+            n: Number of images; may be 0.
+            batch_size: Images in a batch; the last one may be smaller.
+
+        Raises:
+            ConfigError: `batch_size` is below 1.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, found {batch_size}")
+        self.n = n
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-self.n // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        """Yield the batches."""
+        for first in range(0, self.n, self.batch_size):
+            yield [(i, 0) for i in range(first, min(first + self.batch_size, self.n))]

@@ -1,0 +1,310 @@
+"""From a decoded image to the fixed shape of a run, and random changes on the way (augmentation).
+
+Coordinates are continuous (edge-based): a picture of width W spans 0 to W, so a letterbox maps
+x_model = x_original * scale. Albumentations moves keypoints as pixel CENTRES (a mirror maps x to
+W - 1 - x); `_edge_matrix` turns that into edges. S is the run's shape (H, W).
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from med_sslal.base.types import Annotation, ImageInfo, Target
+from med_sslal.utils.errors import ConfigError
+from med_sslal.utils.util import numpy_generator, python_generator
+
+MIN_SIDE = 2.0
+"""Boxes with a shorter side (pixels of the model's frame) are left out of the target."""
+
+Transformed = tuple[Tensor, Target | None, Tensor]
+
+
+class EvalTransform:
+    """Letterbox: the whole image at the largest size that fits, zeros to the right and below."""
+
+    def __init__(self, image_size: int | Sequence[int]) -> None:
+        """Set the shape.
+
+        Args:
+            image_size: Side of a square, or (height, width), in pixels.
+
+        Raises:
+            ConfigError: The size is no such thing.
+        """
+        self.size = _height_width(image_size)
+
+    def __call__(
+        self, image: np.ndarray, annotation: Annotation | None, info: ImageInfo, epoch: int
+    ) -> Transformed:
+        """Bring an image and its label to the model's frame.
+
+        Boxes that are under MIN_SIDE there are dropped (evaluation reads the annotations, in
+        ORIGINAL pixels, and keeps them).
+
+        Args:
+            image: float32 [h, w, 3] in [0, 1], ORIGINAL pixels.
+            annotation: Its label in ORIGINAL pixels, or None for an unlabelled image.
+            info: The image (not used: the result is the same for every epoch and view).
+            epoch: The epoch (not used).
+
+        Returns:
+            Image float32 [3, H, W] in [0, 1]; the label in the same frame, or None; and
+            `to_original`, float32 [2, 3].
+        """
+        canvas, matrix = letterbox(image, self.size)
+        target = None if annotation is None else _target(annotation, matrix, self.size)
+        return _tensor(canvas), target, _inverse(matrix)
+
+
+class TrainTransform:
+    """Letterbox and random changes.
+
+    Every change fires by itself in half of the samples, with a strength drawn evenly up to the
+    given one; 0 switches it off. What is drawn depends on (seed, epoch, image id) alone, so
+    workers, order and resuming change nothing. The defaults suit CT; set `mirror` to false where
+    the side matters.
+    """
+
+    def __init__(
+        self,
+        image_size: int | Sequence[int],
+        *,
+        seed: int,
+        mirror: bool = True,
+        vertical_mirror: bool = False,
+        rotation: float = 10.0,
+        scale: float = 0.1,
+        translate: float = 0.05,
+        brightness: float = 0.2,
+        contrast: float = 0.2,
+        gamma: float = 0.2,
+        blur: float = 0.0,
+        noise: float = 0.0,
+        cutout: int = 0,
+    ) -> None:
+        """Build the pipeline.
+
+        Args:
+            image_size: Side of a square, or (height, width), in pixels.
+            seed: Seed of the run.
+            mirror: Swap left and right.
+            vertical_mirror: Swap top and bottom.
+            rotation: Largest angle in degrees, either way.
+            scale: Largest zoom, in or out, as a share of the size (0.1: 0.9 to 1.1).
+            translate: Largest shift as a share of the side.
+            brightness: Largest change as a share of the image's mean.
+            contrast: Largest change of the factor on all values (0.2: 0.8 to 1.2).
+            gamma: Largest change of the exponent (0.2: 0.8 to 1.2).
+            blur: Largest sigma of a Gaussian blur in pixels.
+            noise: Largest standard deviation of Gaussian noise (values are 0 to 1).
+            cutout: Largest number of blackened rectangles, 5 to 15 % of a side each.
+
+        Raises:
+            ConfigError: A value is out of range, or albumentations is not installed.
+        """
+        self.size = _height_width(image_size)
+        self.seed = seed
+        self._cutout = cutout
+        for name, value, limit in (
+            ("rotation", rotation, 180),
+            ("scale", scale, 0.9),
+            ("translate", translate, 1),
+            ("brightness", brightness, 1),
+            ("contrast", contrast, 1),
+            ("gamma", gamma, 0.9),
+            ("blur", blur, 10),
+            ("noise", noise, 1),
+            ("cutout", cutout, 100),
+        ):
+            if not 0 <= value <= limit:
+                raise ConfigError(
+                    f"augmentation.args.{name} must lie between 0 and {limit}, found {value}"
+                )
+        A = _albumentations()
+        self._pipeline = A.Compose(
+            [
+                A.HorizontalFlip(p=_half(mirror)),
+                A.VerticalFlip(p=_half(vertical_mirror)),
+                A.Affine(
+                    rotate=(-rotation, rotation),
+                    scale=(1 - scale, 1 + scale),
+                    translate_percent=(-translate, translate),
+                    keep_ratio=True,
+                    p=_half(rotation or scale or translate),
+                ),
+                A.RandomBrightnessContrast(
+                    brightness, contrast, brightness_by_max=False, p=_half(brightness or contrast)
+                ),
+                A.RandomGamma((100 * (1 - gamma), 100 * (1 + gamma)), p=_half(gamma)),
+                A.GaussianBlur(blur_limit=0, sigma_limit=(0.0, blur), p=_half(blur)),
+                A.GaussNoise(std_range=(0.0, noise), p=_half(noise)),
+                A.CoarseDropout(
+                    num_holes_range=(1, max(cutout, 1)),
+                    hole_height_range=(0.05, 0.15),
+                    hole_width_range=(0.05, 0.15),
+                    fill=0.0,
+                    fill_mask=0.0,
+                    p=_half(cutout),
+                ),
+            ],
+            keypoint_params=A.KeypointParams("xy", remove_invisible=False),
+        )
+
+    def __call__(
+        self, image: np.ndarray, annotation: Annotation | None, info: ImageInfo, epoch: int
+    ) -> Transformed:
+        """Bring an image and its label to the model's frame, changed at random.
+
+        A box becomes the box around its inscribed ellipse after the change: lesions and cells are
+        round, and the box around the turned CORNERS would grow by 16 % at 10 degrees. A box of
+        which less than half stays visible becomes an ignore region; one with a side under
+        MIN_SIDE is dropped.
+
+        Args:
+            image: float32 [h, w, 3] in [0, 1], ORIGINAL pixels.
+            annotation: Its label in ORIGINAL pixels, or None for an unlabelled image.
+            info: The image; its id enters the draw.
+            epoch: The epoch; enters the draw.
+
+        Returns:
+            Image float32 [3, H, W] in [0, 1]; the label in the same frame, or None; and
+            `to_original`, float32 [2, 3].
+        """
+        canvas, matrix = letterbox(image, self.size)
+        height, width = self.size
+        key = ("augment", self.seed, epoch, info.image_id, "train")
+        # One stream for all transforms: each draws after the other, so they are independent.
+        self._pipeline.set_random_state(numpy_generator(*key), python_generator(*key))
+        inputs: dict[str, Any] = {
+            "image": canvas,
+            "keypoints": np.array([(0, 0), (width - 1, 0), (0, height - 1)], dtype=np.float32),
+        }
+        if self._cutout:
+            inputs["mask"] = np.ones(self.size, dtype=np.uint8)
+        changed = self._pipeline(**inputs)
+        matrix = _edge_matrix(changed["keypoints"], self.size) @ matrix
+        target = None
+        if annotation is not None:
+            target = _target(annotation, matrix, self.size, changed.get("mask"))
+        return _tensor(changed["image"]), target, _inverse(matrix)
+
+
+def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Scale an image to fit `size` and fill up with zeros to the right and below.
+
+    Args:
+        image: float32 [h, w, 3].
+        size: (H, W).
+
+    Returns:
+        float32 [H, W, 3] (the image itself where it has that shape already) and the float64
+        [3, 3] matrix from ORIGINAL pixels to it.
+    """
+    height, width = image.shape[:2]
+    ratio = min(size[0] / height, size[1] / width)
+    inner = (
+        min(max(round(height * ratio), 1), size[0]),
+        min(max(round(width * ratio), 1), size[1]),
+    )
+    # Not `ratio`: whole pixels make the two axes differ a little.
+    matrix = np.diag([inner[1] / width, inner[0] / height, 1.0])
+    if inner != (height, width):
+        method = cv2.INTER_AREA if ratio < 1 else cv2.INTER_LINEAR
+        image = cv2.resize(image, inner[::-1], interpolation=method)
+    if inner == size:
+        return image, matrix
+    canvas = np.zeros((*size, 3), dtype=np.float32)
+    canvas[: inner[0], : inner[1]] = image
+    return canvas, matrix
+
+
+def _target(
+    annotation: Annotation,
+    matrix: np.ndarray,
+    size: tuple[int, int],
+    uncovered: np.ndarray | None = None,
+) -> Target:
+    """Carry a label through `matrix` ([3, 3], to the model's frame); `uncovered` is 0 in holes."""
+    boxes = annotation.boxes.astype(np.float64)
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 @ matrix[:2, :2].T + matrix[:2, 2]
+    # Half extent of an ellipse with half axes a, b along x' = m11 x + m12 y: hypot(m11 a, m12 b).
+    half = np.sqrt(((boxes[:, 2:] - boxes[:, :2]) / 2) ** 2 @ (matrix[:2, :2] ** 2).T)
+    limit = np.array([size[1], size[0]], dtype=np.float64)
+    upper, lower = (np.clip(corner, 0, limit) for corner in (centre - half, centre + half))
+    visible = (lower - upper).prod(axis=1) / (4 * half.prod(axis=1))
+    if uncovered is not None:
+        visible *= [_mean_inside(uncovered, u, v) for u, v in zip(upper, lower, strict=True)]
+    keep = ((lower - upper) >= MIN_SIDE).all(axis=1)
+    clipped = np.concatenate([upper, lower], axis=1).astype(np.float32)
+    ignore = annotation.ignore | (visible < 0.5)
+    return Target(
+        *(
+            torch.from_numpy(array[keep])
+            for array in (clipped, annotation.labels, ignore, annotation.regress)
+        )
+    )
+
+
+def _mean_inside(mask: np.ndarray, upper: np.ndarray, lower: np.ndarray) -> float:
+    """Mean of the mask's pixels that a box touches; 0 where there is none."""
+    (x1, y1), (x2, y2) = np.floor(upper).astype(int), np.ceil(lower).astype(int)
+    part = mask[y1:y2, x1:x2]
+    return float(part.mean()) if part.size else 0.0
+
+
+def _edge_matrix(moved: Any, size: tuple[int, int]) -> np.ndarray:
+    """The [3, 3] map of edge coordinates from the new places of three corner pixels' centres."""
+    origin, right, below = np.asarray(moved, dtype=np.float64)[:, :2]
+    matrix = np.eye(3)
+    matrix[:2, 0] = (right - origin) / (size[1] - 1)
+    matrix[:2, 1] = (below - origin) / (size[0] - 1)
+    # Centre c of a pixel lies at the edge coordinate c + 0.5, before and after the move.
+    matrix[:2, 2] = origin + 0.5 - matrix[:2, :2] @ (0.5, 0.5)
+    return matrix
+
+
+def _inverse(matrix: np.ndarray) -> Tensor:
+    """The way back as float32 [2, 3]."""
+    return torch.from_numpy(np.linalg.inv(matrix)[:2].astype(np.float32))
+
+
+def _tensor(image: np.ndarray) -> Tensor:
+    """[H, W, 3] to a contiguous tensor [3, H, W] with memory of its own."""
+    return torch.from_numpy(image.transpose(2, 0, 1).copy())
+
+
+def _half(active: object) -> float:
+    """The probability of a transform: 0.5, or 0 where it is switched off."""
+    return 0.5 if active else 0.0
+
+
+def _height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Read an image size from the config."""
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 16 for side in sides):
+        raise ConfigError(
+            "image_size must be one whole number or [height, width], 16 pixels or more; "
+            f"found {image_size}"
+        )
+    return sides[0], sides[1]
+
+
+def _albumentations() -> Any:
+    """Import albumentations: late, because it is slow, and without its call home."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    try:
+        import albumentations
+    except ImportError as error:
+        raise ConfigError(
+            f"augmentation TrainTransform needs albumentations, which cannot be imported "
+            f"({error}): pip install albumentations==2.0.8"
+        ) from error
+    return albumentations
+
+
+AUGMENTATIONS: dict[str, type] = {"TrainTransform": TrainTransform}

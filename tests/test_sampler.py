@@ -1,0 +1,120 @@
+"""The order of an epoch."""
+
+import pytest
+
+from med_sslal.data.sampler import EpochBatchSampler, SequentialBatchSampler
+from med_sslal.utils.errors import ConfigError
+
+
+def positions(sampler):
+    return [[position for position, _ in batch] for batch in sampler]
+
+
+def shuffled(n, n_pseudo, batch_size, seed=0, epoch=0):
+    sampler = EpochBatchSampler(n, n_pseudo, batch_size, seed)
+    sampler.set_epoch(epoch)
+    return sampler
+
+
+@pytest.mark.parametrize(
+    ("n", "n_pseudo", "batch_size", "sizes"),
+    [
+        pytest.param(8, 0, 4, [4, 4], id="even"),
+        pytest.param(10, 0, 4, [4, 4, 2], id="smaller last batch"),
+        pytest.param(9, 0, 4, [4, 4], id="a single image sits out"),
+        pytest.param(1, 0, 4, [1], id="a single image is all there is"),
+        pytest.param(3, 0, 8, [3], id="fewer than a batch"),
+        pytest.param(3, 0, 1, [1, 1, 1], id="batches of one"),
+        pytest.param(8, 20, 4, [4, 4, 4, 4], id="half pseudo"),
+        pytest.param(5, 20, 4, [4, 4, 2], id="last batch half pseudo"),
+        pytest.param(6, 20, 5, [5, 5], id="odd batch: more labelled"),
+        pytest.param(14, 1, 8, [8, 8], id="one pseudo image"),
+    ],
+)
+def test_sizes(n, n_pseudo, batch_size, sizes):
+    sampler = shuffled(n, n_pseudo, batch_size)
+    batches = positions(sampler)
+    assert [len(batch) for batch in batches] == sizes
+    assert len(sampler) == len(sizes)
+    labelled = [i for batch in batches for i in batch if i < n]
+    assert len(set(labelled)) == len(labelled), "an epoch is ONE pass"
+    assert len(labelled) == (n - 1 if (n, n_pseudo, batch_size) == (9, 0, 4) else n)
+    assert all(len(set(batch)) == len(batch) for batch in batches)
+    assert all(0 <= i < n + n_pseudo for batch in batches for i in batch)
+
+
+def test_half_of_each_batch_is_pseudo():
+    for batch in positions(shuffled(12, 30, 6)):
+        assert sum(i >= 12 for i in batch) == 3
+
+
+def test_pseudo_images_come_evenly():
+    """Few pseudo-labelled images go round: each comes as often as the others, or once more."""
+    batches = positions(shuffled(20, 5, 4))
+    pseudo = [i for batch in batches for i in batch if i >= 20]
+    counts = [pseudo.count(i) for i in range(20, 25)]
+    assert len(pseudo) == 20
+    assert counts == [4] * 5
+
+
+def test_order_depends_on_seed_and_epoch_only():
+    reference = positions(shuffled(40, 9, 8, seed=1, epoch=3))
+    again = EpochBatchSampler(40, 9, 8, 1)
+    for epoch in (0, 7):
+        again.set_epoch(epoch)
+        list(again)
+    again.set_epoch(3)
+    assert positions(again) == reference
+    assert positions(again) == reference, "iterating twice changes nothing"
+    assert positions(shuffled(40, 9, 8, seed=1, epoch=4)) != reference
+    assert positions(shuffled(40, 9, 8, seed=2, epoch=3)) != reference
+    assert {epoch for batch in again for _, epoch in batch} == {3}
+
+
+@pytest.mark.parametrize("start", [0, 1, 4, 5])
+def test_resume_is_a_slice(start):
+    sampler = shuffled(14, 3, 6, epoch=2)
+    whole = list(sampler)
+    assert len(whole) == 5
+    sampler.set_start(start)
+    assert list(sampler) == whole[start:]
+    assert len(sampler) == 5, "the length is the whole epoch's"
+    sampler.set_epoch(2)
+    assert list(sampler) == whole
+
+
+def test_start_beyond_the_epoch():
+    with pytest.raises(ValueError, match=r"0\.\.2"):
+        shuffled(8, 0, 4).set_start(3)
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        pytest.param((0, 0, 4, 0), "one labelled image", id="no image"),
+        pytest.param((4, 0, 0, 0), "at least 1", id="empty batch"),
+        pytest.param((4, 2, 1, 0), "at least 2", id="no room for pseudo-labels"),
+    ],
+)
+def test_refused(args, text):
+    with pytest.raises(ConfigError, match=text):
+        EpochBatchSampler(*args)
+
+
+@pytest.mark.parametrize(
+    ("n", "batches"),
+    [
+        pytest.param(0, [], id="none"),
+        pytest.param(3, [[(0, 0), (1, 0)], [(2, 0)]], id="smaller last"),
+        pytest.param(4, [[(0, 0), (1, 0)], [(2, 0), (3, 0)]], id="even"),
+    ],
+)
+def test_sequential(n, batches):
+    sampler = SequentialBatchSampler(n, 2)
+    assert list(sampler) == batches
+    assert len(sampler) == len(batches)
+
+
+def test_sequential_refuses_empty_batches():
+    with pytest.raises(ConfigError, match="at least 1"):
+        SequentialBatchSampler(3, 0)
