@@ -1,0 +1,246 @@
+"""Pascal VOC: one XML file per image."""
+
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.types import ImageInfo
+from med_sslal.data.bad_samples import BadSamples, OnBadSample
+from med_sslal.data.pictures import (
+    BoxRecord,
+    check_split_names,
+    class_labels,
+    given_splits,
+    make_annotation,
+    picture_size,
+    read_picture,
+)
+from med_sslal.data.splits import split_by_group
+from med_sslal.utils.errors import ConfigError, DataError
+from med_sslal.utils.util import inside
+
+logger = logging.getLogger(__name__)
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+class PascalVOC(BaseDataset):
+    """A folder with Annotations/ID.xml, JPEGImages/ID.jpg (or .jpeg, .png) and ImageSets/Main/.
+
+    The image id is the file name without its ending. Pixels are 1-based and inclusive, as the
+    format defines them (in BCCD too: its coordinates run from 1 to the width), so a box becomes
+    (xmin - 1, ymin - 1, xmax, ymax) in continuous coordinates. A box whose xmin equals its xmax is
+    a slip of the mouse and counts as zero-area. `difficult` objects become ignore regions.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        classes: list[str] | None = None,
+        eval_split: float = 0.2,
+        split_seed: int = 0,
+        split_lists: dict[str, str] | None = None,
+        group_pattern: str | None = None,
+        on_bad_sample: OnBadSample = "error",
+    ) -> None:
+        """Read all annotations and check that the image files are whole.
+
+        Args:
+            root: The folder that holds Annotations and JPEGImages.
+            classes: Class names in order of their labels; null takes the names found, sorted.
+            eval_split: Share of groups held out, half for validation and half for test.
+            split_seed: Seed of the split.
+            split_lists: File names in ImageSets/Main for train, val and test, instead of
+                eval_split; images on no list are left out.
+            group_pattern: Regular expression searched in the image id; its first group is the
+                patient. null: every image by itself.
+            on_bad_sample: "error" lists all bad files and boxes; "skip" leaves them out.
+
+        Raises:
+            ConfigError: An argument is wrong.
+            DataError: A folder is missing, or something is bad and on_bad_sample is "error".
+        """
+        self.root = Path(root)
+        pattern = _compiled(group_pattern)
+        bad = BadSamples(on_bad_sample, str(self.root))
+        documents = _xml_files(self.root)
+        lists = None if split_lists is None else _lists(self.root, split_lists)
+        wanted = sorted({i for ids in lists.values() for i in ids} if lists else documents)
+        if left_out := len(documents.keys() - set(wanted)):
+            logger.info("%s: %d annotated images are on no list and left out", root, left_out)
+
+        self.infos = {}
+        records = {}
+        for info in _read_infos(self.root, wanted, pattern, bad):
+            image_id = info.image_id
+            try:
+                if image_id not in documents:
+                    raise DataError(f"image '{image_id}' is on a list and has no annotation file")
+                records[image_id] = _read_boxes(documents[image_id], info.orig_size, bad)
+                self.infos[image_id] = info
+            except DataError as error:
+                bad.add(error)
+        found = sorted({record.name for boxes in records.values() for record in boxes})
+        labels = class_labels(found if classes is None else classes)
+        self.class_names = tuple(labels)
+        self.annotations = {
+            image_id: make_annotation(records[image_id], labels, info.orig_size, bad)
+            for image_id, info in self.infos.items()
+        }
+        bad.finish()
+        self.splits = (
+            given_splits(self.infos, lists)
+            if lists
+            else split_by_group(self.infos, eval_split, split_seed)
+        )
+
+    def read(self, image_id: str) -> np.ndarray:
+        """Decode an image: float32 [H, W, 3] RGB in [0, 1], ORIGINAL pixels."""
+        info = self.infos[image_id]
+        return read_picture(self.root / info.file_name, info.orig_size)
+
+
+def _read_infos(
+    root: Path, image_ids: Iterable[str], pattern: re.Pattern[str] | None, bad: BadSamples
+) -> Iterator[ImageInfo]:
+    """Yield the images whose picture is whole; the others go to `bad`."""
+    pictures = _pictures(root)
+    for image_id in image_ids:
+        try:
+            if image_id not in pictures:
+                raise DataError(f"image '{image_id}' has no picture in {root / 'JPEGImages'}")
+            path = pictures[image_id]
+            size = picture_size(path)
+            group = _group(pattern, image_id)
+        except DataError as error:
+            bad.add(error)
+            continue
+        yield ImageInfo(image_id, group, path.relative_to(root).as_posix(), size)
+
+
+class _NoDoctype(ElementTree.TreeBuilder):
+    """Refuses the declaration that entities (bombs, files of this machine) come in."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise DataError("it declares a DOCTYPE, which an annotation file does not need")
+
+
+def _read_boxes(path: Path, size: tuple[int, int], bad: BadSamples) -> list[BoxRecord]:
+    """Read one annotation file; bad objects go to `bad`.
+
+    Raises:
+        DataError: The file is not such XML, or tells another image size.
+    """
+    try:
+        document = ElementTree.parse(path, ElementTree.XMLParser(target=_NoDoctype()))
+    except ElementTree.ParseError as error:
+        raise DataError(f"{path} is not valid XML: {error}") from error
+    except (OSError, DataError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    tree = document.getroot()
+    told = (tree.findtext("size/height"), tree.findtext("size/width"))
+    # Some tools write no size, or 0.
+    if all(told) and told != ("0", "0") and told != tuple(map(str, size)):
+        raise DataError(
+            f"{path} is about a picture of {told[1]}x{told[0]} pixels, but its picture has "
+            f"{size[1]}x{size[0]}"
+        )
+    records = []
+    for number, element in enumerate(tree.findall("object"), start=1):
+        where = f"{path}, object {number}"
+        try:
+            records.append(_read_object(element, where))
+        except DataError as error:
+            bad.add(error)
+    return records
+
+
+def _read_object(element: ElementTree.Element, where: str) -> BoxRecord:
+    """Read one object; raise DataError where it is incomplete or has no area."""
+    name = (element.findtext("name") or "").strip()
+    texts = [element.findtext(f"bndbox/{corner}") for corner in CORNERS]
+    try:
+        xmin, ymin, xmax, ymax = (float(text or "nothing") for text in texts)
+    except ValueError as error:
+        raise DataError(f"{where}: {', '.join(CORNERS)} must be numbers, found {texts}") from error
+    if not name:
+        raise DataError(f"{where}: it has no class name")
+    if xmax <= xmin or ymax <= ymin:
+        raise DataError(f"{where} ({name}): box ({', '.join(map(str, texts))}) has no area")
+    difficult = (element.findtext("difficult") or "0").strip() == "1"
+    return BoxRecord(where, name, (xmin - 1, ymin - 1, xmax, ymax), difficult)
+
+
+def _xml_files(root: Path) -> dict[str, Path]:
+    """Image id to annotation file."""
+    folder = root / "Annotations"
+    files = {path.stem: path for path in sorted(folder.glob("*.xml"))}
+    if not files:
+        raise DataError(
+            f"no Pascal VOC data at {root}: {folder} has no XML file; set dataset.args.root to "
+            "the folder that holds Annotations and JPEGImages"
+        )
+    return files
+
+
+def _pictures(root: Path) -> dict[str, Path]:
+    """Image id to picture, by the name of the file: the `filename` in the XML is often wrong."""
+    folder = root / "JPEGImages"
+    if not folder.is_dir():
+        raise DataError(f"no Pascal VOC data at {root}: folder {folder} is missing")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+            continue
+        if path.stem in files:
+            raise DataError(f"two pictures have one image id: {files[path.stem]} and {path}")
+        files[path.stem] = path
+    return files
+
+
+def _lists(root: Path, split_lists: dict[str, str]) -> dict[str, list[str]]:
+    """Image ids of each split: the first word of each line of its list."""
+    check_split_names(split_lists, "split_lists")
+    lists = {}
+    for split, name in split_lists.items():
+        path = inside(root / "ImageSets" / "Main", name)
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"cannot read the list of split '{split}', {path}: {error}") from error
+        lists[split] = [line.split()[0] for line in lines if line.strip()]
+    return lists
+
+
+def _compiled(pattern: str | None) -> re.Pattern[str] | None:
+    """Compile `group_pattern`; it must hold a group."""
+    if pattern is None:
+        return None
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"dataset.args.group_pattern '{pattern}' is no regular expression: {error}"
+        ) from error
+    if compiled.groups < 1:
+        raise ConfigError(
+            f"dataset.args.group_pattern '{pattern}' has no (group) for the patient: write for "
+            "example '^([^_]+)_'"
+        )
+    return compiled
+
+
+def _group(pattern: re.Pattern[str] | None, image_id: str) -> str:
+    """The patient of an image; the image itself without a pattern."""
+    if pattern is None:
+        return image_id
+    match = pattern.search(image_id)
+    if match is None or not match.group(1):
+        raise DataError(f"group_pattern '{pattern.pattern}' finds no patient in '{image_id}'")
+    return match.group(1)
