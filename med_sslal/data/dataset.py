@@ -1,0 +1,119 @@
+"""The registry of datasets, and the views of a dataset that a loader reads.
+
+A view is what decides whether a label can be seen: LabelledView holds the labels of its own images
+and no others, UnlabelledView holds none.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from med_sslal.base.base_data_loader import BadSample, load_or_bad
+from med_sslal.base.base_dataset import BaseDataset, Images
+from med_sslal.base.types import Annotation, Frame, ImageInfo, Sample, UnlabelledSample
+from med_sslal.data.coco import COCO
+from med_sslal.data.deeplesion import DeepLesion
+from med_sslal.data.transforms import Transformed
+from med_sslal.data.voc import PascalVOC
+from med_sslal.utils.errors import LabelAccessError
+
+DATASETS: dict[str, type[BaseDataset]] = {
+    "DeepLesion": DeepLesion,
+    "COCO": COCO,
+    "PascalVOC": PascalVOC,
+}
+
+
+class Transform(Protocol):
+    """Brings an image and its label to the model's frame; see EvalTransform."""
+
+    def __call__(
+        self, image: np.ndarray, annotation: Annotation | None, info: ImageInfo, epoch: int
+    ) -> Transformed:
+        """Return image [3, H, W], the label in its frame or None, and `to_original` [2, 3]."""
+        ...
+
+
+class LabelledView(Dataset[Sample | BadSample]):
+    """Images with labels, as Samples; keys are (position in `ids`, epoch)."""
+
+    def __init__(
+        self,
+        images: Images,
+        labels: Mapping[str, Annotation],
+        ids: Sequence[str],
+        transform: Transform,
+        pseudo_ids: frozenset[str] = frozenset(),
+    ) -> None:
+        """Make the view.
+
+        Args:
+            images: Infos and pixels.
+            labels: Labels (or pseudo-labels) by image id. Those of other images than `ids` are
+                left behind: no worker sees a label of the unlabelled pool.
+            ids: The images of the view, in order.
+            transform: Brings them to the model's frame.
+            pseudo_ids: Those of `ids` whose label is a pseudo-label.
+
+        Raises:
+            LabelAccessError: There is no label for one of `ids`.
+        """
+        missing = [image_id for image_id in ids if image_id not in labels]
+        if missing:
+            raise LabelAccessError(
+                f"{len(missing)} image(s) of a labelled view have no label: {missing[:5]}"
+            )
+        self._images = images
+        self.ids = tuple(ids)
+        self.labels = {image_id: labels[image_id] for image_id in ids}
+        self.transform = transform
+        self.pseudo_ids = pseudo_ids
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.ids)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | BadSample:
+        """Load a sample; a file that cannot be read gives a BadSample."""
+        position, epoch = key
+        return load_or_bad(lambda: self._load(self.ids[position], epoch))
+
+    def _load(self, image_id: str, epoch: int) -> Sample:
+        info = self._images.infos[image_id]
+        image, target, to_original = self.transform(
+            self._images.read(image_id), self.labels[image_id], info, epoch
+        )
+        assert target is not None
+        return Sample(image, target, Frame(info, to_original), image_id in self.pseudo_ids)
+
+
+class UnlabelledView(Dataset[UnlabelledSample | BadSample]):
+    """Images of the unlabelled pool; keys are (position in `ids`, epoch)."""
+
+    def __init__(self, images: Images, ids: Sequence[str], transform: Transform) -> None:
+        """Make the view.
+
+        Args:
+            images: Infos and pixels.
+            ids: The images of the view, in order.
+            transform: Brings them to the model's frame.
+        """
+        self._images = images
+        self.ids = tuple(ids)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.ids)
+
+    def __getitem__(self, key: tuple[int, int]) -> UnlabelledSample | BadSample:
+        """Load a sample; a file that cannot be read gives a BadSample."""
+        position, epoch = key
+        return load_or_bad(lambda: self._load(self.ids[position], epoch))
+
+    def _load(self, image_id: str, epoch: int) -> UnlabelledSample:
+        info = self._images.infos[image_id]
+        image, _, to_original = self.transform(self._images.read(image_id), None, info, epoch)
+        return UnlabelledSample(image, Frame(info, to_original))

@@ -1,0 +1,86 @@
+"""What a view shows, and what it must not show."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from med_sslal.base.base_data_loader import BaseDataLoader
+from med_sslal.base.types import Annotation, Sample, UnlabelledSample
+from med_sslal.data.dataset import DATASETS, LabelledView, UnlabelledView
+from med_sslal.data.sampler import SequentialBatchSampler
+from med_sslal.data.transforms import EvalTransform
+from med_sslal.utils.errors import DataError, LabelAccessError
+
+XML = """<annotation><size><width>40</width><height>32</height></size><object>
+<name>cell</name><bndbox><xmin>{0}</xmin><ymin>5</ymin><xmax>20</xmax><ymax>25</ymax></bndbox>
+</object></annotation>"""
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Six pictures in Pascal VOC's form."""
+    for folder in ("Annotations", "JPEGImages"):
+        (tmp_path / folder).mkdir()
+    for i in range(6):
+        image = np.random.default_rng(i).integers(0, 255, (32, 40, 3), dtype=np.uint8)
+        cv2.imwrite(str(tmp_path / "JPEGImages" / f"c{i}.png"), image)
+        (tmp_path / "Annotations" / f"c{i}.xml").write_text(XML.format(i + 1))
+    return DATASETS["PascalVOC"](str(tmp_path), eval_split=0.4)
+
+
+def loader(view, n_workers=0):
+    sampler = SequentialBatchSampler(len(view), 2)
+    return BaseDataLoader(view, batch_sampler=sampler, n_workers=n_workers)
+
+
+def test_labelled_view(dataset):
+    ids = ("c3", "c0")
+    view = LabelledView(dataset, dataset.annotations, ids, EvalTransform(40), frozenset({"c0"}))
+    samples = [view[0, 0], view[1, 0]]
+    assert all(isinstance(sample, Sample) for sample in samples)
+    assert [sample.frame.info.image_id for sample in samples] == ["c3", "c0"]
+    assert [sample.pseudo for sample in samples] == [False, True]
+    assert samples[0].target.boxes.tolist() == [[3, 4, 20, 25]]
+    assert samples[0].image.shape == (3, 40, 40)
+    (batch,) = loader(view)
+    assert batch.pseudo.tolist() == [False, True]
+    assert torch.equal(batch.images[0], samples[0].image)
+
+
+def test_labelled_view_keeps_no_other_label(dataset):
+    view = LabelledView(dataset, dataset.annotations, ("c1",), EvalTransform(40))
+    assert set(view.labels) == {"c1"}
+
+
+def test_labelled_view_needs_a_label(dataset):
+    labels = {"c0": dataset.annotations["c0"]}
+    with pytest.raises(LabelAccessError, match="c1"):
+        LabelledView(dataset, labels, ("c0", "c1"), EvalTransform(40))
+
+
+def test_negative_image(dataset):
+    view = LabelledView(dataset, {"c0": Annotation.empty()}, ("c0",), EvalTransform(40))
+    (batch,) = loader(view)
+    assert batch.targets[0].boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_pool_sample_refuses_its_label(dataset, n_workers):
+    view = UnlabelledView(dataset, ("c0", "c5"), EvalTransform(40))
+    sample = view[1, 0]
+    assert isinstance(sample, UnlabelledSample)
+    with pytest.raises(LabelAccessError, match="c5"):
+        _ = sample.target
+    (batch,) = loader(view, n_workers)
+    assert batch.targets is None
+    assert [frame.info.image_id for frame in batch.frames] == ["c0", "c5"]
+
+
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_damaged_file_is_named_in_the_main_process(dataset, n_workers):
+    path = dataset.root / "JPEGImages" / "c4.png"
+    path.write_bytes(path.read_bytes()[:100])
+    view = UnlabelledView(dataset, ("c0", "c4"), EvalTransform(40))
+    with pytest.raises(DataError, match=r"c4\.png is damaged"):
+        list(loader(view, n_workers))
