@@ -23,6 +23,7 @@ FORMAT_VERSION = 1
 HEADER_FILE = "header.json"
 LABELLED_FILE = "labelled_embeddings.npy"
 PLAIN = "plain"
+RECORD_FLOOR = 0.05
 
 # Column name to (kind of dtype, shape); a letter of the shape stands for the size named above.
 COLUMNS: Mapping[str, tuple[str, tuple[str | int, ...]]] = MappingProxyType(
@@ -61,7 +62,7 @@ class RecordHeader:
     model_hash: str
     config_hash: str
     class_names: tuple[str, ...]
-    record_floor: float = 0.05
+    record_floor: float = RECORD_FLOOR
     class_counts: Mapping[str, int] = field(default_factory=dict)
     class_difficulty: Mapping[str, float] = field(default_factory=dict)
 

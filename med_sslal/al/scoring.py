@@ -22,16 +22,16 @@ def score_pool(
     header: RecordHeader,
     *,
     device: torch.device,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | None,
 ) -> PoolRecord:
     """Write what the model sees on every pool image; memory stays bounded for any pool.
 
     Args:
-        model: The detector, or its wrapper for several devices.
+        model: The detector, or its wrapper for several devices, on `device`.
         pool: What is to be scored.
-        unlabelled: Loader of exactly the unlabelled images, in any order and batch size.
-        labelled: Loader of exactly the labelled images; only their embeddings are kept, and their
-            labels are not read.
+        unlabelled: Batches of exactly the unlabelled images, in any order and size.
+        labelled: Batches of exactly the labelled images, without their labels; only the
+            embeddings are kept.
         path: Folder of the record.
         header: What is scored and by what.
         device: Where to compute.

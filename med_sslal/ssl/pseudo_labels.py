@@ -1,0 +1,367 @@
+"""Offline pseudo-labels: confident detections on unlabelled images, taken as labels.
+
+They come from the pool record of the cycle's own scoring pass, so they cost no inference. Shape
+shorthand as in `med_sslal.al.record`: N images, M detections of all of them.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from med_sslal.al.arrays import SCORE_DECIMALS, round_scores
+from med_sslal.al.pool import Pool
+from med_sslal.al.record import PLAIN, RECORD_FLOOR, PoolRecord, RecordSection
+from med_sslal.base.types import Annotation, Prediction
+from med_sslal.ssl.quality import found_and_false
+from med_sslal.utils.errors import ConfigError, DataError
+from med_sslal.utils.util import read_json, stable_hash, write_json
+
+# Coordinates are rounded to a hundredth of a pixel, far below what a label means.
+BOX_DECIMALS = 2
+
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ClassStats:
+    """What a cycle's pseudo-labels of one class are.
+
+    Attributes:
+        count: Number of boxes.
+        mean_score: Their mean score, None where there are none.
+        threshold: The threshold after the density cap.
+    """
+
+    count: int
+    mean_score: float | None
+    threshold: float
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """The pseudo-labels of one cycle.
+
+    Attributes:
+        labels: Image id to label in ORIGINAL pixels, sorted by id; no box teaches regression. An
+            image without a box is a negative; images left out are not trained on.
+        stats: Class name to numbers.
+    """
+
+    labels: Mapping[str, Annotation]
+    stats: Mapping[str, ClassStats]
+
+    def write(self, path: Path) -> None:
+        """Write them atomically as JSON.
+
+        Raises:
+            UserError: The file cannot be written.
+        """
+        content = {
+            "format_version": FORMAT_VERSION,
+            "stats": {name: asdict(stats) for name, stats in self.stats.items()},
+            "labels": {name: _image_to_json(label) for name, label in self.labels.items()},
+        }
+        write_json(path, content)
+
+    @classmethod
+    def read(cls, path: Path) -> "PseudoLabels":
+        """Read what `write` wrote; the arrays are equal bit for bit.
+
+        Raises:
+            DataError: The file is missing, damaged, or written by a newer version.
+        """
+        content = read_json(path)
+        try:
+            if content["format_version"] > FORMAT_VERSION:
+                raise DataError(
+                    f"{path} has format version {content['format_version']}, this program reads up "
+                    f"to {FORMAT_VERSION}: update the program"
+                )
+            return cls(
+                {name: _image_from_json(label) for name, label in content["labels"].items()},
+                {name: ClassStats(**stats) for name, stats in content["stats"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{path} holds no pseudo-labels: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoLabeller:
+    """Decides which detections are labels, which are ignore regions and which are neither.
+
+    A class's threshold comes from validation, or is fixed. Boxes from the threshold on are
+    pseudo-labels; those between `ignore_floor` and the threshold are ignore regions; the rest is
+    background.
+
+    Args:
+        threshold: Fixed threshold for every class; null = found on validation.
+        target_precision: Precision on validation that a class's threshold must reach.
+        min_threshold: Lowest threshold that validation may give.
+        max_threshold: Highest one, also taken where no threshold reaches the precision.
+        fallback_threshold: Threshold of a class with too few true positives on validation.
+        min_true_positives: How many true positives of a class validation needs at least.
+        density_cap: Pseudo-labels per unlabelled image are at most this often the boxes per
+            labelled image, class by class; the class's threshold is raised until it holds.
+        ignore_floor: Boxes from here to the threshold are ignore regions.
+        negative_floor: An image is used as a negative only if its best score is below this.
+
+    Raises:
+        ConfigError: An argument is wrong.
+    """
+
+    threshold: float | None = None
+    target_precision: float = 0.9
+    min_threshold: float = 0.5
+    max_threshold: float = 0.95
+    fallback_threshold: float = 0.8
+    min_true_positives: int = 20
+    density_cap: float = 1.2
+    ignore_floor: float = 0.2
+    negative_floor: float = RECORD_FLOOR
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        problems = self.check_args(asdict(self))
+        if problems:
+            raise ConfigError("; ".join(f"{name}: {sentence}" for name, sentence in problems))
+
+    @classmethod
+    def check_args(cls, args: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Find what is wrong between arguments of the right types.
+
+        Args:
+            args: The arguments with their defaults, as the config gives them.
+
+        Returns:
+            (argument, sentence) for each problem.
+        """
+        thresholds = ("threshold", "min_threshold", "max_threshold", "fallback_threshold")
+        given = {name: args[name] for name in thresholds if args[name] is not None}
+        limits = {
+            **{name: (args["ignore_floor"], 1.0) for name in given},
+            "target_precision": (0.0, 1.0),
+            "ignore_floor": (RECORD_FLOOR, 1.0),
+            "negative_floor": (RECORD_FLOOR, 1.0),
+        }
+        problems = [
+            (name, f"found {args[name]}; allowed: {low} to {high}")
+            for name, (low, high) in limits.items()
+            if not low <= args[name] <= high
+        ]
+        if args["min_threshold"] > args["max_threshold"]:
+            problems.append(
+                (
+                    "min_threshold",
+                    f"found {args['min_threshold']}, above max_threshold {args['max_threshold']}",
+                )
+            )
+        if args["min_true_positives"] < 1:
+            problems.append(
+                ("min_true_positives", f"found {args['min_true_positives']}; allowed: 1 or more")
+            )
+        if not args["density_cap"] > 0:
+            problems.append(("density_cap", f"found {args['density_cap']}; allowed: more than 0"))
+        return problems
+
+    def thresholds(
+        self,
+        predictions: Mapping[str, Prediction],
+        annotations: Mapping[str, Annotation],
+        class_names: Sequence[str],
+    ) -> dict[str, float]:
+        """The threshold of each class.
+
+        The smallest of `min_threshold` and the scores above it at which the precision on
+        validation reaches the target. Precision counts objects found against detections that meet
+        no object (IoU 0.5); what lies in ignore regions, and repeats on an object, count as
+        neither.
+
+        Args:
+            predictions: What the cycle's best model sees on validation images.
+            annotations: Labels of the validation images.
+            class_names: Names without background.
+
+        Returns:
+            Class name to threshold.
+        """
+        if self.threshold is not None:
+            return dict.fromkeys(class_names, self.threshold)
+        outcome = found_and_false(predictions, annotations, class_names)
+        return {name: self._threshold(*outcome[name]) for name in class_names}
+
+    def _threshold(self, found: np.ndarray, false: np.ndarray) -> float:
+        """The threshold of one class.
+
+        Args:
+            found: float64 [G], best score on each of its objects, -inf where none was found.
+            false: float64 [F], scores of its detections that meet no object.
+        """
+        found, false = np.sort(found), np.sort(false)
+        if (found >= self.min_threshold).sum() < self.min_true_positives:
+            return self.fallback_threshold
+        scores = np.concatenate([[self.min_threshold], found, false])
+        tried = np.unique(scores[(scores >= self.min_threshold) & (scores <= self.max_threshold)])
+        n_found = len(found) - np.searchsorted(found, tried)
+        n_false = len(false) - np.searchsorted(false, tried)
+        # The slack keeps 9 of 10 at 0.9 whatever the last bit of the product says.
+        enough = n_found >= self.target_precision * (n_found + n_false) - 1e-9
+        good = tried[enough & (n_found > 0)]
+        return float(good[0]) if len(good) else self.max_threshold
+
+    def make(
+        self,
+        record: PoolRecord,
+        pool: Pool,
+        thresholds: Mapping[str, float],
+        labelled_annotations: Mapping[str, Annotation],
+        *,
+        seed: int = 0,
+    ) -> PseudoLabels:
+        """Make pseudo-labels afresh for the images that are unlabelled now.
+
+        Args:
+            record: What the model saw on the pool; images labelled since are left out.
+            pool: The pool as the next training sees it.
+            thresholds: Class name to threshold.
+            labelled_annotations: Labels that set the density cap and the share of negatives.
+            seed: Which images become negatives, where there are more than the share allows.
+
+        Raises:
+            DataError: The record lacks an unlabelled image, or low scores that the rules need.
+        """
+        section = record.section(PLAIN)
+        ids = section.image_ids.tolist()
+        missing = set(pool.unlabelled).difference(ids)
+        if missing:
+            raise DataError(
+                f"record {record.path} lacks {len(missing)} unlabelled image(s), the first is "
+                f"{min(missing)}: score the pool again"
+            )
+        if not labelled_annotations:
+            raise ValueError("pseudo-labels need labelled images to be measured against")
+        floor = min(self.ignore_floor, self.negative_floor)
+        if record.header.record_floor > floor:
+            raise DataError(
+                f"record {record.path} keeps scores from {record.header.record_floor} on, "
+                f"pseudo-labels need them from {floor} on: score the pool again"
+            )
+        unlabelled = set(pool.unlabelled)
+        usable = np.array([image_id in unlabelled for image_id in ids], dtype=bool)
+        boxes = np.round(np.asarray(section.boxes), BOX_DECIMALS)
+        scores = round_scores(section.scores)
+        valid = usable[section.owners] & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        names = record.header.class_names
+        limits = self._limits(
+            [scores[valid & (section.labels == n)] for n in range(1, len(names) + 1)],
+            [thresholds[name] for name in names],
+            labelled_annotations,
+            int(usable.sum()),
+        )
+        kept = valid & (scores >= limits[section.labels - 1])
+        ignored = valid & ~kept & (scores >= self.ignore_floor)
+        labels = _annotations(section, boxes, kept, ignored)
+        n_empty = sum(label.n_objects == 0 for label in labelled_annotations.values())
+        n_filled = len(labelled_annotations) - n_empty
+        n_negatives = n_empty * len(labels) // n_filled if n_filled else 0
+        for image_id in self._negatives(section, usable, scores, seed)[:n_negatives]:
+            labels[image_id] = Annotation.empty()
+        assert not labels.keys() & set(pool.labelled), "pseudo-labels on labelled images"
+        stats = {
+            name: _stats(scores[kept & (section.labels == number)], float(limits[number - 1]))
+            for number, name in enumerate(names, start=1)
+        }
+        return PseudoLabels(dict(sorted(labels.items())), stats)
+
+    def _limits(
+        self,
+        scores_by_class: Sequence[np.ndarray],
+        thresholds: Sequence[float],
+        labelled: Mapping[str, Annotation],
+        n_images: int,
+    ) -> np.ndarray:
+        """Thresholds of the classes, raised where a class would exceed the density cap.
+
+        Args:
+            scores_by_class: Scores of each class's boxes on the unlabelled images, rounded.
+            thresholds: One for each class.
+            labelled: Labels of the labelled images.
+            n_images: Number of unlabelled images.
+        """
+        limits = np.array(thresholds, dtype=np.float64)
+        for number, scores in enumerate(scores_by_class, start=1):
+            n_boxes = sum(
+                int(((label.labels == number) & ~label.ignore).sum()) for label in labelled.values()
+            )
+            # The slack keeps a product such as 1.2 * 5 at 6 whatever its last bit says.
+            allowed = math.floor(self.density_cap * n_boxes * n_images / len(labelled) + 1e-9)
+            above = np.sort(scores[scores >= limits[number - 1]])[::-1]
+            if len(above) > allowed:
+                limits[number - 1] = round(above[allowed] + 10.0**-SCORE_DECIMALS, SCORE_DECIMALS)
+        return limits
+
+    def _negatives(
+        self, section: RecordSection, usable: np.ndarray, scores: np.ndarray, seed: int
+    ) -> list[str]:
+        """Ids of the usable images whose best score is below the floor, in a seeded order."""
+        best = np.zeros(len(section))
+        np.maximum.at(best, section.owners, scores)
+        ids = section.image_ids[usable & (best < self.negative_floor)].tolist()
+        return sorted(ids, key=lambda image_id: stable_hash("negative", seed, image_id))
+
+
+def _annotations(
+    section: RecordSection, boxes: np.ndarray, kept: np.ndarray, ignored: np.ndarray
+) -> dict[str, Annotation]:
+    """Labels of the images with a kept box: kept boxes first, then the ignore regions.
+
+    Args:
+        section: The record's section.
+        boxes: float32 [M, 4], rounded.
+        kept: bool [M].
+        ignored: bool [M], disjoint from `kept`.
+    """
+    labels = {}
+    for row in np.unique(section.owners[kept]).tolist():
+        first, last = section.offsets[row], section.offsets[row + 1]
+        rows = np.concatenate(
+            [first + np.flatnonzero(mask[first:last]) for mask in (kept, ignored)]
+        )
+        labels[str(section.image_ids[row])] = Annotation(
+            boxes=boxes[rows],
+            labels=np.asarray(section.labels[rows]),
+            ignore=ignored[rows],
+            # Nobody checked that these boxes fit tightly.
+            regress=np.zeros(len(rows), dtype=bool),
+        )
+    return labels
+
+
+def _stats(scores: np.ndarray, threshold: float) -> ClassStats:
+    """The numbers of one class from the scores of its pseudo-labels."""
+    mean = round(float(scores.mean()), SCORE_DECIMALS) if len(scores) else None
+    return ClassStats(len(scores), mean, threshold)
+
+
+def _image_to_json(label: Annotation) -> dict[str, Any]:
+    """Plain containers of one image; coordinates as the decimals they were rounded to."""
+    return {
+        "boxes": np.round(label.boxes.astype(np.float64), BOX_DECIMALS).tolist(),
+        "labels": label.labels.tolist(),
+        "ignore": label.ignore.tolist(),
+    }
+
+
+def _image_from_json(content: Mapping[str, Any]) -> Annotation:
+    """The label that `_image_to_json` described."""
+    n = len(content["labels"])
+    return Annotation(
+        boxes=np.array(content["boxes"], dtype=np.float32).reshape(n, 4),
+        labels=np.array(content["labels"], dtype=np.int64),
+        ignore=np.array(content["ignore"], dtype=bool),
+        regress=np.zeros(n, dtype=bool),
+    )
