@@ -135,7 +135,7 @@ SCHEMA: tuple[Key | TypeSection, ...] = (
         "side, or [height, width], of the fixed shape that images are brought to; null = 512",
         rule=_SIDES,
     ),
-    TypeSection("arch", "the detector"),
+    TypeSection("arch", "the detector", ("load_pretrained",)),
     TypeSection("dataset", "the images, their labels and their split"),
     TypeSection(
         "augmentation", "changes to training images", ("image_size", "seed"), "TrainTransform"
@@ -164,6 +164,13 @@ SCHEMA: tuple[Key | TypeSection, ...] = (
         "train on confident predictions for unlabelled images too",
         False,
     ),
+    Key(
+        "ssl_settings.weight",
+        float,
+        "weight of the pseudo-labelled loss, reached after a tenth of the steps",
+        1.0,
+        rule=Rule("0 or more", lambda value: value >= 0),
+    ),
     TypeSection("ssl_settings", "pseudo-labels", has_type=False),
     Key("trainer.epochs", int, "passes over the labelled images per cycle", 50, rule=_POSITIVE),
     Key(
@@ -180,7 +187,20 @@ SCHEMA: tuple[Key | TypeSection, ...] = (
         rule=Rule("a folder", lambda value: bool(value.strip())),
     ),
     Key("trainer.save_period", int, "epochs between checkpoints", 10, rule=_POSITIVE),
+    Key(
+        "trainer.checkpoint_seconds",
+        float,
+        "least time between two checkpoint_last.pth during a training; 0 = after every epoch",
+        60.0,
+        rule=Rule("0 or more", lambda value: value >= 0),
+    ),
     Key("trainer.val_period", int, "epochs between validations", 1, rule=_POSITIVE),
+    Key(
+        "trainer.val_steps",
+        int | None,
+        "least steps between validations, in place of val_period; null = val_period decides",
+        rule=_POSITIVE,
+    ),
     Key(
         "trainer.keep_checkpoints",
         Literal["best_last", "all"],

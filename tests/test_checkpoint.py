@@ -1,0 +1,86 @@
+"""Checkpoints: round trip, checksum, foreign files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from med_sslal.base.checkpoint import (
+    load_checkpoint,
+    newest_good,
+    previous,
+    save_checkpoint,
+    sidecar,
+)
+from med_sslal.utils.errors import CheckpointError, UserError
+
+
+def content() -> dict:
+    return {
+        "model": {"w": torch.arange(6.0)},
+        "number": np.float32(0.5),
+        "array": np.arange(3),
+        "names": ("a", "b"),
+        "path": Path("x/y"),
+    }
+
+
+def test_round_trip_without_pickle(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c.pth", content())
+    back = load_checkpoint(tmp_path / "c.pth")
+    assert torch.equal(back["model"]["w"], torch.arange(6.0))
+    assert back["number"] == 0.5
+    assert back["array"].tolist() == [0, 1, 2]
+    assert back["names"] == ["a", "b"]
+    assert back["path"] == "x/y"
+
+
+def flip_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+FAULTS = {
+    "flipped bit": flip_bit,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-20]),
+    "empty": lambda path: path.write_bytes(b""),
+    "no sidecar": lambda path: sidecar(path).unlink(),
+    "missing": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_an_error_and_the_copy_before_serves(tmp_path: Path, fault: str) -> None:
+    path = tmp_path / "checkpoint_last.pth"
+    save_checkpoint(path, {"turn": 1})
+    save_checkpoint(path, {"turn": 2})
+    FAULTS[fault](path)
+    with pytest.raises(CheckpointError, match="checkpoint_last"):
+        load_checkpoint(path)
+    taken, found, complaints = newest_good([path, previous(path)])
+    assert (taken, found["turn"], len(complaints)) == (previous(path), 1, 1)
+
+
+def test_newer_format_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c.pth", {"format_version": 99})
+    with pytest.raises(CheckpointError, match="format_version 99"):
+        load_checkpoint(tmp_path / "c.pth")
+
+
+def test_pickled_objects_are_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.pth"
+    torch.save({"format_version": 1, "bad": Path("x")}, path)
+    with pytest.raises(CheckpointError, match="no readable checkpoint"):
+        load_checkpoint(path, require_checksum=False)
+
+
+def test_a_type_without_a_plain_form_is_a_bug(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="Generator"):
+        save_checkpoint(tmp_path / "c.pth", {"g": torch.Generator()})
+
+
+def test_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot write"):
+        save_checkpoint(tmp_path / "missing" / "c.pth", {})

@@ -1,0 +1,95 @@
+"""A tiny Pascal VOC set and a config that trains on it in seconds: shared by the run tests."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+SIDE = 64
+
+
+def make_voc(root: Path, n: int = 24, *, side: int = SIDE, classes: int = 1) -> Path:
+    """Write n pictures, each with one bright rectangle per class and some noise."""
+    generator = np.random.default_rng(7)
+    for name in ("JPEGImages", "Annotations"):
+        (root / name).mkdir(parents=True)
+    for number in range(n):
+        picture = generator.normal(60, 10, (side, side, 3))
+        objects = []
+        for label in range(classes):
+            width, height = generator.integers(12, 24, 2)
+            x, y = generator.integers(1, side - 25, 2)
+            picture[y : y + height, x : x + width] = 120 + 100 * (label == 0)
+            objects.append(
+                f"<object><name>class{label}</name><difficult>0</difficult><bndbox><xmin>{x + 1}"
+                f"</xmin><ymin>{y + 1}</ymin><xmax>{x + width}</xmax><ymax>{y + height}</ymax>"
+                "</bndbox></object>"
+            )
+        stem = f"image{number:03d}"
+        cv2.imwrite(str(root / "JPEGImages" / f"{stem}.jpg"), picture.clip(0, 255).astype(np.uint8))
+        (root / "Annotations" / f"{stem}.xml").write_text(
+            f"<annotation><filename>{stem}.jpg</filename><size><width>{side}</width><height>"
+            f"{side}</height><depth>3</depth></size>{''.join(objects)}</annotation>"
+        )
+    return root
+
+
+def tiny_config(data: Path, save_dir: Path) -> dict[str, Any]:
+    """A config of every stage: two cycles, pseudo-labels, two metrics."""
+    return {
+        "name": "tiny",
+        "n_gpu": 0,
+        "seed": 3,
+        "n_workers": 0,
+        "batch_size": 4,
+        "image_size": SIDE,
+        "arch": {
+            "type": "FasterRCNN",
+            "args": {
+                "backbone_name": "resnet18",
+                "fpn": True,
+                "pretrained": False,
+                "num_classes": 2,
+                "norm": "group",
+                "anchor_sizes": [[12], [16], [24], [32], [48]],
+                "rpn_pre_nms_top_n_train": 100,
+                "rpn_post_nms_top_n_train": 50,
+                "rpn_pre_nms_top_n_test": 50,
+                "rpn_post_nms_top_n_test": 20,
+                "box_batch_size_per_image": 16,
+                "box_head_size": 32,
+            },
+        },
+        "dataset": {"type": "PascalVOC", "args": {"root": str(data), "eval_split": 0.5}},
+        "augmentation": {"type": "TrainTransform", "args": {"rotation": 0}},
+        "optimizer": {"type": "AdamW", "args": {"lr": 1e-3}},
+        "metrics": ["sensitivity_k_fps", "coco_ap"],
+        "lr_scheduler": {"type": "CosineAnnealingLR", "args": {"T_max": 5}},
+        "al_settings": {
+            "num_cycles": 1,
+            "type": "ActiveLearningHelper",
+            "args": {
+                "init_num": 6,
+                "budget_num": 3,
+                "al_criterion": ["localization_tightness", "k_means_diversity"],
+            },
+        },
+        "ssl_settings": {"include_pseudolabels": True, "args": {"threshold": 0.2}},
+        "trainer": {
+            "epochs": 2,
+            "save_dir": str(save_dir),
+            "save_period": 1,
+            "verbosity": 0,
+            "monitor": "min val_loss",
+            "early_stop": 0,
+            "tensorboard": False,
+        },
+    }
+
+
+def write_config(path: Path, config: dict[str, Any]) -> Path:
+    """Write a config file."""
+    path.write_text(json.dumps(config, indent=2))
+    return path
