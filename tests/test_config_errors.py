@@ -23,7 +23,7 @@ HINTS = {
 }
 
 
-@pytest.mark.parametrize("change", ["doubled", "dropped", "upper"])
+@pytest.mark.parametrize("change", ["doubled", "dropped", "upper", "swapped"])
 @pytest.mark.parametrize("path", paths(full()), ids=".".join)
 def test_misspelt_key_names_its_path_and_the_right_one(
     path: tuple[str, ...], change: str, tmp_path: Path
@@ -33,7 +33,12 @@ def test_misspelt_key_names_its_path_and_the_right_one(
     for name in path[:-1]:
         here = here[name]
     right = path[-1]
-    wrong = {"doubled": right + right[-1], "dropped": right[:-1], "upper": right.upper()}[change]
+    wrong = {
+        "doubled": right + right[-1],
+        "dropped": right[:-1],
+        "upper": right.upper(),
+        "swapped": right[:-2] + right[-1] + right[-2],
+    }[change]
     wrong = wrong if wrong != right else right.lower()
     # The same place in the order, so that line and column are known.
     renamed = {wrong if key == right else key: value for key, value in here.items()}

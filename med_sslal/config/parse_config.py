@@ -12,7 +12,6 @@ from med_sslal.config import jsonc
 from med_sslal.config.jsonc import KeyPath
 from med_sslal.config.overrides import Override
 from med_sslal.config.schema import SCHEMA, TypeSection
-from med_sslal.config.show import config_text
 from med_sslal.config.signature import convert_arguments, signature
 from med_sslal.config.validate import Problem, Registries, Validator, apply_override
 from med_sslal.utils.errors import ConfigError
@@ -173,11 +172,6 @@ class ConfigParser:
         if has_default and given["type"] != section.default_type:
             result.insert(0, (f"{section.path}.type", given["type"], section.default_type))
         return result
-
-    def print_config(self) -> str:
-        """The resolved config as JSON whose comments name the defaults that it departs from."""
-        defaults = {path: default for path, _, default in self.differences()}
-        return config_text(self._resolved, defaults)
 
     def digest(self) -> str:
         """Hex SHA-256 of the resolved config, whatever the order of its keys."""

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.schema import SCHEMA, TypeSection
 from med_sslal.config.signature import Argument, signature
 from med_sslal.config.validate import Registries
@@ -14,16 +15,12 @@ from med_sslal.config.values import describe, show
 _WIDTH = 100
 
 
-def config_text(resolved: Mapping[str, Any], differences: Mapping[str, Any]) -> str:
-    """A config as JSON with comments that can be used as a config file again.
-
-    Args:
-        resolved: The config.
-        differences: Dotted path to default, of the keys that differ from it.
-    """
+def print_config(config: ConfigParser) -> str:
+    """The resolved config as JSON that is a config file again; comments name the defaults left."""
+    defaults = {path: default for path, _, default in config.differences()}
     lines: list[str] = []
-    _object_lines(resolved, "", 1, differences, lines)
-    return "\n".join(["{", *lines, "}"])
+    _object_lines(config.resolved, "", 1, defaults, lines)
+    return "\n".join(["{", *lines, "}", ""])
 
 
 def _object_lines(
@@ -67,7 +64,7 @@ def help_config(registries: Registries) -> str:
         if entry.path == "metrics":
             meaning += f"; known: {', '.join(registries['metrics'])}"
         lines += _entry_lines(entry.path, entry.allowed, entry.hint, meaning, 0)
-    return "\n".join(lines)
+    return "\n".join([*lines, ""])
 
 
 def _section_lines(section: TypeSection, registry: Mapping[str, type]) -> list[str]:
