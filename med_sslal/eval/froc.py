@@ -139,8 +139,8 @@ def sensitivity_k_fps(
     values: dict[str, float | None] = {}
     intervals: dict[str, tuple[float, float] | None] = {}
     rows = [("", _mean(point, 0), _mean(drawn, 1))]
-    if len(class_names) > 1:
-        rows += [(f"/{name}", point[i], drawn[:, i]) for i, name in enumerate(class_names)]
+    if len(curves) > 1:
+        rows += [(f"/{c.class_name}", point[i], drawn[:, i]) for i, c in enumerate(curves)]
     for suffix, row, row_drawn in rows:
         for i, key in enumerate(LIMIT_KEYS):
             values[key + suffix] = _number(row[i])

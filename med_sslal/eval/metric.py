@@ -47,9 +47,7 @@ def evaluate(
     """
     merged: dict[str, dict[str, Any]] = {"values": {}, "intervals": {}, "details": {}}
     for name in names:
-        result = _lookup(name)(
-            predictions, annotations, infos, class_names, draws=draws, seed=seed
-        )
+        result = _lookup(name)(predictions, annotations, infos, class_names, draws=draws, seed=seed)
         merged["values"].update(result.values)
         merged["intervals"].update(
             {key: pair and list(pair) for key, pair in result.intervals.items()}

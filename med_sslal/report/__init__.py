@@ -1,1 +1,1 @@
-"""Curves and galleries."""
+"""Curves, pictures with boxes and tables of a run."""

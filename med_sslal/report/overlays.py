@@ -1,0 +1,272 @@
+"""Pictures with boxes: truth solid, predictions dashed with their score, ignore regions dotted."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+
+from med_sslal.base.types import Annotation, ImageInfo, Prediction
+from med_sslal.eval.eval_utils import columns
+from med_sslal.eval.matching import match
+from med_sslal.report.plots import FAINT, INK, new_figure, save_png
+
+TRUTH, PREDICTED, IGNORED = "#2CD5A5", "#FFB000", "#F0F0F0"
+
+_PER_ROW = 4
+_CELL, _GAP = 3.0, 0.12
+
+
+@dataclass(frozen=True)
+class RankedImage:
+    """How well one image went, at the score floor of the ranking.
+
+    Attributes:
+        image_id: The image.
+        quality: Mean over the lesions of the best score on each (0 where missed), minus the
+            highest score of a false positive; from -1 to 1.
+        n_found: Lesions found.
+        n_lesions: Lesions.
+        worst_score: Highest score of a false positive, None without one.
+    """
+
+    image_id: str
+    quality: float
+    n_found: int
+    n_lesions: int
+    worst_score: float | None
+
+    @property
+    def caption(self) -> str:
+        """The same in words."""
+        found = f"{self.n_found} of {self.n_lesions} found" if self.n_lesions else "no lesion"
+        false = "none false" if self.worst_score is None else f"false {self.worst_score:.2f}"
+        return f"{found}, {false}"
+
+
+def best_and_worst(
+    predictions: Mapping[str, Prediction],
+    annotations: Mapping[str, Annotation],
+    infos: Mapping[str, ImageInfo],
+    class_names: Sequence[str],
+    *,
+    n: int = 8,
+    min_score: float = 0.3,
+) -> tuple[list[RankedImage], list[RankedImage]]:
+    """The images that went best and those that went worst.
+
+    Args:
+        predictions: Image id to detections in ORIGINAL pixels.
+        annotations: Image id to label.
+        infos: Image id to info.
+        class_names: Names without background.
+        n: Images of each kind at most; no image is in both lists.
+        min_score: Detections below are taken as not made.
+
+    Returns:
+        The best (with at least one lesion), best first, and the worst, worst first. Equal ones
+        are in the order of their ids.
+
+    Raises:
+        DataError: The inputs do not fit (see `eval_utils.columns`).
+    """
+    kept = {image_id: above(found, min_score) for image_id, found in predictions.items()}
+    table = columns(kept, annotations, infos, class_names)
+    matches = match(table)
+    n_images = len(table.image_ids)
+    lesion = ~table.gt_ignore
+    found = lesion & np.isfinite(matches.found_score)
+    n_lesions = np.bincount(table.gt_image[lesion], minlength=n_images)
+    n_found = np.bincount(table.gt_image[found], minlength=n_images)
+    score = np.bincount(table.gt_image[found], matches.found_score[found], n_images)
+    false = np.full(n_images, -np.inf)
+    wrong = matches.false_positive
+    np.maximum.at(false, table.det_image[wrong], table.det_scores[wrong])
+    quality = score / np.maximum(n_lesions, 1) - np.maximum(false, 0)
+    ranked = [
+        RankedImage(
+            image_id,
+            float(quality[i]),
+            int(n_found[i]),
+            int(n_lesions[i]),
+            float(false[i]) if np.isfinite(false[i]) else None,
+        )
+        for i, image_id in enumerate(table.image_ids)
+    ]
+    # A sort is stable, and `ranked` is in the order of the ids.
+    best = sorted((r for r in ranked if r.n_lesions), key=lambda r: -r.quality)
+    best = best[: min(n, (len(best) + 1) // 2)]
+    taken = {r.image_id for r in best}
+    worst = sorted((r for r in ranked if r.image_id not in taken), key=lambda r: r.quality)
+    return best, worst[:n]
+
+
+def above(prediction: Prediction, min_score: float) -> Prediction:
+    """The detections with a score of `min_score` or more."""
+    keep = prediction.scores >= min_score
+    return Prediction(prediction.boxes[keep], prediction.labels[keep], prediction.scores[keep])
+
+
+def middle_slice(image: np.ndarray) -> np.ndarray:
+    """The key slice of a stack, stretched for display: float32 [H, W, 3] to [H, W] in [0, 1].
+
+    The window of a CT model is far wider than a screen shows, so the grey values between the 1st
+    and the 99.8th percentile are spread over the whole range.
+    """
+    key = image[..., image.shape[2] // 2]
+    low, high = np.percentile(key, [1, 99.8])
+    return ((key - low) / max(float(high - low), 1e-6)).clip(0, 1)
+
+
+def contact_sheet(
+    groups: Mapping[str, Sequence[RankedImage]],
+    read: Callable[[str], np.ndarray],
+    predictions: Mapping[str, Prediction],
+    annotations: Mapping[str, Annotation],
+    class_names: Sequence[str],
+    path: Path,
+    *,
+    title: str,
+    min_score: float = 0.3,
+    note: str | None = None,
+) -> None:
+    """Draw groups of images with their boxes on one sheet.
+
+    Args:
+        groups: Heading to images, for example best and worst.
+        read: Image id to float [H, W, 3], or [H, W] for grey (see `middle_slice`), in [0, 1],
+            ORIGINAL pixels.
+        predictions: Image id to detections in ORIGINAL pixels.
+        annotations: Image id to label.
+        class_names: Names without background; written beside the score when there are several.
+        path: The PNG; its folder must exist.
+        title: Heading of the sheet.
+        min_score: Lower detections are not drawn.
+        note: Printed on the sheet, for example that the data is a phantom.
+    """
+    pictures = {item.image_id: read(item.image_id) for items in groups.values() for item in items}
+    # Cells are as high as the tallest picture needs, captions below.
+    tall = max((image.shape[0] / image.shape[1] for image in pictures.values()), default=1.0)
+    picture, caption, heading, margin = _CELL * tall, 0.45, 0.36, 0.55
+    n_rows = [ceil(len(items) / _PER_ROW) for items in groups.values()]
+    width = _PER_ROW * (_CELL + _GAP) + _GAP
+    height = 2 * margin + len(groups) * heading + sum(n_rows) * (picture + caption)
+    figure = new_figure(width, height)
+    left, y = _GAP / width, height - margin
+    figure.text(left, (y + 0.2) / height, title, fontsize=14, fontweight="bold", color=INK)
+    for (name, items), rows in zip(groups.items(), n_rows, strict=True):
+        text = name if items else f"{name}: none"
+        figure.text(left, (y - 0.24) / height, text, fontsize=11.5, color=INK)
+        y -= heading
+        for i, item in enumerate(items):
+            row, column = divmod(i, _PER_ROW)
+            x = _GAP + column * (_CELL + _GAP)
+            bottom = y - row * (picture + caption) - picture
+            axes = figure.add_axes(
+                (x / width, bottom / height, _CELL / width, picture / height), anchor="N"
+            )
+            image_id = item.image_id
+            kept = above(predictions[image_id], min_score)
+            draw_boxes(axes, pictures[image_id], annotations[image_id], kept, class_names)
+            below = f"{_short(image_id)}\n{item.caption}"
+            axes.set_xlabel(below, fontsize=8, color=INK, labelpad=3)
+        y -= rows * (picture + caption)
+    _explain(figure, min_score)
+    if note:
+        where = (1 - left, 0.14 / height)
+        figure.text(*where, note, fontsize=10, color=FAINT, style="italic", ha="right")
+    save_png(figure, path)
+
+
+def _explain(figure: Figure, min_score: float) -> None:
+    """The legend at the foot of a sheet."""
+    drawn = (
+        (TRUTH, "-", "truth"),
+        (PREDICTED, "--", f"prediction, score {min_score:.2f} or more"),
+        (FAINT, ":", "ignore region"),
+    )
+    figure.legend(
+        handles=[
+            Line2D([], [], color=colour, linewidth=2, linestyle=style, label=text)
+            for colour, style, text in drawn
+        ],
+        loc="lower left",
+        ncols=len(drawn),
+        frameon=False,
+        fontsize=10,
+        borderaxespad=0.4,
+    )
+
+
+def draw_boxes(
+    axes: Axes,
+    image: np.ndarray,
+    annotation: Annotation,
+    prediction: Prediction,
+    class_names: Sequence[str],
+) -> None:
+    """Show an image with its true and predicted boxes.
+
+    Args:
+        axes: Where to draw.
+        image: float [H, W, 3] or [H, W] in [0, 1].
+        annotation: The label, in the pixels of `image`.
+        prediction: Detections, likewise.
+        class_names: Names without background.
+    """
+    height, width = image.shape[:2]
+    axes.imshow(
+        image.clip(0, 1), cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0),
+        interpolation="bilinear",
+    )  # fmt: skip
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    for box, ignore in zip(annotation.boxes, annotation.ignore, strict=True):
+        _rectangle(axes, box, IGNORED if ignore else TRUTH, ":" if ignore else "-")
+    several = len(class_names) > 1
+    for box, label, score in zip(
+        prediction.boxes, prediction.labels, prediction.scores, strict=True
+    ):
+        _rectangle(axes, box, PREDICTED, "--")
+        # Above the box, or below its upper edge where the image ends.
+        inside = box[1] < 0.06 * height
+        axes.text(
+            float(box[0]),
+            float(box[1]),
+            f"{class_names[label - 1]} {score:.2f}" if several else f"{score:.2f}",
+            fontsize=6.5,
+            color="#FFD37A",
+            va="top" if inside else "bottom",
+            clip_on=True,
+            bbox={"facecolor": (0, 0, 0, 0.55), "edgecolor": "none", "pad": 0.8},
+        )
+
+
+def _rectangle(axes: Axes, box: np.ndarray, colour: str, style: str) -> None:
+    """A box with a dark rim, so that it shows on light and on dark pixels."""
+    x1, y1, x2, y2 = (float(value) for value in box)
+    axes.add_patch(
+        Rectangle(
+            (x1, y1),
+            x2 - x1,
+            y2 - y1,
+            fill=False,
+            edgecolor=colour,
+            linewidth=1.3,
+            linestyle=style,
+            path_effects=[withStroke(linewidth=2.4, foreground=(0, 0, 0, 0.55))],
+        )
+    )
+
+
+def _short(text: str, n: int = 36) -> str:
+    """The end of a long name: that is where names differ."""
+    return text if len(text) <= n else "..." + text[3 - n :]

@@ -1,0 +1,62 @@
+"""The table that a run ends with: one line per cycle."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_COUNTS = (
+    ("cycle", "cycle"),
+    ("images", "labelled_images"),
+    ("boxes", "labelled_boxes"),
+    ("pseudo", "pseudo_images"),
+)
+_SENSITIVITIES = (
+    ("sens@0.5", "sens_0.5fp"),
+    ("@1", "sens_1fp"),
+    ("@2", "sens_2fp"),
+    ("@4", "sens_4fp"),
+)
+
+
+def cycle_table(rows: Sequence[Mapping[str, Any]], prefix: str = "test_") -> str:
+    """The cycles of a run as aligned text.
+
+    Args:
+        rows: One mapping per cycle: `cycle`, `labelled_images`, `labelled_boxes`,
+            `pseudo_images`, `minutes`, and metric keys with `prefix`, among them
+            `sens_mean_low` and `sens_mean_high` (the 95 % interval) where known.
+        prefix: `test_` or `val_`.
+
+    Returns:
+        A heading, a rule and one line per row; what is missing or None is "-". With several
+        classes a column of AP50 per class follows.
+    """
+    per_class = list(
+        dict.fromkeys(key for row in rows for key in row if key.startswith(f"{prefix}AP50/"))
+    )
+    headings = [title for title, _ in (*_COUNTS, *_SENSITIVITIES)]
+    headings += ["mean (95 %)", "AP50", *(key.removeprefix(prefix) for key in per_class), "minutes"]
+    body = []
+    for row in rows:
+        cells = [_cell(row.get(key), "d") for _, key in _COUNTS]
+        cells += [_cell(row.get(prefix + key), ".3f") for _, key in _SENSITIVITIES]
+        cells.append(_mean(row, f"{prefix}sens_mean"))
+        cells += [_cell(row.get(key), ".3f") for key in (f"{prefix}AP50", *per_class)]
+        body.append([*cells, _cell(row.get("minutes"), ".1f")])
+    widths = [max(map(len, column)) for column in zip(headings, *body, strict=True)]
+    lines = [headings, ["-" * width for width in widths], *body]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+
+
+def _mean(row: Mapping[str, Any], key: str) -> str:
+    """The mean sensitivity with its interval, where there is one."""
+    text = _cell(row.get(key), ".3f")
+    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
+    return text if low is None or high is None else f"{text} ({low:.3f}-{high:.3f})"
+
+
+def _cell(value: float | int | None, form: str) -> str:
+    """A number as text, "-" where there is none."""
+    return "-" if value is None else format(value, form)
