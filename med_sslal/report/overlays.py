@@ -186,18 +186,15 @@ def contact_sheet(
 
 def _explain(figure: Figure, min_score: float) -> None:
     """The legend at the foot of a sheet."""
-    drawn = (
-        (TRUTH, "-", "truth"),
-        (PREDICTED, "--", f"prediction, score {min_score:.2f} or more"),
-        (FAINT, ":", "ignore region"),
-    )
+    predicted = f"prediction, score {min_score:.2f} or more"
     figure.legend(
         handles=[
-            Line2D([], [], color=colour, linewidth=2, linestyle=style, label=text)
-            for colour, style, text in drawn
+            Line2D([], [], color=TRUTH, linewidth=2, label="truth"),
+            Line2D([], [], color=PREDICTED, linewidth=2, linestyle="--", label=predicted),
+            Line2D([], [], color=FAINT, linewidth=2, linestyle=":", label="ignore region"),
         ],
         loc="lower left",
-        ncols=len(drawn),
+        ncols=3,
         frameon=False,
         fontsize=10,
         borderaxespad=0.4,
