@@ -157,7 +157,7 @@ class RoIHeads(StockRoIHeads):
         """Cross-entropy and smooth L1 as in torchvision, divided by the image's samples."""
         classification = F.cross_entropy(logits, samples.labels, reduction="none")
         positives = samples.positives
-        of_class = deltas.view(len(deltas), -1, 4)[positives, samples.labels[positives]]
+        of_class = deltas.view(*logits.shape, 4)[positives, samples.labels[positives]]
         goals = self.box_coder.encode_single(samples.boxes, sources[positives])
         regression = F.smooth_l1_loss(of_class, goals, beta=1 / 9, reduction="none").sum(1)
         return {
