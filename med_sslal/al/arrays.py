@@ -12,7 +12,9 @@ EMBEDDING_DECIMALS = 3
 
 def round_scores(scores: np.ndarray) -> np.ndarray:
     """Scores or criterion values as float64, rounded to 1e-4, without negative zeros."""
-    return np.round(np.asarray(scores, dtype=np.float64), SCORE_DECIMALS) + 0.0
+    # The mean of two rounded values is often exactly half a unit; the first rounding takes off the
+    # last bits, which the order of a sum decides, before they decide which way the half goes.
+    return np.round(np.round(np.asarray(scores, dtype=np.float64), 10), SCORE_DECIMALS) + 0.0
 
 
 def round_embeddings(embeddings: np.ndarray) -> np.ndarray:

@@ -1,0 +1,94 @@
+"""Made-up detections, written as real pool records: shared by the tests of selection."""
+
+import torch
+
+from med_sslal.al.record import RecordHeader
+from med_sslal.al.record_writer import RecordWriter
+from med_sslal.base.types import Detections, ImageInfo
+
+
+def info(image_id, group=None):
+    return ImageInfo(image_id, group or f"patient_{image_id}", f"{image_id}.png", (64, 80))
+
+
+def header(n_classes=1, **changes):
+    names = tuple(f"class{number}" for number in range(1, n_classes + 1))
+    return RecordHeader("data", "model", "config", names, **changes)
+
+
+def detections(
+    scores,
+    labels=None,
+    *,
+    boxes=None,
+    proposals=None,
+    class_probs=None,
+    n_classes=1,
+    embedding=None,
+):
+    """Detections of one image; what is left out is filled so that it fits the scores."""
+    n = len(scores)
+    scores = torch.tensor(scores, dtype=torch.float32)
+    labels = torch.ones(n, dtype=torch.int64) if labels is None else torch.tensor(labels)
+    if boxes is None:
+        start = torch.arange(n, dtype=torch.float32)[:, None] * 40
+        boxes = torch.cat([start, start * 0, start + 20, start * 0 + 20], 1)
+    boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(n, 4)
+    if class_probs is None:
+        class_probs = torch.zeros(n, n_classes + 1)
+        class_probs[torch.arange(n), labels] = scores
+        class_probs[:, 0] = 1 - scores
+    return Detections(
+        boxes=boxes,
+        labels=labels.to(torch.int64),
+        scores=scores,
+        class_probs=class_probs,
+        proposals=boxes if proposals is None else torch.as_tensor(proposals).reshape(n, 4),
+        embedding=torch.tensor([1.0, 0.0] if embedding is None else embedding),
+        top_proposals=torch.zeros(0, 4),
+        top_objectness=torch.zeros(0),
+    )
+
+
+def random_detections(generator, n_classes, *, n=None, dims=6):
+    """Detections of one image, often none, with scores on a coarse grid so that ties occur."""
+    counts = (0, 0, 1, 2, 3, 7, 12)
+    n = counts[int(generator.integers(len(counts)))] if n is None else n
+    n_top = int(generator.integers(0, 4))
+
+    def boxes(rows):
+        corners = torch.as_tensor(generator.integers(0, 60, (rows, 2)), dtype=torch.float32)
+        sizes = torch.as_tensor(generator.integers(1, 40, (rows, 2)), dtype=torch.float32)
+        return torch.cat([corners, corners + sizes], 1)
+
+    raw = torch.as_tensor(generator.integers(1, 9, (n, n_classes + 1)), dtype=torch.float32)
+    probs = raw / raw.sum(1, keepdim=True)
+    scores, labels = probs[:, 1:].max(1) if n else (torch.zeros(0), torch.zeros(0))
+    order = scores.argsort(descending=True, stable=True)
+    found = boxes(n)[order]
+    shift = torch.as_tensor(generator.integers(-4, 5, (n, 4)), dtype=torch.float32)
+    return Detections(
+        boxes=found,
+        labels=labels.to(torch.int64)[order] + 1,
+        scores=scores[order],
+        class_probs=probs[order],
+        proposals=found + shift,
+        embedding=torch.as_tensor(generator.normal(size=dims), dtype=torch.float32),
+        top_proposals=boxes(n_top),
+        top_objectness=torch.as_tensor(generator.random(n_top), dtype=torch.float32),
+    )
+
+
+def write_record(path, images, *, labelled=(), shard_size=512, **header_changes):
+    """A record of `images` (id to Detections), in their order."""
+    with RecordWriter(path, header(**header_changes), shard_size=shard_size) as writer:
+        for image_id, found in images.items():
+            writer.add(info(image_id), found)
+        for image_id, found in dict(labelled).items():
+            writer.add_labelled(info(image_id), found)
+        return writer.close()
+
+
+def random_images(generator, n_images, n_classes, **more):
+    names = [f"image{number:03d}" for number in range(n_images)]
+    return {name: random_detections(generator, n_classes, **more) for name in names}

@@ -1,0 +1,282 @@
+"""Every criterion against a slow literal reference, and its rules on hand-worked cases."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from records import detections, random_images, write_record
+
+from med_sslal.al.al_criteria import CRITERIA, describe
+from med_sslal.al.arrays import paired_iou
+from med_sslal.al.criteria import base
+from med_sslal.al.criteria.aggregate import aggregate_boxes, fill_empty
+from med_sslal.al.criteria.base import BoxCriterion, Criterion
+from med_sslal.utils.util import stable_hash
+
+BOX_CRITERIA = {name: cls for name, cls in CRITERIA.items() if issubclass(cls, BoxCriterion)}
+AGGREGATES = ("max", "mean", "sum", "top_k", "score_weighted")
+N_RECORDS = 100
+
+
+def at_1e4(value):
+    """Round a number, halves to even, after its last bits are gone."""
+    return float(np.round(np.round(np.float64(value), 10), 4))
+
+
+def literal_iou(a, b):
+    a, b = [float(x) for x in a], [float(x) for x in b]
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return width * height / (sum(areas) - width * height)
+
+
+def literal_box_value(name, probs, box, proposal):
+    best = at_1e4(max(float(p) for p in probs[1:]))
+    if name == "prediction_uncertainty":
+        return at_1e4(1 - best)
+    if name == "entropy":
+        return at_1e4(-sum(float(p) * math.log(float(p)) for p in probs if p > 0))
+    tightness = at_1e4(literal_iou(box, proposal))
+    return at_1e4(1 - abs(tightness + best - 1))
+
+
+def literal_aggregate(how, values, weights):
+    if how == "max":
+        return max(values)
+    if how == "sum":
+        return sum(values)
+    if how == "mean":
+        return sum(values) / len(values)
+    if how == "top_k":
+        best = sorted(values, reverse=True)[:5]
+        return sum(best) / len(best)
+    return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
+
+
+def literal_image_values(name, how, images):
+    """One value per image in the order of ids; images without a detection get the median."""
+    result = []
+    for image_id in sorted(images):
+        found = images[image_id]
+        rows = [row for row in range(len(found.scores)) if found.scores[row] >= 0.05]
+        if not rows:
+            result.append(None)
+            continue
+        probs = found.class_probs
+        values = [
+            literal_box_value(name, probs[row], found.boxes[row], found.proposals[row])
+            for row in rows
+        ]
+        weights = [at_1e4(max(float(p) for p in probs[row][1:])) for row in rows]
+        result.append(at_1e4(literal_aggregate(how, values, weights)))
+    known = [value for value in result if value is not None]
+    fill = at_1e4(np.median(known)) if known else 0.0
+    return np.array([fill if value is None else value for value in result])
+
+
+@pytest.fixture(scope="module", params=[1, 10], ids=["1 class", "10 classes"])
+def cases(request, tmp_path_factory):
+    """Records with their images: random ones, with images without a detection, and ties."""
+    folder = tmp_path_factory.mktemp("records")
+    generator = np.random.default_rng(request.param)
+    cases = []
+    for number in range(N_RECORDS // 2):
+        images = random_images(generator, int(generator.integers(1, 9)), request.param)
+        record = write_record(folder / str(number), images, n_classes=request.param)
+        cases.append((images, record))
+    return cases
+
+
+@pytest.mark.parametrize("how", AGGREGATES)
+@pytest.mark.parametrize("name", BOX_CRITERIA)
+def test_box_criteria_equal_the_literal_reference(cases, name, how, monkeypatch):
+    # Small blocks, so that records of a few images have several.
+    monkeypatch.setattr(base, "BLOCK_IMAGES", 3)
+    for images, record in cases:
+        expected = literal_image_values(name, how, images)
+        values = BOX_CRITERIA[name](aggregate=how)(record, seed=1)
+        np.testing.assert_array_equal(values, expected)
+
+
+def test_representativeness_equals_the_literal_reference(cases):
+    for images, record in cases:
+        vectors = [images[name].embedding.numpy().astype(float).round(3) for name in sorted(images)]
+        expected = [
+            sum(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for b in vectors) / len(vectors)
+            for a in vectors
+        ]
+        values = CRITERIA["representativeness"]()(record, 1)
+        np.testing.assert_allclose(values, expected, atol=0.51e-4, rtol=0)
+
+
+def test_random_is_a_hash_of_seed_and_id(cases):
+    for images, record in cases[:10]:
+        expected = [stable_hash("random", 7, name) / 2**63 for name in sorted(images)]
+        np.testing.assert_allclose(CRITERIA["random"]()(record, 7), expected, atol=0.51e-4, rtol=0)
+    record = cases[0][1]
+    other = CRITERIA["random"]()(record, 8)
+    assert (CRITERIA["random"]()(record, 7) != other).any()
+
+
+def test_a_box_and_itself_have_iou_1():
+    widths = np.arange(1, 201, dtype=np.float32)
+    corners = np.full_like(widths, 3.25), np.full_like(widths, 7.5)
+    boxes = np.stack([*corners, corners[0] + widths, corners[1] + widths / 3], axis=1)
+    np.testing.assert_array_equal(paired_iou(boxes, boxes), np.ones(200))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "iou"),
+    [
+        ([0, 0, 2, 2], [1, 0, 3, 2], 1 / 3),
+        ([0, 0, 2, 2], [2, 0, 4, 2], 0.0),
+        ([0, 0, 1, 1], [5, 5, 6, 6], 0.0),
+        ([0, 0, 0, 0], [0, 0, 0, 0], 0.0),
+        ([0, 0, 4, 4], [1, 1, 3, 3], 0.25),
+    ],
+    ids=["half shifted", "touching", "apart", "no area", "inside"],
+)
+def test_iou_in_continuous_coordinates(a, b, iou):
+    assert paired_iou(np.array([a]), np.array([b]))[0] == pytest.approx(iou)
+
+
+@pytest.mark.parametrize(
+    ("score", "proposal", "value"),
+    [
+        (1.0, [0, 0, 20, 20], 0.0),
+        (1.0, [0, 0, 20, 10], 0.5),
+        (0.2, [0, 0, 20, 20], 0.8),
+        (0.5, [0, 0, 20, 10], 1.0),
+        (0.1, [30, 30, 40, 40], 0.1),
+    ],
+    ids=[
+        "sure and tight",
+        "sure and loose",
+        "unsure and tight",
+        "halfway",
+        "unsure and elsewhere",
+    ],
+)
+def test_tightness_rewards_disagreement_of_box_and_class(tmp_path, score, proposal, value):
+    found = detections([score], boxes=[[0, 0, 20, 20]], proposals=[[float(x) for x in proposal]])
+    record = write_record(tmp_path / "record", {"a": found})
+    assert CRITERIA["localization_tightness"]()(record, 0).tolist() == [value]
+
+
+def test_tightness_weights_boxes_by_score_unless_told_otherwise(tmp_path):
+    found = detections(
+        [0.8, 0.2],
+        boxes=[[0, 0, 20, 20], [0, 0, 20, 20]],
+        proposals=[[0.0, 0, 20, 20], [0.0, 0, 20, 20]],
+    )
+    record = write_record(tmp_path / "record", {"a": found})
+    # s = 0.2 and 0.8, P = 0.8 and 0.2.
+    assert CRITERIA["localization_tightness"]()(record, 0).tolist() == [0.32]
+    assert CRITERIA["localization_tightness"](aggregate="max")(record, 0).tolist() == [0.8]
+
+
+def test_entropy_is_in_nats_with_background(tmp_path):
+    images = {
+        "even": detections([0.25], class_probs=torch.full((1, 4), 0.25), n_classes=3),
+        "sure": detections([1.0], class_probs=torch.tensor([[0.0, 1, 0, 0]]), n_classes=3),
+    }
+    record = write_record(tmp_path / "record", images, n_classes=3)
+    assert CRITERIA["entropy"]()(record, 0).tolist() == [round(math.log(4), 4), 0.0]
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("first", [1.2, 0.1, 1.2, 0.2]),
+        ("last", [-0.9, 0.1, -0.9, 0.2]),
+        ("median", [0.15, 0.1, 0.15, 0.2]),
+    ],
+    ids=["first", "last", "median"],
+)
+def test_images_without_a_detection_follow_the_policy(policy, expected):
+    values = np.array([np.nan, 0.1, np.nan, 0.2])
+    filled = fill_empty(values, np.array(list("abcd")), policy, seed=0)
+    np.testing.assert_allclose(filled, expected)
+
+
+def test_random_policy_draws_values_of_other_images_by_id():
+    ids = np.array([f"image{number}" for number in range(60)])
+    values = np.where(np.arange(60) % 2, np.arange(60.0), np.nan)
+    filled = fill_empty(values, ids, "random", seed=0)
+    assert set(filled) <= set(values[1::2])
+    assert len(set(filled[::2])) > 5
+    order = np.random.default_rng(0).permutation(60)
+    np.testing.assert_array_equal(fill_empty(values[order], ids[order], "random", 0), filled[order])
+    assert (fill_empty(values, ids, "random", seed=1) != filled).any()
+
+
+@pytest.mark.parametrize("how", AGGREGATES)
+def test_aggregation_of_nothing(how):
+    none = np.zeros(0)
+    assert aggregate_boxes(none, none, np.array([0]), how).tolist() == []
+    assert np.isnan(aggregate_boxes(none, none, np.array([0, 0, 0]), how)).all()
+
+
+def test_weights_of_zero_count_alike():
+    values, scores = np.array([0.2, 0.6]), np.zeros(2)
+    result = aggregate_boxes(values, scores, np.array([0, 2]), "score_weighted")
+    np.testing.assert_allclose(result, [0.4])
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.parametrize("empty", ["no image", "no detection"])
+def test_criteria_take_empty_records(tmp_path, name, empty):
+    images = {} if empty == "no image" else {"a": detections([]), "b": detections([])}
+    record = write_record(tmp_path / "record", images)
+    values = CRITERIA[name]()(record, 0)
+    assert values.shape == (len(images),)
+    assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_order_of_files_plays_no_part(tmp_path, name):
+    images = random_images(np.random.default_rng(4), 30, 3)
+    backwards = dict(reversed(images.items()))
+    records = [
+        write_record(tmp_path / "forth", images, n_classes=3),
+        write_record(tmp_path / "back", backwards, n_classes=3, shard_size=4),
+    ]
+    values = [CRITERIA[name]()(record, 5) for record in records]
+    np.testing.assert_array_equal(*values)
+
+
+def test_noise_of_batch_sizes_is_rounded_away(tmp_path):
+    found = detections([0.70001], boxes=[[0, 0, 20, 20]], proposals=[[0.0, 0, 20, 15]])
+    noisy = detections(
+        [0.70001 + 5e-7],
+        boxes=[[0, 0, 20 + 2e-6, 20]],
+        proposals=[[0.0, 0, 20, 15 + 2e-6]],
+        embedding=[1.0 + 5e-7, 5e-7],
+    )
+    images = {"a": found, "b": noisy}
+    record = write_record(tmp_path / "record", images)
+    for name, cls in CRITERIA.items():
+        if name != "random":
+            assert len(set(cls()(record, 0).tolist())) == 1, name
+
+
+def test_a_criterion_must_return_finite_values(tmp_path):
+    class Broken(Criterion):
+        name = "broken"
+
+        def image_values(self, record, seed):
+            return np.array([1.0, np.nan])
+
+    record = write_record(tmp_path / "record", {"a": detections([]), "b": detections([])})
+    with pytest.raises(ValueError, match="broken must return 2 finite values"):
+        Broken()(record, 0)
+
+
+def test_every_criterion_is_described_in_one_line():
+    lines = describe(CRITERIA)
+    assert set(lines) == {"representativeness", "random", *BOX_CRITERIA}
+    assert all(20 < len(line) < 100 for line in lines.values())

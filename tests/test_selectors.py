@@ -1,0 +1,157 @@
+"""The contract of every criterion with every selector, and each selector's own rule."""
+
+import warnings
+
+import numpy as np
+import pytest
+from records import detections, random_images, write_record
+
+from med_sslal.al.al_criteria import CRITERIA, SELECTORS, describe
+from med_sslal.al.al_helpers import ActiveLearningHelper, rank
+from med_sslal.al.pool import Pool
+
+
+def query(record, names, budget, *, seed=0, cycle=1, **args):
+    pool = Pool(("labelled",), tuple(record.image_ids.tolist()))
+    helper = ActiveLearningHelper(1, budget, list(names), seed=seed, **args)
+    return helper.query(record, pool, budget, cycle)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """The same pool forth and back, and a pool of which nothing was detected."""
+    folder = tmp_path_factory.mktemp("records")
+    images = random_images(np.random.default_rng(2), 40, 3)
+    empty = random_images(np.random.default_rng(2), 40, 3, n=0)
+    backwards = dict(reversed(images.items()))
+    return {
+        "forth": write_record(folder / "forth", images, n_classes=3),
+        "back": write_record(folder / "back", backwards, n_classes=3, shard_size=7),
+        "empty": write_record(folder / "empty", empty, n_classes=3),
+    }
+
+
+@pytest.mark.parametrize("second", SELECTORS)
+@pytest.mark.parametrize("first", CRITERIA)
+class TestContract:
+    @pytest.mark.parametrize("budget", [1, 7, 20, 40])
+    @pytest.mark.parametrize("pool", ["forth", "empty"])
+    def test_exactly_the_budget_of_distinct_candidates(self, records, first, second, budget, pool):
+        record = records[pool]
+        selection = query(record, [first, second], budget)
+        assert len(selection.image_ids) == len(set(selection.image_ids)) == budget
+        ids = record.image_ids.tolist()
+        assert set(selection.image_ids) <= set(ids)
+        values = np.array([selection.scores[first][name] for name in ids])
+        worst = np.sort(values)[::-1][: 2 * budget][-1]
+        assert all(item.values[first] >= worst for item in selection.items)
+        assert [item.rank for item in selection.items] == list(range(1, budget + 1))
+        assert all(set(selection.scores[name]) == set(ids) for name in selection.scores)
+        assert all(np.isfinite(list(item.values.values())).all() for item in selection.items)
+
+    def test_same_seed_same_answer_and_order_of_files_irrelevant(self, records, first, second):
+        selections = [query(records[name], [first, second], 9) for name in ("forth", "back")]
+        assert selections[0] == selections[1]
+
+
+@pytest.mark.parametrize("second", SELECTORS)
+def test_ties_follow_seed_and_cycle(records, second):
+    chosen = {
+        query(records["empty"], ["entropy", second], 5, seed=seed, cycle=cycle).image_ids
+        for seed, cycle in ((0, 1), (1, 1), (0, 2))
+    }
+    assert len(chosen) == 3
+
+
+def test_top_k_is_the_head_of_the_ranking(records):
+    record = records["forth"]
+    selection = query(record, ["entropy"], 6)
+    values = [selection.scores["entropy"][name] for name in record.image_ids.tolist()]
+    assert [item.values["entropy"] for item in selection.items] == sorted(values)[::-1][:6]
+    assert selection == query(record, ["entropy", "top_k"], 6)
+    assert selection.criteria == ("entropy", "top_k")
+
+
+def test_ties_are_ranked_by_a_hash_and_not_by_position():
+    values, ids = np.zeros(50), tuple(f"i{number:02d}" for number in range(50))
+    order = rank(values, ids, seed=3)
+    assert sorted(order.tolist()) == list(range(50))
+    assert order.tolist() != list(range(50))
+    assert order.tolist() != rank(values, ids, seed=4).tolist()
+    by_id = {ids[row]: place for place, row in enumerate(order.tolist())}
+    back = rank(values, ids[::-1], seed=3)
+    assert {ids[::-1][row]: place for place, row in enumerate(back.tolist())} == by_id
+
+
+def clusters(embeddings, scores):
+    """Images named by letter; the value of `prediction_uncertainty` is 1 - score."""
+    return {
+        letter: detections([score], embedding=embedding)
+        for letter, embedding, score in zip("abcdefgh", embeddings, scores, strict=False)
+    }
+
+
+def test_k_means_takes_the_best_of_each_cluster_before_the_second_best(tmp_path):
+    far = [[0.0, 0], [0.0, 1], [0.0, 2], [100.0, 0], [100.0, 1], [0.0, 100]]
+    # Uncertainty falls from a to f: the first cluster holds the three best images.
+    record = write_record(tmp_path / "r", clusters(far, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]))
+    names = ["prediction_uncertainty", "k_means_diversity"]
+    assert query(record, names, 3).image_ids == ("a", "d", "f")
+    assert query(record, [names[0], "top_k"], 3).image_ids == ("a", "b", "c")
+    reasons = [item.reason for item in query(record, names, 3).items]
+    assert reasons[1] == (
+        "prediction_uncertainty 0.6000, place 4 of 6; best of cluster 2 of 3 (size 2)"
+    )
+
+
+def test_k_means_goes_round_again_where_distinct_embeddings_are_few(tmp_path):
+    two_points = [[0.0, 0], [0.0, 0], [0.0, 0], [5.0, 5], [5.0, 5]]
+    record = write_record(tmp_path / "r", clusters(two_points, [0.1, 0.2, 0.3, 0.4, 0.5]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        selection = query(record, ["prediction_uncertainty", "k_means_diversity"], 4)
+    assert selection.image_ids == ("a", "d", "b", "e")
+    assert "2nd best of cluster 1 of 2" in selection.items[2].reason
+
+
+@pytest.mark.parametrize("budget", [1, 3, 5])
+def test_k_means_on_equal_embeddings_is_top_k(tmp_path, budget):
+    equal = [[1.0, 2.0]] * 5
+    record = write_record(tmp_path / "r", clusters(equal, [0.5, 0.4, 0.3, 0.2, 0.1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        selection = query(record, ["prediction_uncertainty", "k_means_diversity"], budget)
+    assert selection.image_ids == tuple("edcba")[:budget]
+
+
+def test_representativeness_takes_the_most_typical_candidates(tmp_path):
+    angles = [[1.0, 0.0], [1.0, 0.1], [1.0, 0.2], [1.0, 0.1], [0.0, 1.0], [-1.0, 0.0]]
+    record = write_record(tmp_path / "r", clusters(angles, [0.5, 0.1, 0.2, 0.9, 0.15, 0.12]))
+    names = ["prediction_uncertainty", "representativeness"]
+    # Candidates are the best four by uncertainty: b, f, e, c.
+    selection = query(record, names, 2)
+    assert selection.image_ids == ("c", "b")
+    assert selection.criteria == tuple(names)
+    assert set(selection.items[0].values) == set(names)
+    assert "place 1 of 4 candidates" in selection.items[0].reason
+    # From the whole pool d joins, which the first criterion rates last.
+    assert set(query(record, names, 3, candidate_factor=None).image_ids) == {"b", "c", "d"}
+
+
+@pytest.mark.parametrize(
+    ("factor", "allowed"),
+    [("auto", 10), (3, 15), (1, 5), (1.5, 8), (None, 40), (100, 40)],
+    ids=["auto", "3", "1", "1.5 rounds up", "whole pool", "more than the pool"],
+)
+def test_candidate_factor_bounds_the_second_stage(records, factor, allowed):
+    names = ["entropy", "representativeness"]
+    selection = query(records["forth"], names, 5, candidate_factor=factor)
+    places = [int(item.reason.split("place ")[1].split(" of")[0]) for item in selection.items]
+    assert max(places) <= allowed
+    assert f"of {allowed} candidates" in selection.items[0].reason
+
+
+def test_every_selector_is_described_in_one_line():
+    lines = describe(SELECTORS)
+    assert set(lines) == {"top_k", "k_means_diversity", "representativeness"}
+    assert all(20 < len(line) < 100 for line in lines.values())
