@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ BATCH, STEPS, POOL = 8, 4, 64
 def models(size: int) -> tuple[FasterRCNN, nn.Module]:
     """Ours and stock, with the same weights and knobs."""
     torch.manual_seed(0)
-    knobs = {
+    knobs: dict[str, Any] = {
         "rpn_pre_nms_top_n_train": 400,
         "rpn_post_nms_top_n_train": 200,
         "rpn_pre_nms_top_n_test": 200,
@@ -136,7 +137,9 @@ def training(
     pairs: int,
 ) -> None:
     ids = sorted(dataset.infos)[: BATCH * STEPS]
-    ours, stock = (model.to(device).train() for model in models(size))
+    ours, stock = models(size)
+    ours.to(device).train()
+    stock.to(device).train()
     ours.autocast_dtype = dtype
     sampler = EpochBatchSampler(len(ids), 0, BATCH, 0)
     view = LabelledView(
@@ -192,7 +195,9 @@ def scoring(
     pairs: int,
 ) -> None:
     ids = tuple(sorted(dataset.infos)[:POOL])
-    ours, stock = (model.to(device).eval() for model in models(size))
+    ours, stock = models(size)
+    ours.to(device).eval()
+    stock.to(device).eval()
     view = UnlabelledView(dataset, ids, EvalTransform(size))
 
     def loader(count: int) -> BaseDataLoader:

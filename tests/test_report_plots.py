@@ -9,7 +9,7 @@ import pytest
 
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
 from med_sslal.eval.metric import evaluate
-from med_sslal.report.overlays import best_and_worst, contact_sheet, middle_slice
+from med_sslal.report.overlays import best_and_worst, contact_sheet
 from med_sslal.report.plots import froc_lines, plot_froc, plot_learning_curve
 from med_sslal.report.table import cycle_table
 from med_sslal.utils.errors import UserError
@@ -253,15 +253,6 @@ def test_sheet_with_empty_groups_ignore_regions_and_note(tmp_path):
         title="Sheet",
     )
     assert picture_of(tmp_path / "none.png").shape[0] < picture.shape[0]
-
-
-def test_middle_slice_is_stretched():
-    stack = np.zeros((10, 10, 3), dtype=np.float32)
-    stack[..., 1] = np.linspace(0.2, 0.4, 100).reshape(10, 10)
-    grey = middle_slice(stack)
-    assert grey.shape == (10, 10)
-    assert (grey.min(), grey.max()) == (0, 1)
-    assert np.isfinite(middle_slice(np.zeros((4, 4, 3), dtype=np.float32))).all()
 
 
 def test_table():

@@ -35,12 +35,14 @@ class BaseDataset(ABC):
         infos: Image id to ImageInfo, sorted by id.
         annotations: Image id to Annotation, the same keys.
         splits: "train", "val" and "test" to disjoint tuples of image ids; groups do not cross.
+        note: What every figure and table made from the data must say, or None.
     """
 
     class_names: tuple[str, ...]
     infos: Mapping[str, ImageInfo]
     annotations: Mapping[str, Annotation]
     splits: Mapping[str, tuple[str, ...]]
+    note: str | None = None
 
     @abstractmethod
     def read(self, image_id: str) -> np.ndarray:
@@ -52,6 +54,10 @@ class BaseDataset(ABC):
         Raises:
             DataError: The file is missing or damaged.
         """
+
+    def picture(self, image_id: str) -> np.ndarray:
+        """The image as a person is shown it, of the same size and form as `read` gives."""
+        return self.read(image_id)
 
     def check_num_classes(self, num_classes: int) -> None:
         """Raise ConfigError unless the model's classes (with background) fit the data."""

@@ -73,7 +73,8 @@ def test(args: Namespace) -> int:
     write_json(
         out / "predictions.json", to_coco_predictions(found, dataset.infos, dataset.class_names)
     )
-    write_evaluation_pictures(out, result, found, labels, dataset)
+    title = f"{config['name']}: {args.split}, {len(ids)} images"
+    write_evaluation_pictures(out, result, found, labels, dataset, title)
     sys.stdout.write(metric_table(result) + "\n")
     logger.info("results: %s", out)
     return 0

@@ -33,11 +33,14 @@ from med_sslal.cli.run_folder import (
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import compare_for_resume
 from med_sslal.config.show import help_config, print_config
+from med_sslal.eval.coco_utils import from_coco_predictions
 from med_sslal.logger.logger import add_log_file, remove_log_file, setup_logging
-from med_sslal.report.run_report import write_run_pictures
+from med_sslal.report.run_report import write_evaluation_pictures, write_learning_curve
 from med_sslal.report.table import cycle_table
 from med_sslal.trainer.cycle import CycleLoop
 from med_sslal.trainer.disk import disk_estimate
+from med_sslal.trainer.inference import split_labels
+from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.errors import CheckpointError, ConfigError
 from med_sslal.utils.interrupt import Interrupted, StopRequest
 from med_sslal.utils.train_util import Devices
@@ -102,7 +105,7 @@ def _begin(
     save_config(folder, config.resolved)
 
 
-def _run(folder: Path, setup: Any, devices: Devices) -> int:
+def _run(folder: Path, setup: RunSetup, devices: Devices) -> int:
     """Run the cycles in `folder`; returns the exit code."""
     handler = add_log_file(folder / "train.log")
     try:
@@ -114,7 +117,7 @@ def _run(folder: Path, setup: Any, devices: Devices) -> int:
         started = time.monotonic()
         with StopRequest() as stop:
             rows = CycleLoop(setup, folder, stop).run()
-        write_run_pictures(folder, setup.dataset)
+        _write_pictures(folder, setup, rows)
         sys.stdout.write(cycle_table(rows) + "\n")
         logger.info("finished after %.1f minutes", (time.monotonic() - started) / 60)
         logger.info("results: %s", folder)
@@ -124,6 +127,21 @@ def _run(folder: Path, setup: Any, devices: Devices) -> int:
     finally:
         remove_log_file(handler)
     return 0
+
+
+def _write_pictures(folder: Path, setup: RunSetup, rows: list[dict[str, Any]]) -> None:
+    """The learning curve, and the last cycle's FROC and overlays, in the run folder."""
+    dataset, name = setup.dataset, setup.config["name"]
+    write_learning_curve(folder, rows, dataset, f"{name}: test")
+    cycle = folder / f"cycle_{rows[-1]['cycle']:02d}"
+    write_evaluation_pictures(
+        folder,
+        read_json(cycle / "metrics.json")["test"],
+        from_coco_predictions(read_json(cycle / "predictions.json"), dataset.class_names),
+        split_labels(dataset, "test"),
+        dataset,
+        f"{name}: test, cycle {rows[-1]['cycle']}",
+    )
 
 
 def _warn_of_changes(path: Path, found: Mapping[str, Any]) -> None:
@@ -151,7 +169,8 @@ def _resume(args: Namespace) -> int:
         sys.stdout.write(print_config(config))
         return 0
     setup_logging(config.get("trainer.verbosity"))
-    _apply_resume_policy(saved, config)
+    before = ConfigParser.from_dict(saved, registries(), source=str(run.folder / "config.json"))
+    _apply_resume_policy(before.resolved, config)
     devices = devices_of(config, args.device)
     dataset = build_dataset(config)
     _check_identity(run, dataset)

@@ -48,6 +48,9 @@ FULL_COUNTS = {"train": (22901, 22478), "val": (4887, 4791), "test": (4912, 4817
 # Checking a file waits for the disk or the network, not for the processor.
 PROBE_THREADS = 16
 
+# HU; narrower than the model's input, which a screen cannot show.
+DISPLAY_WINDOW = (-1000.0, 400.0)
+
 
 class DeepLesion(BaseDataset):
     """Key slices of DeepLesion with their two neighbours as channels.
@@ -136,6 +139,13 @@ class DeepLesion(BaseDataset):
             DataError: A file is missing or damaged.
         """
         return read_stack(self._stacks[image_id], self.window, self._decode)
+
+    def picture(self, image_id: str) -> np.ndarray:
+        """The key slice in grey between -1000 and 400 HU, where lung and soft tissue both show."""
+        low, high = self.window
+        values = self.read(image_id)[..., 1] * (high - low) + low
+        grey = ((values - DISPLAY_WINDOW[0]) / (DISPLAY_WINDOW[1] - DISPLAY_WINDOW[0])).clip(0, 1)
+        return np.repeat(grey[..., None], 3, axis=2)
 
     def _fill(
         self,

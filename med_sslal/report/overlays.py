@@ -113,17 +113,6 @@ def above(prediction: Prediction, min_score: float) -> Prediction:
     return Prediction(prediction.boxes[keep], prediction.labels[keep], prediction.scores[keep])
 
 
-def middle_slice(image: np.ndarray) -> np.ndarray:
-    """The key slice of a stack, stretched for display: float32 [H, W, 3] to [H, W] in [0, 1].
-
-    The window of a CT model is far wider than a screen shows, so the grey values between the 1st
-    and the 99.8th percentile are spread over the whole range.
-    """
-    key = image[..., image.shape[2] // 2]
-    low, high = np.percentile(key, [1, 99.8])
-    return ((key - low) / max(float(high - low), 1e-6)).clip(0, 1)
-
-
 def contact_sheet(
     groups: Mapping[str, Sequence[RankedImage]],
     read: Callable[[str], np.ndarray],
@@ -140,7 +129,7 @@ def contact_sheet(
 
     Args:
         groups: Heading to images, for example best and worst.
-        read: Image id to float [H, W, 3], or [H, W] for grey (see `middle_slice`), in [0, 1],
+        read: Image id to float [H, W, 3], or [H, W] for grey, in [0, 1],
             ORIGINAL pixels.
         predictions: Image id to detections in ORIGINAL pixels.
         annotations: Image id to label.

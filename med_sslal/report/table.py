@@ -50,6 +50,22 @@ def cycle_table(rows: Sequence[Mapping[str, Any]], prefix: str = "test_") -> str
     )
 
 
+def metric_table(evaluation: Mapping[str, Any]) -> str:
+    """One line per metric: name, value, 95 % interval where there is one.
+
+    Args:
+        evaluation: What `eval.metric.evaluate` returned.
+    """
+    intervals = evaluation["intervals"]
+    width = max(map(len, evaluation["values"]), default=0)
+    lines = []
+    for name, value in evaluation["values"].items():
+        pair = intervals.get(name)
+        interval = f"  ({pair[0]:.3f}-{pair[1]:.3f})" if pair else ""
+        lines.append(f"{name.ljust(width)}  {_cell(value, '.3f')}{interval}")
+    return "\n".join(lines)
+
+
 def _mean(row: Mapping[str, Any], key: str) -> str:
     """The mean sensitivity with its interval, where there is one."""
     text = _cell(row.get(key), ".3f")

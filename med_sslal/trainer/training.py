@@ -174,7 +174,7 @@ class Validation:
             prediction = found[image_id]
             keep: np.ndarray = prediction.scores >= PICTURE_FLOOR
             picture = draw_boxes(
-                self._setup.dataset.read(image_id),
+                self._setup.dataset.picture(image_id),
                 self._labels[image_id].boxes,
                 prediction.boxes[keep],
                 prediction.scores[keep],
