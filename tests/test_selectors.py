@@ -93,14 +93,14 @@ def clusters(embeddings, scores):
 
 def test_k_means_takes_the_best_of_each_cluster_before_the_second_best(tmp_path):
     far = [[0.0, 0], [0.0, 1], [0.0, 2], [100.0, 0], [100.0, 1], [0.0, 100]]
-    # Uncertainty falls from a to f: the first cluster holds the three best images.
-    record = write_record(tmp_path / "r", clusters(far, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]))
+    # Clusters abc, de and f; by uncertainty the order is b, d, a, f, c, e.
+    record = write_record(tmp_path / "r", clusters(far, [0.3, 0.1, 0.5, 0.2, 0.6, 0.4]))
     names = ["prediction_uncertainty", "k_means_diversity"]
-    assert query(record, names, 3).image_ids == ("a", "d", "f")
-    assert query(record, [names[0], "top_k"], 3).image_ids == ("a", "b", "c")
+    assert query(record, names, 3).image_ids == ("b", "d", "f")
+    assert query(record, [names[0], "top_k"], 3).image_ids == ("b", "d", "a")
     reasons = [item.reason for item in query(record, names, 3).items]
     assert reasons[1] == (
-        "prediction_uncertainty 0.6000, place 4 of 6; best of cluster 2 of 3 (size 2)"
+        "prediction_uncertainty 0.8000, place 2 of 6; best of cluster 2 of 3 (size 2)"
     )
 
 
