@@ -62,7 +62,8 @@ def help_config(registries: Registries) -> str:
             continue
         meaning = entry.meaning
         if entry.path == "metrics":
-            meaning += f"; known: {', '.join(registries['metrics'])}"
+            names = ", ".join(registries["metrics"])
+            meaning += f"; known: {names}, or your own as module.function"
         lines += _entry_lines(entry.path, entry.allowed, entry.hint, meaning, 0)
     return "\n".join([*lines, ""])
 

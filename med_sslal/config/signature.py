@@ -5,7 +5,7 @@ import inspect
 import re
 import typing
 from collections import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +133,37 @@ def load_class(dotted: str) -> type:
     Raises:
         ConfigError: The module cannot be imported, or has no such class.
     """
-    module_name, _, class_name = dotted.rpartition(".")
+    cls = _load(dotted)
+    if not isinstance(cls, type):
+        module_name, _, name = dotted.rpartition(".")
+        raise ConfigError(f"module '{module_name}' has no class '{name}'")
+    return cls
+
+
+def load_metric(dotted: str) -> Callable[..., Any]:
+    """Import a user's metric by its dotted path, `module.function`.
+
+    Raises:
+        ConfigError: The module cannot be imported, or has no such function, or that cannot be
+            called as metric(predictions, annotations, infos, class_names, draws=..., seed=...).
+    """
+    metric = _load(dotted)
+    if not callable(metric):
+        module_name, _, name = dotted.rpartition(".")
+        raise ConfigError(f"module '{module_name}' has no function '{name}'")
+    try:
+        inspect.signature(metric).bind(None, None, None, None, draws=0, seed=0)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"'{dotted}' is no metric: it must be a function called as metric(predictions, "
+            f"annotations, infos, class_names, draws=..., seed=...), but {error}"
+        ) from error
+    return metric
+
+
+def _load(dotted: str) -> Any:
+    """What a module of the user's holds under a name, None where it holds nothing."""
+    module_name, _, name = dotted.rpartition(".")
     try:
         module = importlib.import_module(module_name)
     # Whatever a user's module raises while it is imported is for the user to mend.
@@ -141,7 +171,4 @@ def load_class(dotted: str) -> type:
         raise ConfigError(
             f"cannot import '{module_name}' for '{dotted}': {type(error).__name__}: {error}"
         ) from error
-    cls = vars(module).get(class_name)
-    if not isinstance(cls, type):
-        raise ConfigError(f"module '{module_name}' has no class '{class_name}'")
-    return cls
+    return vars(module).get(name)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from med_sslal.config.jsonc import KeyPath
 from med_sslal.config.overrides import Override
 from med_sslal.config.schema import SCHEMA, Key, TypeSection
-from med_sslal.config.signature import Signature, load_class, signature
+from med_sslal.config.signature import Signature, load_class, load_metric, signature
 from med_sslal.config.torch_types import refused_by_torch
 from med_sslal.config.values import describe, found, nearest, refusal, unknown
 from med_sslal.utils.errors import ConfigError
@@ -196,11 +196,19 @@ class Validator:
                 self.add((*at, name), refusal(args[name], argument.annotation, words))
 
     def _metrics(self) -> None:
-        """Check the names of metrics."""
+        """Check the names of metrics, and the functions that dotted paths lead to."""
+        known = list(self.registries["metrics"])
         for index, name in enumerate(self.resolved.get("metrics", [])):
-            if name not in self.registries["metrics"]:
-                names = list(self.registries["metrics"])
-                self.add(("metrics", index), unknown("metric", name, names))
+            if name in known:
+                continue
+            if "." not in name:
+                problem = f"{unknown('metric', name, known)}, or your own module.function"
+                self.add(("metrics", index), problem)
+                continue
+            try:
+                load_metric(name)
+            except ConfigError as error:
+                self.add(("metrics", index), str(error))
 
     def _torch_pair(self) -> None:
         """Let torch check optimiser and scheduler, where nothing else is wrong with them."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
+from med_sslal.config.signature import load_metric
 from med_sslal.eval.coco_eval import coco_ap
 from med_sslal.eval.eval_utils import MetricResult
 from med_sslal.eval.froc import sensitivity_k_fps
@@ -29,7 +30,7 @@ def evaluate(
     """Compute the named metrics on one split.
 
     Args:
-        names: Names of metrics.
+        names: Names of METRICS, or a user's own as `module.function`.
         predictions: Image id to detections in ORIGINAL pixels; these are the images that count.
         annotations: Labels of at least these images.
         infos: Infos of at least these images.
@@ -42,12 +43,16 @@ def evaluate(
         `details` by metric name.
 
     Raises:
-        ConfigError: An unknown metric.
+        ConfigError: An unknown metric, or one that returns no MetricResult.
         DataError: The inputs do not fit.
     """
     merged: dict[str, dict[str, Any]] = {"values": {}, "intervals": {}, "details": {}}
     for name in names:
         result = _lookup(name)(predictions, annotations, infos, class_names, draws=draws, seed=seed)
+        if not isinstance(result, MetricResult):
+            raise ConfigError(
+                f"metric '{name}' must return a MetricResult, found {type(result).__name__}"
+            )
         merged["values"].update(result.values)
         merged["intervals"].update(
             {key: pair and list(pair) for key, pair in result.intervals.items()}
@@ -70,7 +75,9 @@ def metric_keys(names: Sequence[str], class_names: Sequence[str]) -> set[str]:
 
 
 def _lookup(name: str) -> Metric:
-    """The metric of that name."""
+    """The metric of that name or dotted path."""
+    if name not in METRICS and "." in name:
+        return load_metric(name)
     if name not in METRICS:
         near = difflib.get_close_matches(name, METRICS, 1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
