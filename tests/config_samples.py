@@ -125,6 +125,7 @@ REGISTRIES: dict[str, dict[str, Any]] = {
     "arch": {"FasterRCNN": FasterRCNN},
     "dataset": {"DeepLesion": DeepLesion, "DeepLesionPhantom": DeepLesionPhantom},
     "augmentation": {"TrainTransform": TrainTransform},
+    "pseudo_augmentation": {"StrongTransform": TrainTransform},
     "optimizer": optimizers(),
     "lr_scheduler": lr_schedulers(),
     "al_settings": {"ActiveLearningHelper": ActiveLearningHelper},

@@ -9,7 +9,7 @@ from med_sslal.base.base_data_loader import BaseDataLoader
 from med_sslal.base.types import Annotation, Sample, UnlabelledSample
 from med_sslal.data.dataset import DATASETS, LabelledView, UnlabelledView
 from med_sslal.data.sampler import SequentialBatchSampler
-from med_sslal.data.transforms import EvalTransform
+from med_sslal.data.transforms import AUGMENTATIONS, EvalTransform
 from med_sslal.utils.errors import DataError, LabelAccessError
 
 XML = """<annotation><size><width>40</width><height>32</height></size><object>
@@ -84,3 +84,33 @@ def test_damaged_file_is_named_in_the_main_process(dataset, n_workers):
     view = UnlabelledView(dataset, ("c0", "c4"), EvalTransform(40))
     with pytest.raises(DataError, match=r"c4\.png is damaged"):
         list(loader(view, n_workers))
+
+
+def test_a_dataset_without_labels_reads_the_same_pixels_and_knows_no_label(dataset):
+    blind = dataset.without_labels()
+    assert not blind.annotations
+    assert np.array_equal(blind.read("c2"), dataset.read("c2"))
+    assert set(dataset.annotations) == {f"c{i}" for i in range(6)}
+
+
+def test_pseudo_labelled_images_are_changed_more_strongly(dataset):
+    ids = ("c0", "c1")
+    kinds = {name: AUGMENTATIONS[name](40, seed=0) for name in AUGMENTATIONS}
+    view = LabelledView(
+        dataset,
+        dataset.annotations,
+        ids,
+        kinds["TrainTransform"],
+        frozenset({"c1"}),
+        kinds["StrongTransform"],
+    )
+    for epoch in range(3):
+        for position, name in enumerate(("TrainTransform", "StrongTransform")):
+            image_id = ids[position]
+            expected, _, _ = kinds[name](
+                dataset.read(image_id),
+                dataset.annotations[image_id],
+                dataset.infos[image_id],
+                epoch,
+            )
+            assert torch.equal(view[position, epoch].image, expected)

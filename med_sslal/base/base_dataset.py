@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from copy import copy
 from typing import Protocol
 
 import numpy as np
@@ -58,6 +59,12 @@ class BaseDataset(ABC):
     def picture(self, image_id: str) -> np.ndarray:
         """The image as a person is shown it, of the same size and form as `read` gives."""
         return self.read(image_id)
+
+    def without_labels(self) -> "BaseDataset":
+        """A view of the same images that holds no label: what loaders and workers are given."""
+        clone = copy(self)
+        clone.annotations = {}
+        return clone
 
     def check_num_classes(self, num_classes: int) -> None:
         """Raise ConfigError unless the model's classes (with background) fit the data."""

@@ -93,6 +93,7 @@ def build_setup(
         )
     dtype = autocast_dtype(config.get("trainer.precision"), devices.main)
     image_size = config["image_size"] or DEFAULT_IMAGE_SIZE
+    changes = stable_hash(config["seed"], "augmentation")
     pseudo = config.get("ssl_settings.include_pseudolabels")
     return RunSetup(
         dataset=dataset,
@@ -107,9 +108,8 @@ def build_setup(
             if config["lr_scheduler"]
             else None
         ),
-        train_transform=config.init_obj(
-            "augmentation", image_size, seed=stable_hash(config["seed"], "augmentation")
-        ),
+        train_transform=config.init_obj("augmentation", image_size, seed=changes),
+        pseudo_transform=config.init_obj("pseudo_augmentation", image_size, seed=changes),
         eval_transform=EvalTransform(image_size),
         settings=trainer_settings(config, show_progress=show_progress),
         num_cycles=config.get("al_settings.num_cycles"),

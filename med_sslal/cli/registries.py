@@ -18,6 +18,7 @@ def registries() -> dict[str, Mapping[str, Any]]:
         "arch": MODELS,
         "dataset": DATASETS,
         "augmentation": AUGMENTATIONS,
+        "pseudo_augmentation": AUGMENTATIONS,
         "optimizer": optimizers(),
         "lr_scheduler": lr_schedulers(),
         "al_settings": {"ActiveLearningHelper": ActiveLearningHelper},

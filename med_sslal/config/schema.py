@@ -140,6 +140,12 @@ SCHEMA: tuple[Key | TypeSection, ...] = (
     TypeSection(
         "augmentation", "changes to training images", ("image_size", "seed"), "TrainTransform"
     ),
+    TypeSection(
+        "pseudo_augmentation",
+        "changes to pseudo-labelled training images",
+        ("image_size", "seed"),
+        "StrongTransform",
+    ),
     TypeSection("optimizer", "any of torch.optim", ("params",), fill_args=False),
     Key("metrics", list[str], "what is measured on validation and test", ["sensitivity_k_fps"]),
     TypeSection(

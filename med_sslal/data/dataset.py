@@ -48,6 +48,7 @@ class LabelledView(Dataset[Sample | BadSample]):
         ids: Sequence[str],
         transform: Transform,
         pseudo_ids: frozenset[str] = frozenset(),
+        pseudo_transform: Transform | None = None,
     ) -> None:
         """Make the view.
 
@@ -58,6 +59,7 @@ class LabelledView(Dataset[Sample | BadSample]):
             ids: The images of the view, in order.
             transform: Brings them to the model's frame.
             pseudo_ids: Those of `ids` whose label is a pseudo-label.
+            pseudo_transform: In place of `transform` for these; None changes them alike.
 
         Raises:
             LabelAccessError: There is no label for one of `ids`.
@@ -72,6 +74,7 @@ class LabelledView(Dataset[Sample | BadSample]):
         self.labels = {image_id: labels[image_id] for image_id in ids}
         self.transform = transform
         self.pseudo_ids = pseudo_ids
+        self.pseudo_transform = pseudo_transform or transform
 
     def __len__(self) -> int:
         """Number of images."""
@@ -84,11 +87,13 @@ class LabelledView(Dataset[Sample | BadSample]):
 
     def _load(self, image_id: str, epoch: int) -> Sample:
         info = self._images.infos[image_id]
-        image, target, to_original = self.transform(
+        pseudo = image_id in self.pseudo_ids
+        transform = self.pseudo_transform if pseudo else self.transform
+        image, target, to_original = transform(
             self._images.read(image_id), self.labels[image_id], info, epoch
         )
         assert target is not None
-        return Sample(image, target, Frame(info, to_original), image_id in self.pseudo_ids)
+        return Sample(image, target, Frame(info, to_original), pseudo)
 
 
 class UnlabelledView(Dataset[UnlabelledSample | BadSample]):

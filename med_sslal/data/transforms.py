@@ -194,6 +194,55 @@ class TrainTransform:
         return _tensor(changed["image"]), target, _inverse(matrix)
 
 
+class StrongTransform(TrainTransform):
+    """TrainTransform with stronger defaults, for pseudo-labelled images.
+
+    What a model has predicted on an image teaches it little on the same image; on a strongly
+    changed one it does. Nothing here leaves what windowed HU values can look like.
+    """
+
+    def __init__(
+        self,
+        image_size: int | Sequence[int],
+        *,
+        seed: int,
+        brightness: float = 0.3,
+        contrast: float = 0.3,
+        gamma: float = 0.3,
+        blur: float = 1.0,
+        noise: float = 0.02,
+        cutout: int = 3,
+        **others: Any,
+    ) -> None:
+        """Build the pipeline.
+
+        Args:
+            image_size: Side of a square, or (height, width), in pixels.
+            seed: Seed of the run.
+            brightness: Largest change as a share of the image's mean.
+            contrast: Largest change of the factor on all values.
+            gamma: Largest change of the exponent.
+            blur: Largest sigma of a Gaussian blur in pixels.
+            noise: Largest standard deviation of Gaussian noise (values are 0 to 1).
+            cutout: Largest number of blackened rectangles, 5 to 15 % of a side each.
+            **others: Everything else that TrainTransform takes.
+
+        Raises:
+            ConfigError: A value is out of range, or albumentations is not installed.
+        """
+        super().__init__(
+            image_size,
+            seed=seed,
+            brightness=brightness,
+            contrast=contrast,
+            gamma=gamma,
+            blur=blur,
+            noise=noise,
+            cutout=cutout,
+            **others,
+        )
+
+
 def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Scale an image to fit `size` and fill up with zeros to the right and below.
 
@@ -307,4 +356,7 @@ def _albumentations() -> Any:
     return albumentations
 
 
-AUGMENTATIONS: dict[str, type] = {"TrainTransform": TrainTransform}
+AUGMENTATIONS: dict[str, type] = {
+    "TrainTransform": TrainTransform,
+    "StrongTransform": StrongTransform,
+}

@@ -22,12 +22,13 @@ from med_sslal.base.types import Annotation, Prediction
 from med_sslal.eval.coco_utils import from_coco_predictions, to_coco_predictions
 from med_sslal.eval.metric import evaluate
 from med_sslal.ssl.pseudo_labels import PseudoLabels
+from med_sslal.ssl.quality import hidden_truth_quality
 from med_sslal.trainer.inference import loader_of, predict, split_labels
 from med_sslal.trainer.results import write_results
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.training import train_cycle
 from med_sslal.utils.interrupt import StopRequest
-from med_sslal.utils.util import read_json, sha256_file, write_json
+from med_sslal.utils.util import read_json, sha256_file, stable_hash, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -183,6 +184,7 @@ class CycleLoop:
                 if state.pseudo
                 else 0
             ),
+            "pseudo_precision": self._pseudo_precision(state),
             "steps": training["steps"],
             "best_epoch": training["best_epoch"],
             **values,
@@ -190,6 +192,27 @@ class CycleLoop:
             "test_sens_mean_high": interval[1],
             "minutes": round((training["seconds"] + seconds) / 60, 3),
         }
+
+    def _pseudo_precision(self, state: CycleState) -> float | None:
+        """Share of this cycle's pseudo-labels that are right, by the truth that the run hides.
+
+        It is written down and used for nothing: this is what a simulation can know.
+        """
+        if state.pseudo is None:
+            return None
+        dataset = self._setup.dataset
+        graded = hidden_truth_quality(state.pseudo.labels, dataset.annotations, dataset.class_names)
+        for name, quality in graded.items():
+            logger.info(
+                "cycle %d: pseudo-labels of %s: precision %s, recall %s",
+                state.number,
+                name,
+                *("-" if value is None else f"{value:.3f}" for value in quality),
+            )
+        defined = [
+            quality.precision for quality in graded.values() if quality.precision is not None
+        ]
+        return sum(defined) / len(defined) if defined else None
 
     def _query(self, state: CycleState) -> CycleState:
         """Score the pool, choose the next labels, make pseudo-labels: the next cycle's state."""
@@ -271,7 +294,11 @@ class CycleLoop:
         found = self._stored_predictions(folder / "predictions_val.json")
         thresholds = setup.labeller.thresholds(found, split_labels(setup.dataset, "val"), names)
         pseudo = setup.labeller.make(
-            record or PoolRecord.open(folder / "record"), pool, thresholds, self._labels(state)
+            record or PoolRecord.open(folder / "record"),
+            pool,
+            thresholds,
+            self._labels(state),
+            seed=stable_hash(setup.seed, "pseudo", state.number),
         )
         pseudo.write(path)
         return pseudo

@@ -28,10 +28,11 @@ def loader_of(
         labels: Their labels; None gives unlabelled samples that refuse to be asked for one.
     """
     view: Any
+    images = setup.dataset.without_labels()
     if labels is None:
-        view = UnlabelledView(setup.dataset, ids, setup.eval_transform)
+        view = UnlabelledView(images, ids, setup.eval_transform)
     else:
-        view = LabelledView(setup.dataset, labels, ids, setup.eval_transform)
+        view = LabelledView(images, labels, ids, setup.eval_transform)
     return BaseDataLoader(
         view,
         batch_sampler=SequentialBatchSampler(len(ids), setup.batch_size),

@@ -31,7 +31,8 @@ class RunSetup:
         parallel: Wraps a detector for several devices (identity for one).
         make_optimizer: From a detector.
         make_scheduler: From an optimiser; None keeps the learning rate.
-        train_transform: Augmentation and resizing.
+        train_transform: Augmentation and resizing of labelled images.
+        pseudo_transform: The same of pseudo-labelled ones.
         eval_transform: Resizing alone.
         settings: Scalars of a training.
         num_cycles: Queries; there is one training more.
@@ -57,6 +58,7 @@ class RunSetup:
     make_optimizer: Callable[[BaseModel], Optimizer]
     make_scheduler: Callable[[Optimizer], LRScheduler] | None
     train_transform: Any
+    pseudo_transform: Any
     eval_transform: Any
     settings: TrainerSettings
     num_cycles: int

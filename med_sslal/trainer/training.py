@@ -75,11 +75,12 @@ def train_cycle(
     )
     loader = BaseDataLoader(
         LabelledView(
-            setup.dataset,
+            setup.dataset.without_labels(),
             {**labels, **pseudo},
             (*labels, *pseudo),
             setup.train_transform,
             frozenset(pseudo),
+            setup.pseudo_transform,
         ),
         batch_sampler=sampler,
         n_workers=setup.n_workers,
