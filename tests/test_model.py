@@ -453,8 +453,8 @@ def test_imagenet_weights_go_through_torchs_cache(tmp_path, monkeypatch):
         pytest.param("missing", "without backbone.fpn", id="weight missing"),
         pytest.param("extra", "unknown mask.weight", id="weight left over"),
         pytest.param("shape", "instead of", id="other architecture"),
-        pytest.param("pickle", "no weights file", id="not tensors"),
-        pytest.param("text", "no weights file", id="not a torch file"),
+        pytest.param("pickle", "no readable checkpoint", id="not tensors"),
+        pytest.param("text", "no readable checkpoint", id="not a torch file"),
         pytest.param("plain", "no state dict", id="no state dict"),
     ],
 )

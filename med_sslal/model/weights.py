@@ -1,6 +1,5 @@
 """Weights from files and from torchvision's servers, with nothing left out in silence."""
 
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -8,6 +7,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor, nn
 
+from med_sslal.base.checkpoint import load_tensors
 from med_sslal.model.backbone import BackboneSpec
 from med_sslal.utils.errors import CheckpointError, UserError
 
@@ -41,11 +41,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: The file is missing or holds no state dict.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    # torch reports foreign and damaged files by all of these.
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} is no weights file: {error}") from error
+    content = load_tensors(path)
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if (
