@@ -62,7 +62,11 @@ class BaseTrainer(ABC):
 
     @abstractmethod
     def train_epoch(self) -> dict[str, float | None]:
-        """Train from `self.batch` to the end of the epoch, counting `self.batch` up."""
+        """Train from `self.batch` to the end of the epoch, counting `self.batch` up.
+
+        It is called again with all batches done where a stop came during the validation, and must
+        return the same values then.
+        """
 
     @abstractmethod
     def validation_due(self) -> bool:
@@ -97,12 +101,17 @@ class BaseTrainer(ABC):
         saved = started = time.monotonic()
         before = self.seconds
         try:
-            while self.epoch < self.epochs and not self.monitor.exhausted(self.epoch):
+            while self.epoch < self.epochs and not self.monitor.exhausted():
                 values = self.train_epoch()
-                self.epoch, self.batch = self.epoch + 1, 0
+                trained, self.epoch, self.batch = self.batch, self.epoch + 1, 0
                 best = False
                 if self.validation_due() or self.epoch == self.epochs:
-                    values |= self.validate()
+                    try:
+                        values |= self.validate()
+                    except Interrupted:
+                        # Back behind the last batch: the continuation validates this epoch first.
+                        self.epoch, self.batch = self.epoch - 1, trained
+                        raise
                     best = self.monitor.update(self.epoch, values)
                 self.after_epoch(values)
                 self.history.append(values)
@@ -156,7 +165,7 @@ class BaseTrainer(ABC):
                 checkpoints but none that can be used.
         """
         if path is None:
-            candidates = self._candidates()
+            candidates = resumable(self.folder)
             if not candidates:
                 return None
             path, content, complaints = newest_good(candidates)
@@ -176,16 +185,17 @@ class BaseTrainer(ABC):
         self.seconds, self.history = content["seconds"], content["history"]
         return path
 
-    def _candidates(self) -> list[Path]:
-        """Checkpoints with a training state, the furthest first."""
-        last = self.folder / LAST
-        numbered = sorted(
-            self.folder.glob("checkpoint_epoch*.pth"),
-            key=lambda path: (len(path.name), path.name),
-            reverse=True,
-        )
-        return [path for path in (last, previous(last), *numbered) if path.is_file()]
-
     def best_path(self) -> Path:
         """Where the best model of this training lies."""
         return self.folder / BEST
+
+
+def resumable(folder: Path) -> list[Path]:
+    """Checkpoints of a training's folder that hold a training state, the furthest first."""
+    last = folder / LAST
+    numbered = sorted(
+        folder.glob("checkpoint_epoch*.pth"),
+        key=lambda path: (len(path.name), path.name),
+        reverse=True,
+    )
+    return [path for path in (last, previous(last), *numbered) if path.is_file()]

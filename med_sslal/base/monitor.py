@@ -30,6 +30,7 @@ class Monitor:
         self._early_stop = early_stop
         self.best: float | None = None
         self.best_epoch = 0
+        self._last_epoch = 0
 
     def update(self, epoch: int, values: Mapping[str, float | None]) -> bool:
         """Take in the values of a validated epoch; returns whether it is the best so far.
@@ -37,6 +38,7 @@ class Monitor:
         Raises:
             UserError: The monitored value is not among them.
         """
+        self._last_epoch = epoch
         if self.key is None:
             self.best_epoch = epoch
             return True
@@ -52,16 +54,21 @@ class Monitor:
             self.best, self.best_epoch = value, epoch
         return better
 
-    def exhausted(self, epoch: int) -> bool:
-        """Whether `epoch` lies `early_stop` epochs or more past the best one."""
+    def exhausted(self) -> bool:
+        """Whether the last validated epoch lies `early_stop` epochs or more past the best one."""
         if not self._early_stop or self.key is None:
             return False
-        return epoch - self.best_epoch >= self._early_stop
+        return self._last_epoch - self.best_epoch >= self._early_stop
 
     def state_dict(self) -> dict[str, Any]:
-        """Best value and epoch."""
-        return {"best": self.best, "best_epoch": self.best_epoch}
+        """Best value and epoch, and the last epoch that was validated."""
+        return {
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "last_epoch": self._last_epoch,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self._last_epoch = state["last_epoch"]

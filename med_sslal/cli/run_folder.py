@@ -31,22 +31,20 @@ class RunPath:
 
 
 def create_run_folder(save_dir: Path, name: str, run_id: str | None, seed: int) -> Path:
-    """Make `save_dir/name/<run id or time and seed>` and point `save_dir/latest` to it.
+    """Make `save_dir/name/<run id or time and seed>`.
 
     Raises:
         UserError: The folder exists already or cannot be made.
     """
     last = run_id or f"{datetime.now():%Y%m%d_%H%M%S}_s{seed}"
     folder = save_dir / name / last
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
-        point_to(save_dir / "latest", folder)
-    except FileExistsError as error:
+    if folder.exists():
         raise UserError(
             f"the run folder {folder} exists already: continue it with --resume, or give another "
             "--run-id"
-        ) from error
+        )
+    try:
+        folder.mkdir(parents=True)
     except OSError as error:
         raise UserError(
             f"cannot make a run folder under {save_dir} (trainer.save_dir): {error.strerror}"
@@ -55,10 +53,18 @@ def create_run_folder(save_dir: Path, name: str, run_id: str | None, seed: int) 
 
 
 def point_to(link: Path, folder: Path) -> None:
-    """Make `link` a relative symbolic link to `folder`, replacing an old one at once."""
+    """Make `link` a relative symbolic link to `folder`, replacing an old one at once.
+
+    Raises:
+        UserError: There is something else of that name, or the folder cannot be written.
+    """
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
-    temporary.symlink_to(os.path.relpath(folder, link.parent), target_is_directory=True)
-    temporary.replace(link)
+    try:
+        temporary.symlink_to(os.path.relpath(folder, link.parent), target_is_directory=True)
+        temporary.replace(link)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot make the link {link}: {error.strerror}") from error
 
 
 def find_run(path: str, save_dir: Path) -> RunPath:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from med_sslal.base.base_dataset import BaseDataset
-from med_sslal.base.checkpoint import load_checkpoint, save_checkpoint
+from med_sslal.base.base_trainer import resumable
+from med_sslal.base.checkpoint import load_checkpoint, newest_good, save_checkpoint
 from med_sslal.cli.build import (
     build_dataset,
     build_setup,
@@ -28,6 +29,7 @@ from med_sslal.cli.run_folder import (
     create_run_folder,
     environment,
     find_run,
+    point_to,
     save_config,
 )
 from med_sslal.config.parse_config import ConfigParser
@@ -80,6 +82,7 @@ def train(args: Namespace) -> int:
         Path(config.get("trainer.save_dir")), config["name"], args.run_id, config["seed"]
     )
     _begin(folder, config, dataset, weights, init_from)
+    point_to(Path(config.get("trainer.save_dir")) / "latest", folder)
     return _run(folder, setup, devices)
 
 
@@ -122,8 +125,13 @@ def _run(folder: Path, setup: RunSetup, devices: Devices) -> int:
         logger.info("finished after %.1f minutes", (time.monotonic() - started) / 60)
         logger.info("results: %s", folder)
     except Interrupted as request:
-        logger.info("stopped; go on with: python train.py --resume %s", folder)
+        logger.debug("%s", request)
+        # Not logged: it is told at every verbosity.
+        sys.stdout.write(f"stopped; go on with: python train.py --resume {folder}\n")
         return request.exit_code
+    except Exception:
+        logger.debug("ended by an error", exc_info=True)
+        raise
     finally:
         remove_log_file(handler)
     return 0
@@ -161,6 +169,7 @@ def _warn_of_changes(path: Path, found: Mapping[str, Any]) -> None:
 def _resume(args: Namespace) -> int:
     """Continue a run in its own folder."""
     run = find_run(args.resume, Path("exp_results"))
+    named = None if run.checkpoint is None else _named_checkpoint(run)
     saved = read_json(run.folder / "config.json")
     config = ConfigParser.from_dict(
         saved, registries(), args.overrides, source=str(run.folder / "config.json")
@@ -173,10 +182,13 @@ def _resume(args: Namespace) -> int:
     _apply_resume_policy(before.resolved, config)
     devices = devices_of(config, args.device)
     dataset = build_dataset(config)
-    _check_identity(run, dataset)
+    initial = load_checkpoint(run.folder / "initial.pth")
     setup = build_setup(config, dataset, devices, show_progress=True)
-    load_weights(setup.make_model(), load_checkpoint(run.folder / "initial.pth"), run.folder)
-    _check_named(run)
+    for path, content in ((run.folder / "initial.pth", initial), (run.checkpoint, named)):
+        if path is not None and content is not None:
+            _check_fits(path, content, setup)
+    if named is not None:
+        _check_furthest(run, named)
     save_config(run.folder, config.resolved)
     logger.info("resuming %s", run.folder)
     return _run(run.folder, setup, devices)
@@ -202,40 +214,55 @@ def _apply_resume_policy(saved: Mapping[str, Any], config: ConfigParser) -> None
         logger.warning("%s: %r -> %r; the run is no longer of one piece", path, old, new)
 
 
-def _check_identity(run: RunPath, dataset: BaseDataset) -> None:
-    """Refuse to continue on other data.
+def _named_checkpoint(run: RunPath) -> dict[str, Any]:
+    """The content of the checkpoint that was named.
 
     Raises:
-        CheckpointError: The data set's fingerprint differs from the run's.
+        CheckpointError: It is no good checkpoint, holds no training state, or lies in no run.
     """
-    initial = load_checkpoint(run.folder / "initial.pth")
-    if initial["data_fingerprint"] != dataset.fingerprint():
-        raise CheckpointError(
-            f"the data is not that of {run.folder}: its images, labels or split have changed"
-        )
-
-
-def _check_named(run: RunPath) -> None:
-    """A checkpoint that was named must be good, and the furthest of its run.
-
-    Raises:
-        CheckpointError: It is damaged, holds no training state, or the run has gone on past it.
-    """
-    if run.checkpoint is None:
-        return
+    assert run.checkpoint is not None
     content = load_checkpoint(run.checkpoint)
     if "state" not in content:
         raise CheckpointError(
             f"{run.checkpoint} holds a model but no training state: resume the run folder, or "
             "start a new run from it with --init-from"
         )
-    cycles = sorted(run.folder.glob("cycle_*/checkpoint_last.pth"))
-    newest = load_checkpoint(cycles[-1]) if cycles else content
-    if (content["cycle"], content["epoch"], content["batch"]) < (
-        newest["cycle"],
-        newest["epoch"],
-        newest["batch"],
-    ):
+    if not (run.folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{run.checkpoint} lies in no run folder ({run.folder} has no config.json): start a "
+            "new run from it with --init-from"
+        )
+    return content
+
+
+def _check_fits(path: Path, content: Mapping[str, Any], setup: RunSetup) -> None:
+    """Refuse to continue on other data or with another architecture.
+
+    Raises:
+        CheckpointError: The data set's fingerprint or the shapes of the weights differ.
+    """
+    if content["data_fingerprint"] != setup.dataset.fingerprint():
+        raise CheckpointError(
+            f"the data is not that of {path}: its images, labels or split have changed"
+        )
+    load_weights(setup.make_model(), content, path)
+
+
+def _check_furthest(run: RunPath, named: Mapping[str, Any]) -> None:
+    """A checkpoint that was named must be the furthest good one of its run.
+
+    Raises:
+        CheckpointError: The run has gone on past it.
+    """
+    cycles = sorted(run.folder.glob("cycle_*"))
+    candidates = resumable(cycles[-1]) if cycles else []
+    if not candidates:
+        return
+    _, newest, _ = newest_good(candidates)
+    reached, furthest = (
+        tuple(content[name] for name in ("cycle", "epoch", "batch")) for content in (named, newest)
+    )
+    if reached < furthest:
         raise CheckpointError(
             f"the run has gone on past {run.checkpoint}: resume the folder {run.folder}, or start "
             "a new run from the checkpoint with --init-from"

@@ -79,7 +79,14 @@ class CycleLoop:
             rows.append(self._evaluate(state))
             write_results(self._folder, rows)
             self._stop.check()
-            if state.number == setup.num_cycles or not state.pool.unlabelled:
+            if state.number == setup.num_cycles:
+                return rows
+            if not state.pool.unlabelled:
+                logger.info(
+                    "every image of the pool is labelled: cycle %d of %d is the last",
+                    state.number,
+                    setup.num_cycles,
+                )
                 return rows
             state = self._query(state)
             self._stop.check()
@@ -96,7 +103,7 @@ class CycleLoop:
         """Train, unless the cycle's training has ended already."""
         folder = self.cycle_folder(state.number)
         done = folder / "training.json"
-        if done.exists():
+        if done.exists() and not self._reopened(folder):
             return
         n_pseudo = len(state.pseudo.labels) if state.pseudo else 0
         logger.info(
@@ -119,10 +126,31 @@ class CycleLoop:
             fingerprint=self._fingerprint,
             stop=self._stop,
         )
-        write_json(done, outcome)
+        write_json(done, {**outcome, "planned": self._setup.settings.length})
         if self._setup.keep_checkpoints == "best_last":
             for path in (*folder.glob("checkpoint_epoch*"), *folder.glob("*_previous.pth*")):
                 path.unlink()
+
+    def _reopened(self, folder: Path) -> bool:
+        """Whether an ended training goes on, because a resumed run asks for a longer one.
+
+        It does where nothing was chosen by its model yet; its outcomes are removed then.
+        """
+        planned, now = read_json(folder / "training.json")["planned"], self._setup.settings.length
+        if planned == now:
+            return False
+        if (folder / "selection.json").exists():
+            logger.warning(
+                "%s keeps its training of %s, because its query is made", folder.name, planned
+            )
+            return False
+        logger.info("%s: the training of %s goes on to %s", folder.name, planned, now)
+        (folder / "metrics.json").unlink(missing_ok=True)
+        if (folder / "record").exists():
+            shutil.rmtree(folder / "record")
+        # Last: a stop before it finds the same case again.
+        (folder / "training.json").unlink()
+        return True
 
     def _best_model(self, cycle: int) -> BaseModel:
         """The cycle's best model on the main device."""

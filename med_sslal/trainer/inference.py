@@ -14,6 +14,7 @@ from med_sslal.data.sampler import SequentialBatchSampler
 from med_sslal.logger.progress import track
 from med_sslal.model.inference import stream
 from med_sslal.trainer.setup import RunSetup
+from med_sslal.utils.errors import UserError
 from med_sslal.utils.interrupt import StopRequest
 
 
@@ -54,6 +55,10 @@ def predict(
     Returns:
         Image id to prediction in ORIGINAL pixels, and the mean over images of the summed losses
         (None without labels).
+
+    Raises:
+        Interrupted: A stop was asked for.
+        UserError: The loss of an image is NaN or infinite; the text names the images.
     """
     batches = track(stop.watch(loader), title, len(loader), show=setup.settings.show_progress)
     predictions: dict[str, Prediction] = {}
@@ -62,7 +67,15 @@ def predict(
         for frame, found in zip(batch.frames, output.detections, strict=True):
             predictions[frame.info.image_id] = found.prediction()
         if output.losses:
-            losses += torch.stack(list(output.losses.values())).double().sum(0).tolist()
+            found_losses = torch.stack(list(output.losses.values())).double().sum(0)
+            bad = (~found_losses.isfinite()).nonzero().flatten().tolist()
+            if bad:
+                names = ", ".join(batch.frames[row].info.image_id for row in bad)
+                raise UserError(
+                    f"the validation loss is not finite for the images {names} ({title}): the "
+                    "training has diverged; lower optimizer.args.lr or set trainer.grad_clip"
+                )
+            losses += found_losses.tolist()
     return predictions, sum(losses) / len(losses) if losses else None
 
 

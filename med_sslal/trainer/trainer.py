@@ -5,7 +5,7 @@ B images of a batch; an epoch is one pass over the labelled images.
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,13 @@ class TrainerSettings:
     pseudo_weight: float = 1.0
     show_progress: bool = True
 
+    @property
+    def length(self) -> str:
+        """How long a cycle trains, in words."""
+        if self.steps_per_cycle is not None:
+            return f"{self.steps_per_cycle} steps"
+        return f"{self.epochs} epochs"
+
 
 class Trainer(BaseTrainer):
     """Trains one model in one folder."""
@@ -123,6 +130,7 @@ class Trainer(BaseTrainer):
         self._evaluate, self._settings = evaluate, settings
         self._writer, self._stop, self._title = writer, stop, title
         self._parameters = [p for p in bare_model.parameters() if p.requires_grad]
+        self._base_lrs = base_lrs(optimizer)
         self._sums: dict[str, float] = {}
         self._pending: list[tuple[list[str], dict[str, Tensor], Tensor]] = []
         self._last_validation = 0
@@ -161,7 +169,6 @@ class Trainer(BaseTrainer):
         mean: dict[str, float | None] = {
             name: value / total for name, value in sorted(self._sums.items())
         }
-        self._sums = {}
         return {**mean, "lr": lr, "epoch": self.epoch + 1, "step": self.step}
 
     def _note(self) -> str:
@@ -248,11 +255,13 @@ class Trainer(BaseTrainer):
 
     def validate(self) -> dict[str, float | None]:
         """The `val_` values of the model as it is."""
+        values = self._evaluate(self.epoch)
         self._last_validation = min(self.epoch * self._batches, self._total_steps)
-        return self._evaluate(self.epoch)
+        return values
 
     def after_epoch(self, values: Mapping[str, float | None]) -> None:
         """Step the schedule and log."""
+        self._sums = {}
         if self._scheduler is not None and self._settings.lr_interval == "epoch":
             if isinstance(self._scheduler, ReduceLROnPlateau):
                 watched = values.get(self.monitor.key or "val_loss")
@@ -280,9 +289,10 @@ class Trainer(BaseTrainer):
         return self._bare.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimiser, schedule, loss scaling, and the sums of the current epoch."""
+        """Optimiser, its rates before any schedule, schedule, loss scaling, the epoch's sums."""
         return {
             "optimizer": self._optimizer.state_dict(),
+            "base_lrs": self._base_lrs,
             "scheduler": self._scheduler and self._scheduler.state_dict(),
             "scaler": self._scaler and self._scaler.state_dict(),
             "sums": self._sums,
@@ -290,12 +300,34 @@ class Trainer(BaseTrainer):
         }
 
     def load_state_dict(self, model: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-        """Take over what `model_state` and `state_dict` returned."""
+        """Take over what `model_state` and `state_dict` returned.
+
+        Where the learning rate was changed for the continuation, the rates of optimiser and
+        schedule change by the same factor: they stay at their place of the schedule.
+        """
         self._bare.load_state_dict(model)
         self._optimizer.load_state_dict(dict(state["optimizer"]))
         if self._scheduler is not None and state["scheduler"] is not None:
             self._scheduler.load_state_dict(state["scheduler"])
         if self._scaler is not None and state["scaler"] is not None:
             self._scaler.load_state_dict(state["scaler"])
+        pairs = zip(self._base_lrs, state["base_lrs"], strict=True)
+        self._rescale([1.0 if new == old else new / old for new, old in pairs])
         self._sums = dict(state["sums"])
         self._last_validation = state["last_validation"]
+
+    def _rescale(self, factors: Sequence[float]) -> None:
+        """Multiply the learning rate of each parameter group; a factor of 1 changes no bit."""
+        for group, factor in zip(self._optimizer.param_groups, factors, strict=True):
+            for name in {"lr", "initial_lr"} & group.keys():
+                group[name] *= factor
+        for name in ("base_lrs", "_last_lr"):
+            rates = getattr(self._scheduler, name, None)
+            if rates is not None:
+                scaled = [rate * factor for rate, factor in zip(rates, factors, strict=True)]
+                setattr(self._scheduler, name, scaled)
+
+
+def base_lrs(optimizer: Optimizer) -> list[float]:
+    """The learning rates that a new optimiser's schedule starts from, one for each group."""
+    return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
