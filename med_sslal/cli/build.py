@@ -13,6 +13,7 @@ from med_sslal.al.oracle import SimulatedOracle
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.checkpoint import load_checkpoint
+from med_sslal.cli.schedule import check_schedule
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.data.transforms import EvalTransform
 from med_sslal.eval.metric import metric_keys
@@ -79,13 +80,20 @@ def build_setup(
         show_progress: Whether trainings report while they run.
 
     Raises:
-        ConfigError: The initial set and the first query exceed the pool.
+        ConfigError: The initial set and the first query exceed the pool, or batch size or schedule
+            do not fit.
     """
     helper = config.init_obj("al_settings", seed=config["seed"])
     if config.get("al_settings.num_cycles"):
         check_pool(helper.init_num, helper.budget_num, len(dataset.splits["train"]))
     else:
         check_pool(helper.init_num, 0, len(dataset.splits["train"]))
+    pseudo = config.get("ssl_settings.include_pseudolabels")
+    if pseudo and config["batch_size"] < 2:
+        raise ConfigError(
+            "batch_size is 1, but ssl_settings.include_pseudolabels fills half of each batch: set "
+            "it to 2 or more"
+        )
     if config["batch_size"] < len(devices.ids):
         raise ConfigError(
             f"batch_size is {config['batch_size']} for {len(devices.ids)} devices: each needs an "
@@ -94,7 +102,7 @@ def build_setup(
     dtype = autocast_dtype(config.get("trainer.precision"), devices.main)
     image_size = config["image_size"] or DEFAULT_IMAGE_SIZE
     changes = stable_hash(config["seed"], "augmentation")
-    pseudo = config.get("ssl_settings.include_pseudolabels")
+    check_schedule(config, helper, len(dataset.splits["train"]))
     return RunSetup(
         dataset=dataset,
         oracle=SimulatedOracle(dataset.annotations),

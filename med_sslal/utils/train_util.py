@@ -73,6 +73,9 @@ def restrict_visible_devices(device: str) -> int:
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if found == len(names):
             return found
+        os.environ.pop("CUDA_VISIBLE_DEVICES")
+        if visible is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible
     raise DeviceError(f"--device {device}: no such GPU on this machine; use --device cpu")
 
 
