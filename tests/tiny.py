@@ -7,6 +7,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from med_sslal.cli.args import parse_train_args, test_parser
+from med_sslal.cli.errors import run_reported
+from med_sslal.cli.test import test as evaluate
+from med_sslal.cli.train import train
+
 SIDE = 64
 
 
@@ -93,3 +98,30 @@ def write_config(path: Path, config: dict[str, Any]) -> Path:
     """Write a config file."""
     path.write_text(json.dumps(config, indent=2))
     return path
+
+
+def quick_config(data: Path, save_dir: Path) -> dict[str, Any]:
+    """A smaller one of three trainings: 4, 9 and all 12 images; a fourth finds nothing left."""
+    config = tiny_config(data, save_dir)
+    config["arch"]["args"] |= {"backbone_name": "mobilenet_v3_large", "box_batch_size_per_image": 8}
+    config["optimizer"] = {"type": "SGD", "args": {"lr": 0.02, "momentum": 0.9}}
+    config["al_settings"]["num_cycles"] = 3
+    config["al_settings"]["args"] |= {"init_num": 4, "budget_num": 5}
+    config["ssl_settings"]["args"] = {"threshold": 0.05, "ignore_floor": 0.05}
+    config["trainer"] |= {"grad_clip": 5.0, "checkpoint_seconds": 0}
+    return config
+
+
+def run_train(*argv: str | Path) -> int:
+    """`python train.py ARGV` in this process; returns the exit code."""
+    return run_reported(lambda: train(parse_train_args([str(word) for word in argv])))
+
+
+def run_test(*argv: str | Path) -> int:
+    """`python test.py ARGV` in this process; returns the exit code."""
+    return run_reported(lambda: evaluate(test_parser().parse_args([str(word) for word in argv])))
+
+
+def files_of(folder: Path) -> set[str]:
+    """Every file and link under a folder, as relative paths."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
