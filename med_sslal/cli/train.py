@@ -45,7 +45,7 @@ from med_sslal.trainer.inference import split_labels
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.errors import CheckpointError, ConfigError
 from med_sslal.utils.interrupt import Interrupted, StopRequest
-from med_sslal.utils.train_util import Devices
+from med_sslal.utils.train_util import Devices, peak_memory
 from med_sslal.utils.util import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,9 @@ def _run(folder: Path, setup: RunSetup, devices: Devices) -> int:
             rows = CycleLoop(setup, folder, stop).run()
         _write_pictures(folder, setup, rows)
         sys.stdout.write(cycle_table(rows) + "\n")
-        logger.info("finished after %.1f minutes", (time.monotonic() - started) / 60)
+        minutes = (time.monotonic() - started) / 60
+        memory = peak_memory(devices.main)
+        logger.info("finished after %.1f minutes; peak memory %s", minutes, memory)
         logger.info("results: %s", folder)
     except Interrupted as request:
         logger.debug("%s", request)

@@ -5,6 +5,7 @@ B images of a batch; an epoch is one pass over the labelled images.
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,11 @@ from med_sslal.base.base_trainer import BaseTrainer
 from med_sslal.base.monitor import Monitor
 from med_sslal.base.types import Batch
 from med_sslal.data.sampler import EpochBatchSampler
-from med_sslal.logger.progress import Progress
+from med_sslal.logger.progress import Progress, duration
 from med_sslal.logger.visualization import TensorboardWriter
 from med_sslal.utils.errors import UserError
 from med_sslal.utils.interrupt import StopRequest
+from med_sslal.utils.train_util import peak_memory
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +96,7 @@ class Trainer(BaseTrainer):
         stop: StopRequest,
         identity: Mapping[str, Any],
         title: str = "",
+        cycles_left: int = 0,
     ) -> None:
         """Prepare a training.
 
@@ -113,6 +116,7 @@ class Trainer(BaseTrainer):
             stop: Checked before every batch.
             identity: Plain values that every checkpoint carries.
             title: For the progress line, such as "cycle 1/3".
+            cycles_left: Trainings that follow, for the time left.
         """
         self._batches = len(sampler)
         self._total_steps = settings.steps_per_cycle or settings.epochs * self._batches
@@ -129,6 +133,8 @@ class Trainer(BaseTrainer):
         self._loader, self._sampler = loader, sampler
         self._evaluate, self._settings = evaluate, settings
         self._writer, self._stop, self._title = writer, stop, title
+        self._cycles_left = cycles_left
+        self._started, self._first_step, self._seen = time.monotonic(), 0, 0
         self._parameters = [p for p in bare_model.parameters() if p.requires_grad]
         self._base_lrs = base_lrs(optimizer)
         self._sums: dict[str, float] = {}
@@ -151,6 +157,8 @@ class Trainer(BaseTrainer):
         self._sampler.set_start(self.batch)
         total = self._epoch_batches()
         text = f"{self._title} epoch {self.epoch + 1}/{self.epochs}"
+        if not self._seen:
+            self._started, self._first_step = time.monotonic(), self.step
         batches = iter(self._loader)
         show = self._settings.show_progress
         with Progress(text, total, done=self.batch, show=show) as progress:
@@ -159,7 +167,9 @@ class Trainer(BaseTrainer):
                     self._stop.check()
                 finally:
                     self._settle()
-                self._train_step(next(batches).to(self._device))
+                batch = next(batches)
+                self._train_step(batch.to(self._device))
+                self._seen += len(batch)
                 self.batch += 1
                 if self._device.type == "cpu" or len(self._pending) >= LOSS_CHECK_STEPS:
                     self._settle()
@@ -172,13 +182,21 @@ class Trainer(BaseTrainer):
         return {**mean, "lr": lr, "epoch": self.epoch + 1, "step": self.step}
 
     def _note(self) -> str:
-        """Losses, learning rate and memory for the progress line."""
+        """Losses, learning rate, pace, memory and what is left, for the progress line."""
         done = max(self.batch, 1)
         lr = self._optimizer.param_groups[0]["lr"]
-        text = f"loss {self._sums.get('loss', 0.0) / done:.3f}, lr {lr:.2g}"
-        if self._device.type == "cuda":
-            text += f", {torch.cuda.max_memory_allocated(self._device) / 2**30:.1f} GiB"
-        return text
+        losses = ", ".join(
+            f"{name.removeprefix('loss_')} {value / done:.3f}"
+            for name, value in sorted(self._sums.items())
+        )
+        elapsed = time.monotonic() - self._started
+        per_step = elapsed / max(self.step - self._first_step, 1)
+        cycle = per_step * (self._total_steps - self.step)
+        run = cycle + self._cycles_left * per_step * self._total_steps
+        return (
+            f"{losses}, lr {lr:.2g}, {self._seen / max(elapsed, 1e-9):.1f} images/s, "
+            f"{peak_memory(self._device)}, cycle {duration(cycle)}, run {duration(run)} left"
+        )
 
     def _train_step(self, batch: Batch) -> None:
         """One optimiser step."""

@@ -113,6 +113,7 @@ def train_cycle(
                 "pool": pool.state_dict(),
             },
             title=f"cycle {cycle}/{setup.num_cycles}",
+            cycles_left=setup.num_cycles - cycle,
         )
         trainer.resume()
         trainer.train()

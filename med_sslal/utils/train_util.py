@@ -2,6 +2,8 @@
 
 import os
 import random
+import resource
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +110,17 @@ def restore_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def peak_memory(device: torch.device) -> str:
+    """The most memory taken so far: of the GPU, or of this process on the CPU."""
+    if device.type == "cuda":
+        taken = torch.cuda.max_memory_allocated(device)
+    else:
+        # Linux counts in KiB, macOS in bytes.
+        unit = 1 if sys.platform == "darwin" else 1024
+        taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return f"{taken / 2**30:.1f} GiB"
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
