@@ -1,5 +1,6 @@
 """Setting up the training of one cycle and running it."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from med_sslal.trainer.trainer import Trainer
 from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.train_util import seed_everything
 from med_sslal.utils.util import stable_hash
+
+logger = logging.getLogger(__name__)
 
 # Pictures per validation in TensorBoard, and the least score of a box drawn there.
 PICTURES, PICTURE_FLOOR = 4, 0.3
@@ -115,7 +118,15 @@ def train_cycle(
             title=f"cycle {cycle}/{setup.num_cycles}",
             cycles_left=setup.num_cycles - cycle,
         )
-        trainer.resume()
+        restored = trainer.resume()
+        if restored is not None:
+            logger.info(
+                "restored from %s: %d epochs and %d batches of cycle %d",
+                restored.name,
+                trainer.epoch,
+                trainer.batch,
+                cycle,
+            )
         trainer.train()
     return {
         "steps": trainer.step,
