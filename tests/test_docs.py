@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import runpy
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from commands import blocks, run_command
 from tiny import make_voc, tiny_config, write_config
 
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
@@ -25,13 +25,8 @@ from med_sslal.utils.errors import ConfigError
 from med_sslal.utils.util import read_json
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 PAGES = ("add_dataset", "add_criterion", "add_metric", "add_backbone")
-
-
-def blocks(page: str, language: str) -> list[str]:
-    """The fenced blocks of a page in one language."""
-    text = (ROOT / "docs" / f"{page}.md").read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
 
 
 def merged(config: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -51,25 +46,11 @@ class Workplace:
 
     folder: Path
 
-    def run(self, command: str) -> int:
-        """Run a command line of the page in this process; returns its exit code."""
-        program, script, *words = command.split()
-        assert program == "python"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(self.folder)
-            # What Python does for a script, and what a fresh process would not know.
-            patch.syspath_prepend(self.folder)
-            patch.delitem(sys.modules, "my_lab", raising=False)
-            patch.setattr(sys, "argv", [script, *words])
-            with pytest.raises(SystemExit) as ended:
-                runpy.run_path(script, run_name="__main__")
-        return int(ended.value.code or 0)
-
     def run_page(self, page: str) -> Path:
         """Run all commands of a page; returns the run folder."""
-        (commands,) = blocks(page, "sh")
+        (commands,) = blocks(DOCS / f"{page}.md", "sh")
         for command in commands.splitlines():
-            assert self.run(command) == 0
+            assert run_command(command, self.folder) == 0
         return (self.folder / "exp_results" / "latest").resolve()
 
 
@@ -79,18 +60,15 @@ def make_workplace(tmp_path: Path) -> Iterator[Callable[[str], Workplace]]:
 
     def make(page: str) -> Workplace:
         shutil.copy(ROOT / "train.py", tmp_path)
-        (tmp_path / "my_lab.py").write_text("".join(blocks(page, "python")))
+        (tmp_path / "my_lab.py").write_text("".join(blocks(DOCS / f"{page}.md", "python")))
         config = tiny_config(make_voc(tmp_path / "voc"), tmp_path / "exp_results")
         config["trainer"]["save_period"] = 10
-        for block in blocks(page, "json"):
+        for block in blocks(DOCS / f"{page}.md", "json"):
             config = merged(config, parse(block, page).value)
         write_config(tmp_path / "my_config.json", config)
         return Workplace(tmp_path)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield make
-    torch.set_num_threads(threads)
     sys.modules.pop("my_lab", None)
 
 
@@ -118,8 +96,13 @@ def write_csv(folder: Path) -> Path:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_page_has_one_module_one_config_and_its_commands(page: str) -> None:
-    assert len(blocks(page, "python")) == len(blocks(page, "json")) == len(blocks(page, "sh")) == 1
-    fences = re.findall(r"^```(\w*)$", (ROOT / "docs" / f"{page}.md").read_text(), re.M)
+    assert (
+        len(blocks(DOCS / f"{page}.md", "python"))
+        == len(blocks(DOCS / f"{page}.md", "json"))
+        == len(blocks(DOCS / f"{page}.md", "sh"))
+        == 1
+    )
+    fences = re.findall(r"^```(\w*)$", (DOCS / f"{page}.md").read_text(), re.M)
     assert sorted(fences) == ["", "", "", "json", "python", "sh"]
 
 
@@ -138,7 +121,7 @@ def test_dataset_page(
     assert read_json(made / "summary.json")
     lines = (root / "boxes.csv").read_text().replace("patient3,lesion", "patient3,lesoin")
     (root / "boxes.csv").write_text(lines)
-    assert workplace.run("python train.py -c my_config.json --dry-run") == 2
+    assert run_command("python train.py -c my_config.json --dry-run", workplace.folder) == 2
     assert "image image006.jpg: unknown class 'lesoin'" in capsys.readouterr().err
 
 
@@ -181,7 +164,7 @@ def test_backbone_page_reads_imagenet_weights(
     """A file named and shaped as torchvision's weights for the example's backbone are."""
     from torchvision.models import mobilenet_v3_small
 
-    (tmp_path / "lab_backbone.py").write_text(blocks("add_backbone", "python")[0])
+    (tmp_path / "lab_backbone.py").write_text(blocks(DOCS / "add_backbone.md", "python")[0])
     monkeypatch.syspath_prepend(tmp_path)
     from lab_backbone import LabRCNN  # type: ignore[import-not-found]
 
@@ -273,5 +256,5 @@ def test_metric_that_returns_something_else_is_named(own_metrics: None) -> None:
 def test_json_blocks_are_plain_json() -> None:
     """So that they can be pasted anywhere."""
     for page in PAGES:
-        for block in blocks(page, "json"):
+        for block in blocks(DOCS / f"{page}.md", "json"):
             assert isinstance(json.loads(block), dict)

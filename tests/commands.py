@@ -1,0 +1,53 @@
+"""Fenced blocks of Markdown pages, and running the command lines in them."""
+
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
+
+
+def languages(page: Path) -> list[str]:
+    """The language of each fenced block, "" where none is named."""
+    return re.findall(r"^```(.*)$", page.read_text(), re.M)[::2]
+
+
+def run_command(command: str, folder: Path, more: Sequence[str] = ()) -> int:
+    """Run `python SCRIPT ...` or `python -m MODULE ...` in `folder`; returns its exit code.
+
+    It runs in this process, with what Python does for a script: importing torch anew for each
+    command would take longer than the command.
+
+    Args:
+        command: As a user types it.
+        folder: The working directory; the script lies there.
+        more: Words that are added to the command.
+    """
+    program, *words = [*shlex.split(command), *more]
+    assert program == "python"
+    as_module = words[0] == "-m"
+    target, *arguments = words[as_module:]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        # A module of the user's: each test has its own.
+        patch.delitem(sys.modules, "my_lab", raising=False)
+        patch.setattr(sys, "argv", [target, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            if as_module:
+                runpy.run_module(target, run_name="__main__")
+            else:
+                runpy.run_path(target, run_name="__main__")
+    torch.set_num_threads(threads)
+    return int(ended.value.code or 0)

@@ -1,0 +1,250 @@
+"""README: every command is run or parsed, every key, name and link in it is right."""
+
+import argparse
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import blocks, languages, run_command
+from test_docs import PAGES, merged
+from tiny import make_voc
+
+from med_sslal.al.al_criteria import CRITERIA, SELECTORS
+from med_sslal.cli import download
+from med_sslal.cli.args import parse_train_args
+from med_sslal.cli.registries import registries
+from med_sslal.cli.run_folder import point_to
+from med_sslal.config.jsonc import parse
+from med_sslal.config.parse_config import ConfigParser
+from med_sslal.config.schema import SCHEMA, Key
+from med_sslal.config.signature import signature
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+COMMANDS = [line for block in blocks(README, "sh") for line in block.splitlines()]
+
+START = "python train.py -c config.json"
+# What makes a run small: both shipped configs, then each.
+SMALL = (
+    "n_gpu=0",
+    "n_workers=0",
+    "batch_size=2",
+    "image_size=64",
+    "al_settings.args.init_num=4",
+    "al_settings.args.budget_num=2",
+    "trainer.steps_per_cycle=1",
+    "trainer.val_steps=1",
+    "lr_scheduler=null",
+    "arch.args.norm=group",
+    "arch.args.box_head_size=32",
+)
+SMALL_PHANTOM = (*SMALL, "dataset.args.patients=12", "dataset.args.size=64")
+SMALL_VOC = (*SMALL, 'dataset.args.classes=["class0","class1","class2"]')
+
+
+def parses_as_training(command: str) -> None:
+    args = parse_train_args(shlex.split(command)[2:])
+    ConfigParser.from_file(ROOT / args.config, registries(), args.overrides)
+
+
+def parses_as_download(command: str) -> None:
+    parser = argparse.ArgumentParser()
+    download.add_arguments(parser)
+    parser.parse_args(shlex.split(command)[4:])
+
+
+def names_files_that_pip_takes(command: str) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-c", action="append")
+    parser.add_argument("-r", action="append")
+    args = parser.parse_args(shlex.split(command)[4:])
+    assert all((ROOT / name).is_file() for name in args.c + args.r)
+
+
+def is_known_to_make(command: str) -> None:
+    done = subprocess.run(
+        ["make", "-n", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def is_known_to_pytest(command: str) -> None:
+    words = [*shlex.split(command)[1:], "--collect-only", "tests/test_jsonc.py"]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def stands_for_itself(command: str) -> None:
+    """The shell's part; there is nothing of ours in it."""
+
+
+# Commands that need a network, a new environment, a GPU or data that is not there.
+PARSED: dict[str, Callable[[str], None]] = {
+    r"make \w+": is_known_to_make,
+    r"python3 -m venv \.venv|\. \.venv/bin/activate": stands_for_itself,
+    r"git clone https://github\.com/\S+ data/\S+": stands_for_itself,
+    r"python -m pip install .*": names_files_that_pip_takes,
+    r"python -m pytest .*": is_known_to_pytest,
+    r"python -m med_sslal download .*": parses_as_download,
+    r"python train\.py .*--device (cuda|[\d,]+)": parses_as_training,
+    r"python train\.py -c configs/deeplesion_lung\.json": parses_as_training,
+}
+
+
+def more_words(command: str) -> list[str]:
+    """What is added to a command that is run, to make it small."""
+    if command.startswith("python -m med_sslal phantom "):
+        return ["--patients", "3", "--size", "64"]
+    if "-c config.json" in command:
+        fewer = [] if command == START else ["al_settings.num_cycles=1"]
+        return [word for value in (*SMALL_PHANTOM, *fewer) for word in ("--set", value)]
+    if "-c configs/bccd.json" in command:
+        return [word for value in SMALL_VOC for word in ("--set", value)]
+    return []
+
+
+RUN = r"python (train\.py|test\.py|-m med_sslal phantom) .*"
+
+
+def check_of(command: str) -> Callable[[str], None] | None:
+    """How a command that is not run is checked; None for those that are run."""
+    for pattern, check in PARSED.items():
+        if re.fullmatch(pattern, command):
+            return check
+    assert re.fullmatch(RUN, command), f"README: no test knows the command '{command}'"
+    return None
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the first command, in a folder with all that the commands need."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("train.py", "test.py", "config.json"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    voc = make_voc(folder / "data" / "BCCD_Dataset" / "BCCD", classes=3)
+    lists = voc / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    stems = sorted(path.stem for path in (voc / "JPEGImages").iterdir())
+    for name, part in {"train": stems[:16], "val": stems[16:20], "test": stems[20:]}.items():
+        (lists / f"{name}.txt").write_text("\n".join(part))
+    assert run_command(START, folder, more_words(START)) == 0
+    return (folder / "exp_results" / "latest").resolve()
+
+
+@pytest.fixture
+def clone(first_run: Path) -> Path:
+    """That folder; `latest` is the first run, whatever ran in between."""
+    folder = first_run.parents[2]
+    point_to(folder / "exp_results" / "latest", first_run)
+    return folder
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if check_of(line)])
+def test_command_is_one_that_would_be_taken(command: str) -> None:
+    check = check_of(command)
+    assert check is not None
+    check(command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [line for line in COMMANDS if not check_of(line)])
+def test_command_runs(command: str, clone: Path, first_run: Path) -> None:
+    before = set(clone.rglob("metrics.json"))
+    # The first one has run.
+    if command != START:
+        assert run_command(command, clone, more_words(command)) == 0
+    cycles = sorted(path.parent.name for path in first_run.glob("cycle_*/metrics.json"))
+    new = {path.parent.name for path in set(clone.rglob("metrics.json")) - before}
+    if command == START:
+        assert cycles[:4] == ["cycle_00", "cycle_01", "cycle_02", "cycle_03"]
+    elif "phantom" in command:
+        assert (clone / "data" / "my_phantom" / "DL_info.csv").is_file()
+    elif "--resume" in command:
+        wanted = re.search("num_cycles=(.)", command)
+        assert len(cycles) == (int(wanted.group(1)) if wanted else 3) + 1
+    elif "test.py" in command:
+        split = "val" if "--split val" in command else "test"
+        assert [name.split("_")[0] for name in new] == [split]
+    elif any(f"--{word}" in command for word in ("help-config", "print-config", "dry-run")):
+        assert not new
+    else:
+        n_cycles = 3 if "bccd" in command else 1
+        assert new == {f"cycle_{number:02d}" for number in range(n_cycles + 1)}
+
+
+def test_commands_stand_in_sh_blocks_only() -> None:
+    assert set(languages(README)) == {"sh", "json"}
+    for page in DOCS:
+        known = {"python", "json", "sh"} if page.stem in PAGES else {"text"}
+        assert set(languages(page)) == known, page.name
+
+
+@pytest.mark.parametrize("number", range(len(blocks(README, "json"))))
+def test_config_block_is_valid(number: int) -> None:
+    config = parse((ROOT / "config.json").read_text(), "config.json").value
+    block: dict[str, Any] = json.loads(blocks(README, "json")[number])
+    ConfigParser.from_dict(merged(config, block), registries())
+
+
+def table(heading: str) -> list[list[str]]:
+    """The cells of the table whose first column has this heading."""
+    text = README.read_text()
+    lines = text[text.index(f"| {heading} |") :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("name", "default"), [(re.sub("[*` ]", "", row[0]), row[1].strip("`")) for row in table("Key")]
+)
+def test_config_table_tells_the_defaults(name: str, default: str) -> None:
+    known = []
+    for entry in SCHEMA:
+        if isinstance(entry, Key):
+            known += [entry.hint] if entry.path == name else []
+            continue
+        if name == f"{entry.path}.type":
+            known.append(entry.hint)
+        elif name == entry.path and entry.nullable:
+            known.append("default null")
+        elif name.startswith(f"{entry.path}.args."):
+            arguments = [signature(cls).arguments for cls in registries()[entry.path].values()]
+            found = [own[name.split(".")[-1]] for own in arguments if name.split(".")[-1] in own]
+            known += [argument.hint for argument in found]
+    assert (default if default == "required" else f"default {default}") in known
+
+
+def test_tables_name_every_criterion_and_second_stage() -> None:
+    first = [row[0].split("`")[1] for row in table("Criterion")]
+    second = [row[0].split("`")[1] for row in table("Second stage")]
+    assert (set(first), set(second)) == (set(CRITERIA), set(SELECTORS))
+
+
+def links(page: Path) -> list[tuple[Path, str]]:
+    """Page and target of every link and picture that leads to a file of the project."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    return [(page, target) for target in targets if not target.startswith("https://")]
+
+
+@pytest.mark.parametrize(
+    ("page", "target"),
+    [link for page in (README, *DOCS) for link in links(page)],
+    ids=lambda part: part if isinstance(part, str) else part.name,
+)
+def test_link_leads_somewhere(page: Path, target: str) -> None:
+    name, _, anchor = target.partition("#")
+    path = page.parent / name if name else page
+    assert path.exists()
+    if anchor:
+        headings = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
+        assert anchor in [
+            re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings
+        ]
