@@ -95,7 +95,7 @@ def draw_patient(
     while len(sites) < n_sites:
         number = 1 + sum(len(site.lesions) for site in sites)
         site = draw_site(rng, anatomy, size, number, mix, bool(rare), hidden_fraction)
-        if site.lesions:
+        if any(not lesion.hidden for lesion in site.lesions):
             sites.append(site)
     for image in range(n_images):
         study, which = divmod(image, n_sites)
