@@ -57,12 +57,12 @@ def build_dataset(config: ConfigParser) -> BaseDataset:
 
 def check_monitor(config: ConfigParser, dataset: BaseDataset) -> None:
     """Raise ConfigError unless the monitored value is one that validation gives."""
+    # Asked in any case: it also tries every metric before hours are spent on a training.
+    known = metric_keys(config["metrics"], dataset.class_names)
     rule = config.get("trainer.monitor")
     if rule == "off":
         return
-    keys = {"val_loss"} | {
-        f"val_{key}" for key in metric_keys(config["metrics"], dataset.class_names)
-    }
+    keys = {"val_loss"} | {f"val_{key}" for key in known}
     key = rule.split()[1]
     if key not in keys:
         raise ConfigError(f"trainer.monitor: no value '{key}'; there are {', '.join(sorted(keys))}")
