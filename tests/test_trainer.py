@@ -1,0 +1,476 @@
+"""The training loop, on a detector of one weight whose gradient is known: w falls by the rate.
+
+The loss of an image is w times its brightness, so after a step of plain SGD on images of brightness
+1, w has fallen by exactly the learning rate of that step.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_voc, quick_config, run_train, tiny_config, write_config
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    ExponentialLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+)
+
+from med_sslal.base.base_data_loader import BaseDataLoader
+from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.base_model import BaseModel
+from med_sslal.base.checkpoint import load_checkpoint
+from med_sslal.base.types import Annotation, Frame, ImageInfo, ModelOutput, Target
+from med_sslal.config.torch_types import lr_schedulers, optimizers
+from med_sslal.data.dataset import LabelledView
+from med_sslal.data.sampler import EpochBatchSampler
+from med_sslal.data.transforms import EvalTransform
+from med_sslal.logger.visualization import TensorboardWriter
+from med_sslal.trainer.trainer import Trainer, TrainerSettings
+from med_sslal.utils.errors import UserError
+from med_sslal.utils.interrupt import Interrupted, StopRequest
+
+
+class Flat(BaseDataset):
+    """Pictures of one brightness each."""
+
+    def __init__(self, brightness: Sequence[float]) -> None:
+        self.class_names = ("thing",)
+        names = [f"image{number}" for number in range(len(brightness))]
+        self.brightness = dict(zip(names, brightness, strict=True))
+        self.infos = {name: ImageInfo(name, name, name, (32, 32)) for name in names}
+        self.annotations = dict.fromkeys(names, Annotation.empty())
+        self.splits = {"train": tuple(names), "val": (), "test": ()}
+
+    def read(self, image_id: str) -> np.ndarray:
+        return np.full((32, 32, 3), self.brightness[image_id], dtype=np.float32)
+
+
+class Slope(BaseModel):
+    """One weight; remembers it at each forward pass."""
+
+    num_classes = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(1))
+        self.seen: list[float] = []
+
+    def forward(
+        self,
+        images: Tensor | Sequence[Tensor],
+        targets: Sequence[Target] | None = None,
+        frames: Sequence[Frame] | None = None,
+    ) -> ModelOutput:
+        assert isinstance(images, Tensor)
+        self.seen.append(self.w.item())
+        loss = self.w * images.mean((1, 2, 3))
+        return ModelOutput({"loss_classifier": loss, "loss_box_reg": 0 * loss}, [])
+
+
+class StopAt(StopRequest):
+    """A signal that comes at the n-th check."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.left = number
+
+    def check(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Interrupted(15)
+
+
+def trainer_of(
+    folder: Path,
+    *,
+    brightness: Sequence[float] = (1.0,) * 8,
+    n_pseudo: int = 0,
+    lr: float = 0.25,
+    optimizer: type = torch.optim.SGD,
+    scheduler: Callable[[Any], Any] | None = None,
+    evaluate: Callable[[int], dict[str, float | None]] = lambda epoch: {"val_loss": 1.0},
+    stop: StopRequest | None = None,
+    **settings: Any,
+) -> tuple[Trainer, Slope]:
+    """A trainer over batches of two."""
+    folder.mkdir(exist_ok=True)
+    data, model = Flat(brightness), Slope()
+    ids = data.splits["train"]
+    sampler = EpochBatchSampler(len(ids) - n_pseudo, n_pseudo, 2, seed=0)
+    pseudo = frozenset(ids[len(ids) - n_pseudo :])
+    view = LabelledView(data, data.annotations, ids, EvalTransform(32), pseudo)
+    step_by = optimizer(model.parameters(), lr=lr)
+    trainer = Trainer(
+        folder,
+        model=model,
+        bare_model=model,
+        optimizer=step_by,
+        scheduler=scheduler and scheduler(step_by),
+        loader=BaseDataLoader(view, batch_sampler=sampler),
+        sampler=sampler,
+        evaluate=evaluate,
+        settings=TrainerSettings(**{"epochs": 2, "checkpoint_seconds": 0.0, **settings}),
+        device=torch.device("cpu"),
+        scaler=None,
+        writer=TensorboardWriter(folder, enabled=False),
+        stop=stop or StopRequest(),
+        identity={"cycle": 0},
+    )
+    return trainer, model
+
+
+def steps_of(model: Slope) -> list[float]:
+    """How far w fell in each step."""
+    return (-np.diff([*model.seen, model.w.item()])).tolist()
+
+
+def scripted(values: Sequence[float | None]) -> Callable[[int], dict[str, float | None]]:
+    return lambda epoch: {"val_loss": values[epoch - 1]}
+
+
+def rates(scheduler: Callable[[Any], Any], lr: float, moves: int) -> list[float]:
+    """The rates that torch's own loop gives."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    schedule, found = scheduler(optimizer), []
+    for _ in range(moves):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_constant_rate_and_history(tmp_path: Path) -> None:
+    trainer, model = trainer_of(tmp_path, brightness=[1.0] * 6 + [0.5, 0.5])
+    trainer.train()
+    assert len(model.seen) == 8 and trainer.step == 8
+    first = trainer.history[0]
+    assert (first["epoch"], first["step"], first["lr"]) == (1, 4, 0.25)
+    assert first["loss"] == pytest.approx(first["loss_classifier"])
+    assert first["loss_box_reg"] == 0 and first["val_loss"] == 1
+
+
+def test_gradient_clipping(tmp_path: Path) -> None:
+    trainer, model = trainer_of(tmp_path, grad_clip=0.5)
+    trainer.train()
+    assert steps_of(model) == pytest.approx([0.125] * 8)
+
+
+def test_warm_up_rises_linearly_and_leaves_the_schedule_alone(tmp_path: Path) -> None:
+    trainer, model = trainer_of(tmp_path, warmup_steps=4)
+    trainer.train()
+    assert steps_of(model) == pytest.approx([0.0625, 0.125, 0.1875, 0.25, *[0.25] * 4])
+    assert [values["lr"] for values in trainer.history] == [0.25, 0.25]
+
+
+def test_a_schedule_by_step(tmp_path: Path) -> None:
+    def one_cycle(optimizer: Any) -> OneCycleLR:
+        return OneCycleLR(optimizer, max_lr=0.25, total_steps=8, cycle_momentum=False)
+
+    trainer, model = trainer_of(tmp_path, scheduler=one_cycle, lr_interval="step")
+    trainer.train()
+    assert steps_of(model) == pytest.approx(rates(one_cycle, 0.25, 8), abs=1e-6)
+
+
+def test_a_schedule_by_epoch(tmp_path: Path) -> None:
+    def cosine(optimizer: Any) -> CosineAnnealingLR:
+        return CosineAnnealingLR(optimizer, T_max=3)
+
+    trainer, model = trainer_of(tmp_path, scheduler=cosine, epochs=3)
+    trainer.train()
+    wanted = [rate for rate in rates(cosine, 0.25, 3) for _ in range(4)]
+    assert steps_of(model) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_reduce_on_plateau_follows_the_validation(tmp_path: Path) -> None:
+    trainer, _ = trainer_of(
+        tmp_path,
+        epochs=6,
+        monitor="min val_loss",
+        evaluate=scripted([3, 2, 2, 2, 2, 2]),
+        scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, factor=0.5, patience=1),
+    )
+    trainer.train()
+    assert [values["lr"] for values in trainer.history] == [0.25] * 4 + [0.125] * 2
+
+
+@pytest.mark.parametrize(
+    ("n_pseudo", "weight", "wanted"),
+    [
+        pytest.param(0, 1.0, [1.0] * 8, id="no pseudo-labels"),
+        pytest.param(4, 1.0, [1.0, 1.25, *[1.5] * 18], id="the ramp is a tenth of the steps"),
+        pytest.param(4, 2.0, [1.0, 1.5, *[2.0] * 18], id="weighted"),
+        pytest.param(4, 0.0, [1.0] * 20, id="weight 0"),
+    ],
+)
+def test_weight_of_pseudo_labels(
+    tmp_path: Path, n_pseudo: int, weight: float, wanted: list[float]
+) -> None:
+    # Half of each batch of two: 10 labelled images of brightness 1, 4 pseudo ones of 0.5.
+    brightness = [1.0] * (10 if n_pseudo else 8) + [0.5] * n_pseudo
+    trainer, model = trainer_of(
+        tmp_path, brightness=brightness, n_pseudo=n_pseudo, lr=1.0, pseudo_weight=weight
+    )
+    trainer.train()
+    assert steps_of(model) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("rule", "values", "best"),
+    [
+        ("min val_loss", [3, 2, 4, 1, 5], 4),
+        ("max val_loss", [3, 2, 4, 1, 5], 5),
+        ("min val_loss", [2, 2, 2, 2, 2], 1),
+        ("off", [3, 2, 4, 1, 5], 5),
+        ("min val_loss", [None, None, 4, 1, 5], 4),
+        ("min val_loss", [None] * 5, 1),
+    ],
+    ids=str,
+)
+def test_the_monitor_keeps_the_best_epoch(
+    tmp_path: Path, rule: str, values: list[float | None], best: int
+) -> None:
+    trainer, model = trainer_of(tmp_path, epochs=5, monitor=rule, evaluate=scripted(values))
+    trainer.train()
+    kept = load_checkpoint(tmp_path / "model_best.pth")
+    assert trainer.monitor.best_epoch == kept["epoch"] == best
+    weights = [*model.seen, model.w.item()]
+    assert kept["model"]["w"].item() == weights[4 * best]
+
+
+@pytest.mark.parametrize(
+    ("settings", "values", "epochs"),
+    [
+        pytest.param({"early_stop": 2}, [1, 2, 3, 4, 5, 6, 7, 8, 9], 3, id="two worse ones"),
+        pytest.param({"early_stop": 2}, [9, 8, 7, 6, 5, 4, 3, 2, 1], 9, id="always better"),
+        pytest.param({"early_stop": 0}, [1, 2, 3, 4, 5, 6, 7, 8, 9], 9, id="never"),
+        pytest.param(
+            {"early_stop": 2, "val_period": 3}, [0, 0, 1, 0, 0, 2, 0, 0, 0], 6, id="val_period"
+        ),
+        pytest.param(
+            {"early_stop": 1, "val_period": 9}, [1] * 9, 9, id="not before the first validation"
+        ),
+        pytest.param(
+            {"early_stop": 1, "val_steps": 36}, [1] * 9, 9, id="nor with val_steps in the way"
+        ),
+    ],
+)
+def test_early_stop_counts_validated_epochs(
+    tmp_path: Path, settings: dict[str, int], values: list[float], epochs: int
+) -> None:
+    trainer, _ = trainer_of(
+        tmp_path, epochs=9, monitor="min val_loss", evaluate=scripted(values), **settings
+    )
+    trainer.train()
+    assert trainer.epoch == epochs
+    assert (tmp_path / "model_best.pth").exists()
+
+
+def test_a_monitored_value_that_is_not_measured(tmp_path: Path) -> None:
+    trainer, _ = trainer_of(tmp_path, monitor="max val_AP50")
+    with pytest.raises(UserError, match=r"no value 'val_AP50' among .*val_loss"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("settings", "validated"),
+    [
+        ({}, [1, 2, 3, 4, 5]),
+        ({"val_period": 2}, [2, 4, 5]),
+        ({"val_steps": 6}, [2, 4, 5]),
+        ({"val_steps": 4}, [1, 2, 3, 4, 5]),
+        ({"val_steps": 1000}, [5]),
+        ({"steps_per_cycle": 10, "val_steps": 5}, [2, 3]),
+    ],
+    ids=str,
+)
+def test_which_epochs_are_validated(
+    tmp_path: Path, settings: dict[str, int], validated: list[int]
+) -> None:
+    trainer, _ = trainer_of(tmp_path, epochs=5, **settings)
+    trainer.train()
+    found = [values["epoch"] for values in trainer.history if "val_loss" in values]
+    assert found == validated
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(10, 3), (8, 2), (3, 1), (1, 1)])
+def test_steps_per_cycle_cuts_the_last_epoch(tmp_path: Path, steps: int, epochs: int) -> None:
+    trainer, model = trainer_of(tmp_path, steps_per_cycle=steps)
+    trainer.train()
+    assert len(model.seen) == steps == trainer.step == trainer.history[-1]["step"]
+    assert len(trainer.history) == epochs
+    last = model.seen[4 * (epochs - 1) :]
+    assert trainer.history[-1]["loss"] == pytest.approx(sum(last) / len(last))
+
+
+def test_numbered_checkpoints(tmp_path: Path) -> None:
+    trainer, _ = trainer_of(tmp_path, epochs=5, save_period=2)
+    trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint_epoch*.pth")) == [
+        "checkpoint_epoch02.pth",
+        "checkpoint_epoch04.pth",
+    ]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_names_its_images(tmp_path: Path, value: float) -> None:
+    brightness = [1.0] * 8
+    brightness[5] = value
+    trainer, _ = trainer_of(tmp_path, brightness=brightness)
+    with pytest.raises(UserError, match=r"the loss is \S+ at step \d .*image5.*loss_classifier"):
+        trainer.train()
+    assert not list(tmp_path.glob("*.pth")), "no model that has seen it is kept"
+
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "CyclicLR": {"base_lr": 0.1, "max_lr": 0.2, "step_size_up": 3, "cycle_momentum": False},
+    "OneCycleLR": {"max_lr": 0.25, "total_steps": 13, "cycle_momentum": False},
+    "CosineAnnealingLR": {"T_max": 5, "eta_min": 0.01},
+    "CosineAnnealingWarmRestarts": {"T_0": 2},
+    "ConstantLR": {"total_iters": 2},
+    "ExponentialLR": {"gamma": 0.7},
+    "LinearLR": {"total_iters": 3},
+    "MultiStepLR": {"milestones": [1, 2, 7]},
+    "PolynomialLR": {"total_iters": 4},
+    "ReduceLROnPlateau": {"patience": 0},
+    "StepLR": {"step_size": 2},
+}
+EVERY = [("SGD", name, "epoch") for name in lr_schedulers()]
+EVERY += [("SGD", name, "step") for name in lr_schedulers() if name != "ReduceLROnPlateau"]
+EVERY += [(name, "StepLR", "epoch") for name in optimizers() if name != "SGD"]
+
+
+@pytest.mark.parametrize(("optimizer", "scheduler", "interval"), EVERY)
+def test_every_optimizer_and_schedule_resumes_to_the_bit(
+    tmp_path: Path, optimizer: str, scheduler: str, interval: str
+) -> None:
+    def run(folder: Path, stop: StopRequest | None = None) -> tuple[Trainer, Slope]:
+        trainer, model = trainer_of(
+            folder,
+            brightness=[0.1, 0.3, 0.4, 0.5, 0.7, 0.8, 0.9, 1.0],
+            optimizer=optimizers()[optimizer],
+            scheduler=lambda built: lr_schedulers()[scheduler](built, **ARGUMENTS[scheduler]),
+            lr_interval=interval,
+            monitor="min val_loss",
+            evaluate=scripted([3, 1, 2]),
+            epochs=3,
+            stop=stop,
+        )
+        trainer.resume()
+        return trainer, model
+
+    whole, model = run(tmp_path / "whole")
+    whole.train()
+    seen: list[float] = []
+    for checks in (3, 2, 1, 4):
+        trainer, part = run(tmp_path / "parts", StopAt(checks))
+        with pytest.raises(Interrupted):
+            trainer.train()
+        seen += part.seen
+    trainer, part = run(tmp_path / "parts")
+    trainer.train()
+    assert [*seen, *part.seen] == model.seen and part.w.item() == model.w.item()
+    assert trainer.history == whole.history
+    states = [
+        load_checkpoint(tmp_path / name / "checkpoint_last.pth") for name in ("whole", "parts")
+    ]
+    for content in states:
+        del content["seconds"]
+    assert same(*states)
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two nests of containers and tensors are equal to the bit."""
+    if isinstance(first, Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(same, first, second))
+    return type(first) is type(second) and first == second
+
+
+def test_a_stop_within_the_validation_validates_that_epoch_again(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def evaluate(epoch: int) -> dict[str, float | None]:
+        calls.append(epoch)
+        if len(calls) == 2:
+            raise Interrupted(2)
+        return {"val_loss": [5.0, 1.0, 3.0][epoch - 1]}
+
+    options: dict[str, Any] = {"epochs": 3, "monitor": "min val_loss", "val_steps": 4}
+    trainer, _ = trainer_of(tmp_path, evaluate=evaluate, **options)
+    with pytest.raises(Interrupted):
+        trainer.train()
+    trainer, model = trainer_of(tmp_path, evaluate=evaluate, **options)
+    trainer.resume()
+    trainer.train()
+    assert calls == [1, 2, 2, 3] and len(model.seen) == 4
+    whole, _ = trainer_of(tmp_path / "whole", evaluate=scripted([5, 1, 3]), **options)
+    whole.train()
+    assert trainer.history == whole.history and trainer.monitor.best_epoch == 2
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        pytest.param(None, id="constant"),
+        pytest.param(lambda built: ExponentialLR(built, 0.5), id="ExponentialLR"),
+        pytest.param(lambda built: CosineAnnealingLR(built, 4), id="CosineAnnealingLR"),
+        pytest.param(lambda built: ReduceLROnPlateau(built, patience=0), id="ReduceLROnPlateau"),
+    ],
+)
+def test_a_new_learning_rate_is_used_at_its_place_of_the_schedule(
+    tmp_path: Path, scheduler: Callable[[Any], Any] | None
+) -> None:
+    options: dict[str, Any] = {"epochs": 4, "scheduler": scheduler, "monitor": "min val_loss"}
+    trainer, _ = trainer_of(tmp_path, lr=0.25, stop=StopAt(7), **options)
+    with pytest.raises(Interrupted):
+        trainer.train()
+    trainer, resumed = trainer_of(tmp_path, lr=0.5, **options)
+    trainer.resume()
+    trainer.train()
+    whole, fresh = trainer_of(tmp_path / "fresh", lr=0.5, **options)
+    whole.train()
+    assert steps_of(resumed) == pytest.approx(steps_of(fresh)[6:], abs=1e-6)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    data = make_voc(tmp_path / "voc")
+    return write_config(tmp_path / "config.json", quick_config(data, tmp_path / "runs"))
+
+
+@pytest.mark.slow
+def test_bf16_trains_and_differs_from_fp32(config: Path, tmp_path: Path) -> None:
+    line = ["-c", config, "--set", "al_settings.num_cycles=0"]
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        words = [*line, "--set", f"trainer.precision={precision}", "--run-id", precision]
+        assert run_train(*words) == 0
+        path = tmp_path / "runs" / "tiny" / precision / "cycle_00" / "training.json"
+        losses[precision] = [epoch["loss"] for epoch in json.loads(path.read_text())["history"]]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.1)
+    assert losses["bf16"] != losses["fp32"]
+
+
+@pytest.mark.slow
+def test_a_detector_learns_bright_rectangles(tmp_path: Path) -> None:
+    config = tiny_config(make_voc(tmp_path / "voc", 48), tmp_path / "runs")
+    config["al_settings"] |= {"num_cycles": 0}
+    config["al_settings"]["args"]["init_num"] = 20
+    config["lr_scheduler"] |= {"args": {"T_max": 60}, "interval": "step"}
+    config["trainer"] |= {"steps_per_cycle": 60, "val_steps": 20, "monitor": "max val_AP50"}
+    path = write_config(tmp_path / "config.json", config)
+    assert run_train("-c", path, "--run-id", "x") == 0
+    cycle = tmp_path / "runs" / "tiny" / "x" / "cycle_00"
+    history = json.loads((cycle / "training.json").read_text())["history"]
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    assert json.loads((cycle / "metrics.json").read_text())["test"]["values"]["AP50"] > 0.4
