@@ -1,0 +1,432 @@
+"""Runs that stop and go on: to the bit what an unbroken run gives, and what may change between."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import files_of, make_voc, quick_config, run_train, write_config
+
+from med_sslal.base.checkpoint import load_checkpoint
+from med_sslal.utils.interrupt import Interrupted, StopRequest
+
+ROOT = Path(__file__).parents[1]
+# What a clock or a place in the file system leaves behind.
+TIMES = {"seconds", "minutes", "model_hash", "config_hash", "sha256"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resume")
+    settings = quick_config(make_voc(folder / "voc"), folder / "runs")
+    settings["al_settings"]["num_cycles"] = 1
+    settings["lr_scheduler"] = {
+        "type": "StepLR",
+        "args": {"step_size": 2, "gamma": 0.5},
+        "interval": "step",
+    }
+    return write_config(folder / "config.json", settings)
+
+
+def start(config: Path, name: str, *words: str) -> Path:
+    """Run to the end; returns the run folder."""
+    assert run_train("-c", config, "--run-id", name, *words) == 0
+    return config.parent / "runs" / "tiny" / name
+
+
+@pytest.fixture(scope="module")
+def whole(config: Path) -> Path:
+    """The unbroken run; tests that change it take a copy."""
+    return start(config, "whole")
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "runs" / "tiny" / "copy"))
+
+
+def cut(folder: Path, *names: str) -> Path:
+    """Take back what came last: files or folders of a finished run."""
+    for name in names:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return folder
+
+
+def clean(value: Any) -> Any:
+    """Without what a clock gave."""
+    if isinstance(value, dict):
+        return {key: clean(item) for key, item in value.items() if key not in TIMES}
+    return [clean(item) for item in value] if isinstance(value, list) else value
+
+
+def read(path: Path) -> Any:
+    return clean(json.loads(path.read_text()))
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two nests of containers and tensors are equal to the bit."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(same, first, second))
+    return type(first) is type(second) and first == second
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Weights, states, selections, labels, predictions and metrics agree to the bit."""
+    names = {name for name in files_of(first) if name.endswith((".json", ".pth", ".npy", ".csv"))}
+    names -= {"environment.json", "config.json", "results.csv", "summary.json"}
+    assert names <= files_of(second)
+    for name in sorted(names):
+        if name.endswith(".json"):
+            assert read(first / name) == read(second / name), name
+        elif name.endswith(".npy"):
+            assert (first / name).read_bytes() == (second / name).read_bytes(), name
+        else:
+            contents = [load_checkpoint(run / name) for run in (first, second)]
+            for content in contents:
+                content.pop("config", None)
+            assert same(*map(clean, contents)), name
+    assert read(first / "summary.json") == read(second / "summary.json")
+
+
+def stop_at(patch: pytest.MonkeyPatch, number: int, error: type[Exception] | None) -> None:
+    """Stop at the n-th look for a stop: as a signal does, or by an error that saves nothing."""
+    count = iter(range(number - 1, -1, -1))
+
+    def check(self: StopRequest) -> None:
+        if next(count) == 0:
+            raise Interrupted(15) if error is None else error("the power is gone")
+
+    patch.setattr(StopRequest, "check", check)
+
+
+# The looks of this run, in order: cycle 0 has two epochs of one batch and a validation of two
+# batches each, evaluation of 2 + 2 batches, scoring of 2 + 1, then cycle 1 (5 batches an epoch).
+PLACES = {
+    "before anything": 1,
+    "last validation": 6,
+    "scoring": 13,
+    "after the query": 15,
+    "mid-epoch of cycle 1": 24,
+    "validation of cycle 1": 28,
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(whole: Path, config: Path) -> Path:
+    """A run that stopped within the second epoch of cycle 1."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, PLACES["mid-epoch of cycle 1"], None)
+        assert run_train("-c", config, "--run-id", "stopped") == 143
+    folder = config.parent / "runs" / "tiny" / "stopped"
+    last = load_checkpoint(folder / "cycle_01" / "checkpoint_last.pth")
+    assert (last["epoch"], last["batch"]) == (1, 1)
+    return folder
+
+
+def test_a_stopped_run_goes_on_to_the_bit(stopped: Path, whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(stopped, tmp_path / "runs" / "tiny" / "x"))
+    assert run_train("--resume", folder) == 0
+    assert_same_run(whole, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
+def test_stopped_anywhere(
+    whole: Path, config: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_stops(whole, config, [PLACES[place]], None, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_stopped_again_and_again(
+    whole: Path, config: Path, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [random.Random(seed).randint(2, 9) for _ in range(3)]
+    check_stops(whole, config, places, None, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["mid-epoch of cycle 1", "scoring"])
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    whole: Path, config: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_stops(whole, config, [PLACES[place]], MemoryError, capsys)
+
+
+def check_stops(
+    whole: Path,
+    config: Path,
+    places: list[int],
+    error: type[Exception] | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Start, stop at each place, and go on to the end; then compare."""
+    name = f"parts_{time.time_ns()}"
+    folder = config.parent / "runs" / "tiny" / name
+    words: list[str | Path] = ["-c", config, "--run-id", name]
+    for place in places:
+        with pytest.MonkeyPatch.context() as patch:
+            stop_at(patch, place, error)
+            if error is None:
+                assert run_train(*words) == 143
+                assert f"--resume {folder}" in capsys.readouterr().out
+            else:
+                with pytest.raises(error):
+                    run_train(*words)
+        words = ["--resume", folder]
+    assert not (folder / "cycle_01" / "metrics.json").exists()
+    assert run_train("--resume", folder) == 0
+    assert_same_run(whole, folder)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_sigterm_at_a_random_moment(whole: Path, config: Path) -> None:
+    folder = config.parent / "runs" / "tiny" / "random"
+    words = [sys.executable, str(ROOT / "train.py"), "-c", str(config), "--run-id", "random"]
+    moments = random.Random(5)
+    for _ in range(3):
+        with subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+            while not (folder / "config.json").exists():
+                time.sleep(0.05)
+            time.sleep(3 + moments.random() * 4)
+            process.send_signal(signal.SIGTERM)
+            # -15: it came before the run, while torch was loading.
+            assert process.wait(timeout=60) in (143, 0, -15)
+        words = [sys.executable, str(ROOT / "train.py"), "--resume", str(folder)]
+    assert run_train("--resume", folder) == 0
+    assert_same_run(whole, folder)
+
+
+def test_a_finished_run_has_nothing_left_to_do(copy: Path, whole: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in copy.glob("cycle_*/*.pth")}
+    assert len(before) == 4 and run_train("--resume", copy) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert_same_run(whole, copy)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["seed=4"], ["seed was 3 and cannot become 4"]),
+        (
+            ['al_settings.args.al_criterion=["entropy"]'],
+            ["al_settings.args.al_criterion was", "cannot become ['entropy']"],
+        ),
+        (["al_settings.args.budget_num=4"], ["budget_num was 5 and cannot become 4"]),
+        (["al_settings.args.init_num=5"], ["init_num was 4"]),
+        (["dataset.args.eval_split=0.4"], ["eval_split was 0.5"]),
+        (["arch.args.backbone_name=resnet18"], ["backbone_name was 'mobilenet_v3_large'"]),
+        (["trainer.epochs=1"], ["trainer.epochs was 2 and cannot become 1"]),
+        (["al_settings.num_cycles=0"], ["num_cycles was 1 and cannot become 0"]),
+        (["seed=4", "trainer.epochs=1"], ["seed was 3", "trainer.epochs was 2"]),
+    ],
+    ids=str,
+)
+def test_a_change_that_makes_the_curve_no_result_is_refused(
+    whole: Path, settings: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {name: (whole / name).stat().st_mtime_ns for name in files_of(whole)}
+    line = [word for setting in settings for word in ("--set", setting)]
+    assert run_train("--resume", whole, *line) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words) and "Traceback" not in error
+    assert before == {name: (whole / name).stat().st_mtime_ns for name in files_of(whole)}
+
+
+def resume_with(
+    folder: Path, capsys: pytest.CaptureFixture[str], *settings: str
+) -> tuple[int, str]:
+    """Exit code and words of a resume with `--set` for each setting, at full verbosity."""
+    line = [word for setting in (*settings, "trainer.verbosity=2") for word in ("--set", setting)]
+    capsys.readouterr()
+    code = run_train("--resume", folder, *line)
+    found = capsys.readouterr()
+    return code, found.out + found.err
+
+
+@pytest.mark.slow
+def test_more_cycles_go_on_with_the_same_run(
+    copy: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = resume_with(copy, capsys, "al_settings.num_cycles=2", "trainer.save_period=7")
+    assert code == 0
+    assert "al_settings.num_cycles: 1 -> 2" in said and "warning: al_settings" not in said
+    line = ["--set", "al_settings.num_cycles=2", "--set", "trainer.save_period=7"]
+    longer = start(config, "longer", *line)
+    assert read(copy / "summary.json") == read(longer / "summary.json")
+    assert len(read(copy / "summary.json")["cycles"]) == 3
+    saved = json.loads((copy / "config.json").read_text())
+    assert saved["al_settings"]["num_cycles"] == 2
+
+
+def test_more_epochs_continue_a_training_whose_query_is_not_made(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = load_checkpoint(copy / "cycle_01" / "checkpoint_last.pth")
+    first = (copy / "cycle_00" / "training.json").read_bytes()
+    code, said = resume_with(copy, capsys, "trainer.epochs=3")
+    assert code == 0
+    assert "cycle_01: the training of 2 epochs goes on to 3 epochs" in said
+    assert "cycle_00 keeps its training of 2 epochs" in said
+    new = load_checkpoint(copy / "cycle_01" / "checkpoint_last.pth")
+    assert (old["epoch"], new["epoch"]) == (2, 3) and new["history"][:2] == old["history"]
+    assert (copy / "cycle_00" / "training.json").read_bytes() == first
+    rows = read(copy / "summary.json")["cycles"]
+    assert rows[1]["steps"] == read(copy / "cycle_01" / "training.json")["steps"] == 15
+    # And a run that was stopped in that continuation, or not changed any more, stays as it is.
+    code, said = resume_with(copy, capsys)
+    assert code == 0 and "goes on to" not in said
+
+
+def test_a_new_learning_rate_is_warned_of_and_used(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = resume_with(copy, capsys, "trainer.epochs=3", "optimizer.args.lr=0.04")
+    assert code == 0
+    assert "warning: optimizer.args.lr: 0.02 -> 0.04; the run is no longer of one piece" in said
+    steps = 15
+    last = load_checkpoint(copy / "cycle_01" / "checkpoint_last.pth")
+    assert last["history"][-1]["lr"] == pytest.approx(0.04 * 0.5 ** (steps // 2))
+    assert last["state"]["base_lrs"] == [0.04]
+
+
+WARNED = {
+    "batch_size=3": "batch_size: 4 -> 3",
+    "augmentation.args.rotation=5.0": "augmentation.args.rotation: 0 -> 5.0",
+    "ssl_settings.args.threshold=0.5": "ssl_settings.args.threshold: 0.05 -> 0.5",
+    "trainer.precision=bf16": "trainer.precision: 'fp32' -> 'bf16'",
+}
+
+
+@pytest.mark.parametrize("setting", WARNED)
+def test_warned_changes(copy: Path, setting: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = resume_with(copy, capsys, setting)
+    assert code == 0 and f"warning: {WARNED[setting]}" in said
+
+
+def test_another_environment_is_warned_of(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copy / "environment.json"
+    before = json.loads(path.read_text())
+    path.write_text(json.dumps({**before, "threads": 99}))
+    code, said = resume_with(copy, capsys)
+    assert code == 0 and "warning: threads was 99 and is now 1" in said
+
+
+def test_a_config_of_an_older_version_lacks_keys(copy: Path, whole: Path) -> None:
+    content = json.loads((copy / "config.json").read_text())
+    del content["trainer"]["grad_clip"], content["trainer"]["warmup_steps"]
+    del content["pseudo_augmentation"], content["al_settings"]["args"]["restart"]
+    content["trainer"]["grad_clip"] = 5.0
+    (copy / "config.json").write_text(json.dumps(content))
+    cut(copy, "cycle_01")
+    assert run_train("--resume", copy) == 0
+    assert_same_run(whole, copy)
+    assert read(copy / "config.json") == read(whole / "config.json")
+
+
+def test_a_checkpoint_may_be_named(copy: Path, whole: Path) -> None:
+    cut(copy, "cycle_01/metrics.json", "cycle_01/training.json")
+    assert run_train("--resume", copy / "cycle_01" / "checkpoint_last.pth") == 0
+    assert_same_run(whole, copy)
+
+
+def flip_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "flipped bit": flip_bit,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:1000]),
+    "empty": lambda path: path.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "flipped bit",
+        pytest.param("truncated", marks=pytest.mark.slow),
+        pytest.param("empty", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_folder_falls_back_and_a_named_checkpoint_does_not(
+    stopped: Path, whole: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(stopped, tmp_path / "runs" / "tiny" / "x"))
+    path = folder / "cycle_01" / "checkpoint_last.pth"
+    DAMAGES[damage](path)
+    assert run_train("--resume", path) == 2
+    error = capsys.readouterr().err
+    assert "checkpoint_last.pth is damaged" in error and error.count("\n") == 1
+    assert run_train("--resume", folder) == 0
+    assert "checkpoint_last.pth is damaged" in capsys.readouterr().out
+    assert_same_run(whole, folder)
+
+
+def test_when_no_checkpoint_is_good(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(stopped, tmp_path / "runs" / "tiny" / "x"))
+    for path in (folder / "cycle_01").glob("checkpoint*.pth"):
+        path.write_bytes(b"")
+    assert run_train("--resume", folder) == 2
+    assert "no usable checkpoint" in capsys.readouterr().err
+
+
+def test_other_data_are_refused(
+    whole: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Path(shutil.copytree(config.parent / "voc", tmp_path / "voc"))
+    line = ["--resume", whole, "--set", f"dataset.args.root={other}"]
+    assert run_train(*line, "--print-config") == 0
+    path = other / "Annotations" / "image003.xml"
+    path.write_text(path.read_text().replace("<xmin>", "<xmin>0"))
+    assert run_train(*line) == 0, "the same numbers at another place are the same data"
+    capsys.readouterr()
+    text = path.read_text()
+    end = text.index("</xmax>")
+    path.write_text(f"{text[: end - 1]}{(int(text[end - 1]) + 1) % 10}{text[end:]}")
+    assert run_train(*line) == 2
+    assert "its images, labels or split have changed" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_the_run_has_passed(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = stopped / "cycle_01" / "checkpoint_epoch01.pth"
+    assert run_train("--resume", path) == 2
+    assert "the run has gone on past" in capsys.readouterr().err
+    assert run_train("--resume", stopped / "cycle_01" / "model_best.pth") == 2
+    assert "no training state" in capsys.readouterr().err
+    alone = Path(shutil.copytree(stopped / "cycle_01", tmp_path / "a" / "b"))
+    assert run_train("--resume", alone / "checkpoint_last.pth") == 2
+    assert "lies in no run folder" in capsys.readouterr().err
