@@ -1,6 +1,7 @@
 """`python train.py`: a new run, or the continuation of one."""
 
 import logging
+import shutil
 import sys
 import tempfile
 import time
@@ -43,7 +44,7 @@ from med_sslal.trainer.cycle import CycleLoop
 from med_sslal.trainer.disk import disk_estimate
 from med_sslal.trainer.inference import split_labels
 from med_sslal.trainer.setup import RunSetup
-from med_sslal.utils.errors import CheckpointError, ConfigError
+from med_sslal.utils.errors import CheckpointError, ConfigError, UserError
 from med_sslal.utils.interrupt import Interrupted, StopRequest
 from med_sslal.utils.train_util import Devices, peak_memory
 from med_sslal.utils.util import read_json, write_json
@@ -81,8 +82,12 @@ def train(args: Namespace) -> int:
     folder = create_run_folder(
         Path(config.get("trainer.save_dir")), config["name"], args.run_id, config["seed"]
     )
-    _begin(folder, config, dataset, weights, init_from)
-    point_to(Path(config.get("trainer.save_dir")) / "latest", folder)
+    try:
+        _begin(folder, config, dataset, weights, init_from)
+        point_to(Path(config.get("trainer.save_dir")) / "latest", folder)
+    except UserError:
+        shutil.rmtree(folder)
+        raise
     return _run(folder, setup, devices)
 
 
