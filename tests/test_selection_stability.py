@@ -117,7 +117,7 @@ def test_the_passes_saw_something_to_choose_from(records: dict[str, PoolRecord])
     assert len(sections[0].scores) >= len(sections[0])
     assert len(np.unique(np.round(sections[0].scores, 3))) > 10
     for section in sections[1:]:
-        assert np.allclose(section.embeddings, sections[0].embeddings, atol=1e-5)
+        assert np.allclose(section.embeddings, sections[0].embeddings, atol=1e-4)
 
 
 @pytest.mark.parametrize("selector", SELECTORS)
