@@ -25,6 +25,8 @@ def detections(
     class_probs=None,
     n_classes=1,
     embedding=None,
+    top_proposals=((0, 0, 10, 10),),
+    top_objectness=(0.5,),
 ):
     """Detections of one image; what is left out is filled so that it fits the scores."""
     n = len(scores)
@@ -45,8 +47,8 @@ def detections(
         class_probs=class_probs,
         proposals=boxes if proposals is None else torch.as_tensor(proposals).reshape(n, 4),
         embedding=torch.tensor([1.0, 0.0] if embedding is None else embedding),
-        top_proposals=torch.zeros(0, 4),
-        top_objectness=torch.zeros(0),
+        top_proposals=torch.tensor(top_proposals, dtype=torch.float32).reshape(-1, 4),
+        top_objectness=torch.tensor(top_objectness, dtype=torch.float32),
     )
 
 
@@ -54,7 +56,7 @@ def random_detections(generator, n_classes, *, n=None, dims=6):
     """Detections of one image, often none, with scores on a coarse grid so that ties occur."""
     counts = (0, 0, 1, 2, 3, 7, 12)
     n = counts[int(generator.integers(len(counts)))] if n is None else n
-    n_top = int(generator.integers(0, 4))
+    n_top = int(generator.integers(0, 9))
 
     def boxes(rows):
         corners = torch.as_tensor(generator.integers(0, 60, (rows, 2)), dtype=torch.float32)

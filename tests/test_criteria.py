@@ -9,9 +9,10 @@ from records import detections, random_images, write_record
 
 from med_sslal.al.al_criteria import CRITERIA, describe
 from med_sslal.al.arrays import paired_iou
-from med_sslal.al.criteria import base
+from med_sslal.al.criteria import base, unexplained_objectness
 from med_sslal.al.criteria.aggregate import aggregate_boxes, fill_empty
 from med_sslal.al.criteria.base import BoxCriterion, Criterion
+from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import stable_hash
 
 BOX_CRITERIA = {name: cls for name, cls in CRITERIA.items() if issubclass(cls, BoxCriterion)}
@@ -40,6 +41,10 @@ def literal_box_value(name, probs, box, proposal):
         return at_1e4(1 - best)
     if name == "entropy":
         return at_1e4(-sum(float(p) * math.log(float(p)) for p in probs if p > 0))
+    if name == "margin":
+        first, second = sorted((float(p) for p in probs), reverse=True)[:2]
+        return at_1e4(-(first - second))
+    assert name == "localization_tightness", "every criterion has a reference of its own"
     tightness = at_1e4(literal_iou(box, proposal))
     return at_1e4(1 - abs(tightness + best - 1))
 
@@ -78,6 +83,16 @@ def literal_image_values(name, how, images):
     return np.array([fill if value is None else value for value in result])
 
 
+def literal_unexplained(found):
+    kept = [found.boxes[row] for row in range(len(found.scores)) if found.scores[row] >= 0.05]
+    missed = [
+        at_1e4(objectness)
+        for box, objectness in zip(found.top_proposals, found.top_objectness, strict=True)
+        if all(at_1e4(literal_iou(box, other)) < 0.3 for other in kept)
+    ]
+    return at_1e4(sum(sorted(missed, reverse=True)[:5]))
+
+
 @pytest.fixture(scope="module", params=[1, 10], ids=["1 class", "10 classes"])
 def cases(request, tmp_path_factory):
     """Records with their images: random ones, with images without a detection, and ties."""
@@ -111,6 +126,54 @@ def test_representativeness_equals_the_literal_reference(cases):
         ]
         values = CRITERIA["representativeness"]()(record, 1)
         np.testing.assert_allclose(values, expected, atol=0.51e-4, rtol=0)
+
+
+def test_unexplained_objectness_equals_the_literal_reference(cases, monkeypatch):
+    monkeypatch.setattr(unexplained_objectness, "BLOCK_IMAGES", 3)
+    partly = 0
+    for images, record in cases:
+        expected = [literal_unexplained(images[name]) for name in sorted(images)]
+        criterion = CRITERIA["unexplained_objectness"]()
+        if not any(len(found.top_objectness) for found in images.values()):
+            with pytest.raises(DataError, match="holds no proposals"):
+                criterion(record, 1)
+            continue
+        np.testing.assert_array_equal(criterion(record, 1), expected)
+        everything = [at_1e4(found.top_objectness.sum()) for _, found in sorted(images.items())]
+        partly += any(0 < some < whole for some, whole in zip(expected, everything, strict=True))
+    assert partly > 20, "most records must have explained proposals beside others"
+
+
+@pytest.mark.parametrize(
+    ("boxes", "value"),
+    [
+        ([], 2.0),
+        ([[0, 0, 10, 3]], 1.3),
+        ([[0, 0, 10, 2.9]], 2.0),
+        ([[100, 0, 110, 10]], 1.7),
+        ([[0, 0, 10, 10], [100, 0, 110, 10], [300, 0, 310, 10]], 0.7),
+    ],
+    ids=["no detection", "IoU 0.3 explains", "IoU 0.29 does not", "another", "all but three"],
+)
+def test_only_proposals_without_a_detection_count(tmp_path, boxes, value):
+    found = detections(
+        [0.9] * len(boxes),
+        boxes=boxes,
+        top_proposals=[[x, 0, x + 10, 10] for x in (0, 100, 200, 300, 400, 500, 600)],
+        top_objectness=[0.8, 0.4, 0.3, 0.3, 0.2, 0.1, 0.1],
+    )
+    record = write_record(tmp_path / "record", {"a": found})
+    assert CRITERIA["unexplained_objectness"]()(record, 0).tolist() == [value]
+
+
+def test_margin_counts_background_as_a_class(tmp_path):
+    images = {
+        "sure": detections([1.0], class_probs=torch.tensor([[0.0, 1, 0]]), n_classes=2),
+        "torn by background": detections([0.5], class_probs=torch.tensor([[0.5, 0.5, 0]])),
+        "torn by class": detections([0.4], class_probs=torch.tensor([[0.2, 0.4, 0.4]])),
+    }
+    record = write_record(tmp_path / "record", images, n_classes=2)
+    assert CRITERIA["margin"]()(record, 0).tolist() == [-1.0, 0.0, 0.0]
 
 
 def test_random_is_a_hash_of_seed_and_id(cases):
@@ -278,5 +341,6 @@ def test_a_criterion_must_return_finite_values(tmp_path):
 
 def test_every_criterion_is_described_in_one_line():
     lines = describe(CRITERIA)
-    assert set(lines) == {"representativeness", "random", *BOX_CRITERIA}
+    others = {"representativeness", "random", "unexplained_objectness"}
+    assert set(lines) == {*others, *BOX_CRITERIA}
     assert all(20 < len(line) < 100 for line in lines.values())

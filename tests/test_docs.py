@@ -129,12 +129,12 @@ def test_dataset_page(
 def test_criterion_page(make_workplace: Callable[[str], Workplace]) -> None:
     made = make_workplace("add_criterion").run_page("add_criterion")
     chosen = read_json(made / "cycle_00" / "selection.json")
-    assert chosen["criteria"] == ["margin", "k_means_diversity"]
-    values = chosen["scores"]["margin"]
+    assert chosen["criteria"] == ["undecided", "k_means_diversity"]
+    values = chosen["scores"]["undecided"]
     pool = read_json(made / "cycle_00" / "pool.json")
     assert len(values) == len(pool["unlabelled"])
     assert all(0 <= value <= 1 for value in values.values())
-    assert chosen["images"][0]["reason"].startswith("margin 0.")
+    assert chosen["images"][0]["reason"].startswith("undecided 0.")
 
 
 @pytest.mark.slow

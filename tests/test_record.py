@@ -283,7 +283,7 @@ def test_scoring_refuses_other_images_than_the_pools(tmp_path):
 
 
 def test_detections_need_not_share_a_number_of_proposals(tmp_path):
-    found = detections([0.5])
+    found = detections([0.5], top_proposals=[], top_objectness=[])
     more = replace(found, top_proposals=torch.ones(2, 4), top_objectness=torch.ones(2))
     section = write_record(tmp_path / "record", {"a": found, "b": more}, shard_size=1).section(
         "plain"

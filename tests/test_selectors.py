@@ -1,5 +1,6 @@
 """The contract of every criterion with every selector, and each selector's own rule."""
 
+import math
 import warnings
 
 import numpy as np
@@ -9,6 +10,7 @@ from records import detections, random_images, write_record
 from med_sslal.al.al_criteria import CRITERIA, SELECTORS, describe
 from med_sslal.al.al_helpers import ActiveLearningHelper, rank
 from med_sslal.al.pool import Pool
+from med_sslal.al.selectors import k_center
 
 
 def query(record, names, budget, *, seed=0, cycle=1, **args):
@@ -52,6 +54,37 @@ class TestContract:
     def test_same_seed_same_answer_and_order_of_files_irrelevant(self, records, first, second):
         selections = [query(records[name], [first, second], 9) for name in ("forth", "back")]
         assert selections[0] == selections[1]
+
+
+@pytest.mark.parametrize("second", SELECTORS)
+def test_noise_of_batch_sizes_changes_no_choice(tmp_path, second):
+    generator = np.random.default_rng(8)
+    noise = np.random.default_rng(9)
+    # On the grid of the rounding, as its middle is where noise cannot reach.
+    embeddings = generator.integers(-3000, 3000, (30, 6)) / 1000
+    scores = generator.integers(1000, 9999, 30) / 10000
+
+    def record(name, amount):
+        images = {
+            f"image{number:02d}": detections(
+                [float(score + amount * noise.uniform(-5e-7, 5e-7))],
+                embedding=(embedding + amount * noise.uniform(-5e-7, 5e-7, 6)).astype("f4"),
+            )
+            for number, (embedding, score) in enumerate(zip(embeddings, scores, strict=True))
+        }
+        return write_record(tmp_path / name, images)
+
+    names = ["prediction_uncertainty", second]
+    first, noisy = query(record("a", 0), names, 8), query(record("b", 1), names, 8)
+    assert first == noisy
+
+
+@pytest.mark.parametrize("second", SELECTORS)
+def test_no_budget_takes_nothing(records, second):
+    empty = np.zeros(0, dtype=np.int64)
+    values = {"entropy": np.zeros(40), "representativeness": np.zeros(40)}
+    for candidates in (np.arange(5), empty):
+        assert SELECTORS[second]().select(records["forth"], candidates, values, 0, 1) == []
 
 
 @pytest.mark.parametrize("second", SELECTORS)
@@ -138,6 +171,128 @@ def test_representativeness_takes_the_most_typical_candidates(tmp_path):
     assert set(query(record, names, 3, candidate_factor=None).image_ids) == {"b", "c", "d"}
 
 
+def whole(embedding):
+    """Whole numbers of 1e-3, which Python adds and multiplies without any error."""
+    return [round(float(value) * 1000) for value in embedding]
+
+
+def literal_distance(a, b):
+    return sum((x - y) ** 2 for x, y in zip(a, b, strict=True))
+
+
+def literal_k_center(points, known, budget):
+    """Places of the candidates in the order of the greedy cover."""
+    chosen, covered = [], list(known)
+    while len(chosen) < budget:
+        best, farthest = None, -1.0
+        for place, point in enumerate(points):
+            distance = min((literal_distance(point, other) for other in covered), default=math.inf)
+            if place not in chosen and distance > farthest:
+                best, farthest = place, distance
+        chosen.append(best)
+        covered.append(points[best])
+    return chosen
+
+
+def literal_k_means_plus_plus(points, scores, budget, seed):
+    """Places of the candidates in the order of the draws."""
+    generator = np.random.default_rng(seed)
+    weights = [
+        (sum(s < own for s in scores) + 1 + sum(s <= own for s in scores)) / 2 for own in scores
+    ]
+    chosen = []
+    while len(chosen) < budget:
+        distances = [
+            min((literal_distance(point, points[place]) for place in chosen), default=1)
+            for point in points
+        ]
+        chances = [weight * distance for weight, distance in zip(weights, distances, strict=True)]
+        if sum(chances) == 0:
+            chosen.append(next(place for place in range(len(points)) if place not in chosen))
+            continue
+        mark, passed = generator.random() * sum(chances), 0.0
+        for place, chance in enumerate(chances):
+            passed += chance
+            if passed > mark:
+                chosen.append(place)
+                break
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def hundred(tmp_path_factory):
+    """Records with their candidates, best first, and budgets; often with equal embeddings."""
+    folder = tmp_path_factory.mktemp("hundred")
+    generator = np.random.default_rng(11)
+    cases = []
+    for number in range(100):
+        n_images, n_labelled = int(generator.integers(1, 14)), number % 4
+        names = [f"image{image:02d}" for image in range(n_images + n_labelled)]
+        scale = 3.0 if number % 2 else 1.2345
+        found = {
+            name: detections([0.5], embedding=(generator.integers(0, 3, 2) * scale).astype("f4"))
+            for name in names
+        }
+        pool, labelled = names[:n_images], names[n_images:]
+        record = write_record(
+            folder / str(number),
+            {name: found[name] for name in pool},
+            labelled={name: found[name] for name in labelled},
+        )
+        scores = generator.integers(-3, 3, n_images).astype(float)
+        candidates = np.argsort(-scores, kind="stable")[: int(generator.integers(1, n_images + 1))]
+        points = [whole(found[pool[row]].embedding) for row in candidates]
+        known = [whole(found[name].embedding) for name in labelled]
+        budget = int(generator.integers(1, len(candidates) + 1))
+        cases.append((record, candidates, scores, points, known, budget))
+    return cases
+
+
+def test_k_center_equals_the_literal_reference(hundred, monkeypatch):
+    monkeypatch.setattr(k_center, "BLOCK_LABELLED", 2)
+    for record, candidates, scores, points, known, budget in hundred:
+        expected = candidates[literal_k_center(points, known, budget)]
+        chosen = SELECTORS["k_center"]().select(record, candidates, {"any": scores}, budget, 0)
+        assert [choice.row for choice in chosen] == expected.tolist()
+
+
+def test_k_means_plus_plus_equals_the_literal_reference(hundred):
+    for seed, (record, candidates, scores, points, _, budget) in enumerate(hundred):
+        own = scores[candidates].tolist()
+        expected = candidates[literal_k_means_plus_plus(points, own, budget, seed)]
+        selector = SELECTORS["k_means_plus_plus"]()
+        chosen = selector.select(record, candidates, {"any": scores}, budget, seed)
+        assert [choice.row for choice in chosen] == expected.tolist()
+
+
+def test_k_center_covers_what_the_labelled_images_do_not(tmp_path):
+    places = [[0.0, 1], [0.0, 9], [0.0, 10], [40.0, 0], [41.0, 0], [0.0, 0]]
+    images = clusters(places, [0.5] * 6)
+    labelled = {"z": detections([], embedding=[42.0, 0.0])}
+    record = write_record(tmp_path / "r", images, labelled=labelled)
+    selection = query(record, ["random", "k_center"], 3, candidate_factor=None)
+    # c is farthest from z, then f from both; 1 is left for b (to c) and a (to f), 2 for d.
+    assert selection.image_ids == ("c", "f", "d")
+    assert selection.items[2].reason.endswith(
+        "distance 2.000 to the nearest labelled or chosen image"
+    )
+
+
+def test_k_means_plus_plus_draws_by_score_and_distance(tmp_path):
+    # Two heaps far apart, alike but for the score inside each.
+    places = [[0.0, 0], [0.0, 0], [0.0, 0], [9.0, 9], [9.0, 9], [9.0, 9]]
+    record = write_record(tmp_path / "r", clusters(places, [0.1, 0.5, 0.9] * 2))
+    names = ["prediction_uncertainty", "k_means_plus_plus"]
+    drawn = [query(record, names, 2, seed=seed, candidate_factor=None) for seed in range(200)]
+    pairs = ["".join(selection.image_ids) for selection in drawn]
+    assert all((a in "abc") != (b in "abc") for a, b in pairs), "never two of one heap"
+    often = {letter: sum(letter in pair for pair in pairs) for letter in "abc"}
+    # Mean ranks are 5.5, 3.5 and 1.5 of 10.5: about 105, 67 and 29 of 200.
+    assert 80 < often["a"] < 130 and 45 < often["b"] < 90 and 12 < often["c"] < 50
+    assert "drawn first, by score" in drawn[0].items[0].reason
+    assert "by distance 12.728 to the nearest" in drawn[0].items[1].reason
+
+
 @pytest.mark.parametrize(
     ("factor", "allowed"),
     [("auto", 10), (3, 15), (1, 5), (1.5, 8), (None, 40), (100, 40)],
@@ -153,5 +308,7 @@ def test_candidate_factor_bounds_the_second_stage(records, factor, allowed):
 
 def test_every_selector_is_described_in_one_line():
     lines = describe(SELECTORS)
-    assert set(lines) == {"top_k", "k_means_diversity", "representativeness"}
+    assert set(lines) == {
+        "top_k", "k_means_diversity", "k_means_plus_plus", "k_center", "representativeness"
+    }  # fmt: skip
     assert all(20 < len(line) < 100 for line in lines.values())

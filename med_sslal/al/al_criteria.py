@@ -7,11 +7,15 @@ from typing import Any
 from med_sslal.al.criteria.base import Criterion
 from med_sslal.al.criteria.entropy import Entropy
 from med_sslal.al.criteria.localization_tightness import LocalizationTightness
+from med_sslal.al.criteria.margin import Margin
 from med_sslal.al.criteria.prediction_uncertainty import PredictionUncertainty
 from med_sslal.al.criteria.random import Random
 from med_sslal.al.criteria.representativeness import Representativeness
+from med_sslal.al.criteria.unexplained_objectness import UnexplainedObjectness
 from med_sslal.al.selectors.base import Selector
+from med_sslal.al.selectors.k_center import KCenter
 from med_sslal.al.selectors.k_means_diversity import KMeansDiversity
+from med_sslal.al.selectors.k_means_plus_plus import KMeansPlusPlus
 from med_sslal.al.selectors.representativeness import MostRepresentative
 from med_sslal.al.selectors.top_k import TopK
 from med_sslal.config.signature import load_class
@@ -20,10 +24,18 @@ from med_sslal.utils.errors import ConfigError
 
 CRITERIA: Mapping[str, type[Criterion]] = {
     cls.name: cls
-    for cls in (Random, PredictionUncertainty, Entropy, LocalizationTightness, Representativeness)
+    for cls in (
+        Random,
+        PredictionUncertainty,
+        Entropy,
+        Margin,
+        LocalizationTightness,
+        UnexplainedObjectness,
+        Representativeness,
+    )
 }
 SELECTORS: Mapping[str, type[Selector]] = {
-    cls.name: cls for cls in (TopK, KMeansDiversity, MostRepresentative)
+    cls.name: cls for cls in (TopK, KMeansDiversity, KMeansPlusPlus, KCenter, MostRepresentative)
 }
 
 

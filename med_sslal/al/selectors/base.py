@@ -50,7 +50,8 @@ class Selector(ABC):
         Args:
             record: What the pass over the pool saw.
             candidates: int64 [K] distinct rows of the record, best first by the first criterion.
-            values: Criterion name to float64 [N] over the whole record, for `criteria`.
+            values: Criterion name to float64 [N] over the whole record: the first criterion's,
+                then those of `criteria`.
             budget: How many to take, at most K.
             seed: For what is random in the selector.
 
