@@ -81,11 +81,12 @@ def random_detections(generator, n_classes, *, n=None, dims=6):
     )
 
 
-def write_record(path, images, *, labelled=(), shard_size=512, **header_changes):
-    """A record of `images` (id to Detections), in their order."""
+def write_record(path, images, *, labelled=(), groups=(), shard_size=512, **header_changes):
+    """A record of `images` (id to Detections), in their order; `groups` maps ids to patients."""
+    groups = dict(groups)
     with RecordWriter(path, header(**header_changes), shard_size=shard_size) as writer:
         for image_id, found in images.items():
-            writer.add(info(image_id), found)
+            writer.add(info(image_id, groups.get(image_id)), found)
         for image_id, found in dict(labelled).items():
             writer.add_labelled(info(image_id), found)
         return writer.close()

@@ -1,13 +1,17 @@
 """ActiveLearningHelper: its arguments, the initial set, budgets, reasons and selection.json."""
 
 import json
+import logging
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
 from records import detections, random_images, write_record
 
+from med_sslal.al.al_criteria import CRITERIA, SELECTORS
 from med_sslal.al.al_helpers import ActiveLearningHelper, check_pool
+from med_sslal.al.arrays import rank_correlation
 from med_sslal.al.pool import Pool
 from med_sslal.al.selection_io import read_selection, write_selection
 from med_sslal.utils.errors import ConfigError, DataError
@@ -25,6 +29,7 @@ def arguments(**changes):
         "candidate_factor": "auto",
         "aggregate": None,
         "empty_images": "median",
+        "max_per_group": None,
         **changes,
     }
 
@@ -53,6 +58,7 @@ WRONG = {
     ),
     "factor under 1": ({"candidate_factor": 0.5}, "candidate_factor", "found 0.5"),
     "factor not finite": ({"candidate_factor": float("nan")}, "candidate_factor", "found nan"),
+    "no image of a patient": ({"max_per_group": 0}, "max_per_group", "found 0; allowed: 1 or more"),
     "aggregate without boxes": (
         {"al_criterion": ["random"], "aggregate": "max"},
         "aggregate",
@@ -141,6 +147,106 @@ def test_a_record_of_other_images_is_refused(tmp_path):
         helper().query(record, pool, 2, 0)
 
 
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory):
+    """24 images, forth and back, of 3 patients with 12, 8 and 4 of them."""
+    folder = tmp_path_factory.mktemp("patients")
+    images = random_images(np.random.default_rng(3), 24, 1)
+    owners = dict(zip(images, "a" * 12 + "b" * 8 + "c" * 4, strict=True))
+    backwards = dict(reversed(images.items()))
+    return {
+        "forth": write_record(folder / "forth", images, groups=owners),
+        "back": write_record(folder / "back", backwards, groups=owners),
+    }
+
+
+@pytest.mark.parametrize("second", SELECTORS)
+@pytest.mark.parametrize("first", CRITERIA)
+def test_no_patient_gives_more_images_than_the_cap(patients, first, second):
+    for cap, budget in ((1, 3), (3, 7), (5, 14)):
+        selections = []
+        for record in patients.values():
+            pool = Pool(("x",), tuple(record.image_ids.tolist()))
+            strategy = helper(first, second, max_per_group=cap)
+            selections.append(strategy.query(record, pool, budget, 0))
+        assert selections[0] == selections[1], "the order of files plays no part"
+        counts = Counter(item.group_id for item in selections[0].items)
+        assert counts.total() == budget and max(counts.values()) <= cap
+
+
+def test_a_cap_takes_the_best_of_each_patient_and_none_is_the_default(tmp_path):
+    images = {name: detections([1 - number / 10]) for number, name in enumerate("abcdef", start=1)}
+    owners = dict(zip(images, ["p", "p", "q", "r", "r", "r"], strict=True))
+    record = write_record(tmp_path / "r", images, groups=owners)
+    pool = Pool((), tuple(images))
+
+    def chosen(**args):
+        return helper("prediction_uncertainty", **args).query(record, pool, 3, 0).image_ids
+
+    # The later letter is the less certain one.
+    assert chosen() == chosen(max_per_group=None) == chosen(max_per_group=3) == tuple("fed")
+    assert chosen(max_per_group=2) == tuple("fec")
+    assert chosen(max_per_group=1) == tuple("fcb")
+
+
+@pytest.mark.parametrize(
+    ("cap", "budget", "words"),
+    [
+        (1, 4, "max_per_group 1 leaves 3 images of 3 patients, fewer than the budget of 4"),
+        (5, 15, "max_per_group 5 leaves 14 images of 3 patients"),
+        (11, 24, "lower budget_num to at most 23"),
+    ],
+    ids=["fewer patients", "small patients", "one short"],
+)
+def test_a_cap_that_makes_the_budget_impossible_says_what_could_be_had(
+    patients, cap, budget, words
+):
+    record = patients["forth"]
+    pool = Pool(("x",), tuple(record.image_ids.tolist()))
+    with pytest.raises(ConfigError, match=words):
+        helper("entropy", max_per_group=cap).query(record, pool, budget, 0)
+
+
+def test_a_cap_that_fits_takes_a_last_query_too(patients):
+    record = patients["forth"]
+    pool = Pool(("x",), tuple(record.image_ids.tolist()))
+    selection = helper("entropy", "k_center", max_per_group=12).query(record, pool, 100, 0)
+    assert sorted(selection.image_ids) == list(pool.unlabelled)
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "bias", "words"),
+    [("sum", 1.0, ": 1.00"), ("mean", -0.4, ": -0.40"), ("max", None, "undefined")],
+    ids=["a box counter", "the reverse", "no difference"],
+)
+def test_box_count_bias_is_logged_and_kept(tmp_path, caplog, aggregate, bias, words):
+    # 1 - P of each box; the highest is 0.5 everywhere.
+    scores = {"a": [0.5], "b": [0.5, 0.9], "c": [0.5, 0.8, 0.9], "d": [0.5, 0.6, 0.7, 0.8]}
+    record = write_record(tmp_path / "r", {name: detections(row) for name, row in scores.items()})
+    strategy = helper("prediction_uncertainty", aggregate=aggregate)
+    with caplog.at_level(logging.INFO):
+        selection = strategy.query(record, Pool((), tuple(scores)), 2, 7)
+    assert selection.box_count_bias == bias
+    start = "cycle 7: rank correlation of prediction_uncertainty and the number of detections"
+    assert any(line.startswith(start) and words in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ([1, 2, 3], [10, 20, 30], 1.0),
+        ([1, 2, 3, 4], [9, 9, 1, 1], -0.8944),
+        ([1, 2, 3], [10, 30, 20], 0.5),
+        ([1, 1, 1], [1, 2, 3], None),
+        ([1], [1], None),
+        ([], [], None),
+    ],
+    ids=["same order", "ties share their mean rank", "half", "all equal", "one", "none"],
+)
+def test_rank_correlation(first, second, expected):
+    assert rank_correlation(np.array(first), np.array(second)) == expected
+
+
 def test_aggregate_and_empty_images_reach_the_criterion(tmp_path):
     images = {
         "crowded": detections([0.9] * 8),
@@ -221,6 +327,7 @@ def test_selection_json_holds_every_score_and_comes_back(tmp_path):
     content = json.loads((tmp_path / "selection.json").read_text())
     assert content["image_ids"] == list(selection.image_ids)
     assert (content["cycle"], content["seed"]) == (2, 5)
+    assert content["box_count_bias"] == selection.box_count_bias is not None
     assert (content["model_hash"], content["config_hash"]) == ("model", "config")
     for name in ("localization_tightness", "representativeness"):
         assert set(content["scores"][name]) == set(pool.unlabelled)

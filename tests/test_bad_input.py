@@ -100,6 +100,10 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
         ["al_settings.args.init_num=13", "al_settings.num_cycles=0"],
         "init_num 13 + budget_num 0 is more than the 12 images of the pool",
     ),
+    "fewer patients than the budget": (
+        ["dataset.args.group_pattern=(.)$", "al_settings.args.max_per_group=1"],
+        "max_per_group 1 leaves 4 images of 4 patients, fewer than the budget of 5",
+    ),
     "num_classes": (
         ["arch.args.num_classes=5"],
         "arch.args.num_classes is 5, but the data has 1 class(es) (class0) and background",

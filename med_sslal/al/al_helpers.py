@@ -1,12 +1,15 @@
 """Which images get their labels next."""
 
+import logging
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
 from med_sslal.al.al_criteria import find_criterion, find_selector
+from med_sslal.al.arrays import rank_correlation
 from med_sslal.al.criteria.aggregate import Aggregate, EmptyImages
 from med_sslal.al.criteria.base import BoxCriterion, Criterion
 from med_sslal.al.pool import Pool
@@ -15,6 +18,8 @@ from med_sslal.al.selectors.base import Selector
 from med_sslal.base.types import Selected, Selection
 from med_sslal.utils.errors import ConfigError, DataError
 from med_sslal.utils.util import stable_hash
+
+logger = logging.getLogger(__name__)
 
 
 class ActiveLearningHelper:
@@ -34,6 +39,7 @@ class ActiveLearningHelper:
         candidate_factor: float | Literal["auto"] | None = "auto",
         aggregate: Aggregate | None = None,
         empty_images: EmptyImages = "median",
+        max_per_group: int | None = None,
         seed: int,
     ) -> None:
         """Set the strategy.
@@ -50,6 +56,8 @@ class ActiveLearningHelper:
             aggregate: From boxes to images: max, mean, sum, top_k (mean of the 5 highest) or
                 score_weighted; null = the criterion's own default.
             empty_images: Place of images without a detection: first, last, median or random.
+            max_per_group: Images of one patient that a cycle labels at most, the best by the
+                first criterion; null = any number.
             seed: The run's seed.
 
         Raises:
@@ -62,6 +70,7 @@ class ActiveLearningHelper:
             "candidate_factor": candidate_factor,
             "aggregate": aggregate,
             "empty_images": empty_images,
+            "max_per_group": max_per_group,
         }
         problems = self.check_args(args)
         if problems:
@@ -69,6 +78,7 @@ class ActiveLearningHelper:
         self.init_num = init_num
         self.budget_num = budget_num
         self.restart = restart
+        self.max_per_group = max_per_group
         self.seed = seed
         self._factor = len(al_criterion) if candidate_factor == "auto" else candidate_factor
         criterion = find_criterion(al_criterion[0])
@@ -94,6 +104,9 @@ class ActiveLearningHelper:
             for name in ("init_num", "budget_num")
             if args[name] < 1
         ]
+        cap = args["max_per_group"]
+        if cap is not None and cap < 1:
+            problems.append(("max_per_group", f"found {cap}; allowed: 1 or more, or null"))
         factor = args["candidate_factor"]
         if factor not in ("auto", None) and not 1 <= factor < math.inf:
             problems.append(
@@ -148,6 +161,7 @@ class ActiveLearningHelper:
 
         Raises:
             DataError: The record is of other images than the pool's unlabelled ones.
+            ConfigError: `max_per_group` leaves fewer images than the budget.
         """
         ids = tuple(record.image_ids.tolist())
         if ids != pool.unlabelled:
@@ -160,7 +174,10 @@ class ActiveLearningHelper:
         criteria = [self.criterion, *(cls() for cls in self.selector.criteria)]
         values = {criterion.name: criterion(record, seed) for criterion in criteria}
         ranking = rank(values[self.criterion.name], ids, seed)
-        candidates = ranking[: self._n_candidates(budget, len(ids))]
+        groups = record.section(PLAIN).group_ids
+        check_groups(groups.tolist(), budget, self.max_per_group)
+        allowed = cap_groups(ranking, groups, self.max_per_group)
+        candidates = allowed[: self._n_candidates(budget, len(allowed))]
         choices = self.selector.select(record, candidates, values, budget, seed)
         rows = [choice.row for choice in choices]
         if len(rows) != budget or len(set(rows) & set(candidates.tolist())) != budget:
@@ -170,7 +187,13 @@ class ActiveLearningHelper:
             )
         places = np.empty_like(ranking)
         places[ranking] = np.arange(1, len(ids) + 1)
-        groups = record.section(PLAIN).group_ids
+        bias = rank_correlation(values[self.criterion.name], record.section(PLAIN).counts)
+        logger.info(
+            "cycle %d: rank correlation of %s and the number of detections: %s",
+            cycle,
+            self.criterion.name,
+            "undefined, one of them is the same for all" if bias is None else f"{bias:.2f}",
+        )
         items = []
         for number, (row, reason) in enumerate(choices, start=1):
             own = {name: float(column[row]) for name, column in values.items()}
@@ -185,6 +208,7 @@ class ActiveLearningHelper:
             },
             criteria=(self.criterion.name, self.selector.name),
             seed=self.seed,
+            box_count_bias=bias,
         )
 
     def _n_candidates(self, budget: int, n_images: int) -> int:
@@ -205,6 +229,54 @@ def check_pool(init_num: int, budget_num: int, pool_size: int) -> None:
             f"al_settings.args: init_num {init_num} + budget_num {budget_num} is more than the "
             f"{pool_size} images of the pool: lower them"
         )
+
+
+def check_groups(group_ids: Iterable[str], budget: int, max_per_group: int | None) -> None:
+    """Refuse a cap that leaves too few images.
+
+    Args:
+        group_ids: The patient of every unlabelled image.
+        budget: Images that one cycle is to take.
+        max_per_group: Images of one patient at most; None = any number.
+
+    Raises:
+        ConfigError: Fewer than `budget` images could be had.
+    """
+    if max_per_group is None:
+        return
+    sizes = Counter(group_ids)
+    n_images = sum(min(size, max_per_group) for size in sizes.values())
+    if n_images < budget:
+        raise ConfigError(
+            f"al_settings.args.max_per_group {max_per_group} leaves {n_images} images of "
+            f"{len(sizes)} patients, fewer than the budget of {budget}: raise it, or lower "
+            f"budget_num to at most {n_images}"
+        )
+
+
+def cap_groups(ranking: np.ndarray, group_ids: np.ndarray, max_per_group: int | None) -> np.ndarray:
+    """The best images of each patient, so that whatever is chosen among them keeps the cap.
+
+    Args:
+        ranking: int64 [N], rows from best to worst.
+        group_ids: str [N], the patient of each row.
+        max_per_group: Images of one patient at most; None = any number.
+
+    Returns:
+        int64 [K], the rows that are left, still from best to worst.
+
+    Example:
+        >>> cap_groups(np.array([2, 0, 1]), np.array(["a", "b", "a"]), 1).tolist()
+        [2, 1]
+    """
+    if max_per_group is None:
+        return ranking
+    seen: Counter[str] = Counter()
+    keep = []
+    for group in group_ids[ranking].tolist():
+        seen[group] += 1
+        keep.append(seen[group] <= max_per_group)
+    return ranking[np.array(keep, dtype=bool)]
 
 
 def rank(values: np.ndarray, image_ids: tuple[str, ...], seed: int) -> np.ndarray:

@@ -5,6 +5,7 @@ is therefore rounded first: scores and criterion values to 1e-4, embeddings to 1
 """
 
 import numpy as np
+from scipy.stats import rankdata
 
 SCORE_DECIMALS = 4
 EMBEDDING_DECIMALS = 3
@@ -49,6 +50,26 @@ def squared_distances(points: np.ndarray, centers: np.ndarray) -> np.ndarray:
     lengths = [np.einsum("nd,nd->n", rows, rows) for rows in (points, centers)]
     squared = lengths[0][:, None] + lengths[1] - 2 * (points @ centers.T)
     return np.maximum(squared, 0.0, out=squared)
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Spearman's rank correlation, ties with their mean rank, rounded to 1e-4.
+
+    Args:
+        first: [N].
+        second: [N].
+
+    Returns:
+        A number in [-1, 1]; None where either has fewer than two distinct values.
+
+    Example:
+        >>> rank_correlation(np.array([1, 2, 3]), np.array([10, 30, 20]))
+        0.5
+    """
+    if min(len(np.unique(column)) for column in (first, second)) < 2:
+        return None
+    ranks = [rankdata(column) for column in (first, second)]
+    return float(round_scores(np.corrcoef(*ranks)[0, 1]))
 
 
 def paired_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ def write_selection(path: Path, selection: Selection, cycle: int, header: Record
         "cycle": cycle,
         "seed": selection.seed,
         "criteria": list(selection.criteria),
+        "box_count_bias": selection.box_count_bias,
         "model_hash": header.model_hash,
         "config_hash": header.config_hash,
         "image_ids": list(selection.image_ids),
@@ -63,6 +64,8 @@ def read_selection(path: Path) -> Selection:
             scores=content["scores"],
             criteria=tuple(content["criteria"]),
             seed=content["seed"],
+            # Files of the first runs have none.
+            box_count_bias=content.get("box_count_bias"),
         )
     except (KeyError, TypeError) as error:
         raise DataError(f"{path} is no selection: {error}") from error

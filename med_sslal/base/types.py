@@ -358,12 +358,15 @@ class Selection:
         scores: Criterion name to (image id to value) over ALL pool images.
         criteria: Names of the criteria and selector in order of use.
         seed: The run's seed.
+        box_count_bias: Rank correlation, over ALL pool images, of the first criterion's value and
+            the number of detections; None where either is the same for all.
     """
 
     items: tuple[Selected, ...]
     scores: Mapping[str, Mapping[str, float]]
     criteria: tuple[str, ...]
     seed: int
+    box_count_bias: float | None
 
     @property
     def image_ids(self) -> tuple[str, ...]:

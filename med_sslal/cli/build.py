@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from med_sslal.al.al_helpers import check_pool
+from med_sslal.al.al_helpers import check_groups, check_pool
 from med_sslal.al.oracle import SimulatedOracle
+from med_sslal.al.pool import Pool
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.checkpoint import load_checkpoint
@@ -80,12 +81,16 @@ def build_setup(
         show_progress: Whether trainings report while they run.
 
     Raises:
-        ConfigError: The initial set and the first query exceed the pool, or batch size or schedule
-            do not fit.
+        ConfigError: The initial set and the first query exceed the pool or what the cap per
+            patient leaves of it, or batch size or schedule do not fit.
     """
     helper = config.init_obj("al_settings", seed=config["seed"])
     if config.get("al_settings.num_cycles"):
         check_pool(helper.init_num, helper.budget_num, len(dataset.splits["train"]))
+        pool = Pool((), dataset.splits["train"])
+        left = pool.label(helper.initial(pool)).unlabelled
+        groups = [dataset.infos[image_id].group_id for image_id in left]
+        check_groups(groups, helper.budget_num, helper.max_per_group)
     else:
         check_pool(helper.init_num, 0, len(dataset.splits["train"]))
     pseudo = config.get("ssl_settings.include_pseudolabels")

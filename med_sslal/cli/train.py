@@ -291,6 +291,8 @@ def _dry_run(
     pool = len(handful.splits["train"])
     helper.init_num = max(1, min(DRY_INIT, helper.init_num, pool - 1))
     helper.budget_num = max(1, min(DRY_BUDGET, helper.budget_num, pool - helper.init_num))
+    # A handful of images may be of one patient.
+    helper.max_per_group = None
     small = replace(
         setup,
         dataset=handful,
