@@ -187,13 +187,6 @@ class ActiveLearningHelper:
             )
         places = np.empty_like(ranking)
         places[ranking] = np.arange(1, len(ids) + 1)
-        bias = rank_correlation(values[self.criterion.name], record.section(PLAIN).counts)
-        logger.info(
-            "cycle %d: rank correlation of %s and the number of detections: %s",
-            cycle,
-            self.criterion.name,
-            "undefined, one of them is the same for all" if bias is None else f"{bias:.2f}",
-        )
         items = []
         for number, (row, reason) in enumerate(choices, start=1):
             own = {name: float(column[row]) for name, column in values.items()}
@@ -208,8 +201,19 @@ class ActiveLearningHelper:
             },
             criteria=(self.criterion.name, self.selector.name),
             seed=self.seed,
-            box_count_bias=bias,
+            box_count_bias=self._box_count_bias(values[self.criterion.name], record, cycle),
         )
+
+    def _box_count_bias(self, values: np.ndarray, record: PoolRecord, cycle: int) -> float | None:
+        """Rank correlation of the first criterion's values and the number of detections."""
+        bias = rank_correlation(values, record.section(PLAIN).counts)
+        logger.info(
+            "cycle %d: rank correlation of %s and the number of detections: %s",
+            cycle,
+            self.criterion.name,
+            "undefined, one of them is the same for all" if bias is None else f"{bias:.2f}",
+        )
+        return bias
 
     def _n_candidates(self, budget: int, n_images: int) -> int:
         """How many of the best images the second stage may choose from."""
