@@ -1,0 +1,119 @@
+"""Every shipped config runs, shrunk by `--set` to what a test has time for."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_voc, run_test, run_train
+
+from med_sslal.cli.registries import registries
+from med_sslal.config.parse_config import ConfigParser
+from med_sslal.data.phantom import generate
+
+ROOT = Path(__file__).parents[1]
+SHRINK = {
+    "n_workers": 1,
+    "batch_size": 2,
+    "image_size": 64,
+    "trainer.steps_per_cycle": 4,
+    "al_settings.num_cycles": 1,
+    "al_settings.args.init_num": 4,
+    "al_settings.args.budget_num": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def check(name: str, folder: Path, **settings: object) -> None:
+    """Run a config in `folder`, and test.py on what came out."""
+    values = {**SHRINK, "trainer.save_dir": str(folder / "runs"), **settings}
+    words = [
+        word
+        for key, value in values.items()
+        for word in ("--set", f"{key.replace('__', '.')}={json.dumps(value)}")
+    ]
+    assert run_train("-c", ROOT / name, "-d", "cpu", "--run-id", "x", *words) == 0
+    (run,) = (folder / "runs").glob("*/x")
+    rows = json.loads((run / "summary.json").read_text())["cycles"]
+    assert [row["labelled_images"] for row in rows] == [4, 6]
+    assert all(row["test_sens_mean"] is not None for row in rows)
+    assert run_test("-r", run, "-d", "cpu") == 0
+
+
+def test_every_config_is_tried_here() -> None:
+    names = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("**/configs/*.json")}
+    assert names == {"configs/bccd.json", "configs/deeplesion_lung.json"}
+    for name in ("config.json", *names):
+        config = ConfigParser.from_file(ROOT / name, registries())
+        assert ConfigParser.from_dict(config.resolved, registries()).resolved == config.resolved
+
+
+@pytest.mark.slow
+def test_config_json(tmp_path: Path) -> None:
+    check(
+        "config.json",
+        tmp_path,
+        dataset__args__root=str(tmp_path / "phantom"),
+        dataset__args__patients=8,
+        dataset__args__size=64,
+    )
+
+
+@pytest.mark.slow
+def test_bccd_on_a_made_set(tmp_path: Path) -> None:
+    root = make_voc(tmp_path / "voc", 20, side=96, classes=3)
+    for path in (root / "Annotations").iterdir():
+        text = path.read_text()
+        for number, name in enumerate(("RBC", "WBC", "Platelets")):
+            text = text.replace(f">class{number}<", f">{name}<")
+        path.write_text(text)
+    lists = root / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    names = [f"image{number:03d}" for number in range(20)]
+    for split, part in (("train", names[:12]), ("val", names[12:16]), ("test", names[16:])):
+        (lists / f"{split}.txt").write_text("\n".join(part) + "\n")
+    check("configs/bccd.json", tmp_path, dataset__args__root=str(root))
+    assert "test_AP50/Platelets" in (tmp_path / "runs/bccd/x/results.csv").read_text()
+
+
+@pytest.mark.slow
+def test_bccd_on_the_real_images(tmp_path: Path) -> None:
+    folder = os.environ.get("MED_SSLAL_TEST_DATA")
+    if not folder:
+        pytest.skip("MED_SSLAL_TEST_DATA is not set")
+    root, real = tmp_path / "bccd", Path(folder) / "bccd"
+    shutil.copytree(real / "Annotations", root / "Annotations")
+    (root / "JPEGImages").symlink_to(real / "JPEGImages")
+    lists = root / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    for split, count in (("train", 8), ("val", 4), ("test", 6)):
+        lines = (real / "ImageSets" / "Main" / f"{split}.txt").read_text().splitlines()
+        (lists / f"{split}.txt").write_text("\n".join(lines[:count]) + "\n")
+    check("configs/bccd.json", tmp_path, dataset__args__root=str(root))
+
+
+@pytest.mark.slow
+def test_deeplesion_lung_on_a_phantom(tmp_path: Path) -> None:
+    generate(tmp_path / "phantom", patients=12, size=64, seed=0)
+    check(
+        "configs/deeplesion_lung.json",
+        tmp_path,
+        dataset__args__root=str(tmp_path / "phantom"),
+        dataset__args__eval_split=0.4,
+        arch__args__backbone_name="resnet18",
+        arch__args__pretrained=False,
+        arch__args__box_head_size=32,
+        arch__args__rpn_post_nms_top_n_train=50,
+        arch__args__rpn_post_nms_top_n_test=30,
+        arch__args__box_batch_size_per_image=32,
+    )
