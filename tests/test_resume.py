@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import files_of, make_voc, quick_config, run_train, write_config
 
 from med_sslal.base.checkpoint import load_checkpoint
@@ -430,3 +431,24 @@ def test_a_checkpoint_that_the_run_has_passed(
     alone = Path(shutil.copytree(stopped / "cycle_01", tmp_path / "a" / "b"))
     assert run_train("--resume", alone / "checkpoint_last.pth") == 2
     assert "lies in no run folder" in capsys.readouterr().err
+
+
+def test_tensorboard_shows_no_step_twice(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = config.parent / "runs" / "tiny" / "board"
+    line = ["--set", "trainer.tensorboard=true", "--set", "al_settings.num_cycles=0"]
+    with pytest.MonkeyPatch.context() as patch:
+        # Killed in epoch 3 (see PLACES), with the checkpoint of epoch 1 as the newest good one.
+        stop_at(patch, 7, MemoryError)
+        with pytest.raises(MemoryError):
+            run_train("-c", config, "--run-id", "board", "--set", "trainer.epochs=4", *line)
+    cut(folder, "cycle_00/checkpoint_last.pth", "cycle_00/checkpoint_epoch02.pth")
+    cut(folder, "cycle_00/checkpoint_last_previous.pth")
+    assert run_train("--resume", folder, "--set", "trainer.verbosity=2") == 0
+    assert "restored from checkpoint_epoch01.pth: 1 epochs" in capsys.readouterr().out
+    board = EventAccumulator(str(folder / "tensorboard" / "cycle_00"))
+    board.Reload()
+    assert len(list((folder / "tensorboard" / "cycle_00").iterdir())) == 2
+    assert [event.step for event in board.Scalars("val_loss")] == [1, 2, 3, 4]
+    history = read(folder / "cycle_00" / "training.json")["history"]
+    shown = [event.value for event in board.Scalars("loss")]
+    assert shown == pytest.approx([epoch["loss"] for epoch in history])

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,22 +12,28 @@ import numpy as np
 class TensorboardWriter:
     """Writes to a TensorBoard folder; a disabled one does nothing at all."""
 
-    def __init__(
-        self, folder: Path, *, enabled: bool = True, purge_step: int | None = None
-    ) -> None:
-        """Open the folder.
+    def __init__(self, folder: Path, *, enabled: bool = True) -> None:
+        """Name the folder; the first value opens a file in it.
 
         Args:
             folder: Where the event files go.
             enabled: False makes every call a no-op.
-            purge_step: Hide what an interrupted run wrote from this step on.
         """
-        self._writer = None
-        if enabled:
+        self._folder, self._enabled = folder, enabled
+        self._purge_step: int | None = None
+        self._writer: Any = None
+
+    def hide_from(self, step: int) -> None:
+        """Hide what an interrupted run wrote from `step` on; call it before the first value."""
+        self._purge_step = step
+
+    def _open(self) -> Any:
+        if self._writer is None:
             # Imported here: TensorBoard takes a second to load, and many runs do without it.
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+            self._writer = SummaryWriter(str(self._folder), purge_step=self._purge_step)
+        return self._writer
 
     def __enter__(self) -> "TensorboardWriter":
         """Enter."""
@@ -44,15 +51,15 @@ class TensorboardWriter:
 
     def scalars(self, values: Mapping[str, float | None], step: int) -> None:
         """Write every value that is defined."""
-        if self._writer is not None:
+        if self._enabled:
             for name, value in values.items():
                 if value is not None:
-                    self._writer.add_scalar(name, value, step)
+                    self._open().add_scalar(name, value, step)
 
     def image(self, name: str, picture: np.ndarray, step: int) -> None:
         """Write a uint8 [H, W, 3] picture."""
-        if self._writer is not None:
-            self._writer.add_image(name, picture, step, dataformats="HWC")
+        if self._enabled:
+            self._open().add_image(name, picture, step, dataformats="HWC")
 
 
 def draw_boxes(

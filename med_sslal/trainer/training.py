@@ -120,6 +120,7 @@ def train_cycle(
         )
         restored = trainer.resume()
         if restored is not None:
+            writer.hide_from(trainer.step + 1)
             logger.info(
                 "restored from %s: %d epochs and %d batches of cycle %d",
                 restored.name,
