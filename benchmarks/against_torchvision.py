@@ -1,6 +1,6 @@
 """Ours against a bare torchvision loop: a training step and the scoring pass.
 
-    python benchmarks/against_torchvision.py [--pairs 20] [--precision fp32|bf16] [--device cpu]
+    python -m benchmarks.against_torchvision [--pairs 20] [--precision fp32|bf16] [--device cpu]
 
 Both sides have the same weights, knobs, precision, images and loader, and run in turn in one
 process: bare, ours, bare. Printed is the median of ours / bare over the pairs, and of bare / bare,
