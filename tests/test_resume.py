@@ -287,6 +287,7 @@ def test_more_cycles_go_on_with_the_same_run(
     assert saved["al_settings"]["num_cycles"] == 2
 
 
+@pytest.mark.slow
 def test_more_epochs_continue_a_training_whose_query_is_not_made(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -340,6 +341,7 @@ def test_another_environment_is_warned_of(copy: Path, capsys: pytest.CaptureFixt
     assert code == 0 and "warning: threads was 99 and is now 1" in said
 
 
+@pytest.mark.slow
 def test_a_config_of_an_older_version_lacks_keys(copy: Path, whole: Path) -> None:
     content = json.loads((copy / "config.json").read_text())
     del content["trainer"]["grad_clip"], content["trainer"]["warmup_steps"]
@@ -371,14 +373,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "flipped bit",
-        pytest.param("truncated", marks=pytest.mark.slow),
-        pytest.param("empty", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_run_folder_falls_back_and_a_named_checkpoint_does_not(
     stopped: Path, whole: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -433,6 +429,7 @@ def test_a_checkpoint_that_the_run_has_passed(
     assert "lies in no run folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_no_step_twice(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = config.parent / "runs" / "tiny" / "board"
     line = ["--set", "trainer.tensorboard=true", "--set", "al_settings.num_cycles=0"]

@@ -210,6 +210,7 @@ def test_test_on_validation(finished: tuple[Path, str]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_an_own_config_of_a_run_starts_the_same_run(
     finished: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -224,6 +225,7 @@ def test_an_own_config_of_a_run_starts_the_same_run(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_init_from_starts_with_the_weights_of_a_checkpoint(
     finished: tuple[Path, str], config: Path, tmp_path: Path
 ) -> None:

@@ -27,6 +27,8 @@ from med_sslal.utils.train_util import random_states
 
 BUDGET = 7
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
