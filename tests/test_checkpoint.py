@@ -84,3 +84,25 @@ def test_a_type_without_a_plain_form_is_a_bug(tmp_path: Path) -> None:
 def test_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot write"):
         save_checkpoint(tmp_path / "missing" / "c.pth", {})
+
+
+@pytest.mark.parametrize("moment", range(4))
+def test_one_copy_is_whole_at_every_moment(
+    tmp_path: Path, moment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint_last.pth"
+    for turn in (1, 2):
+        save_checkpoint(path, {"turn": turn})
+    replace, left = Path.replace, [moment]
+
+    def killed(source: Path, target: Path) -> Path:
+        if left[0] == 0:
+            raise MemoryError
+        left[0] -= 1
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(MemoryError):
+        save_checkpoint(path, {"turn": 3})
+    found = [name for name in (path, previous(path)) if name.exists()]
+    assert newest_good(found)[1]["turn"] == 2

@@ -53,12 +53,18 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save(plain({"format_version": FORMAT_VERSION, **content}), buffer)
-    if path.exists() and sidecar(path).exists():
-        old = previous(path)
-        path.replace(old)
-        sidecar(path).replace(sidecar(old))
+    checksum = sidecar(path).read_text().split()[:1] if sidecar(path).exists() else []
+    if path.exists() and checksum:
+        # In this order one of the two copies is whole at every moment.
+        _write_sidecar(previous(path), checksum[0])
+        path.replace(previous(path))
     atomic_write(path, lambda stream: stream.write(buffer.getbuffer()))
-    line = f"{sha256_file(path)}  {path.name}\n"
+    _write_sidecar(path, sha256_file(path))
+
+
+def _write_sidecar(path: Path, checksum: str) -> None:
+    """Write the checksum of `path` in the form of sha256sum."""
+    line = f"{checksum}  {path.name}\n"
     atomic_write(sidecar(path), lambda stream: stream.write(line.encode()))
 
 
