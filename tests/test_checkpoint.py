@@ -12,6 +12,7 @@ from med_sslal.base.checkpoint import (
     previous,
     save_checkpoint,
     sidecar,
+    weights_hash,
 )
 from med_sslal.utils.errors import CheckpointError, UserError
 
@@ -106,3 +107,11 @@ def test_one_copy_is_whole_at_every_moment(
         save_checkpoint(path, {"turn": 3})
     found = [name for name in (path, previous(path)) if name.exists()]
     assert newest_good(found)[1]["turn"] == 2
+
+
+def test_weights_hash_knows_values_and_names_only() -> None:
+    weights = {"a": torch.arange(4.0), "b": torch.ones(2, 2)}
+    same = weights_hash({"b": torch.ones(2, 2), "a": torch.arange(4.0)})
+    assert weights_hash(weights) == same
+    assert weights_hash({**weights, "b": torch.zeros(2, 2)}) != same
+    assert weights_hash({"a": weights["a"], "c": weights["b"]}) != same

@@ -22,7 +22,7 @@ from med_sslal.utils.interrupt import Interrupted, StopRequest
 
 ROOT = Path(__file__).parents[1]
 # What a clock or a place in the file system leaves behind.
-TIMES = {"seconds", "minutes", "model_hash", "config_hash", "sha256"}
+TIMES = {"seconds", "minutes", "config_hash", "sha256"}
 
 
 @pytest.fixture(scope="module", autouse=True)

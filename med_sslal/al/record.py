@@ -50,7 +50,7 @@ class RecordHeader:
 
     Attributes:
         dataset_fingerprint: `BaseDataset.fingerprint()`.
-        model_hash: SHA-256 of the checkpoint that scored.
+        model_hash: `weights_hash` of the model that scored.
         config_hash: Hash of the resolved config.
         class_names: Names without background; label i is `class_names[i - 1]`.
         record_floor: Detections with a score below it are not in the record.

@@ -1,5 +1,6 @@
 """Checkpoints: plain containers and tensors, written atomically, with a SHA-256 beside each."""
 
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -114,6 +115,15 @@ def load_tensors(path: Path, *, require_checksum: bool = False) -> Any:
     # torch's unpickler stumbles over foreign bytes in many ways: IndexError, struct.error, ...
     except Exception as error:
         raise CheckpointError(f"{path} is no readable checkpoint: {first_line(error)}") from error
+
+
+def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
+    """Hex SHA-256 of names and values: equal weights agree, whatever else their files hold."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def first_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from med_sslal.al.scoring import score_pool
 from med_sslal.al.selection_io import read_selection, write_selection
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.base_trainer import BEST
-from med_sslal.base.checkpoint import load_checkpoint
+from med_sslal.base.checkpoint import load_checkpoint, weights_hash
 from med_sslal.base.types import Annotation, Prediction
 from med_sslal.eval.coco_utils import from_coco_predictions, to_coco_predictions
 from med_sslal.eval.metric import evaluate
@@ -28,7 +28,7 @@ from med_sslal.trainer.results import write_results
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.training import train_cycle
 from med_sslal.utils.interrupt import StopRequest
-from med_sslal.utils.util import read_json, sha256_file, stable_hash, write_json
+from med_sslal.utils.util import read_json, stable_hash, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -284,7 +284,7 @@ class CycleLoop:
                 counts[names[number - 1]] += 1
         header = RecordHeader(
             dataset_fingerprint=self._fingerprint,
-            model_hash=sha256_file(folder / BEST),
+            model_hash=weights_hash(load_checkpoint(folder / BEST)["model"]),
             config_hash=setup.config_hash,
             class_names=names,
             class_counts=counts,
