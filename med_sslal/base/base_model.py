@@ -40,7 +40,3 @@ class BaseModel(nn.Module, ABC):
             Training mode: losses per image. Eval mode: detections, and losses where targets
             were given.
         """
-
-    def n_parameters(self) -> int:
-        """Number of trainable parameters."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
