@@ -35,7 +35,7 @@ def arguments(**changes):
 
 
 WRONG = {
-    "no image at the start": ({"init_num": 0}, "init_num", "found 0; allowed: 1 or more"),
+    "no image at the start": ({"init_num": 0}, "init_num", 'found 0; allowed: 1 or more, or "all"'),
     "no budget": ({"budget_num": -1}, "budget_num", "found -1; allowed: 1 or more"),
     "no criterion": ({"al_criterion": []}, "al_criterion", "found 0 names"),
     "three criteria": ({"al_criterion": ["entropy"] * 3}, "al_criterion", "found 3 names"),
@@ -130,6 +130,14 @@ def test_the_initial_set_is_a_seeded_draw_from_the_ids():
     assert set(drawn) != set(ids[:20])
     with pytest.raises(ConfigError, match="more than the 60 images"):
         helper(init=61).initial(pool)
+
+
+def test_the_whole_pool_can_be_the_initial_set():
+    pool = Pool((), tuple(f"image{number:03d}" for number in range(60)))
+    assert ActiveLearningHelper.check_args(arguments(init_num="all")) == []
+    drawn = helper(init="all").initial(pool)
+    assert len(drawn) == 60 and set(drawn) == set(pool.unlabelled)
+    assert drawn[:20] == helper(init=20).initial(pool), "the order of any other initial set"
 
 
 def test_a_last_query_takes_what_is_left(tmp_path):
@@ -277,8 +285,8 @@ from med_sslal.al.selectors.base import Choice, Selector
 class BoxArea(BoxCriterion):
     """Large boxes first."""
     name = "box_area"
-    def box_values(self, section):
-        boxes = np.asarray(section.boxes)
+    def box_values(self, record):
+        boxes = np.asarray(record.section("plain").boxes)
         return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 class WorstFirst(Selector):

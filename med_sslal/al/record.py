@@ -9,7 +9,7 @@ On disk a record is a folder: `header.json`, `labelled_embeddings.npy`, and one 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -173,6 +173,12 @@ class PoolRecord:
                 "score the pool again with a criterion that needs it"
             )
         return self.sections[view]
+
+    def blocks(self, n_images: int) -> Iterator["PoolRecord"]:
+        """The record in pieces of at most `n_images` images, the same ones in every section."""
+        pieces = [section.blocks(n_images) for section in self.sections.values()]
+        for sections in zip(*pieces, strict=True):
+            yield replace(self, sections=dict(zip(self.sections, sections, strict=True)))
 
     @classmethod
     def open(cls, path: Path) -> "PoolRecord":

@@ -25,11 +25,14 @@ class Criterion(ABC):
 
     Attributes:
         name: Its name in the config and in selection.json.
-        views: Sections of the record that it reads; each costs an inference pass over the pool.
+        views: Sections of the record that it reads; each costs an inference pass over the pool,
+            or one of the heads. An argument may decide them: then `__init__` sets them.
+        needs_roi_features: True where it reads `roi_features`, which are recorded on request.
     """
 
     name: ClassVar[str]
-    views: ClassVar[tuple[str, ...]] = (PLAIN,)
+    views: tuple[str, ...] = (PLAIN,)
+    needs_roi_features: bool = False
 
     def __call__(self, record: PoolRecord, seed: int) -> np.ndarray:
         """Rate every image of the record.
@@ -42,6 +45,7 @@ class Criterion(ABC):
             float64 [N] in the order of `record.image_ids`, rounded to 1e-4 and finite.
 
         Raises:
+            DataError: The record lacks something that the criterion reads.
             ValueError: The subclass returned another shape, NaN or infinity.
         """
         values = round_scores(self.image_values(record, seed))
@@ -57,7 +61,34 @@ class Criterion(ABC):
         """The raw values, [N], higher = more informative."""
 
 
-class BoxCriterion(Criterion):
+class DetectionCriterion(Criterion):
+    """A criterion that rates images by their detections, and so needs a rule for those without.
+
+    A subclass implements `block_values`, which is called on a block of images at a time.
+    """
+
+    def __init__(self, *, empty_images: EmptyImages = "median") -> None:
+        """Set the rule.
+
+        Args:
+            empty_images: Place of images without a detection: first, last, median or random.
+        """
+        self.empty_images: EmptyImages = empty_images
+
+    @abstractmethod
+    def block_values(self, record: PoolRecord) -> np.ndarray:
+        """Value of every image, [N], higher = more informative; NaN without a detection."""
+
+    def image_values(self, record: PoolRecord, seed: int) -> np.ndarray:
+        """The values block by block, then the policy for empty images."""
+        for view in self.views:
+            record.section(view)  # A pool without images lacks a view just as well.
+        blocks = [self.block_values(block) for block in record.blocks(BLOCK_IMAGES)]
+        values = np.concatenate(blocks) if blocks else np.zeros(0)
+        return fill_empty(round_scores(values), record.image_ids, self.empty_images, seed)
+
+
+class BoxCriterion(DetectionCriterion):
     """A criterion that rates boxes and aggregates them to images.
 
     A subclass sets `default_aggregate` and implements `box_values`.
@@ -78,22 +109,17 @@ class BoxCriterion(Criterion):
                 the criterion's own default.
             empty_images: Place of images without a detection: first, last, median or random.
         """
+        super().__init__(empty_images=empty_images)
         self.aggregate: Aggregate = aggregate or self.default_aggregate
-        self.empty_images: EmptyImages = empty_images
 
     @abstractmethod
-    def box_values(self, section: RecordSection) -> np.ndarray:
-        """Value of every box of a section, [M], higher = more informative."""
+    def box_values(self, record: PoolRecord) -> np.ndarray:
+        """Value of every box of the plain section, [M], higher = more informative."""
 
-    def image_values(self, record: PoolRecord, seed: int) -> np.ndarray:
-        """The aggregated values, block by block, then the policy for empty images."""
-        blocks = [self._block(section) for section in record.section(PLAIN).blocks(BLOCK_IMAGES)]
-        values = np.concatenate(blocks) if blocks else np.zeros(0)
-        return fill_empty(round_scores(values), record.image_ids, self.empty_images, seed)
-
-    def _block(self, section: RecordSection) -> np.ndarray:
-        """Aggregated values of one block of images; NaN without a detection."""
-        values = round_scores(self.box_values(section))
+    def block_values(self, record: PoolRecord) -> np.ndarray:
+        """The values of the boxes, aggregated to images."""
+        section = record.section(PLAIN)
+        values = round_scores(self.box_values(record))
         return aggregate_boxes(values, confidence(section), section.offsets, self.aggregate)
 
 

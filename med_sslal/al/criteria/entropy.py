@@ -3,7 +3,7 @@
 import numpy as np
 
 from med_sslal.al.criteria.base import BoxCriterion
-from med_sslal.al.record import RecordSection
+from med_sslal.al.record import PLAIN, PoolRecord
 
 
 class Entropy(BoxCriterion):
@@ -15,8 +15,8 @@ class Entropy(BoxCriterion):
 
     name = "entropy"
 
-    def box_values(self, section: RecordSection) -> np.ndarray:
+    def box_values(self, record: PoolRecord) -> np.ndarray:
         """Entropy of each box in nats."""
-        probs = np.asarray(section.class_probs, dtype=np.float64)
+        probs = np.asarray(record.section(PLAIN).class_probs, dtype=np.float64)
         logs = np.log(probs, out=np.zeros_like(probs), where=probs > 0)
         return -(probs * logs).sum(axis=1)

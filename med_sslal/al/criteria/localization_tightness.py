@@ -7,7 +7,7 @@ import numpy as np
 from med_sslal.al.arrays import paired_iou, round_scores
 from med_sslal.al.criteria.aggregate import Aggregate
 from med_sslal.al.criteria.base import BoxCriterion, confidence
-from med_sslal.al.record import RecordSection
+from med_sslal.al.record import PLAIN, PoolRecord
 
 
 class LocalizationTightness(BoxCriterion):
@@ -22,7 +22,8 @@ class LocalizationTightness(BoxCriterion):
     name = "localization_tightness"
     default_aggregate: ClassVar[Aggregate] = "score_weighted"
 
-    def box_values(self, section: RecordSection) -> np.ndarray:
+    def box_values(self, record: PoolRecord) -> np.ndarray:
         """1 - abs(T_j + P_j - 1)."""
+        section = record.section(PLAIN)
         tightness = round_scores(paired_iou(section.boxes, section.proposals))
         return 1.0 - np.abs(tightness + confidence(section) - 1.0)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from med_sslal.al.criteria.base import BoxCriterion
-from med_sslal.al.record import RecordSection
+from med_sslal.al.record import PLAIN, PoolRecord
 
 
 class Margin(BoxCriterion):
@@ -15,8 +15,8 @@ class Margin(BoxCriterion):
 
     name = "margin"
 
-    def box_values(self, section: RecordSection) -> np.ndarray:
+    def box_values(self, record: PoolRecord) -> np.ndarray:
         """The second highest probability less the highest."""
-        probs = np.asarray(section.class_probs, dtype=np.float64)
+        probs = np.asarray(record.section(PLAIN).class_probs, dtype=np.float64)
         best = np.partition(probs, -2, axis=1)[:, -2:]
         return best[:, 0] - best[:, 1]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from med_sslal.al.criteria.base import BoxCriterion, confidence
-from med_sslal.al.record import RecordSection
+from med_sslal.al.record import PLAIN, PoolRecord
 
 
 class PredictionUncertainty(BoxCriterion):
@@ -15,6 +15,6 @@ class PredictionUncertainty(BoxCriterion):
 
     name = "prediction_uncertainty"
 
-    def box_values(self, section: RecordSection) -> np.ndarray:
+    def box_values(self, record: PoolRecord) -> np.ndarray:
         """1 - P_j."""
-        return 1.0 - confidence(section)
+        return 1.0 - confidence(record.section(PLAIN))

@@ -1,7 +1,5 @@
 """The baseline every criterion is held against."""
 
-from typing import ClassVar
-
 import numpy as np
 
 from med_sslal.al.criteria.base import Criterion
@@ -17,7 +15,7 @@ class Random(Criterion):
     """
 
     name = "random"
-    views: ClassVar[tuple[str, ...]] = ()
+    views = ()
 
     def image_values(self, record: PoolRecord, seed: int) -> np.ndarray:
         """A uniform number per image."""

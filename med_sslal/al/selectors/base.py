@@ -28,12 +28,14 @@ class Selector(ABC):
     Attributes:
         name: Its name in the config and in selection.json.
         views: Sections of the record that it reads.
+        needs_roi_features: True where it reads `roi_features`, which are recorded on request.
         criteria: Criteria that it ranks by; their values over the whole pool are handed to it and
             written to selection.json.
     """
 
     name: ClassVar[str]
-    views: ClassVar[tuple[str, ...]] = (PLAIN,)
+    views: tuple[str, ...] = (PLAIN,)
+    needs_roi_features: bool = False
     criteria: ClassVar[tuple[type[Criterion], ...]] = ()
 
     @abstractmethod

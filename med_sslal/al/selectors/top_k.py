@@ -1,7 +1,6 @@
 """The simplest selector."""
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import numpy as np
 
@@ -13,7 +12,7 @@ class TopK(Selector):
     """Best first: the images that the criterion rates highest, near-duplicates included."""
 
     name = "top_k"
-    views: ClassVar[tuple[str, ...]] = ()
+    views = ()
 
     def select(
         self,
