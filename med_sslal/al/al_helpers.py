@@ -31,7 +31,7 @@ class ActiveLearningHelper:
 
     def __init__(
         self,
-        init_num: int,
+        init_num: int | Literal["all"],
         budget_num: int,
         al_criterion: list[str],
         *,
@@ -45,7 +45,8 @@ class ActiveLearningHelper:
         """Set the strategy.
 
         Args:
-            init_num: Images that are labelled at the start, drawn at random.
+            init_num: Images that are labelled at the start, drawn at random; all = the whole pool,
+                which leaves nothing to query (full supervision).
             budget_num: Images that each cycle labels.
             al_criterion: An uncertainty criterion, then optionally a second stage (diversity or
                 representativeness); a name, or your own package.module.Class.
@@ -100,9 +101,9 @@ class ActiveLearningHelper:
             (argument, sentence) for each problem.
         """
         problems = [
-            (name, f"found {args[name]}; allowed: 1 or more")
-            for name in ("init_num", "budget_num")
-            if args[name] < 1
+            (name, f"found {args[name]}; allowed: 1 or more{more}")
+            for name, more in (("init_num", ', or "all"'), ("budget_num", ""))
+            if args[name] != "all" and args[name] < 1
         ]
         cap = args["max_per_group"]
         if cap is not None and cap < 1:
@@ -143,9 +144,14 @@ class ActiveLearningHelper:
         Raises:
             ConfigError: The pool has fewer than `init_num` images.
         """
-        check_pool(self.init_num, 0, len(pool.unlabelled))
+        n_images = self.n_initial(len(pool.unlabelled))
+        check_pool(n_images, 0, len(pool.unlabelled))
         drawn = sorted(pool.unlabelled, key=lambda name: stable_hash("initial", self.seed, name))
-        return tuple(drawn[: self.init_num])
+        return tuple(drawn[:n_images])
+
+    def n_initial(self, pool_size: int) -> int:
+        """Images of the initial set, of a pool of `pool_size` images."""
+        return pool_size if self.init_num == "all" else self.init_num
 
     def query(self, record: PoolRecord, pool: Pool, budget: int, cycle: int) -> Selection:
         """The next images to label.

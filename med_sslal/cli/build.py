@@ -85,14 +85,14 @@ def build_setup(
             patient leaves of it, or batch size or schedule do not fit.
     """
     helper = config.init_obj("al_settings", seed=config["seed"])
+    pool = Pool((), dataset.splits["train"])
     if config.get("al_settings.num_cycles"):
-        check_pool(helper.init_num, helper.budget_num, len(dataset.splits["train"]))
-        pool = Pool((), dataset.splits["train"])
+        check_pool(helper.n_initial(len(pool)), helper.budget_num, len(pool))
         left = pool.label(helper.initial(pool)).unlabelled
         groups = [dataset.infos[image_id].group_id for image_id in left]
         check_groups(groups, helper.budget_num, helper.max_per_group)
     else:
-        check_pool(helper.init_num, 0, len(dataset.splits["train"]))
+        check_pool(helper.n_initial(len(pool)), 0, len(pool))
     pseudo = config.get("ssl_settings.include_pseudolabels")
     if pseudo and config["batch_size"] < 2:
         raise ConfigError(

@@ -48,10 +48,11 @@ def _most_moves(config: ConfigParser, helper: ActiveLearningHelper, pool_size: i
     trainer, batch_size = config["trainer"], config["batch_size"]
     by_step = config["lr_scheduler"]["interval"] == "step"
     if trainer["steps_per_cycle"]:
-        batches = max(1, helper.init_num // batch_size)
+        batches = max(1, helper.n_initial(pool_size) // batch_size)
         steps = trainer["steps_per_cycle"]
         return steps if by_step else math.ceil(steps / batches)
-    labelled = helper.init_num + config.get("al_settings.num_cycles") * helper.budget_num
+    queries = config.get("al_settings.num_cycles")
+    labelled = helper.n_initial(pool_size) + queries * helper.budget_num
     pseudo = config.get("ssl_settings.include_pseudolabels")
     share = batch_size - batch_size // 2 if pseudo else batch_size
     batches = math.ceil(min(labelled, pool_size) / share)

@@ -289,8 +289,9 @@ def _dry_run(
     }
     helper = copy(setup.helper)
     pool = len(handful.splits["train"])
-    helper.init_num = max(1, min(DRY_INIT, helper.init_num, pool - 1))
-    helper.budget_num = max(1, min(DRY_BUDGET, helper.budget_num, pool - helper.init_num))
+    if helper.init_num != "all":
+        helper.init_num = max(1, min(DRY_INIT, helper.init_num, pool - 1))
+        helper.budget_num = max(1, min(DRY_BUDGET, helper.budget_num, pool - helper.init_num))
     # A handful of images may be of one patient.
     helper.max_per_group = None
     small = replace(

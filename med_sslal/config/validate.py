@@ -54,6 +54,7 @@ class Validator:
                 self._key(members[0], self.config, self.resolved)
             else:
                 self._section(name, members)
+        self._full_supervision()
         self._metrics()
         self._torch_pair()
 
@@ -194,6 +195,16 @@ class Validator:
             elif not argument.accepts(args[name]):
                 words = describe(argument.annotation)
                 self.add((*at, name), refusal(args[name], argument.annotation, words))
+
+    def _full_supervision(self) -> None:
+        """Refuse queries of a pool that is labelled as a whole from the start."""
+        section = self.resolved.get("al_settings", {})
+        if section.get("args", {}).get("init_num") == "all" and section.get("num_cycles"):
+            self.add(
+                ("al_settings", "num_cycles"),
+                f"found {section['num_cycles']}, but init_num \"all\" leaves nothing to query: set "
+                "it to 0",
+            )
 
     def _metrics(self) -> None:
         """Check the names of metrics, and the functions that dotted paths lead to."""
