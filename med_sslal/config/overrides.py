@@ -35,11 +35,11 @@ def parse_set(text: str) -> Override:
     path = tuple(part.strip() for part in dotted.split("."))
     if not equals or not all(path):
         raise ConfigError(f"--set takes KEY=VALUE such as trainer.epochs=3, found '{text}'")
-    return Override("--set", path, _value(written))
+    return Override("--set", path, json_or_text(written))
 
 
-def _value(written: str) -> Any:
-    """JSON, or the text itself."""
+def json_or_text(written: str) -> Any:
+    """A value of the command line: as JSON where it can be read as such, else the text itself."""
     try:
         value = json.loads(written, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):

@@ -64,7 +64,7 @@ def help_config(registries: Registries) -> str:
         if entry.path == "metrics":
             names = ", ".join(registries["metrics"])
             meaning += f"; known: {names}, or your own as module.function"
-        lines += _entry_lines(entry.path, entry.allowed, entry.hint, meaning, 0)
+        lines += entry_lines(entry.path, entry.allowed, entry.hint, meaning, 0)
     return "\n".join([*lines, ""])
 
 
@@ -73,7 +73,7 @@ def _section_lines(section: TypeSection, registry: Mapping[str, type]) -> list[s
     lines = []
     if section.has_type:
         kind = "string" + (", or null in place of the section" if section.nullable else "")
-        lines += _entry_lines(f"{section.path}.type", kind, section.hint, section.meaning, 0)
+        lines += entry_lines(f"{section.path}.type", kind, section.hint, section.meaning, 0)
     for name, cls in registry.items():
         title = f"{section.path}.args" + (f" of {name}" if section.has_type else "")
         arguments = [
@@ -85,7 +85,7 @@ def _section_lines(section: TypeSection, registry: Mapping[str, type]) -> list[s
         for argument in arguments:
             kind = describe(argument.annotation)
             meaning = argument.meaning if section.fill_args else _first_sentence(argument)
-            lines += _entry_lines(argument.name, kind, argument.hint, meaning, 4)
+            lines += entry_lines(argument.name, kind, argument.hint, meaning, 4)
     return lines
 
 
@@ -94,8 +94,16 @@ def _first_sentence(argument: Argument) -> str:
     return re.sub(r"\s*\(?[Dd]efault:.*", "", argument.meaning).split(". ")[0].removesuffix(".")
 
 
-def _entry_lines(name: str, kind: str, hint: str, meaning: str, margin: int) -> list[str]:
-    """One entry, its meaning wrapped under it."""
+def entry_lines(name: str, kind: str, hint: str, meaning: str, margin: int) -> list[str]:
+    """One entry of a help text, its meaning wrapped under it.
+
+    Args:
+        name: Key or argument.
+        kind: What it allows, in words.
+        hint: `required` or its default.
+        meaning: What it does.
+        margin: Blanks before each line.
+    """
     head = f"{' ' * margin}{name} ({kind}; {hint})"
     indent = " " * (margin + 4)
     return [

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,6 +22,20 @@ TRUTH, PREDICTED, IGNORED = "#2CD5A5", "#FFB000", "#F0F0F0"
 
 _PER_ROW = 4
 _CELL, _GAP = 3.0, 0.12
+
+
+class Captioned(Protocol):
+    """What a contact sheet needs of an image besides its pixels and boxes."""
+
+    @property
+    def image_id(self) -> str:
+        """The image."""
+        ...
+
+    @property
+    def caption(self) -> str:
+        """A line below its name."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -114,10 +129,10 @@ def above(prediction: Prediction, min_score: float) -> Prediction:
 
 
 def contact_sheet(
-    groups: Mapping[str, Sequence[RankedImage]],
+    groups: Mapping[str, Sequence[Captioned]],
     read: Callable[[str], np.ndarray],
     predictions: Mapping[str, Prediction],
-    annotations: Mapping[str, Annotation],
+    annotations: Mapping[str, Annotation] | None,
     class_names: Sequence[str],
     path: Path,
     *,
@@ -132,7 +147,7 @@ def contact_sheet(
         read: Image id to float [H, W, 3], or [H, W] for grey, in [0, 1],
             ORIGINAL pixels.
         predictions: Image id to detections in ORIGINAL pixels.
-        annotations: Image id to label.
+        annotations: Image id to label; None where labels are not to be seen.
         class_names: Names without background; written beside the score when there are several.
         path: The PNG; its folder must exist.
         title: Heading of the sheet.
@@ -162,26 +177,26 @@ def contact_sheet(
             )
             image_id = item.image_id
             kept = above(predictions[image_id], min_score)
-            draw_boxes(axes, pictures[image_id], annotations[image_id], kept, class_names)
+            truth = Annotation.empty() if annotations is None else annotations[image_id]
+            draw_boxes(axes, pictures[image_id], truth, kept, class_names)
             below = f"{_short(image_id)}\n{item.caption}"
             axes.set_xlabel(below, fontsize=8, color=INK, labelpad=3)
         y -= rows * (picture + caption)
-    _explain(figure, min_score)
+    _explain(figure, min_score, with_truth=annotations is not None)
     if note:
         where = (1 - left, 0.14 / height)
         figure.text(*where, note, fontsize=10, color=FAINT, style="italic", ha="right")
     save_png(figure, path)
 
 
-def _explain(figure: Figure, min_score: float) -> None:
+def _explain(figure: Figure, min_score: float, *, with_truth: bool) -> None:
     """The legend at the foot of a sheet."""
     predicted = f"prediction, score {min_score:.2f} or more"
+    true = Line2D([], [], color=TRUTH, linewidth=2, label="truth")
+    found = Line2D([], [], color=PREDICTED, linewidth=2, linestyle="--", label=predicted)
+    ignored = Line2D([], [], color=FAINT, linewidth=2, linestyle=":", label="ignore region")
     figure.legend(
-        handles=[
-            Line2D([], [], color=TRUTH, linewidth=2, label="truth"),
-            Line2D([], [], color=PREDICTED, linewidth=2, linestyle="--", label=predicted),
-            Line2D([], [], color=FAINT, linewidth=2, linestyle=":", label="ignore region"),
-        ],
+        handles=[true, found, ignored] if with_truth else [found],
         loc="lower left",
         ncols=3,
         frameon=False,
