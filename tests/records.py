@@ -1,10 +1,18 @@
 """Made-up detections, written as real pool records: shared by the tests of selection."""
 
+from dataclasses import replace
+
+import numpy as np
 import torch
 
-from med_sslal.al.record import RecordHeader
+from med_sslal.al.al_criteria import CRITERIA
+from med_sslal.al.record import PLAIN, RecordHeader, is_aligned
 from med_sslal.al.record_writer import RecordWriter
 from med_sslal.base.types import Detections, ImageInfo
+from med_sslal.utils.util import stable_hash
+
+# Every section that a criterion reads.
+ALL_VIEWS = tuple(dict.fromkeys(view for cls in CRITERIA.values() for view in cls().views))
 
 
 def info(image_id, group=None):
@@ -13,7 +21,17 @@ def info(image_id, group=None):
 
 def header(n_classes=1, **changes):
     names = tuple(f"class{number}" for number in range(1, n_classes + 1))
-    return RecordHeader("data", "model", "config", names, **changes)
+    return RecordHeader(
+        "data",
+        "model",
+        "config",
+        names,
+        **{
+            "class_counts": {name: 10 * place for place, name in enumerate(names, start=1)},
+            "class_difficulty": {name: place / n_classes for place, name in enumerate(names)},
+            **changes,
+        },
+    )
 
 
 def detections(
@@ -27,6 +45,7 @@ def detections(
     embedding=None,
     top_proposals=((0, 0, 10, 10),),
     top_objectness=(0.5,),
+    roi_features=None,
 ):
     """Detections of one image; what is left out is filled so that it fits the scores."""
     n = len(scores)
@@ -49,6 +68,7 @@ def detections(
         embedding=torch.tensor([1.0, 0.0] if embedding is None else embedding),
         top_proposals=torch.tensor(top_proposals, dtype=torch.float32).reshape(-1, 4),
         top_objectness=torch.tensor(top_objectness, dtype=torch.float32),
+        roi_features=scores[:, None] if roi_features is None else torch.tensor(roi_features),
     )
 
 
@@ -78,15 +98,64 @@ def random_detections(generator, n_classes, *, n=None, dims=6):
         embedding=torch.as_tensor(generator.normal(size=dims), dtype=torch.float32),
         top_proposals=boxes(n_top),
         top_objectness=torch.as_tensor(generator.random(n_top), dtype=torch.float32),
+        roi_features=torch.cos(found),
     )
 
 
-def write_record(path, images, *, labelled=(), groups=(), shard_size=512, **header_changes):
+def seen_again(generator, found, view):
+    """What another view could give: for the heads the same rows, else boxes moved and others."""
+    n = len(found.scores)
+    if not is_aligned(view):
+        rows = torch.as_tensor(generator.integers(0, max(n, 1), int(generator.integers(0, n + 2))))
+        rows = rows[: n and len(rows)]
+        found = replace(
+            found,
+            **{
+                name: getattr(found, name)[rows]
+                for name in ("boxes", "labels", "scores", "class_probs", "proposals")
+            },
+        )
+    moved = torch.as_tensor(generator.integers(-2, 3, (len(found.boxes), 2)).repeat(2, axis=1))
+    again = found.class_probs[:, torch.as_tensor(generator.permutation(found.class_probs.shape[1]))]
+    same = torch.as_tensor(generator.random(len(found.boxes)) < 0.5)[:, None]
+    probs = torch.where(same, found.class_probs, again)
+    return replace(found, boxes=found.boxes + moved, class_probs=probs, roi_features=None)
+
+
+def views_of(images, views):
+    """Image id to what each further view gives; it depends on id and detections alone."""
+    return {
+        image_id: {
+            view: seen_again(np.random.default_rng(stable_hash(view, image_id)), found, view)
+            for view in views
+            if view != PLAIN
+        }
+        for image_id, found in images.items()
+    }
+
+
+def write_record(
+    path,
+    images,
+    *,
+    labelled=(),
+    groups=(),
+    views=(),
+    roi_features=False,
+    shard_size=512,
+    **header_changes,
+):
     """A record of `images` (id to Detections), in their order; `groups` maps ids to patients."""
-    groups = dict(groups)
-    with RecordWriter(path, header(**header_changes), shard_size=shard_size) as writer:
+    groups, others = dict(groups), views_of(images, views)
+    with RecordWriter(
+        path,
+        header(**header_changes),
+        views=views,
+        roi_features=roi_features,
+        shard_size=shard_size,
+    ) as writer:
         for image_id, found in images.items():
-            writer.add(info(image_id, groups.get(image_id)), found)
+            writer.add(info(image_id, groups.get(image_id)), found, others[image_id])
         for image_id, found in dict(labelled).items():
             writer.add_labelled(info(image_id), found)
         return writer.close()

@@ -1,11 +1,13 @@
 """PoolRecord: what one inference pass over the pool saw, as memory-mapped columns.
 
 Shape shorthand: N images, M detections of all images together, C classes with background, D
-embedding length, P best proposals kept per image. The detections of image i are the rows
-`offsets[i]` to `offsets[i + 1]` of every [M, ...] column. Images are sorted by id.
+embedding length, P best proposals kept per image, F length of the RoI features. The detections of
+image i are the rows `offsets[i]` to `offsets[i + 1]` of every [M, ...] column. Images are sorted
+by id.
 
 On disk a record is a folder: `header.json`, `labelled_embeddings.npy`, and one folder per section
 (one section per view of the images; `plain` is the image as it is) with one .npy file per column.
+A column that a view has in common with `plain` is stored in `plain` alone.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,10 +21,11 @@ import numpy as np
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import read_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HEADER_FILE = "header.json"
 LABELLED_FILE = "labelled_embeddings.npy"
 PLAIN = "plain"
+HEAD_VIEW_PREFIX = "dropout_"
 RECORD_FLOOR = 0.05
 
 # Column name to (kind of dtype, shape); a letter of the shape stands for the size named above.
@@ -42,6 +45,11 @@ COLUMNS: Mapping[str, tuple[str, tuple[str | int, ...]]] = MappingProxyType(
         "top_objectness": ("f4", ("N", "P")),
     }
 )
+# Written on request, for `plain` alone.
+OPTIONAL_COLUMNS: Mapping[str, tuple[str, tuple[str | int, ...]]] = MappingProxyType(
+    {"roi_features": ("f4", ("M", "F"))}
+)
+ALL_COLUMNS = MappingProxyType({**COLUMNS, **OPTIONAL_COLUMNS})
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,10 @@ class RecordHeader:
 class RecordSection:
     """The columns of one view. Boxes and proposals are in ORIGINAL pixels.
 
+    The rows of a view of the image (`flip`, ...) are its own detections. The rows of a view of the
+    heads (`dropout_1`, ...) are those of `plain`, seen again: same images, proposals and labels,
+    other boxes, scores and class_probs, in the order of `plain` and without a floor.
+
     Attributes:
         image_ids: str [N], sorted.
         group_ids: str [N], the patient of each image.
@@ -95,6 +107,8 @@ class RecordSection:
         top_proposals: float32 [N, P, 4], best objectness first; all zero (no area) past an
             image's last proposal.
         top_objectness: float32 [N, P]; 0 past an image's last proposal.
+        roi_features: float32 [M, F], what the box head made of each proposal; None where the pass
+            was not asked for them (`PoolRecord.roi_features` refuses that in words).
     """
 
     image_ids: np.ndarray
@@ -109,6 +123,7 @@ class RecordSection:
     embeddings: np.ndarray
     top_proposals: np.ndarray
     top_objectness: np.ndarray
+    roi_features: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -132,8 +147,8 @@ class RecordSection:
             rows = {"N": slice(start, stop), "M": slice(first, last)}
             parts = {
                 name: getattr(self, name)[rows[str(shape[0])]]
-                for name, (_, shape) in COLUMNS.items()
-                if name != "offsets"
+                for name, (_, shape) in ALL_COLUMNS.items()
+                if name != "offsets" and getattr(self, name) is not None
             }
             yield RecordSection(offsets=self.offsets[start : stop + 1] - first, **parts)
 
@@ -174,6 +189,21 @@ class PoolRecord:
             )
         return self.sections[view]
 
+    @property
+    def roi_features(self) -> np.ndarray:
+        """The RoI features of the plain section's detections: float32 [M, F].
+
+        Raises:
+            DataError: The record was written without them.
+        """
+        features = self.section(PLAIN).roi_features
+        if features is None:
+            raise DataError(
+                f"record {self.path} has no roi_features: score the pool again with a criterion "
+                "or second stage that needs them"
+            )
+        return features
+
     def blocks(self, n_images: int) -> Iterator["PoolRecord"]:
         """The record in pieces of at most `n_images` images, the same ones in every section."""
         pieces = [section.blocks(n_images) for section in self.sections.values()]
@@ -197,11 +227,12 @@ class PoolRecord:
                 )
             header = RecordHeader.from_json(content["header"])
             labelled_ids = tuple(content["labelled_ids"])
-            sections = {
-                view: _open_section(path / view, sizes)
-                for view, sizes in content["sections"].items()
-            }
-            n_dims = int(content["sections"][PLAIN]["D"])
+            sizes, shared = content["sections"], content.get("shared", {})
+            sections = {PLAIN: _open_section(path / PLAIN, sizes[PLAIN], {})}
+            for view in [view for view in sizes if view != PLAIN]:
+                same = {name: getattr(sections[PLAIN], name) for name in shared.get(view, ())}
+                sections[view] = _open_section(path / view, sizes[view], same)
+            n_dims = int(sizes[PLAIN]["D"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(
                 f"{path / HEADER_FILE} is no header of a pool record: {error}"
@@ -210,17 +241,30 @@ class PoolRecord:
         return cls(path, header, labelled_ids, embeddings, MappingProxyType(sections))
 
 
+def is_aligned(view: str) -> bool:
+    """Whether a view is one of the heads: its rows are those of `plain`."""
+    return view.startswith(HEAD_VIEW_PREFIX)
+
+
 def column_shape(name: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """Shape of a column, given the sizes N, M, C, D and P."""
+    """Shape of a column, given the sizes N, M, C, D, P and, for the RoI features, F."""
     known = {**sizes, "N+1": sizes["N"] + 1}
-    return tuple(d if isinstance(d, int) else known[d] for d in COLUMNS[name][1])
+    shape = ALL_COLUMNS[name][1]
+    return tuple(d if isinstance(d, int) else known[d] for d in shape)
 
 
-def _open_section(folder: Path, sizes: Mapping[str, int]) -> RecordSection:
+def _open_section(
+    folder: Path, sizes: Mapping[str, int], shared: Mapping[str, np.ndarray]
+) -> RecordSection:
     """Map the columns of one section and check that they fit each other."""
+    kinds = dict(COLUMNS)
+    if "F" in sizes:
+        kinds |= OPTIONAL_COLUMNS
     columns = {
-        name: _open_column(folder / f"{name}.npy", kind, column_shape(name, sizes))
-        for name, (kind, _) in COLUMNS.items()
+        name: shared[name]
+        if name in shared
+        else _open_column(folder / f"{name}.npy", kind, column_shape(name, sizes))
+        for name, (kind, _) in kinds.items()
     }
     offsets = columns["offsets"]
     if offsets[0] != 0 or offsets[-1] != sizes["M"] or (np.diff(offsets) < 0).any():

@@ -1,10 +1,10 @@
 """Writes a PoolRecord as a stream: shards while the model runs, then one merge by image id."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from numpy.lib.format import open_memmap
 
 from med_sslal.al.record import (
+    ALL_COLUMNS,
     COLUMNS,
     FORMAT_VERSION,
     HEADER_FILE,
@@ -20,15 +21,18 @@ from med_sslal.al.record import (
     PoolRecord,
     RecordHeader,
     column_shape,
+    is_aligned,
 )
 from med_sslal.base.types import Detections, ImageInfo
 from med_sslal.utils.errors import UserError
 from med_sslal.utils.util import fsync_folder, write_json
 
 _IMAGE_COLUMNS = ("image_ids", "group_ids", "orig_sizes")
-_PER_IMAGE = ("embeddings", "top_proposals", "top_objectness")
 _PADDED = ("top_proposals", "top_objectness")
-_PER_BOX = ("boxes", "labels", "scores", "class_probs", "proposals")
+_PER_BOX = ("boxes", "labels", "scores", "class_probs", "proposals", "roi_features")
+# All that a view of the heads changes.
+_PER_HEAD = ("boxes", "scores", "class_probs")
+_SHARD_BYTES = 2**26
 
 
 class RecordWriter:
@@ -38,13 +42,23 @@ class RecordWriter:
     everything, and an interrupted pass leaves nothing under that name.
     """
 
-    def __init__(self, path: Path, header: RecordHeader, *, shard_size: int = 512) -> None:
+    def __init__(
+        self,
+        path: Path,
+        header: RecordHeader,
+        *,
+        views: Sequence[str] = (PLAIN,),
+        roi_features: bool = False,
+        shard_size: int = 512,
+    ) -> None:
         """Start a record.
 
         Args:
             path: Folder of the record; an older record there is replaced by `close`.
             header: What is scored and by what; its `record_floor` decides what is kept.
-            shard_size: Images held in memory before they are written.
+            views: The sections to write; `plain` is always one of them.
+            roi_features: Whether the plain detections bring RoI features that are kept.
+            shard_size: Images held in memory before they are written; fewer where they are large.
 
         Raises:
             UserError: The folder cannot be written.
@@ -53,13 +67,18 @@ class RecordWriter:
         self.header = header
         self.shard_size = shard_size
         self._partial = path.with_name(f".{path.name}.partial")
+        self._columns = {
+            view: _own_columns(view, roi_features) for view in dict.fromkeys((PLAIN, *views))
+        }
         self._infos: list[ImageInfo] = []
-        self._detections: list[Detections] = []
+        self._detections: dict[str, list[Detections]] = {view: [] for view in self._columns}
+        self._n_bytes = 0
         self._shards: list[Path] = []
         self._labelled: dict[str, np.ndarray] = {}
         with _writing(path):
             shutil.rmtree(self._partial, ignore_errors=True)
-            (self._partial / PLAIN).mkdir(parents=True)
+            for view in self._columns:
+                (self._partial / view).mkdir(parents=True)
 
     def __enter__(self) -> "RecordWriter":
         """The writer itself."""
@@ -74,11 +93,38 @@ class RecordWriter:
         """Remove what an unfinished pass has written."""
         shutil.rmtree(self._partial, ignore_errors=True)
 
-    def add(self, info: ImageInfo, detections: Detections) -> None:
-        """Take the detections (on the CPU) of one unlabelled image."""
+    def add(
+        self,
+        info: ImageInfo,
+        detections: Detections,
+        others: Mapping[str, Detections] = MappingProxyType({}),
+    ) -> None:
+        """Take the detections (on the CPU) of one unlabelled image.
+
+        Args:
+            info: The image.
+            detections: Those of the image as it is.
+            others: View name to detections, for every other view of the record.
+
+        Raises:
+            ValueError: The views are not the record's, or a view of the heads has other rows than
+                the plain detections.
+        """
+        found = {PLAIN: detections, **others}
+        if found.keys() != self._columns.keys():
+            raise ValueError(f"found views {list(found)}, the record has {list(self._columns)}")
+        for view, item in found.items():
+            if is_aligned(view) and len(item.scores) != len(detections.scores):
+                raise ValueError(
+                    f"image {info.image_id}: view {view} has {len(item.scores)} rows, {PLAIN} has "
+                    f"{len(detections.scores)}"
+                )
         self._infos.append(info)
-        self._detections.append(detections)
-        if len(self._infos) >= self.shard_size:
+        for view, item in found.items():
+            self._detections[view].append(item)
+            names = [name for name in self._columns[view] if name in _PER_BOX]
+            self._n_bytes += sum(getattr(item, name).nbytes for name in names)
+        if len(self._infos) >= self.shard_size or self._n_bytes >= _SHARD_BYTES:
             self._write_shard()
 
     def add_labelled(self, info: ImageInfo, detections: Detections) -> None:
@@ -99,7 +145,8 @@ class RecordWriter:
         with _writing(self.path):
             labelled_ids = sorted(self._labelled)
             sizes = self._merge()
-            embeddings = np.zeros((len(labelled_ids), sizes["D"]), dtype=np.float32)
+            shape = (len(labelled_ids), sizes[PLAIN]["D"])
+            embeddings = np.zeros(shape, dtype=np.float32)
             for row, image_id in enumerate(labelled_ids):
                 embeddings[row] = self._labelled[image_id]
             np.save(self._partial / LABELLED_FILE, embeddings)
@@ -107,7 +154,11 @@ class RecordWriter:
                 "format_version": FORMAT_VERSION,
                 "header": self.header.to_json(),
                 "labelled_ids": labelled_ids,
-                "sections": {PLAIN: sizes},
+                "sections": sizes,
+                "shared": {
+                    view: [name for name in COLUMNS if name not in own]
+                    for view, own in self._columns.items()
+                },
             }
             write_json(self._partial / HEADER_FILE, content)
             self._publish()
@@ -115,66 +166,94 @@ class RecordWriter:
 
     def _write_shard(self) -> None:
         """Write the images in memory, without detections under the floor."""
-        infos, detections = self._infos, self._detections
-        counts = np.array([len(d.scores) for d in detections])
+        infos = self._infos
         columns: dict[str, Any] = {
-            name: torch.cat([getattr(d, name) for d in detections]).numpy() for name in _PER_BOX
+            f"{PLAIN}.image_ids": np.array([info.image_id for info in infos], dtype=np.str_),
+            f"{PLAIN}.group_ids": np.array([info.group_id for info in infos], dtype=np.str_),
+            f"{PLAIN}.orig_sizes": np.array([info.orig_size for info in infos], dtype=np.int64),
         }
-        keep = columns["scores"] >= self.header.record_floor
-        columns = {name: column[keep] for name, column in columns.items()}
-        owners = np.repeat(np.arange(len(infos)), counts)[keep]
-        columns["counts"] = np.bincount(owners, minlength=len(infos))
-        columns["embeddings"] = torch.stack([d.embedding for d in detections]).numpy()
-        for name in _PADDED:
-            rows = [getattr(d, name) for d in detections]
-            columns[name] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).numpy()
-        columns["image_ids"] = np.array([info.image_id for info in infos], dtype=np.str_)
-        columns["group_ids"] = np.array([info.group_id for info in infos], dtype=np.str_)
-        columns["orig_sizes"] = np.array([info.orig_size for info in infos], dtype=np.int64)
+        kept = {
+            view: np.concatenate([d.scores.numpy() for d in found]) >= self.header.record_floor
+            for view, found in self._detections.items()
+            if not is_aligned(view)
+        }
+        for view, detections in self._detections.items():
+            keep = kept[_rows_of(view)]
+            owners = np.repeat(np.arange(len(infos)), [len(d.scores) for d in detections])
+            columns[f"{view}.counts"] = np.bincount(owners[keep], minlength=len(infos))
+            for name in self._columns[view]:
+                if name in _PER_BOX:
+                    values = torch.cat([getattr(d, name) for d in detections])[keep]
+                elif name in _PADDED:
+                    rows = [getattr(d, name) for d in detections]
+                    values = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+                elif name == "embeddings":
+                    values = torch.stack([d.embedding for d in detections])
+                else:
+                    continue
+                columns[f"{view}.{name}"] = values.numpy()
         shard = self._partial / f"shard_{len(self._shards):05d}.npz"
         with _writing(self.path):
             np.savez(shard, **columns)
         self._shards.append(shard)
-        self._infos, self._detections = [], []
+        self._infos, self._n_bytes = [], 0
+        self._detections = {view: [] for view in self._columns}
 
-    def _merge(self) -> dict[str, int]:
+    def _merge(self) -> dict[str, dict[str, int]]:
         """Write the final columns from the shards, one column of one shard at a time.
 
         Returns:
-            The sizes N, M, C, D and P.
+            For each view the sizes N, M, C, D and P, and F where there are RoI features.
         """
-        ids = _joined(self._shards, "image_ids", np.zeros(0, dtype="<U1"))
-        counts = _joined(self._shards, "counts", np.zeros(0, dtype=np.int64))
+        ids = self._joined(f"{PLAIN}.image_ids", np.zeros(0, dtype="<U1"))
         self._check_ids(ids)
         order = np.argsort(ids, kind="stable")
-        offsets = np.concatenate([[0], np.cumsum(counts[order])]).astype(np.int64)
-        sizes = self._sizes(len(ids), int(offsets[-1]))
         rank = np.empty_like(order)
         rank[order] = np.arange(len(ids))
-        np.save(self._partial / PLAIN / "offsets.npy", offsets)
-        for name in (*_IMAGE_COLUMNS, *_PER_IMAGE, *_PER_BOX):
-            merged = open_memmap(
-                self._partial / PLAIN / f"{name}.npy",
-                mode="w+",
-                dtype=self._dtype(name),
-                shape=column_shape(name, sizes),
-            )
-            start = 0
-            for shard in self._shards:
-                part, n_boxes = _load(shard, name), _load(shard, "counts")
-                rows = rank[start : start + len(n_boxes)]
-                start += len(n_boxes)
-                if name in _PER_BOX:
-                    shift = offsets[rows] - (np.cumsum(n_boxes) - n_boxes)
-                    rows = np.repeat(shift, n_boxes) + np.arange(len(part))
-                if name in _PADDED:
-                    merged[rows, : part.shape[1]] = part
+        sections = {}
+        for view, columns in self._columns.items():
+            counts = self._joined(f"{view}.counts", np.zeros(0, dtype=np.int64))
+            offsets = np.concatenate([[0], np.cumsum(counts[order])]).astype(np.int64)
+            sizes = self._sizes(view, len(ids), int(offsets[-1]))
+            for name in columns:
+                if name == "offsets":
+                    np.save(self._partial / view / "offsets.npy", offsets)
                 else:
-                    merged[rows] = part
-            merged.flush()
+                    self._merge_column(view, name, rank, offsets, sizes)
+            sections[view] = sizes
         for shard in self._shards:
             shard.unlink()
-        return sizes
+        return sections
+
+    def _merge_column(
+        self,
+        view: str,
+        name: str,
+        rank: np.ndarray,
+        offsets: np.ndarray,
+        sizes: Mapping[str, int],
+    ) -> None:
+        """Write one column of a view in the order of the image ids."""
+        key = f"{view}.{name}"
+        merged = open_memmap(
+            self._partial / view / f"{name}.npy",
+            mode="w+",
+            dtype=self._dtype(key, ALL_COLUMNS[name][0]),
+            shape=column_shape(name, sizes),
+        )
+        start = 0
+        for shard in self._shards:
+            part, n_boxes = _load(shard, key), _load(shard, f"{view}.counts")
+            rows = rank[start : start + len(n_boxes)]
+            start += len(n_boxes)
+            if name in _PER_BOX:
+                shift = offsets[rows] - (np.cumsum(n_boxes) - n_boxes)
+                rows = np.repeat(shift, n_boxes) + np.arange(len(part))
+            if name in _PADDED:
+                merged[rows, : part.shape[1]] = part
+            else:
+                merged[rows] = part
+        merged.flush()
 
     def _check_ids(self, ids: np.ndarray) -> None:
         """Raise ValueError unless every image was added once, as one thing."""
@@ -183,26 +262,34 @@ class RecordWriter:
         if twice:
             raise ValueError(f"{len(twice)} image(s) were added twice, the first is {twice[0]}")
 
-    def _sizes(self, n_images: int, n_detections: int) -> dict[str, int]:
-        """The sizes of the merged section by their letters."""
+    def _sizes(self, view: str, n_images: int, n_detections: int) -> dict[str, int]:
+        """The sizes of a merged section by their letters."""
+        columns, source = self._columns[view], _rows_of(view)
+        letters = {"D": "embeddings", "P": "top_objectness"}
+        if "roi_features" in columns:
+            letters["F"] = "roi_features"
         widths = {
-            letter: [_load(shard, name).shape[1] for shard in self._shards]
-            for letter, name in (("D", "embeddings"), ("P", "top_objectness"))
+            letter: [_load(shard, f"{source}.{name}").shape[1] for shard in self._shards]
+            for letter, name in letters.items()
         }
         widths["D"] += [len(embedding) for embedding in self._labelled.values()]
         return {
             "N": n_images,
             "M": n_detections,
             "C": len(self.header.class_names) + 1,
-            "D": max(widths["D"], default=0),
-            "P": max(widths["P"], default=0),
+            **{letter: max(found, default=0) for letter, found in widths.items()},
         }
 
-    def _dtype(self, name: str) -> np.dtype:
+    def _joined(self, key: str, empty: np.ndarray) -> np.ndarray:
+        """One column of all shards; only for columns that hold one small value per image."""
+        parts = [_load(shard, key) for shard in self._shards]
+        return np.concatenate(parts) if parts else empty
+
+    def _dtype(self, key: str, kind: str) -> np.dtype:
         """Dtype of a merged column; texts get the width of the longest one."""
-        if COLUMNS[name][0] != "U":
-            return np.dtype(COLUMNS[name][0])
-        widths = [_load(shard, name).dtype.itemsize for shard in self._shards]
+        if kind != "U":
+            return np.dtype(kind)
+        widths = [_load(shard, key).dtype.itemsize for shard in self._shards]
         return np.dtype(f"<U{max(widths, default=4) // 4}")
 
     def _publish(self) -> None:
@@ -216,15 +303,24 @@ class RecordWriter:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _joined(shards: Sequence[Path], name: str, empty: np.ndarray) -> np.ndarray:
-    """One column of all shards; only for columns that hold one small value per image."""
-    return np.concatenate([_load(shard, name) for shard in shards]) if shards else empty
+def _rows_of(view: str) -> str:
+    """The view whose detections decide the rows of `view`."""
+    return PLAIN if is_aligned(view) else view
 
 
-def _load(shard: Path, name: str) -> np.ndarray:
+def _own_columns(view: str, roi_features: bool) -> tuple[str, ...]:
+    """The columns that a section stores itself; the others are those of `plain`."""
+    if view == PLAIN:
+        return tuple(ALL_COLUMNS if roi_features else COLUMNS)
+    if is_aligned(view):
+        return _PER_HEAD
+    return tuple(name for name in COLUMNS if name not in _IMAGE_COLUMNS)
+
+
+def _load(shard: Path, key: str) -> np.ndarray:
     """One column of a shard; the others stay on disk."""
     with np.load(shard, allow_pickle=False) as columns:
-        return columns[name]
+        return columns[key]
 
 
 @contextmanager
