@@ -41,7 +41,7 @@ class ConfigParser:
                 `augmentation`, `optimizer`, `lr_scheduler`, `al_settings`, `ssl_settings` (exactly
                 one class) and `metrics`. A class may have a classmethod `check_args(args)`, given
                 its arguments with defaults, that returns (argument, sentence) for each problem
-                between them.
+                between them; a path into an argument is a tuple, ("windows", 0, "low").
             overrides: Values that replace those of `config`; of two for one key the later counts.
             source: Where the config comes from, for messages.
             document: Lines and columns of `config`, where it was read from a file.

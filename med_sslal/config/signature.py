@@ -5,11 +5,20 @@ import inspect
 import re
 import typing
 from collections import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from med_sslal.config.values import convert, fits, is_jsonable, jsonable, show
+from med_sslal.config.values import (
+    convert,
+    describe,
+    fits,
+    is_jsonable,
+    jsonable,
+    refusal,
+    show,
+    unknown_key,
+)
 from med_sslal.utils.errors import ConfigError
 
 # Names that modules import for type checkers only, and without which their hints cannot be read.
@@ -78,6 +87,51 @@ def signature(cls: type) -> Signature:
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             return Signature(arguments, False)
     return Signature(arguments, True)
+
+
+class WrongArgument(NamedTuple):
+    """Something wrong with an argument; `at_key` where its name is to blame and not its value."""
+
+    name: str
+    message: str
+    at_key: bool = False
+
+
+def wrong_arguments(
+    cls: type, args: Mapping[str, Any], provided: Collection[str] = ()
+) -> list[WrongArgument]:
+    """Hold arguments from JSON against the constructor of `cls`: names, presence and types.
+
+    Args:
+        cls: The class.
+        args: Its arguments as given.
+        provided: Arguments that the program supplies itself.
+    """
+    known = signature(cls)
+    allowed = {name: argument for name, argument in known.arguments.items() if name not in provided}
+    problems = [
+        WrongArgument(name, f"the program supplies '{name}' itself; remove it here")
+        for name in args
+        if name in provided
+    ]
+    meant = set()
+    hints = {name: argument.hint for name, argument in allowed.items()}
+    for name in args:
+        if known.is_open or name in provided or name in allowed:
+            continue
+        message, close = unknown_key(name, hints)
+        meant.add(close)
+        problems.append(WrongArgument(name, message, at_key=True))
+    for name, argument in allowed.items():
+        if name not in args:
+            if argument.required and name not in meant:
+                message = f"required by {cls.__name__}, but missing"
+                problems.append(WrongArgument(name, message))
+        elif not argument.accepts(args[name]):
+            words = describe(argument.annotation)
+            message = refusal(args[name], argument.annotation, words)
+            problems.append(WrongArgument(name, message))
+    return problems
 
 
 def _hints(init: Any) -> dict[str, Any]:

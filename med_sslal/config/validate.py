@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from med_sslal.config.jsonc import KeyPath
 from med_sslal.config.overrides import Override
 from med_sslal.config.schema import SCHEMA, Key, TypeSection
-from med_sslal.config.signature import Signature, load_class, load_metric, signature
+from med_sslal.config.signature import load_class, load_metric, signature, wrong_arguments
 from med_sslal.config.torch_types import refused_by_torch
-from med_sslal.config.values import describe, found, nearest, refusal, unknown
+from med_sslal.config.values import found, refusal, unknown, unknown_key
 from med_sslal.utils.errors import ConfigError
 
 Registries = Mapping[str, Mapping[str, Any]]
@@ -67,16 +67,14 @@ class Validator:
         for name in given:
             if name in allowed:
                 continue
-            elsewhere = None if "args" in at else _elsewhere(name)
-            close = nearest(name, allowed)
+            elsewhere = _elsewhere(name)
             if elsewhere is not None:
-                hint = f". Did you mean {elsewhere}?"
-            elif close is not None:
-                self._meant.add((*at, close))
-                hint = f". Did you mean '{close}' ({allowed[close]})?"
+                message = f"unknown key. Did you mean {elsewhere}?"
             else:
-                hint = f"; allowed: {', '.join(allowed) or 'none'}"
-            self.problems.append(Problem((*at, name), f"unknown key{hint}", at_key=True))
+                message, close = unknown_key(name, allowed)
+                if close is not None:
+                    self._meant.add((*at, close))
+            self.problems.append(Problem((*at, name), message, at_key=True))
 
     def _key(self, key: Key, given: Mapping[str, Any], resolved: dict[str, Any]) -> None:
         """Check one key of a section."""
@@ -129,7 +127,8 @@ class Validator:
             before = len(self.problems)
             self.types[section.path] = cls
             known = signature(cls)
-            self._arguments(section, cls, known, args, args_path)
+            for name, message, at_key in wrong_arguments(cls, args, section.provided):
+                self.problems.append(Problem((*args_path, name), message, at_key))
             full = copy.deepcopy(args)
             for name, argument in known.arguments.items():
                 if argument.in_json and name not in section.provided:
@@ -137,8 +136,8 @@ class Validator:
             resolved["args"] = full if section.fill_args else copy.deepcopy(args)
             check = getattr(cls, "check_args", None)
             if check is not None and len(self.problems) == before:
-                for name, sentence in check(copy.deepcopy(full)):
-                    self.add((*args_path, name), sentence)
+                for at, sentence in check(copy.deepcopy(full)):
+                    self.add((*args_path, *((at,) if isinstance(at, str) else at)), sentence)
 
     def _class(
         self, section: TypeSection, given: Mapping[str, Any], resolved: dict[str, Any]
@@ -168,41 +167,13 @@ class Validator:
             self.add(path, str(error))
             return None
 
-    def _arguments(
-        self,
-        section: TypeSection,
-        cls: type,
-        known: Signature,
-        args: Mapping[str, Any],
-        at: KeyPath,
-    ) -> None:
-        """Check the arguments of a class: names, presence and types."""
-        allowed = {
-            name: argument
-            for name, argument in known.arguments.items()
-            if name not in section.provided
-        }
-        provided = [name for name in args if name in section.provided]
-        for name in provided:
-            self.add((*at, name), f"the program supplies '{name}' itself; remove it here")
-        if not known.is_open:
-            rest = {name: value for name, value in args.items() if name not in provided}
-            self._names(rest, at, {name: argument.hint for name, argument in allowed.items()})
-        for name, argument in allowed.items():
-            if name not in args:
-                if argument.required and (*at, name) not in self._meant:
-                    self.add((*at, name), f"required by {cls.__name__}, but missing")
-            elif not argument.accepts(args[name]):
-                words = describe(argument.annotation)
-                self.add((*at, name), refusal(args[name], argument.annotation, words))
-
     def _full_supervision(self) -> None:
         """Refuse queries of a pool that is labelled as a whole from the start."""
         section = self.resolved.get("al_settings", {})
         if section.get("args", {}).get("init_num") == "all" and section.get("num_cycles"):
             self.add(
                 ("al_settings", "num_cycles"),
-                f"found {section['num_cycles']}, but init_num \"all\" leaves nothing to query: set "
+                f'found {section["num_cycles"]}, but init_num "all" leaves nothing to query: set '
                 "it to 0",
             )
 

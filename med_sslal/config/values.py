@@ -177,6 +177,19 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
     return by_lower[close[0]] if close else None
 
 
+def unknown_key(name: str, allowed: Mapping[str, str]) -> tuple[str, str | None]:
+    """A sentence about a wrong key, and the right one that was probably meant.
+
+    Args:
+        name: The key.
+        allowed: Right keys, with a word about each.
+    """
+    close = nearest(name, allowed)
+    if close is None:
+        return f"unknown key; allowed: {', '.join(allowed) or 'none'}", None
+    return f"unknown key. Did you mean '{close}' ({allowed[close]})?", close
+
+
 def unknown(what: str, name: str, allowed: Sequence[str]) -> str:
     """A sentence about a wrong name: the nearest right one, and all of them."""
     close = nearest(name, allowed)
