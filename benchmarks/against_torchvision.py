@@ -164,6 +164,7 @@ def training(
         writer=TensorboardWriter(folder, enabled=False),
         stop=StopRequest(),
         identity={},
+        class_names=dataset.class_names,
     )
     optimizer = torch.optim.AdamW(stock.parameters(), lr=1e-5)
 

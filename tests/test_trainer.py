@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import (
 from med_sslal.base.base_data_loader import BaseDataLoader
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.base_model import BaseModel
-from med_sslal.base.checkpoint import load_checkpoint
+from med_sslal.base.checkpoint import load_checkpoint, save_checkpoint
 from med_sslal.base.types import Annotation, Frame, ImageInfo, ModelOutput, Target
 from med_sslal.config.torch_types import lr_schedulers, optimizers
 from med_sslal.data.dataset import LabelledView
@@ -53,14 +53,20 @@ class Flat(BaseDataset):
 
 
 class Slope(BaseModel):
-    """One weight; remembers it at each forward pass."""
+    """One weight; remembers it, and the images' brightness, at each forward pass.
 
-    num_classes = 2
+    Where asked to, it finds one box of "thing" in every image and one of "bright" in bright ones,
+    of a quality that equals the brightness.
+    """
 
-    def __init__(self) -> None:
+    num_classes = 4
+
+    def __init__(self, graded: bool = True) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.zeros(1))
         self.seen: list[float] = []
+        self.shown: list[list[float]] = []
+        self.graded = graded
 
     def forward(
         self,
@@ -70,8 +76,15 @@ class Slope(BaseModel):
     ) -> ModelOutput:
         assert isinstance(images, Tensor)
         self.seen.append(self.w.item())
-        loss = self.w * images.mean((1, 2, 3))
-        return ModelOutput({"loss_classifier": loss, "loss_box_reg": 0 * loss}, [])
+        brightness = images.mean((1, 2, 3))
+        self.shown.append(brightness.tolist())
+        loss = self.w * brightness
+        quality = None
+        if self.graded:
+            one, bright = torch.ones_like(brightness), (brightness > 0.5).float()
+            counts = torch.stack([one, bright, 0 * one], 1)
+            quality = torch.stack([counts * brightness[:, None], counts], 2)
+        return ModelOutput({"loss_classifier": loss, "loss_box_reg": 0 * loss}, [], quality)
 
 
 class StopAt(StopRequest):
@@ -97,11 +110,12 @@ def trainer_of(
     scheduler: Callable[[Any], Any] | None = None,
     evaluate: Callable[[int], dict[str, float | None]] = lambda epoch: {"val_loss": 1.0},
     stop: StopRequest | None = None,
+    graded: bool = True,
     **settings: Any,
 ) -> tuple[Trainer, Slope]:
     """A trainer over batches of two."""
     folder.mkdir(exist_ok=True)
-    data, model = Flat(brightness), Slope()
+    data, model = Flat(brightness), Slope(graded)
     ids = data.splits["train"]
     sampler = EpochBatchSampler(len(ids) - n_pseudo, n_pseudo, 2, seed=0)
     pseudo = frozenset(ids[len(ids) - n_pseudo :])
@@ -122,6 +136,7 @@ def trainer_of(
         writer=TensorboardWriter(folder, enabled=False),
         stop=stop or StopRequest(),
         identity={"cycle": 0},
+        class_names=("thing", "bright", "never"),
     )
     return trainer, model
 
@@ -440,6 +455,72 @@ def test_a_new_learning_rate_is_used_at_its_place_of_the_schedule(
     whole, fresh = trainer_of(tmp_path / "fresh", lr=0.5, **options)
     whole.train()
     assert steps_of(resumed) == pytest.approx(steps_of(fresh)[6:], abs=1e-6)
+
+
+DIM_AND_BRIGHT = [0.1, 0.2, 0.3, 0.4, 0.4, 0.3, 0.2, 0.9]
+
+
+def difficulty_of(path: Path) -> dict[str, float]:
+    return load_checkpoint(path)["class_difficulty"]
+
+
+def by_hand(shown: Sequence[Sequence[float]], hidden: float = -1.0) -> dict[str, float]:
+    """The difficulty after these steps, images of the brightness `hidden` left out."""
+    values = {"never": 1.0}
+    for name, least in (("thing", 0.0), ("bright", 0.5)):
+        top = bottom = 0.0
+        for age, step in enumerate(reversed(shown)):
+            met = [value for value in step if value > least and abs(value - hidden) > 1e-3]
+            if met:
+                top += 0.99**age * sum(met) / len(met)
+                bottom += 0.99**age
+        values[name] = 1 - top / bottom
+    return values
+
+
+def test_class_difficulty_is_a_running_mean_over_the_steps(tmp_path: Path) -> None:
+    trainer, model = trainer_of(
+        tmp_path,
+        brightness=DIM_AND_BRIGHT,
+        epochs=3,
+        monitor="min val_loss",
+        evaluate=scripted([2, 1, 3]),
+    )
+    trainer.train()
+    assert len(model.shown) == 12
+    last, best = (tmp_path / name for name in ("checkpoint_last.pth", "model_best.pth"))
+    assert difficulty_of(last) == pytest.approx(by_hand(model.shown), abs=1e-6)
+    assert difficulty_of(best) == pytest.approx(by_hand(model.shown[:8]), abs=1e-6)
+    assert difficulty_of(best)["thing"] != difficulty_of(last)["thing"]
+
+
+def test_pseudo_labels_do_not_count_as_difficulty(tmp_path: Path) -> None:
+    trainer, model = trainer_of(tmp_path, brightness=[*DIM_AND_BRIGHT, 0.7, 0.7], n_pseudo=2)
+    trainer.train()
+    assert any(min(abs(value - 0.7) for value in step) < 1e-3 for step in model.shown)
+    wanted = by_hand(model.shown, hidden=0.7)
+    assert difficulty_of(tmp_path / "checkpoint_last.pth") == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_detector_without_class_quality_has_no_difficulty(tmp_path: Path) -> None:
+    trainer, _ = trainer_of(tmp_path, graded=False)
+    trainer.train()
+    assert difficulty_of(tmp_path / "model_best.pth") == {}
+
+
+def test_a_checkpoint_from_before_the_difficulty_was_kept_goes_on(tmp_path: Path) -> None:
+    trainer, _ = trainer_of(tmp_path, brightness=DIM_AND_BRIGHT, stop=StopAt(3))
+    with pytest.raises(Interrupted):
+        trainer.train()
+    path = tmp_path / "checkpoint_last.pth"
+    content = load_checkpoint(path)
+    del content["class_difficulty"], content["state"]["class_difficulty"]
+    save_checkpoint(path, content)
+    trainer, model = trainer_of(tmp_path, brightness=DIM_AND_BRIGHT)
+    trainer.resume()
+    trainer.train()
+    assert len(model.shown) == 6
+    assert difficulty_of(path) == pytest.approx(by_hand(model.shown), abs=1e-6)
 
 
 @pytest.fixture

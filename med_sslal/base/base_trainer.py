@@ -84,6 +84,10 @@ class BaseTrainer(ABC):
     def model_state(self) -> dict[str, Any]:
         """The model's state dict, with the same keys for any number of devices."""
 
+    def model_facts(self) -> dict[str, Any]:
+        """Plain values that stand beside the model in every checkpoint, the best one's too."""
+        return {}
+
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Everything else that an identical continuation needs."""
@@ -140,6 +144,7 @@ class BaseTrainer(ABC):
         content = {
             **self._identity,
             "model": self.model_state(),
+            **self.model_facts(),
             "epoch": self.epoch,
             "batch": self.batch,
             "seconds": self.seconds,

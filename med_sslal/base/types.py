@@ -324,10 +324,16 @@ class ModelOutput:
         losses: Name to float32 [B], one value per image: `loss_classifier`, `loss_box_reg`,
             `loss_objectness`, `loss_rpn_box_reg`. Empty without targets.
         detections: B entries in eval mode, empty in training mode.
+        class_quality: float32 [B, C - 1, 2] in training mode, without gradients: for each image
+            and foreground class, the sum of p^0.6 * IoU^0.4 over the sampled positive RoIs and
+            their number. p is the RoI's probability of its true class, IoU that of its decoded
+            box (before it is cut at the image's border) with its true box, in the model's frame.
+            None in eval mode, and from a detector that does not measure it.
     """
 
     losses: dict[str, Tensor]
     detections: list[Detections]
+    class_quality: Tensor | None = None
 
 
 @dataclass(frozen=True)

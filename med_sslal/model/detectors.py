@@ -229,12 +229,12 @@ class FasterRCNN(BaseModel):
             proposals, objectness, rpn_losses, rpn_logits = self.rpn(
                 batch.images, features, truths, generators, dtype
             )
-            results, roi_losses, class_logits = self.roi_heads(
+            results, roi_losses, class_logits, class_quality = self.roi_heads(
                 features, proposals, batch.images.image_sizes, truths, generators, dtype
             )
             losses = {**roi_losses, **rpn_losses}
             if self.training:
-                return ModelOutput(losses, [])
+                return ModelOutput(losses, [], class_quality)
             _check_finite(rpn_logits, class_logits, names)
             detections = self._finish(batch, frames, results, proposals, objectness, c5)
         return ModelOutput(losses, detections)

@@ -115,7 +115,7 @@ def gather_outputs(outputs: Sequence[ModelOutput], device: torch.device) -> Mode
     """Join the outputs of the parts in order.
 
     Losses are one value per image, so their mean weighs every image alike whatever the parts'
-    sizes.
+    sizes; class qualities likewise are one entry per image.
 
     Args:
         outputs: One per part.
@@ -123,14 +123,20 @@ def gather_outputs(outputs: Sequence[ModelOutput], device: torch.device) -> Mode
     """
     moved = [output_to(output, device) for output in outputs]
     losses = {name: torch.cat([out.losses[name] for out in moved]) for name in moved[0].losses}
-    return ModelOutput(losses, [item for out in moved for item in out.detections])
+    qualities = [out.class_quality for out in moved if out.class_quality is not None]
+    return ModelOutput(
+        losses,
+        [item for out in moved for item in out.detections],
+        torch.cat(qualities) if qualities else None,
+    )
 
 
 def output_to(output: ModelOutput, device: torch.device) -> ModelOutput:
     """Bring an output to `device`, one transfer per field instead of one per image and field."""
     losses = {name: value.to(device) for name, value in output.losses.items()}
+    quality = None if output.class_quality is None else output.class_quality.to(device)
     if not output.detections or output.detections[0].boxes.device == device:
-        return ModelOutput(losses, output.detections)
+        return ModelOutput(losses, output.detections, quality)
     columns: dict[str, Any] = {
         field.name: _column_to([getattr(item, field.name) for item in output.detections], device)
         for field in fields(Detections)
@@ -139,7 +145,7 @@ def output_to(output: ModelOutput, device: torch.device) -> ModelOutput:
         Detections(**{name: column[i] for name, column in columns.items()})
         for i in range(len(output.detections))
     ]
-    return ModelOutput(losses, detections)
+    return ModelOutput(losses, detections, quality)
 
 
 def _column_to(values: Sequence[Tensor | None], device: torch.device) -> Sequence[Tensor | None]:

@@ -1,7 +1,8 @@
 """The second stage: classes and boxes of the proposals, and its losses per image.
 
 Shape shorthand: B images, R candidates (proposals, then true boxes where losses are computed) of
-the whole batch, N detections of an image, C classes with background, F length of the RoI features.
+the whole batch, N detections of an image, C classes with background, F length of the RoI features,
+Q sampled positives of the whole batch.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,10 @@ from torchvision.models.detection.roi_heads import RoIHeads as StockRoIHeads
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
 from torchvision.ops import remove_small_boxes as large_enough
 
-from med_sslal.model.targets import Sampler, Samples, Truth, draw_samples, sum_per_image
+from med_sslal.model.targets import Sampler, Samples, Truth, draw_samples, row_iou, sum_per_image
+
+# Weight of the probability against the IoU in the quality of a training box (PPAL, CVPR 2024).
+QUALITY_EXPONENT = 0.6
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class RoIHeads(StockRoIHeads):
         truths: Sequence[Truth] | None = None,
         generators: Sequence[torch.Generator | None] = (),
         dtype: torch.dtype | None = None,
-    ) -> tuple[list[RoIResult], dict[str, Tensor], Tensor]:
+    ) -> tuple[list[RoIResult], dict[str, Tensor], Tensor, Tensor | None]:
         """Classify and refine the proposals.
 
         Args:
@@ -101,7 +105,8 @@ class RoIHeads(StockRoIHeads):
             dtype: Low precision of pooling and box head, None for fp32.
 
         Returns:
-            B results (none in training mode); losses by name, float32 [B]; the class logits.
+            B results (none in training mode); losses by name, float32 [B]; the class logits; the
+            class quality of ModelOutput (None in eval mode).
         """
         candidates, samples = list(proposals), None
         if truths is not None:
@@ -118,7 +123,8 @@ class RoIHeads(StockRoIHeads):
             _, logits, deltas = self._predict(
                 features, sampled.split(samples.counts), image_shapes, dtype
             )
-            return [], self._losses(logits, deltas, sampled, samples), logits
+            losses = self._losses(logits, deltas, sampled, samples)
+            return [], losses, logits, self._class_quality(logits, deltas, sampled, samples)
         roi_features, logits, deltas = self._predict(features, candidates, image_shapes, dtype)
         losses = {}
         if samples is not None:
@@ -133,7 +139,7 @@ class RoIHeads(StockRoIHeads):
             image_shapes,
             strict=True,
         )
-        return [self._detect(*part) for part in parts], losses, logits
+        return [self._detect(*part) for part in parts], losses, logits, None
 
     def _predict(
         self,
@@ -166,6 +172,27 @@ class RoIHeads(StockRoIHeads):
                 regression * samples.regress, samples.positive_counts, samples.counts
             ),
         }
+
+    @torch.no_grad()
+    def _class_quality(
+        self, logits: Tensor, deltas: Tensor, sources: Tensor, samples: Samples
+    ) -> Tensor:
+        """How well the sampled positives are found, by image and class (see ModelOutput).
+
+        Nothing here waits for the device.
+        """
+        positives, n_images = samples.positives, len(samples.counts)
+        labels = samples.labels[positives]
+        probs = logits[positives].softmax(-1).gather(1, labels[:, None])[:, 0]
+        of_class = deltas.view(*logits.shape, 4)[positives, labels]
+        boxes = self.box_coder.decode_single(of_class, sources[positives])
+        quality = probs**QUALITY_EXPONENT * row_iou(boxes, samples.boxes) ** (1 - QUALITY_EXPONENT)
+        n_foreground = logits.shape[1] - 1
+        images = torch.arange(n_images).repeat_interleave(torch.tensor(samples.positive_counts))
+        cells = images.to(labels.device, non_blocking=True) * n_foreground + labels - 1
+        entries = torch.stack([quality, torch.ones_like(quality)], 1)
+        sums = entries.new_zeros(n_images * n_foreground, 2).index_add(0, cells, entries)
+        return sums.view(n_images, n_foreground, 2)
 
     def _detect(
         self,

@@ -234,6 +234,15 @@ def draw_samples(
     )
 
 
+def row_iou(first: Tensor, second: Tensor) -> Tensor:
+    """IoU of each box with the box of the same row: [Q] from [Q, 4] and [Q, 4] of positive area."""
+    upper_left = torch.maximum(first[:, :2], second[:, :2])
+    lower_right = torch.minimum(first[:, 2:], second[:, 2:])
+    intersection = (lower_right - upper_left).clamp(min=0).prod(1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (first, second)]
+    return intersection / (areas[0] + areas[1] - intersection)
+
+
 def sum_per_image(values: Tensor, counts: Sequence[int], divisors: Sequence[int]) -> Tensor:
     """Add up the entries of each image and divide.
 

@@ -282,12 +282,15 @@ class CycleLoop:
         for label in labels.values():
             for number in label.labels[~label.ignore]:
                 counts[names[number - 1]] += 1
+        best = load_checkpoint(folder / BEST)
         header = RecordHeader(
             dataset_fingerprint=self._fingerprint,
-            model_hash=weights_hash(load_checkpoint(folder / BEST)["model"]),
+            model_hash=weights_hash(best["model"]),
             config_hash=setup.config_hash,
             class_names=names,
             class_counts=counts,
+            # A checkpoint from before it was kept has none.
+            class_difficulty=best.get("class_difficulty", {}),
         )
         started = time.monotonic()
         record = score_pool(

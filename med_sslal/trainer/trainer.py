@@ -23,6 +23,7 @@ from med_sslal.base.types import Batch
 from med_sslal.data.sampler import EpochBatchSampler
 from med_sslal.logger.progress import Progress, duration
 from med_sslal.logger.visualization import TensorboardWriter
+from med_sslal.trainer.difficulty import ClassDifficulty
 from med_sslal.utils.errors import UserError
 from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.train_util import peak_memory
@@ -95,6 +96,7 @@ class Trainer(BaseTrainer):
         writer: TensorboardWriter,
         stop: StopRequest,
         identity: Mapping[str, Any],
+        class_names: Sequence[str],
         title: str = "",
         cycles_left: int = 0,
     ) -> None:
@@ -115,6 +117,7 @@ class Trainer(BaseTrainer):
             writer: TensorBoard of this training.
             stop: Checked before every batch.
             identity: Plain values that every checkpoint carries.
+            class_names: Names without background, for the difficulty of each class.
             title: For the progress line, such as "cycle 1/3".
             cycles_left: Trainings that follow, for the time left.
         """
@@ -140,6 +143,7 @@ class Trainer(BaseTrainer):
         self._sums: dict[str, float] = {}
         self._pending: list[tuple[list[str], dict[str, Tensor], Tensor]] = []
         self._last_validation = 0
+        self._difficulty = ClassDifficulty(class_names)
 
     @property
     def step(self) -> int:
@@ -212,6 +216,8 @@ class Trainer(BaseTrainer):
         if self._settings.grad_clip is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._settings.grad_clip)
         self._optimizer_step()
+        if output.class_quality is not None:
+            self._difficulty.update(output.class_quality, ~batch.pseudo)
         names = [frame.info.image_id for frame in batch.frames]
         losses = {name: value.detach() for name, value in output.losses.items()}
         self._pending.append((names, losses, loss.detach()))
@@ -291,6 +297,8 @@ class Trainer(BaseTrainer):
             {name: value for name, value in values.items() if name not in ("epoch", "step")},
             self.step,
         )
+        difficulty = self._difficulty.values()
+        self._writer.scalars({f"difficulty/{k}": v for k, v in difficulty.items()}, self.step)
         shown = ", ".join(
             f"{name} {value:.4g}"
             for name, value in values.items()
@@ -306,8 +314,12 @@ class Trainer(BaseTrainer):
         """The detector's state dict."""
         return self._bare.state_dict()
 
+    def model_facts(self) -> dict[str, Any]:
+        """`class_difficulty`: by class name, over the labelled images trained on so far."""
+        return {"class_difficulty": self._difficulty.values()}
+
     def state_dict(self) -> dict[str, Any]:
-        """Optimiser, its rates before any schedule, schedule, loss scaling, the epoch's sums."""
+        """Optimiser, its rates before any schedule, schedule, loss scaling, running values."""
         return {
             "optimizer": self._optimizer.state_dict(),
             "base_lrs": self._base_lrs,
@@ -315,6 +327,7 @@ class Trainer(BaseTrainer):
             "scaler": self._scaler and self._scaler.state_dict(),
             "sums": self._sums,
             "last_validation": self._last_validation,
+            "class_difficulty": self._difficulty.state_dict(),
         }
 
     def load_state_dict(self, model: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -333,6 +346,8 @@ class Trainer(BaseTrainer):
         self._rescale([1.0 if new == old else new / old for new, old in pairs])
         self._sums = dict(state["sums"])
         self._last_validation = state["last_validation"]
+        # Checkpoints from before it was kept lack it: only the steps from here on count then.
+        self._difficulty.load_state_dict(state.get("class_difficulty"))
 
     def _rescale(self, factors: Sequence[float]) -> None:
         """Multiply the learning rate of each parameter group; a factor of 1 changes no bit."""

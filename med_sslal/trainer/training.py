@@ -115,6 +115,7 @@ def train_cycle(
                 "cycle": cycle,
                 "pool": pool.state_dict(),
             },
+            class_names=setup.dataset.class_names,
             title=f"cycle {cycle}/{setup.num_cycles}",
             cycles_left=setup.num_cycles - cycle,
         )
@@ -129,6 +130,8 @@ def train_cycle(
                 cycle,
             )
         trainer.train()
+        for name, value in trainer.model_facts()["class_difficulty"].items():
+            logger.debug("cycle %d: training difficulty of %s: %.4f", cycle, name, value)
     return {
         "steps": trainer.step,
         "epochs": trainer.epoch,
