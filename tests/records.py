@@ -122,15 +122,15 @@ def seen_again(generator, found, view):
     return replace(found, boxes=found.boxes + moved, class_probs=probs, roi_features=None)
 
 
-def views_of(images, views):
-    """Image id to what each further view gives; it depends on id and detections alone."""
+def views_of(images, views=ALL_VIEWS):
+    """View name to (image id to detections), which follow from id and plain detections alone."""
     return {
-        image_id: {
-            view: seen_again(np.random.default_rng(stable_hash(view, image_id)), found, view)
-            for view in views
-            if view != PLAIN
+        view: {
+            image_id: seen_again(np.random.default_rng(stable_hash(view, image_id)), found, view)
+            for image_id, found in images.items()
         }
-        for image_id, found in images.items()
+        for view in views
+        if view != PLAIN
     }
 
 
@@ -145,20 +145,29 @@ def write_record(
     shard_size=512,
     **header_changes,
 ):
-    """A record of `images` (id to Detections), in their order; `groups` maps ids to patients."""
-    groups, others = dict(groups), views_of(images, views)
+    """A record of `images` (id to Detections), in their order.
+
+    `groups` maps ids to patients, `views` each further view to its own (id to Detections).
+    """
+    groups, views = dict(groups), dict(views)
     with RecordWriter(
         path,
         header(**header_changes),
-        views=views,
+        views=tuple(views),
         roi_features=roi_features,
         shard_size=shard_size,
     ) as writer:
         for image_id, found in images.items():
-            writer.add(info(image_id, groups.get(image_id)), found, others[image_id])
+            others = {view: found_there[image_id] for view, found_there in views.items()}
+            writer.add(info(image_id, groups.get(image_id)), found, others)
         for image_id, found in dict(labelled).items():
             writer.add_labelled(info(image_id), found)
         return writer.close()
+
+
+def write_full_record(path, images, **more):
+    """A record with every section and column that a criterion or second stage reads."""
+    return write_record(path, images, views=views_of(images), roi_features=True, **more)
 
 
 def random_images(generator, n_images, n_classes, **more):

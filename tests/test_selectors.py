@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from records import detections, random_images, write_record
+from records import detections, random_images, write_full_record, write_record
 
 from med_sslal.al.al_criteria import CRITERIA, SELECTORS, describe
 from med_sslal.al.al_helpers import ActiveLearningHelper, rank
@@ -27,9 +27,9 @@ def records(tmp_path_factory):
     empty = random_images(np.random.default_rng(2), 40, 3, n=0)
     backwards = dict(reversed(images.items()))
     return {
-        "forth": write_record(folder / "forth", images, n_classes=3),
-        "back": write_record(folder / "back", backwards, n_classes=3, shard_size=7),
-        "empty": write_record(folder / "empty", empty, n_classes=3),
+        "forth": write_full_record(folder / "forth", images, n_classes=3),
+        "back": write_full_record(folder / "back", backwards, n_classes=3, shard_size=7),
+        "empty": write_full_record(folder / "empty", empty, n_classes=3),
     }
 
 
@@ -72,7 +72,7 @@ def test_noise_of_batch_sizes_changes_no_choice(tmp_path, second):
             )
             for number, (embedding, score) in enumerate(zip(embeddings, scores, strict=True))
         }
-        return write_record(tmp_path / name, images)
+        return write_full_record(tmp_path / name, images)
 
     names = ["prediction_uncertainty", second]
     first, noisy = query(record("a", 0), names, 8), query(record("b", 1), names, 8)
@@ -308,7 +308,5 @@ def test_candidate_factor_bounds_the_second_stage(records, factor, allowed):
 
 def test_every_selector_is_described_in_one_line():
     lines = describe(SELECTORS)
-    assert set(lines) == {
-        "top_k", "k_means_diversity", "k_means_plus_plus", "k_center", "representativeness"
-    }  # fmt: skip
+    assert len(set(lines.values())) == len(SELECTORS)
     assert all(20 < len(line) < 100 for line in lines.values())

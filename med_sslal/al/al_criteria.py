@@ -5,7 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from med_sslal.al.criteria.base import Criterion
+from med_sslal.al.criteria.cald_consistency import CaldConsistency
+from med_sslal.al.criteria.class_difficulty_entropy import ClassDifficultyEntropy
+from med_sslal.al.criteria.ensemble_disagreement import EnsembleDisagreement
 from med_sslal.al.criteria.entropy import Entropy
+from med_sslal.al.criteria.flip_consistency import FlipConsistency
+from med_sslal.al.criteria.localization_stability import LocalizationStability
 from med_sslal.al.criteria.localization_tightness import LocalizationTightness
 from med_sslal.al.criteria.margin import Margin
 from med_sslal.al.criteria.prediction_uncertainty import PredictionUncertainty
@@ -13,6 +18,8 @@ from med_sslal.al.criteria.random import Random
 from med_sslal.al.criteria.representativeness import Representativeness
 from med_sslal.al.criteria.unexplained_objectness import UnexplainedObjectness
 from med_sslal.al.selectors.base import Selector
+from med_sslal.al.selectors.class_balance import ClassBalance
+from med_sslal.al.selectors.class_conditional_similarity import ClassConditionalSimilarity
 from med_sslal.al.selectors.k_center import KCenter
 from med_sslal.al.selectors.k_means_diversity import KMeansDiversity
 from med_sslal.al.selectors.k_means_plus_plus import KMeansPlusPlus
@@ -29,13 +36,27 @@ CRITERIA: Mapping[str, type[Criterion]] = {
         PredictionUncertainty,
         Entropy,
         Margin,
+        ClassDifficultyEntropy,
         LocalizationTightness,
+        LocalizationStability,
+        FlipConsistency,
+        CaldConsistency,
+        EnsembleDisagreement,
         UnexplainedObjectness,
         Representativeness,
     )
 }
 SELECTORS: Mapping[str, type[Selector]] = {
-    cls.name: cls for cls in (TopK, KMeansDiversity, KMeansPlusPlus, KCenter, MostRepresentative)
+    cls.name: cls
+    for cls in (
+        TopK,
+        KMeansDiversity,
+        KMeansPlusPlus,
+        KCenter,
+        ClassConditionalSimilarity,
+        ClassBalance,
+        MostRepresentative,
+    )
 }
 
 

@@ -5,6 +5,7 @@ is therefore rounded first: scores and criterion values to 1e-4, embeddings to 1
 """
 
 import numpy as np
+from scipy.special import entr, rel_entr
 from scipy.stats import rankdata
 
 SCORE_DECIMALS = 4
@@ -92,3 +93,41 @@ def paired_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     areas = [(boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(axis=1) for boxes in (a, b)]
     union = areas[0] + areas[1] - intersection
     return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+
+
+def entropy(probs: np.ndarray) -> np.ndarray:
+    """Shannon entropy of each row in nats, with 0 ln 0 = 0.
+
+    Args:
+        probs: [M, C], rows that sum to 1.
+
+    Returns:
+        float64 [M].
+
+    Example:
+        >>> entropy(np.array([[0.5, 0.5], [0.0, 1.0]])).round(4).tolist()
+        [0.6931, 0.0]
+    """
+    return entr(np.asarray(probs, dtype=np.float64)).sum(axis=1)
+
+
+def js_divergence(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Jensen-Shannon divergence of row i of `first` and row i of `second`, in bits.
+
+    Formula: (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2. Its square root is a distance.
+
+    Args:
+        first: [M, C], rows that sum to 1.
+        second: [M, C], likewise.
+
+    Returns:
+        float64 [M]: 0 for equal rows, 1 for rows without a class in common.
+
+    Example:
+        >>> js_divergence(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])).tolist()
+        [1.0]
+    """
+    p, q = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    middle = (p + q) / 2
+    divergence = (rel_entr(p, middle) + rel_entr(q, middle)).sum(axis=1) / (2 * np.log(2))
+    return divergence.clip(min=0.0)

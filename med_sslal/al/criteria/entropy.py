@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from med_sslal.al.arrays import entropy
 from med_sslal.al.criteria.base import BoxCriterion
 from med_sslal.al.record import PLAIN, PoolRecord
 
@@ -17,6 +18,4 @@ class Entropy(BoxCriterion):
 
     def box_values(self, record: PoolRecord) -> np.ndarray:
         """Entropy of each box in nats."""
-        probs = np.asarray(record.section(PLAIN).class_probs, dtype=np.float64)
-        logs = np.log(probs, out=np.zeros_like(probs), where=probs > 0)
-        return -(probs * logs).sum(axis=1)
+        return entropy(record.section(PLAIN).class_probs)

@@ -1,0 +1,87 @@
+"""Boxes of two views of the same images, matched without a loop over boxes or images.
+
+Shape shorthand: N images, M boxes of all of them in the first view, T matched pairs.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from med_sslal.al.arrays import paired_iou, round_scores
+from med_sslal.al.record import RecordSection
+
+# Pairs of boxes compared at once; a block takes some 20 MB.
+BLOCK_PAIRS = 2**19
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The boxes of another view that each box of a view overlaps most.
+
+    Attributes:
+        iou: float64 [M] in [0, 1], the highest IoU, rounded to 1e-4; 0 where no box overlaps.
+        rows: int64 [T], boxes that have a match, ascending; several times where matches tie, so
+            that what decides between them is a value and not their order.
+        partners: int64 [T], the matching rows of the other view.
+    """
+
+    iou: np.ndarray
+    rows: np.ndarray
+    partners: np.ndarray
+
+
+def best_matches(
+    first: RecordSection, second: RecordSection, *, same_class: bool = False
+) -> Matches:
+    """For each box of `first` the boxes of the same image in `second` that it overlaps most.
+
+    Args:
+        first: One view.
+        second: Another view of the same images, its boxes in the same frame.
+        same_class: Only boxes of the same label match.
+
+    Returns:
+        The matches; several boxes of `first` may share a partner.
+    """
+    best = np.zeros(len(first.boxes))
+    blocks = []
+    for rows, partners in _overlapping(first, second):
+        if same_class:
+            same = first.labels[rows] == second.labels[partners]
+            rows, partners = rows[same], partners[same]
+        iou = round_scores(paired_iou(first.boxes[rows], second.boxes[partners]))
+        np.maximum.at(best, rows, iou)
+        keep = (iou > 0) & (iou == best[rows])
+        blocks.append((rows[keep], partners[keep]))
+    if not blocks:
+        nothing = np.zeros(0, dtype=np.int64)
+        return Matches(best, nothing, nothing)
+    rows, partners = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    return Matches(best, rows, partners)
+
+
+def _overlapping(
+    first: RecordSection, second: RecordSection
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of boxes of one image that overlap; all pairs of a box come in the same block."""
+    edges, others = (
+        np.ascontiguousarray(np.asarray(section.boxes).T) for section in (first, second)
+    )
+    counts = second.counts[first.owners]
+    starts = second.offsets[:-1][first.owners]
+    ends = np.cumsum(counts)
+    begin = 0
+    while begin < len(counts):
+        before = ends[begin] - counts[begin]
+        end = max(begin + 1, int(np.searchsorted(ends, before + BLOCK_PAIRS, side="right")))
+        sizes = counts[begin:end]
+        rows = np.repeat(np.arange(begin, end), sizes)
+        skipped = starts[begin:end] - (ends[begin:end] - sizes - before)
+        partners = np.arange(len(rows)) + np.repeat(skipped, sizes)
+        overlap = np.ones(len(rows), dtype=bool)
+        for low, high in ((0, 2), (1, 3)):
+            overlap &= edges[low][rows] < others[high][partners]
+            overlap &= others[low][partners] < edges[high][rows]
+        yield rows[overlap], partners[overlap]
+        begin = end

@@ -1,0 +1,60 @@
+"""Class balance (Yu et al., CVPR Workshops 2022, the second stage of CALD)."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from med_sslal.al.arrays import js_divergence, round_scores
+from med_sslal.al.record import PLAIN, PoolRecord
+from med_sslal.al.selectors.base import Choice, Selector
+
+
+class ClassBalance(Selector):
+    """Balancing: the candidates whose predicted classes differ most from the labelled set's.
+
+    Formula: JS(q_i, l), the Jensen-Shannon divergence in bits, with q_i the foreground
+    probabilities of image i summed over its boxes and scaled to sum to 1, and l the share of each
+    class among the labelled boxes; the highest first. Source: Yu, Zhu, Yang and Chen,
+    Consistency-based Active Learning for Object Detection, CVPR Workshops 2022 (there a softmax of
+    the best score of each class). Of two alike, and so always with one class or without a labelled
+    box, the one that the first criterion rates higher; images without a detection differ by 0.
+    """
+
+    name = "class_balance"
+
+    def select(
+        self,
+        record: PoolRecord,
+        candidates: np.ndarray,
+        values: Mapping[str, np.ndarray],
+        budget: int,
+        seed: int,
+    ) -> list[Choice]:
+        """Take the `budget` candidates of the highest divergence."""
+        header = record.header
+        counts = [header.class_counts.get(name, 0) for name in header.class_names]
+        divergence = _divergence(record, np.array(counts, dtype=np.float64))
+        order = np.argsort(-divergence[candidates], kind="stable")[:budget]
+        return [
+            Choice(row, f"classes {divergence[row]:.4f} bits from the labelled set's, place "
+                   f"{place} of {len(candidates)} candidates")
+            for place, row in enumerate(candidates[order].tolist(), start=1)
+        ]  # fmt: skip
+
+
+def _divergence(record: PoolRecord, labelled: np.ndarray) -> np.ndarray:
+    """Divergence of every image of the record from the labelled boxes per class: float64 [N]."""
+    section = record.section(PLAIN)
+    predicted = np.stack(
+        [
+            np.bincount(section.owners, column, len(section))
+            for column in np.asarray(section.class_probs[:, 1:]).T
+        ],
+        axis=1,
+    )
+    total = predicted.sum(axis=1)
+    known = (total > 0) & (labelled.sum() > 0)
+    divergence = np.zeros(len(section))
+    shares = predicted[known] / total[known, None]
+    divergence[known] = js_divergence(shares, labelled / max(labelled.sum(), 1.0))
+    return round_scores(divergence)

@@ -1,0 +1,42 @@
+"""Value for money, the greedy rule for knapsacks (Dantzig, Operations Research 5, 1957)."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.stats import rankdata
+
+from med_sslal.al.budget import PREDICTED_COST
+from med_sslal.al.record import PoolRecord
+from med_sslal.al.selectors.base import Choice, Selector
+
+
+class GreedyBoxCost(Selector):
+    """Value for money: the candidates of the best score per predicted cost.
+
+    Formula: the highest r_i / c_i first, where c_i is the predicted cost of image i in the unit of
+    the budget (boxes or seconds), and r_i the rank of candidate i by the first criterion (worst =
+    1, ties share their mean), so that criteria of any scale and sign can be weighed. Of two alike
+    the one that the first criterion rates higher. With a budget in images all cost the same, and
+    it is `top_k`; with `candidate_factor: null` it chooses from the whole pool.
+    """
+
+    name = "greedy_box_cost"
+
+    def select(
+        self,
+        record: PoolRecord,
+        candidates: np.ndarray,
+        values: Mapping[str, np.ndarray],
+        budget: int,
+        seed: int,
+    ) -> list[Choice]:
+        """Take the best by score per cost."""
+        score = next(iter(values.values()))
+        costs = values.get(PREDICTED_COST, np.ones_like(score))
+        worth = rankdata(score[candidates]) / costs[candidates]
+        # Rounded, so that equal quotients of different numbers stay equal.
+        order = np.argsort(-np.round(worth, 9), kind="stable")[:budget]
+        return [
+            Choice(int(candidates[place]), f"place {number} of {len(candidates)} by score per cost")
+            for number, place in enumerate(order.tolist(), start=1)
+        ]
