@@ -37,6 +37,7 @@ class BaseModel(nn.Module, ABC):
                 `images` are in original pixels.
 
         Returns:
-            Training mode: losses per image. Eval mode: detections, and losses where targets
+            Training mode: losses per image, and the class quality where the detector measures it
+            (class_difficulty_entropy needs it). Eval mode: detections, and losses where targets
             were given.
         """
