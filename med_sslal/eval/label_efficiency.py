@@ -1,0 +1,380 @@
+"""Does an arm save labels, how many, and how sure is that: the statistics of a study.
+
+Everything is paired by seed: arms with the same seed share initial set, weights and number of
+steps, so their difference is what the choice of images made. Effect and interval are the verdict.
+
+Shape shorthand: B draws, S seeds, G label counts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from med_sslal.eval.paired import (
+    TAILS,
+    holm,
+    mean_weights,
+    percentile_interval,
+    signed_rank_p,
+    smallest_p,
+)
+from med_sslal.eval.study_result import (
+    ArmResult,
+    Comparison,
+    Curve,
+    Estimate,
+    Goal,
+    Interval,
+    MeanCurve,
+    Saving,
+    StudyResult,
+)
+from med_sslal.utils.errors import DataError
+
+FRACTIONS = (0.9, 0.95)
+"""The parts of the full-supervision score whose price in labels is given."""
+
+TIE = 0.001
+"""Areas no further apart than this (a tenth of a point) are a tie in the win/tie/loss matrix."""
+
+ALPHA = 0.05
+MIN_SEEDS_SIGNIFICANT = 8
+"""Below this many paired seeds nothing is called significant."""
+
+Curves = Mapping[str, Mapping[int, Curve]]
+
+
+def normalised_area(curve: Curve) -> float:
+    """Mean height of a curve: trapezoid area over its label range, divided by its width.
+
+    A curve of one point, or with all points at one label count, has the value there.
+    """
+    labels, values = _knots(curve)
+    if len(labels) == 1:
+        return float(values[0])
+    width = np.diff(labels)
+    return float(width @ (values[1:] + values[:-1]) / (2 * width.sum()))
+
+
+def labels_to_reach(curve: Curve, target: float) -> float | None:
+    """Labels at the first crossing of `target`, by linear interpolation between the points.
+
+    Returns:
+        The first label count of the curve where it starts at `target` or above; None where it
+        never gets there (censored: more labels than the budget).
+    """
+    labels, values = _knots(curve)
+    return _known(_first_crossing(labels, values[None], np.array([target]))[0])
+
+
+def compare_arms(
+    curves: Curves,
+    full: Mapping[int, float] | None,
+    baseline: str = "random",
+    draws: int = 10_000,
+    seed: int = 0,
+    unit: str = "labels",
+) -> StudyResult:
+    """Compare every arm with the baseline, paired by seed.
+
+    Areas and last scores are taken over the range of labels that EVERY curve covers, with linear
+    interpolation at its ends: budgets in boxes end elsewhere in every run. Only seeds that an arm
+    shares with the baseline are compared; its own curve, area and goals use all its seeds.
+    Intervals are 95 % percentile bootstrap intervals over seeds. The result depends neither on the
+    order of arms (but for the order of `arms` in it) nor on that of seeds.
+
+    Args:
+        curves: Arm to seed to curve. Full supervision is no arm.
+        full: Seed to the full-supervision score; None where it was not measured.
+        baseline: The arm to compare with.
+        draws: Bootstrap draws.
+        seed: Of the bootstrap.
+        unit: What the labels of the curves count, for the sentences: "images", "boxes", ...
+
+    Raises:
+        DataError: The baseline is missing, an arm has no curve or no seed in common with it, a full
+            score is not finite, or no label count is covered by every curve.
+    """
+    _check(curves, full, baseline)
+    label_range = _common_range(curves)
+    bootstrap = _Bootstrap(draws, seed)
+    inside = {
+        arm: {s: _between(by_seed[s], *label_range) for s in sorted(by_seed)}
+        for arm, by_seed in curves.items()
+    }
+    comparisons = {
+        arm: _compare(by_seed, inside[baseline], bootstrap)
+        for arm, by_seed in inside.items()
+        if arm != baseline
+    }
+    adjusted = holm([comparison.p for comparison in comparisons.values()])
+    comparisons = {
+        arm: _with_holm(comparison, p)
+        for (arm, comparison), p in zip(comparisons.items(), adjusted, strict=True)
+    }
+    areas = {
+        arm: {s: normalised_area(curve) for s, curve in by_seed.items()}
+        for arm, by_seed in inside.items()
+    }
+    arms = {}
+    for arm, by_seed in curves.items():
+        mine = {s: by_seed[s] for s in sorted(by_seed)}
+        arms[arm] = ArmResult(
+            seeds=tuple(mine),
+            curve=_mean_curve(mine, bootstrap),
+            areas=areas[arm],
+            area=bootstrap.estimate(np.array(list(areas[arm].values()))),
+            goals=() if full is None else tuple(_goal(mine, full, part) for part in FRACTIONS),
+            comparison=comparisons.get(arm),
+        )
+    return StudyResult(
+        baseline=baseline,
+        unit=unit,
+        label_range=label_range,
+        arms=arms,
+        matrix={
+            arm: {other: _win_tie_loss(areas[arm], areas[other]) for other in areas if other != arm}
+            for arm in areas
+        },
+        full=None if full is None else dict(sorted(full.items())),
+        notes=_notes(curves, baseline, label_range, unit),
+        draws=draws,
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True)
+class _Bootstrap:
+    """Intervals over seeds, always from the same draws."""
+
+    draws: int
+    seed: int
+
+    def weights(self, n_seeds: int) -> np.ndarray:
+        """Weights of the seeds per draw: [B, S]."""
+        return mean_weights(n_seeds, self.draws, self.seed)
+
+    def estimate(self, values: np.ndarray) -> Estimate:
+        """Mean of [S] with its interval; no interval with one seed."""
+        if len(values) == 1:
+            return Estimate(float(values[0]), None)
+        low, high = percentile_interval(self.weights(len(values)) @ values)
+        return Estimate(float(values.mean()), (float(low), float(high)))
+
+
+def _check(curves: Curves, full: Mapping[int, float] | None, baseline: str) -> None:
+    """Raise DataError for what cannot be compared."""
+    if baseline not in curves:
+        raise DataError(
+            f"the study has no arm {baseline!r} to compare with, found {', '.join(curves) or 'no'} "
+            f"arms; add {baseline!r} or name another baseline."
+        )
+    for arm, by_seed in curves.items():
+        if not set(by_seed) & set(curves[baseline]):
+            raise DataError(
+                f"arm {arm!r} has no seed in common with {baseline!r}: seeds {sorted(by_seed)} and "
+                f"{sorted(curves[baseline])}; run both with the same seeds."
+            )
+    if full is not None and not np.isfinite(list(full.values())).all():
+        raise DataError(
+            f"a full-supervision score is not finite, found {dict(full)}; leave out its seed."
+        )
+
+
+def _common_range(curves: Curves) -> Interval:
+    """First and last label count that every curve covers."""
+    ends = [
+        (curve.labels[0], curve.labels[-1], f"arm {arm!r}, seed {s}")
+        for arm, by_seed in curves.items()
+        for s, curve in by_seed.items()
+    ]
+    low, _, late = max(ends, key=lambda end: end[0])
+    _, high, early = min(ends, key=lambda end: end[1])
+    if low > high:
+        raise DataError(
+            f"no label count is covered by every curve: {late} starts at {low:g}, but {early} ends "
+            f"at {high:g}; let these runs go on, or leave them out."
+        )
+    return low, high
+
+
+def _notes(curves: Curves, baseline: str, label_range: Interval, unit: str) -> tuple[str, ...]:
+    """What a reader must know before reading the numbers."""
+    low, high = label_range
+    notes = []
+    every = [
+        (curve, f"{arm}, seed {s}")
+        for arm, by_seed in curves.items()
+        for s, curve in sorted(by_seed.items())
+    ]
+    if any((curve.labels[0], curve.labels[-1]) != label_range for curve, _ in every):
+        first_to_end = min(every, key=lambda pair: pair[0].labels[-1])[1]
+        notes.append(
+            f"areas and last scores are taken from {low:g} to {high:g} {unit}, which every curve "
+            f"covers; longer ones are cut there (the first to end: {first_to_end})"
+        )
+    if low == high:
+        notes.append(f"one label count only ({low:g} {unit}): an area is the score there")
+    for arm, by_seed in curves.items():
+        either, both = set(by_seed) | set(curves[baseline]), set(by_seed) & set(curves[baseline])
+        if either != both:
+            notes.append(
+                f"{arm}: {_seeds(len(both))} paired with {baseline}, "
+                f"{len(either) - len(both)} without a partner left out of the differences"
+            )
+    if all(len(by_seed) == 1 for by_seed in curves.values()):
+        notes.append("1 seed, no interval")
+    return tuple(notes)
+
+
+def _seeds(n: int) -> str:
+    return "1 seed" if n == 1 else f"{n} seeds"
+
+
+def _knots(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, strictly rising, and values [G]: the last of the cycles at one label count."""
+    labels, values = np.asarray(curve.labels, float), np.asarray(curve.values, float)
+    last = np.append(labels[1:] != labels[:-1], True)
+    return labels[last], values[last]
+
+
+def _between(curve: Curve, low: float, high: float) -> Curve:
+    """The part of a curve from `low` to `high`, interpolated linearly at both."""
+    labels, values = _knots(curve)
+    inner = labels[(labels > low) & (labels < high)]
+    cut = np.unique([low, *inner, high])
+    return Curve(tuple(cut.tolist()), tuple(np.interp(cut, labels, values).tolist()))
+
+
+def _on_one_grid(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
+    """All points of R curves inside the range that they share: labels [G], values [R, G].
+
+    The mean of broken lines bends only at their points, so nothing is lost between them.
+    """
+    low = max(curve.labels[0] for curve in curves)
+    high = min(curve.labels[-1] for curve in curves)
+    cut = [_between(curve, low, high) for curve in curves]
+    grid = np.unique(np.concatenate([curve.labels for curve in cut]))
+    return grid, np.stack([np.interp(grid, curve.labels, curve.values) for curve in cut])
+
+
+def _mean_curve(curves: Mapping[int, Curve], bootstrap: _Bootstrap) -> MeanCurve:
+    """Mean over seeds with its interval at every point."""
+    grid, values = _on_one_grid(list(curves.values()))
+    mean = tuple(values.mean(0).tolist())
+    if len(values) == 1:
+        return MeanCurve(tuple(grid.tolist()), mean, None, None)
+    low, high = percentile_interval(bootstrap.weights(len(values)) @ values)
+    return MeanCurve(tuple(grid.tolist()), mean, tuple(low.tolist()), tuple(high.tolist()))
+
+
+def _first_crossing(labels: np.ndarray, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Labels where each row of `values` first reaches its target.
+
+    Args:
+        labels: [G], strictly rising.
+        values: [R, G].
+        targets: [R].
+
+    Returns:
+        float64 [R]; infinity where a row never does.
+    """
+    reached = values >= targets[:, None]
+    first = reached.argmax(axis=1)
+    rows, before = np.arange(len(values)), np.maximum(first - 1, 0)
+    rise = values[rows, first] - values[rows, before]
+    part = np.ones(len(values))
+    np.divide(targets - values[rows, before], rise, out=part, where=first > 0)
+    crossing = labels[before] + part * (labels[first] - labels[before])
+    return np.where(reached.any(axis=1), crossing, np.inf)
+
+
+def _known(labels: float) -> float | None:
+    """A label count as a plain number, None where it is infinite."""
+    return float(labels) if np.isfinite(labels) else None
+
+
+def _goal(curves: Mapping[int, Curve], full: Mapping[int, float], fraction: float) -> Goal:
+    """Labels to a fraction of each seed's own full score."""
+    measured = {s: curve for s, curve in curves.items() if full.get(s, 0.0) > 0}
+    per_seed = {s: labels_to_reach(curve, fraction * full[s]) for s, curve in measured.items()}
+    if not per_seed:
+        return Goal(fraction, {}, None, 0, None)
+    ordered = sorted(np.inf if labels is None else labels for labels in per_seed.values())
+    median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    grid, values = _on_one_grid(list(measured.values()))
+    mean = Curve(tuple(grid.tolist()), tuple(values.mean(0).tolist()))
+    return Goal(
+        fraction,
+        per_seed,
+        _known(median),
+        sum(labels is None for labels in per_seed.values()),
+        labels_to_reach(mean, fraction * float(np.mean([full[s] for s in measured]))),
+    )
+
+
+def _compare(
+    arm: Mapping[int, Curve], baseline: Mapping[int, Curve], bootstrap: _Bootstrap
+) -> Comparison:
+    """An arm minus the baseline over their common seeds, both cut to the study's range.
+
+    Holm's part is filled in by `_with_holm`, when the p values of all arms are known.
+    """
+    seeds = tuple(s for s in arm if s in baseline)
+    ahead = [normalised_area(arm[s]) - normalised_area(baseline[s]) for s in seeds]
+    grid, values = _on_one_grid([arm[s] for s in seeds] + [baseline[s] for s in seeds])
+    mine, theirs = np.split(values, 2)
+    last = mine[:, -1] - theirs[:, -1]
+    p = signed_rank_p(last.tolist())
+    return Comparison(
+        seeds=seeds,
+        area=bootstrap.estimate(np.array(ahead)),
+        last=bootstrap.estimate(last),
+        p=p,
+        smallest_p=smallest_p(len(seeds)),
+        p_holm=p,
+        significant=None,
+        reason=None,
+        saving=_saving(grid, mine, theirs, bootstrap),
+    )
+
+
+def _saving(
+    grid: np.ndarray, mine: np.ndarray, theirs: np.ndarray, bootstrap: _Bootstrap
+) -> Saving:
+    """Labels that the mean of `mine` [S, G] needs less than that of `theirs` for its last score."""
+    n_seeds = len(mine)
+    weights = np.full((1, n_seeds), 1 / n_seeds)
+    if n_seeds > 1:
+        weights = np.concatenate([weights, bootstrap.weights(n_seeds)])
+    baseline = weights @ theirs
+    targets = baseline[:, -1]
+    saved = _first_crossing(grid, baseline, targets) - _first_crossing(
+        grid, weights @ mine, targets
+    )
+    if n_seeds == 1:
+        return Saving(_known(saved[0]), None)
+    # Taken from the draws themselves: between an infinite one and the next lies no number.
+    drawn = np.sort(saved[1:])
+    low, high = (_known(drawn[int(np.ceil(tail * len(drawn))) - 1]) for tail in TAILS)
+    return Saving(_known(saved[0]), (low, high))
+
+
+def _with_holm(comparison: Comparison, p_holm: float) -> Comparison:
+    """The comparison with its corrected p, called significant or not from 8 seeds on."""
+    n_seeds = len(comparison.seeds)
+    if n_seeds >= MIN_SEEDS_SIGNIFICANT:
+        return replace(comparison, p_holm=p_holm, significant=p_holm < ALPHA)
+    reason = (
+        f"{_seeds(n_seeds)}: nothing is called significant below {MIN_SEEDS_SIGNIFICANT}; the "
+        f"smallest p possible is {comparison.smallest_p:g}"
+    )
+    return replace(comparison, p_holm=p_holm, reason=reason)
+
+
+def _win_tie_loss(mine: Mapping[int, float], other: Mapping[int, float]) -> tuple[int, int, int]:
+    """Common seeds with a larger, equal (within TIE) and smaller area."""
+    differences = np.array([mine[s] - other[s] for s in mine if s in other])
+    wins, losses = int((differences > TIE).sum()), int((differences < -TIE).sum())
+    return wins, len(differences) - wins - losses, losses

@@ -1,0 +1,100 @@
+"""The tables that a study ends with: one line per arm, and who beat whom."""
+
+from collections.abc import Sequence
+
+from med_sslal.eval.study_result import ArmResult, Comparison, Estimate, Goal, StudyResult
+
+
+def study_table(result: StudyResult) -> str:
+    """The arms of a study as aligned text, then what its columns mean.
+
+    Returns:
+        A heading, a rule, one line per arm and the notes; what is not defined is "-". In the
+        columns of labels to a part of full supervision, "> 100" means: more than the budget for
+        the median seed; "(2/5)" that 2 of 5 seeds did not get there.
+    """
+    base = result.baseline
+    fractions = [goal.fraction for goal in result.arms[base].goals]
+    headings = ["arm", "seeds", "area", f"minus {base} (95 %)"]
+    headings += [f"to {100 * fraction:.0f} %" for fraction in fractions]
+    headings += ["last", "p", "Holm", "w/t/l"]
+    body = [_row(name, arm, result) for name, arm in result.arms.items()]
+    low, high = result.label_range
+    notes = [
+        f"area: mean score from {low:g} to {high:g} {result.unit}; minus {base}, last (difference "
+        f"at {high:g} {result.unit}) and wins/ties/losses: paired by seed with {base}"
+    ]
+    if fractions:
+        notes.append(
+            f"to 90 %, to 95 %: {result.unit} at which that part of the full-supervision score is "
+            "first reached, median over seeds; (k/n): k of n seeds did not get there"
+        )
+    return "\n".join([*_aligned([headings, *body]), "", *notes, *result.notes])
+
+
+def win_table(result: StudyResult) -> str:
+    """Wins/ties/losses of every arm (line) against every other (column), by area per seed."""
+    names = list(result.arms)
+    numbers = [str(i) for i in range(1, len(names) + 1)]
+    body = [
+        [
+            f"{number} {name}",
+            *(
+                "/".join(map(str, result.matrix[name][other])) if other != name else "-"
+                for other in names
+            ),
+        ]
+        for number, name in zip(numbers, names, strict=True)
+    ]
+    return "\n".join(_aligned([["wins/ties/losses against", *numbers], *body]))
+
+
+def _row(name: str, arm: ArmResult, result: StudyResult) -> list[str]:
+    """The cells of one arm."""
+    comparison = arm.comparison
+    seeds = str(len(arm.seeds))
+    if comparison is not None and len(comparison.seeds) != len(arm.seeds):
+        seeds += f" ({len(comparison.seeds)} paired)"
+    cells = [name, seeds, f"{arm.area.value:.3f}"]
+    cells.append("-" if comparison is None else _estimate(comparison.area))
+    cells += [_goal(goal, arm) for goal in arm.goals]
+    if comparison is None:
+        return [*cells, "-", "-", "-", "-"]
+    wins = "/".join(map(str, result.matrix[name][result.baseline]))
+    return [*cells, f"{comparison.last.value:+.3f}", *_tests(comparison), wins]
+
+
+def _tests(comparison: Comparison) -> list[str]:
+    """The p of the last difference and its correction, starred where significant."""
+    star = "*" if comparison.significant else ""
+    return [f"{comparison.p:.3g}", f"{comparison.p_holm:.3g}{star}"]
+
+
+def _estimate(estimate: Estimate) -> str:
+    """A difference with its interval, where there is one."""
+    if estimate.interval is None:
+        return f"{estimate.value:+.3f}"
+    low, high = estimate.interval
+    return f"{estimate.value:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def _goal(goal: Goal, arm: ArmResult) -> str:
+    """Median labels, and how many seeds were censored."""
+    if not goal.per_seed:
+        return "-"
+    text = f"> {arm.curve.labels[-1]:.0f}" if goal.median is None else f"{goal.median:.0f}"
+    missed = f" ({goal.n_censored}/{len(goal.per_seed)})" if goal.n_censored else ""
+    return text + missed
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Cells as columns, the first to the left, with a rule under the heading."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    ruled = [lines[0], ["-" * width for width in widths], *lines[1:]]
+    return [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in ruled
+    ]
