@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from med_sslal.cli import download, phantom
+from med_sslal.cli import download, phantom, study
 from med_sslal.cli.errors import run_reported
 
 
@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in (("phantom", phantom), ("download", download)):
+    for name, module in (("phantom", phantom), ("download", download), ("study", study)):
         text = (module.__doc__ or "").split("\n")[0]
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         module.add_arguments(sub)

@@ -44,18 +44,17 @@ def train_parser() -> argparse.ArgumentParser:
         help="start a new run from the weights of a checkpoint (fine-tuning)",
     )
     start.add_argument(
+        "--cycle0-from",
+        metavar="RUN",
+        help="take over the training of cycle 0 from another run that differs in strategy only",
+    )
+    start.add_argument(
         "--run-id", type=_run_id, metavar="NAME", help="last part of the run folder's path"
     )
     values = parser.add_argument_group("values in place of the config's")
-    _add_device(values)
-    values.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        type=_set,
-        default=[],
-        metavar="KEY=VALUE",
-        help="any key, such as trainer.epochs=3; the value is JSON, else text; repeatable",
+    add_device(values)
+    add_overrides(
+        values, "any key, such as trainer.epochs=3; the value is JSON, else text; repeatable"
     )
     values.add_argument("--lr", type=_learning_rate, help="learning rate: optimizer.args.lr")
     values.add_argument("--bs", type=_batch_size, metavar="N", help="batch size: batch_size")
@@ -85,8 +84,9 @@ def parse_train_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         argv: Words after the program's name; None takes the process's own.
 
     Returns:
-        config, resume, init_from, run_id, device (str or None each); overrides (list of Override,
-        with those of --lr and --bs last, `--device` left out); print_config, help_config, dry_run.
+        config, resume, init_from, cycle0_from, run_id, device (str or None each); overrides (list
+        of Override, with those of --lr and --bs last, `--device` left out); print_config,
+        help_config, dry_run.
     """
     parser = train_parser()
     args = parser.parse_args(argv)
@@ -95,12 +95,14 @@ def parse_train_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if (args.config is None) == (args.resume is None):
         parser.error("give one of -c FILE (a new run) and -r PATH (go on with a run)")
     if args.resume is not None:
-        for option in ("init_from", "run_id"):
+        for option in ("init_from", "cycle0_from", "run_id"):
             if getattr(args, option) is not None:
                 name = f"--{option.replace('_', '-')}"
                 parser.error(f"{name} starts a new run with -c; --resume goes on with one")
         if args.dry_run:
             parser.error("--dry-run tries a new run with -c; --resume goes on with one")
+    if args.cycle0_from is not None and args.init_from is not None:
+        parser.error("--cycle0-from takes over the initial weights too: leave --init-from out")
     if args.lr is not None:
         args.overrides.append(Override("--lr", ("optimizer", "args", "lr"), args.lr))
     if args.bs is not None:
@@ -125,7 +127,7 @@ def test_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--split", choices=("test", "val"), default="test", help="images to evaluate on"
     )
-    _add_device(parser)
+    add_device(parser)
     return parser
 
 
@@ -139,7 +141,21 @@ def _parser(program: str, description: str, examples: str) -> argparse.ArgumentP
     )
 
 
-def _add_device(parser: argparse._ActionsContainer) -> None:
+def add_overrides(parser: argparse._ActionsContainer, meaning: str) -> None:
+    """Add `--set KEY=VALUE` with its help text; `overrides` gets a list of Override."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        type=_set,
+        default=[],
+        metavar="KEY=VALUE",
+        help=meaning,
+    )
+
+
+def add_device(parser: argparse._ActionsContainer) -> None:
+    """Add `--device`."""
     parser.add_argument(
         "-d",
         "--device",

@@ -33,6 +33,7 @@ from med_sslal.cli.run_folder import (
     point_to,
     save_config,
 )
+from med_sslal.cli.shared_cycle import check_shared, take_over
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import compare_for_resume
 from med_sslal.config.show import help_config, print_config
@@ -77,13 +78,22 @@ def train(args: Namespace) -> int:
     dataset = build_dataset(config)
     if args.dry_run:
         return _dry_run(config, dataset, devices, init_from)
-    weights = initial_weights(config, init_from)
+    source = args.cycle0_from and Path(args.cycle0_from)
+    weights = None
+    if source is None:
+        weights = initial_weights(config, init_from)
+    else:
+        check_shared(source, config, dataset.fingerprint())
     setup = build_setup(config, dataset, devices, show_progress=True)
     folder = create_run_folder(
         Path(config.get("trainer.save_dir")), config["name"], args.run_id, config["seed"]
     )
     try:
-        _begin(folder, config, dataset, weights, init_from)
+        if weights is not None:
+            _save_initial(folder, dataset, weights, init_from)
+        else:
+            take_over(source, folder)
+        _begin(folder, config, dataset)
         point_to(Path(config.get("trainer.save_dir")) / "latest", folder)
     except UserError:
         shutil.rmtree(folder)
@@ -91,26 +101,26 @@ def train(args: Namespace) -> int:
     return _run(folder, setup, devices)
 
 
-def _begin(
-    folder: Path,
-    config: ConfigParser,
-    dataset: BaseDataset,
-    weights: Mapping[str, Any],
-    init_from: Path | None,
-) -> None:
-    """Write what a run holds before its first training; config.json comes last.
+def _begin(folder: Path, config: ConfigParser, dataset: BaseDataset) -> None:
+    """Write what a run holds beside its initial weights; config.json comes last.
 
     A folder without config.json is no run folder, so a run that dies here cannot be resumed by
     mistake.
     """
     write_json(folder / "split.json", {name: list(ids) for name, ids in dataset.splits.items()})
+    save_config(folder, config.resolved)
+
+
+def _save_initial(
+    folder: Path, dataset: BaseDataset, weights: Mapping[str, Any], init_from: Path | None
+) -> None:
+    """Write the weights that every cycle starts from."""
     identity = {
         "data_fingerprint": dataset.fingerprint(),
         "class_names": dataset.class_names,
         "init_from": init_from,
     }
     save_checkpoint(folder / "initial.pth", {"model": weights, **identity})
-    save_config(folder, config.resolved)
 
 
 def _run(folder: Path, setup: RunSetup, devices: Devices) -> int:
@@ -305,7 +315,7 @@ def _dry_run(
     )
     with tempfile.TemporaryDirectory() as name, StopRequest() as stop:
         folder = Path(name)
-        _begin(folder, config, handful, initial_weights(config, init_from), init_from)
+        _save_initial(folder, handful, initial_weights(config, init_from), init_from)
         rows = CycleLoop(small, folder, stop).run()
     sys.stdout.write(
         f"dry run: {len(rows)} training(s) of one step went through; nothing is left\n"

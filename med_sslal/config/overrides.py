@@ -22,6 +22,11 @@ class Override:
     path: tuple[str, ...]
     value: Any
 
+    @property
+    def text(self) -> str:
+        """`KEY=VALUE` as `--set` takes it."""
+        return f"{'.'.join(self.path)}={json.dumps(self.value)}"
+
 
 def parse_set(text: str) -> Override:
     """Read the `a.b=value` of a `--set`: the first `=` splits, nothing is evaluated.

@@ -77,11 +77,13 @@ class CycleLoop:
             write_json(folder / "pool.json", state.pool.state_dict())
             self._train(state)
             rows.append(self._evaluate(state))
-            write_results(self._folder, rows)
+            planned = state.number == setup.num_cycles
+            last = planned or not state.pool.unlabelled
+            write_results(self._folder, rows, finished=last)
             self._stop.check()
-            if state.number == setup.num_cycles:
+            if planned:
                 return rows
-            if not state.pool.unlabelled:
+            if last:
                 logger.info(
                     "every image of the pool is labelled: cycle %d of %d is the last",
                     state.number,

@@ -11,9 +11,16 @@ from med_sslal.utils.util import atomic_write, write_json
 SUMMARY_VERSION = 1
 
 
-def write_results(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the rows so far to `summary.json` and `results.csv` of the run folder."""
-    write_json(folder / "summary.json", {"format_version": SUMMARY_VERSION, "cycles": list(rows)})
+def write_results(folder: Path, rows: Sequence[Mapping[str, Any]], *, finished: bool) -> None:
+    """Write the rows so far to `summary.json` and `results.csv` of the run folder.
+
+    Args:
+        folder: The run folder.
+        rows: One for each finished cycle.
+        finished: Whether no cycle follows.
+    """
+    content = {"format_version": SUMMARY_VERSION, "finished": finished, "cycles": list(rows)}
+    write_json(folder / "summary.json", content)
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
