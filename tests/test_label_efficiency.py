@@ -12,6 +12,7 @@ from med_sslal.eval.label_efficiency import (
     labels_to_reach,
     normalised_area,
 )
+from med_sslal.eval.study_result import Saving
 from med_sslal.eval.verdict import verdict
 from med_sslal.report.study_table import study_table
 from med_sslal.utils.errors import DataError
@@ -105,7 +106,7 @@ def test_a_study_by_hand():
     # 90 % of full: 0.63, 0.45, 0.54; 95 %: 0.665, 0.475, 0.57.
     result = compare_arms(curves, {0: 0.7, 1: 0.5, 2: 0.6}, unit="images")
     random, entropy = result.arms["random"], result.arms["entropy"]
-    assert result.label_range == (10, 30)
+    assert result.ranges == dict.fromkeys(range(3), (10, 30))
     assert random.area.value == pytest.approx(0.4)
     assert entropy.areas == pytest.approx({0: 0.525, 1: 0.35, 2: 0.55})
     compared = entropy.comparison
@@ -210,18 +211,48 @@ def test_different_label_counts_are_compared_over_the_common_range():
         "a": {0: Curve((10, 36), (0.2, 0.72)), 1: Curve((10, 16, 32), (0.2, 0.32, 0.64))},
     }
     result = compare_arms(curves, None, unit="boxes")
-    # All lie on labels / 50, so from 12 to 30 every area is 21 / 50 and every last score 0.6.
-    assert result.label_range == (12, 30)
+    assert result.ranges == {0: (10, 36), 1: (12, 30)}
+    assert result.label_range == (10, 36)
+    # All lie on labels / 50: mean heights 23 / 50 and 21 / 50, last scores 0.72 and 0.6.
     for arm in result.arms.values():
-        assert arm.areas == pytest.approx({0: 0.42, 1: 0.42})
+        assert arm.areas == pytest.approx({0: 0.46, 1: 0.42})
     compared = result.arms["a"].comparison
     assert compared.area.value == pytest.approx(0, abs=1e-12)
     assert compared.last.value == pytest.approx(0, abs=1e-12)
     assert compared.p == 1.0
     assert result.arms["random"].curve.labels == (12, 20, 30)
     assert result.arms["random"].curve.values == pytest.approx((0.24, 0.4, 0.6))
-    assert "from 12 to 30 boxes" in result.notes[0]
-    assert "random, seed 1" in result.notes[0]
+    assert result.notes[0].startswith("areas and last scores of a seed are taken over the boxes")
+    assert "from 10 to 36 boxes (less in some seeds)" in study_table(result)
+
+
+def test_last_scores_are_read_where_the_first_arm_ends():
+    curves = {
+        "random": {0: Curve((10, 30), (0.2, 0.6))},
+        "a": {0: Curve((10, 20), (0.2, 0.5))},
+    }
+    arm = compare_arms(curves, None).arms["a"]
+    # random has 0.4 at 20: area 0.35 - 0.3, last 0.5 - 0.4.
+    assert arm.comparison.area.value == pytest.approx(0.05)
+    assert arm.comparison.last.value == pytest.approx(0.1)
+
+
+def test_seeds_without_a_common_label_count_are_still_paired():
+    """Initial sets of few images can hold very different numbers of boxes."""
+    curves = {
+        arm: {s: Curve((20 * s + 5, 20 * s + 15), (0.2, 0.5 + gain)) for s in range(5)}
+        for arm, gain in (("random", 0.0), ("a", 0.1))
+    }
+    result = compare_arms(curves, dict.fromkeys(range(5), 0.6), unit="boxes")
+    arm = result.arms["a"]
+    assert (arm.curve.labels, arm.curve.values, arm.curve.low) == ((), (), None)
+    assert arm.comparison.area.value == pytest.approx(0.05)
+    assert arm.comparison.saving == Saving(None, None)
+    # 0.54 of 0.6 at 5 + 10 x 0.34 / 0.4 = 13.5, 20 more in every seed: median that of seed 2.
+    assert arm.goals[0].median == pytest.approx(53.5)
+    assert arm.goals[0].mean_curve is None
+    assert "the seeds share no range of boxes" in verdict(result)[0]
+    json.dumps(result.to_json(), allow_nan=False)
 
 
 def test_only_common_seeds_are_paired():
@@ -279,7 +310,7 @@ def test_single_label_count():
         (
             {"random": {0: flat(0.5)}, "a": {0: flat(0.5, (50, 60))}},
             None,
-            "arm 'a', seed 0 starts at 50, but arm 'random', seed 0 ends at 40",
+            "with seed 0 no label count .* every arm: 'a' starts at 50, but 'random' ends at 40",
         ),
         ({"random": {0: flat(0.5)}}, {0: float("nan")}, "full-supervision score is not finite"),
     ],

@@ -78,9 +78,10 @@ def compare_arms(
 ) -> StudyResult:
     """Compare every arm with the baseline, paired by seed.
 
-    Areas and last scores are taken over the range of labels that EVERY curve covers, with linear
-    interpolation at its ends: budgets in boxes end elsewhere in every run. Only seeds that an arm
-    shares with the baseline are compared; its own curve, area and goals use all its seeds.
+    Counted in boxes, every run starts or ends elsewhere: areas and last scores of a seed are taken
+    over the range of labels that ALL arms of this seed cover, with linear interpolation at its
+    ends. Only seeds that an arm shares with the baseline are compared; its own curve, area and
+    goals use all its seeds.
     Intervals are 95 % percentile bootstrap intervals over seeds. The result depends neither on the
     order of arms (but for the order of `arms` in it) nor on that of seeds.
 
@@ -94,13 +95,13 @@ def compare_arms(
 
     Raises:
         DataError: The baseline is missing, an arm has no curve or no seed in common with it, a full
-            score is not finite, or no label count is covered by every curve.
+            score is not finite, or no label count is covered by all arms of a seed.
     """
     _check(curves, full, baseline)
-    label_range = _common_range(curves)
+    ranges = _common_ranges(curves)
     bootstrap = _Bootstrap(draws, seed)
     inside = {
-        arm: {s: _between(by_seed[s], *label_range) for s in sorted(by_seed)}
+        arm: {s: _between(by_seed[s], *ranges[s]) for s in sorted(by_seed)}
         for arm, by_seed in curves.items()
     }
     comparisons = {
@@ -131,14 +132,14 @@ def compare_arms(
     return StudyResult(
         baseline=baseline,
         unit=unit,
-        label_range=label_range,
+        ranges=ranges,
         arms=arms,
         matrix={
             arm: {other: _win_tie_loss(areas[arm], areas[other]) for other in areas if other != arm}
             for arm in areas
         },
         full=None if full is None else dict(sorted(full.items())),
-        notes=_notes(curves, baseline, label_range, unit),
+        notes=_notes(curves, baseline, ranges, unit),
         draws=draws,
         seed=seed,
     )
@@ -182,40 +183,40 @@ def _check(curves: Curves, full: Mapping[int, float] | None, baseline: str) -> N
         )
 
 
-def _common_range(curves: Curves) -> Interval:
-    """First and last label count that every curve covers."""
-    ends = [
-        (curve.labels[0], curve.labels[-1], f"arm {arm!r}, seed {s}")
-        for arm, by_seed in curves.items()
-        for s, curve in by_seed.items()
-    ]
-    low, _, late = max(ends, key=lambda end: end[0])
-    _, high, early = min(ends, key=lambda end: end[1])
-    if low > high:
-        raise DataError(
-            f"no label count is covered by every curve: {late} starts at {low:g}, but {early} ends "
-            f"at {high:g}; let these runs go on, or leave them out."
-        )
-    return low, high
+def _common_ranges(curves: Curves) -> dict[int, Interval]:
+    """Seed to the first and last label count that all its arms cover."""
+    ranges = {}
+    for s in sorted({s for by_seed in curves.values() for s in by_seed}):
+        mine = {arm: by_seed[s].labels for arm, by_seed in curves.items() if s in by_seed}
+        late = max(mine, key=lambda arm: mine[arm][0])
+        early = min(mine, key=lambda arm: mine[arm][-1])
+        low, high = mine[late][0], mine[early][-1]
+        if low > high:
+            raise DataError(
+                f"with seed {s} no label count is covered by every arm: {late!r} starts at {low:g},"
+                f" but {early!r} ends at {high:g}; start all arms from one initial set."
+            )
+        ranges[s] = (low, high)
+    return ranges
 
 
-def _notes(curves: Curves, baseline: str, label_range: Interval, unit: str) -> tuple[str, ...]:
+def _notes(
+    curves: Curves, baseline: str, ranges: Mapping[int, Interval], unit: str
+) -> tuple[str, ...]:
     """What a reader must know before reading the numbers."""
-    low, high = label_range
     notes = []
-    every = [
-        (curve, f"{arm}, seed {s}")
-        for arm, by_seed in curves.items()
-        for s, curve in sorted(by_seed.items())
-    ]
-    if any((curve.labels[0], curve.labels[-1]) != label_range for curve, _ in every):
-        first_to_end = min(every, key=lambda pair: pair[0].labels[-1])[1]
+    if any(
+        (curve.labels[0], curve.labels[-1]) != ranges[s]
+        for by_seed in curves.values()
+        for s, curve in by_seed.items()
+    ):
         notes.append(
-            f"areas and last scores are taken from {low:g} to {high:g} {unit}, which every curve "
-            f"covers; longer ones are cut there (the first to end: {first_to_end})"
+            f"areas and last scores of a seed are taken over the {unit} that all its arms cover; "
+            "longer curves are cut there"
         )
-    if low == high:
-        notes.append(f"one label count only ({low:g} {unit}): an area is the score there")
+    single = [str(s) for s, (low, high) in ranges.items() if low == high]
+    if single:
+        notes.append(f"one label count only, whose score is the area: seed {', '.join(single)}")
     for arm, by_seed in curves.items():
         either, both = set(by_seed) | set(curves[baseline]), set(by_seed) & set(curves[baseline])
         if either != both:
@@ -223,7 +224,7 @@ def _notes(curves: Curves, baseline: str, label_range: Interval, unit: str) -> t
                 f"{arm}: {_seeds(len(both))} paired with {baseline}, "
                 f"{len(either) - len(both)} without a partner left out of the differences"
             )
-    if all(len(by_seed) == 1 for by_seed in curves.values()):
+    if len(ranges) == 1:
         notes.append("1 seed, no interval")
     return tuple(notes)
 
@@ -250,10 +251,13 @@ def _between(curve: Curve, low: float, high: float) -> Curve:
 def _on_one_grid(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
     """All points of R curves inside the range that they share: labels [G], values [R, G].
 
-    The mean of broken lines bends only at their points, so nothing is lost between them.
+    The mean of broken lines bends only at their points, so nothing is lost between them. G is 0
+    where the curves share no label count.
     """
     low = max(curve.labels[0] for curve in curves)
     high = min(curve.labels[-1] for curve in curves)
+    if low > high:
+        return np.empty(0), np.empty((len(curves), 0))
     cut = [_between(curve, low, high) for curve in curves]
     grid = np.unique(np.concatenate([curve.labels for curve in cut]))
     return grid, np.stack([np.interp(grid, curve.labels, curve.values) for curve in cut])
@@ -263,7 +267,7 @@ def _mean_curve(curves: Mapping[int, Curve], bootstrap: _Bootstrap) -> MeanCurve
     """Mean over seeds with its interval at every point."""
     grid, values = _on_one_grid(list(curves.values()))
     mean = tuple(values.mean(0).tolist())
-    if len(values) == 1:
+    if len(values) == 1 or not len(grid):
         return MeanCurve(tuple(grid.tolist()), mean, None, None)
     low, high = percentile_interval(bootstrap.weights(len(values)) @ values)
     return MeanCurve(tuple(grid.tolist()), mean, tuple(low.tolist()), tuple(high.tolist()))
@@ -300,32 +304,32 @@ def _goal(curves: Mapping[int, Curve], full: Mapping[int, float], fraction: floa
     measured = {s: curve for s, curve in curves.items() if full.get(s, 0.0) > 0}
     per_seed = {s: labels_to_reach(curve, fraction * full[s]) for s, curve in measured.items()}
     if not per_seed:
-        return Goal(fraction, {}, None, 0, None)
+        return Goal(fraction, {}, None, 0, None, None)
     ordered = sorted(np.inf if labels is None else labels for labels in per_seed.values())
     median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
     grid, values = _on_one_grid(list(measured.values()))
-    mean = Curve(tuple(grid.tolist()), tuple(values.mean(0).tolist()))
+    target = fraction * np.mean([full[s] for s in measured], keepdims=True)
+    mean = _first_crossing(grid, values.mean(0, keepdims=True), target)[0] if len(grid) else np.inf
     return Goal(
         fraction,
         per_seed,
         _known(median),
         sum(labels is None for labels in per_seed.values()),
-        labels_to_reach(mean, fraction * float(np.mean([full[s] for s in measured]))),
+        min(curve.labels[-1] for curve in measured.values()),
+        _known(mean),
     )
 
 
 def _compare(
     arm: Mapping[int, Curve], baseline: Mapping[int, Curve], bootstrap: _Bootstrap
 ) -> Comparison:
-    """An arm minus the baseline over their common seeds, both cut to the study's range.
+    """An arm minus the baseline over their common seeds, both cut to the range of each seed.
 
     Holm's part is filled in by `_with_holm`, when the p values of all arms are known.
     """
     seeds = tuple(s for s in arm if s in baseline)
     ahead = [normalised_area(arm[s]) - normalised_area(baseline[s]) for s in seeds]
-    grid, values = _on_one_grid([arm[s] for s in seeds] + [baseline[s] for s in seeds])
-    mine, theirs = np.split(values, 2)
-    last = mine[:, -1] - theirs[:, -1]
+    last = np.array([arm[s].values[-1] - baseline[s].values[-1] for s in seeds])
     p = signed_rank_p(last.tolist())
     return Comparison(
         seeds=seeds,
@@ -336,23 +340,23 @@ def _compare(
         p_holm=p,
         significant=None,
         reason=None,
-        saving=_saving(grid, mine, theirs, bootstrap),
+        saving=_saving([arm[s] for s in seeds], [baseline[s] for s in seeds], bootstrap),
     )
 
 
-def _saving(
-    grid: np.ndarray, mine: np.ndarray, theirs: np.ndarray, bootstrap: _Bootstrap
-) -> Saving:
-    """Labels that the mean of `mine` [S, G] needs less than that of `theirs` for its last score."""
+def _saving(arm: list[Curve], baseline: list[Curve], bootstrap: _Bootstrap) -> Saving:
+    """Labels that the mean of `arm` needs less than that of `baseline` for its last score."""
+    grid, values = _on_one_grid(arm + baseline)
+    if not len(grid):
+        return Saving(None, None)
+    mine, theirs = np.split(values, 2)
     n_seeds = len(mine)
     weights = np.full((1, n_seeds), 1 / n_seeds)
     if n_seeds > 1:
         weights = np.concatenate([weights, bootstrap.weights(n_seeds)])
-    baseline = weights @ theirs
-    targets = baseline[:, -1]
-    saved = _first_crossing(grid, baseline, targets) - _first_crossing(
-        grid, weights @ mine, targets
-    )
+    mean, mean_baseline = weights @ mine, weights @ theirs
+    targets = mean_baseline[:, -1]
+    saved = _first_crossing(grid, mean_baseline, targets) - _first_crossing(grid, mean, targets)
     if n_seeds == 1:
         return Saving(_known(saved[0]), None)
     # Taken from the draws themselves: between an infinite one and the next lies no number.

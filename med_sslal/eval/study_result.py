@@ -69,9 +69,11 @@ class MeanCurve:
     """Mean of an arm's curves at every label count where one of them has a point.
 
     Attributes:
-        labels: The label counts that lie inside the range of ALL seeds of the arm, rising.
+        labels: The label counts that lie inside the range of ALL seeds of the arm, rising; empty
+            where they share none (few and different boxes).
         values: Mean over seeds; curves without a point there are interpolated linearly.
-        low: Lower end of the 95 % bootstrap interval over seeds, per point; None with 1 seed.
+        low: Lower end of the 95 % bootstrap interval over seeds, per point; None with 1
+            seed or no point.
         high: Upper end.
     """
 
@@ -91,6 +93,7 @@ class Goal:
             where the budget ended before (censored). Seeds without a full score above 0 are absent.
         median: Over these seeds, censored ones counted as infinite; None where it is censored.
         n_censored: Seeds that did not reach it.
+        budget: The smallest budget among these seeds; a censored median lies above it.
         mean_curve: First crossing of the mean curve of these seeds and `fraction` x their mean full
             score; None where censored or without a seed.
     """
@@ -99,6 +102,7 @@ class Goal:
     per_seed: Mapping[int, float | None]
     median: float | None
     n_censored: int
+    budget: float | None
     mean_curve: float | None
 
 
@@ -110,9 +114,9 @@ class Saving:
 
     Attributes:
         value: Baseline's crossing minus the arm's, positive = labels saved; None where the arm
-            does not reach that score inside the common range.
+            does not reach that score inside the range of all seeds, or where there is none.
         interval: 95 % interval of the paired bootstrap over seeds; an end is None where the score
-            is not reached there. None as a whole with 1 seed.
+            is not reached there. None as a whole with 1 seed or without a range of all seeds.
     """
 
     value: float | None
@@ -126,7 +130,7 @@ class Comparison:
     Attributes:
         seeds: The seeds that both have; only these are compared.
         area: Difference of the normalised areas: the verdict.
-        last: Difference of the scores at the end of the common range (the last budget).
+        last: Difference of the scores at the end of each seed's range (the last budget).
         p: Exact two-sided Wilcoxon signed-rank p of `last`.
         smallest_p: The smallest that so many seeds can reach.
         p_holm: `p` after Holm's correction over all arms but the baseline.
@@ -153,7 +157,7 @@ class ArmResult:
     Attributes:
         seeds: Its seeds, rising.
         curve: Mean over them.
-        areas: Seed to normalised area over the study's common range.
+        areas: Seed to normalised area over the range of the seed.
         area: Their mean.
         goals: Labels to 90 % and 95 % of full supervision; empty where that was not measured.
         comparison: Against the baseline; None for the baseline itself.
@@ -174,7 +178,7 @@ class StudyResult:
     Attributes:
         baseline: The arm that the others are compared with.
         unit: What the x-axis counts, for example "images".
-        label_range: The labels that every curve covers: areas and last scores are taken in it.
+        ranges: Seed to the labels that all its arms cover: areas and last scores are taken in it.
         arms: In the order given.
         matrix: Arm to arm to (wins, ties, losses) over the seeds of both, by area; areas closer
             than `label_efficiency.TIE` are ties.
@@ -186,7 +190,7 @@ class StudyResult:
 
     baseline: str
     unit: str
-    label_range: Interval
+    ranges: Mapping[int, Interval]
     arms: Mapping[str, ArmResult]
     matrix: Mapping[str, Mapping[str, tuple[int, int, int]]]
     full: Mapping[int, float] | None
@@ -194,9 +198,15 @@ class StudyResult:
     draws: int
     seed: int
 
+    @property
+    def label_range(self) -> Interval:
+        """From the first label count of any seed's range to the last of any."""
+        lows, highs = zip(*self.ranges.values(), strict=True)
+        return min(lows), max(highs)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values: what `json` writes and reads back is equal to it."""
-        return _plain(asdict(self))
+        return _plain({**asdict(self), "label_range": self.label_range})
 
 
 def _plain(value: Any) -> Any:

@@ -59,7 +59,9 @@ def _arm_sentence(name: str, arm: ArmResult, comparison: Comparison, result: Stu
 def _saving_clause(saving: Saving, result: StudyResult) -> str:
     """How many labels an arm with a larger area saves, where that can be said."""
     unit, score = result.unit, f"{result.baseline}'s last score"
-    if saving.value is None or saving.interval is None:
+    if saving.interval is None:
+        return f"the seeds share no range of {unit}, so no number of {unit} saved can be given"
+    if saving.value is None:
         return f"it does not reach {score} itself, so no number of {unit} saved can be given"
     low = saving.interval[0]
     ends = ["open" if end is None else f"{end:.0f}" for end in saving.interval]

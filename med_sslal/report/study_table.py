@@ -21,8 +21,9 @@ def study_table(result: StudyResult) -> str:
     body = [_row(name, arm, result) for name, arm in result.arms.items()]
     low, high = result.label_range
     notes = [
-        f"area: mean score from {low:g} to {high:g} {result.unit}; minus {base}, last (difference "
-        f"at {high:g} {result.unit}) and wins/ties/losses: paired by seed with {base}"
+        f"area: mean score from {low:g} to {high:g} {result.unit}"
+        f"{' (less in some seeds)' if len(set(result.ranges.values())) > 1 else ''}; last: "
+        f"difference at the last budget; differences and wins/ties/losses: by seed against {base}"
     ]
     if fractions:
         notes.append(
@@ -57,7 +58,7 @@ def _row(name: str, arm: ArmResult, result: StudyResult) -> list[str]:
         seeds += f" ({len(comparison.seeds)} paired)"
     cells = [name, seeds, f"{arm.area.value:.3f}"]
     cells.append("-" if comparison is None else _estimate(comparison.area))
-    cells += [_goal(goal, arm) for goal in arm.goals]
+    cells += [_goal(goal) for goal in arm.goals]
     if comparison is None:
         return [*cells, "-", "-", "-", "-"]
     wins = "/".join(map(str, result.matrix[name][result.baseline]))
@@ -78,11 +79,11 @@ def _estimate(estimate: Estimate) -> str:
     return f"{estimate.value:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-def _goal(goal: Goal, arm: ArmResult) -> str:
+def _goal(goal: Goal) -> str:
     """Median labels, and how many seeds were censored."""
     if not goal.per_seed:
         return "-"
-    text = f"> {arm.curve.labels[-1]:.0f}" if goal.median is None else f"{goal.median:.0f}"
+    text = f"> {goal.budget:.0f}" if goal.median is None else f"{goal.median:.0f}"
     missed = f" ({goal.n_censored}/{len(goal.per_seed)})" if goal.n_censored else ""
     return text + missed
 
