@@ -7,12 +7,13 @@ from med_sslal.eval.study_result import ArmResult, Comparison, Saving, StudyResu
 MIN_SEEDS_VERDICT = 5
 """Paired seeds that a fair comparison needs; below it no arm is called better or worse."""
 
-CHANCE = {2: 51, 3: 25, 4: 19, 5: 16, 6: 13, 7: 12, 8: 11, 9: 10, 10: 10}
+CHANCE = {2: 50, 3: 25, 4: 20, 5: 16, 6: 14, 7: 12, 8: 11, 9: 11, 10: 10}
 """Paired seeds to how many of 100 intervals exclude 0 although there is no difference.
 
 A percentile interval over n values is narrower than it says by about sqrt((n - 1) / n) and knows
-nothing of their uncertain spread: for normally spread differences the figure is about
-P(|t| > 1.96 sqrt((n - 1) / n)) of Student's t with n - 1 degrees; these were simulated.
+nothing of their uncertain spread. Simulated with normally spread differences (22,500 studies for
+each n); from 3 seeds on they are about P(|t| > 1.96 sqrt((n - 1) / n)) of Student's t with n - 1
+degrees of freedom.
 """
 
 
