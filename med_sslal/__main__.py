@@ -3,8 +3,9 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
-from med_sslal.cli import download, phantom, study
+from med_sslal.cli import criteria, download, phantom, select, study
 from med_sslal.cli.errors import run_reported
 
 
@@ -12,11 +13,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m med_sslal",
-        description="Tools around training: data sets to make and to fetch.",
+        description="Tools around training: data sets, criteria, selections.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in (("phantom", phantom), ("download", download), ("study", study)):
+    modules: dict[str, ModuleType] = {
+        "criteria": criteria,
+        "select": select,
+        "study": study,
+        "phantom": phantom,
+        "download": download,
+    }
+    for name, module in modules.items():
         text = (module.__doc__ or "").split("\n")[0]
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         module.add_arguments(sub)

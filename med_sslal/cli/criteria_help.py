@@ -1,0 +1,125 @@
+"""The texts of `python -m med_sslal criteria`, made from the classes themselves."""
+
+import inspect
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from med_sslal.al.al_criteria import CRITERIA, SELECTORS, describe, find_criterion, find_selector
+from med_sslal.al.criteria.base import Criterion
+from med_sslal.al.record import PLAIN, is_aligned
+from med_sslal.al.selectors.base import Selector
+from med_sslal.config import values
+from med_sslal.config.show import entry_lines
+from med_sslal.config.signature import load_class, signature
+from med_sslal.utils.errors import ConfigError
+
+_HEAD = ("name", "passes", "aggregate", "needs", "what it is")
+
+
+def overview() -> str:
+    """One line for every registered criterion and second stage, in groups."""
+    costs = {name: _needs(cls()) for name, cls in CRITERIA.items()}
+    groups: dict[str, dict[str, type]] = {
+        "Criteria that read the one pass over the pool, which every cycle makes": {
+            name: cls for name, cls in CRITERIA.items() if costs[name] == "-"
+        },
+        "Criteria that need more than that pass": {
+            name: cls for name, cls in CRITERIA.items() if costs[name] != "-"
+        },
+        "Second stages, which choose among the best candidates of the criteria": dict(SELECTORS),
+    }
+    tables = {title: _rows(group) for title, group in groups.items() if group}
+    rows = [_HEAD, *(row for table in tables.values() for row in table)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    blocks = [
+        "\n".join([f"{title}:", *(_line(row, widths) for row in (_HEAD, *table))])
+        for title, table in tables.items()
+    ]
+    return "\n\n".join([*blocks, "All about one of them: python -m med_sslal criteria NAME\n"])
+
+
+def explain(name: str) -> str:
+    """Source, formula, cost and arguments of one name.
+
+    Args:
+        name: A registered name, which may stand for a criterion and a second stage at once, or a
+            user's own `package.module.Class`.
+
+    Raises:
+        ConfigError: There is nothing of that name.
+    """
+    if "." in name:
+        find = find_selector if issubclass(load_class(name), Selector) else find_criterion
+        found: list[type] = [find(name)]
+    else:
+        registries: tuple[Mapping[str, type], ...] = (CRITERIA, SELECTORS)
+        found = [registry[name] for registry in registries if name in registry]
+    if not found:
+        known = list(dict.fromkeys((*CRITERIA, *SELECTORS)))
+        raise ConfigError(f"{values.unknown('criterion', name, known)}, or your own package.Class")
+    return "\n".join(_page(cls, name) for cls in found)
+
+
+def _page(cls: type, name: str) -> str:
+    """All about one class."""
+    one = cls()
+    stage = "second stage" if isinstance(one, Selector) else "criterion"
+    arguments = signature(cls).arguments.values()
+    given = {argument.name: argument.default for argument in arguments}
+    long: Any = {"type": name, "args": {key: value for key, value in given.items() if value}}
+    example = long if long["args"] else name
+    stages = ["entropy", example] if isinstance(one, Selector) else [example]
+    lines = [
+        f"{name}: {stage}",
+        "",
+        inspect.getdoc(sys.modules[cls.__module__]) or "",
+        "",
+        inspect.getdoc(cls) or "",
+        "",
+        f"Passes over the pool: {_passes(one)}",
+        f"Needs besides the plain pass: {_needs(one)}",
+        f"Default aggregate: {_aggregate(one)}",
+        f'In a config: "al_criterion": {json.dumps(stages)}',
+        "Arguments:" if arguments else "Arguments: none",
+    ]
+    for argument in arguments:
+        kind = values.describe(argument.annotation)
+        lines += entry_lines(argument.name, kind, argument.hint, argument.meaning, 4)
+    return "\n".join([*lines, ""])
+
+
+def _rows(group: Mapping[str, type]) -> list[tuple[str, ...]]:
+    """The cells of a group's lines."""
+    texts = describe(group)
+    return [
+        (name, _passes(cls()), _aggregate(cls()), _needs(cls()), texts[name])
+        for name, cls in group.items()
+    ]
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """One line of the table; the last cell is as long as it is."""
+    padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+    return ("  " + "  ".join(padded)).rstrip()
+
+
+def _passes(one: Criterion | Selector) -> str:
+    """How often the pool goes through the model for it."""
+    heads = sum(map(is_aligned, one.views))
+    passes = len(one.views) - heads
+    return f"{passes} + {heads} heads" if heads else str(passes)
+
+
+def _aggregate(one: Criterion | Selector) -> str:
+    """How boxes become images without being told; "-" where that is no choice."""
+    return str(getattr(one, "aggregate", "-"))
+
+
+def _needs(one: Criterion | Selector) -> str:
+    """What it reads besides the plain pass."""
+    kinds = Counter(view.split("_")[0] for view in one.views if view != PLAIN)
+    words = [kind if number == 1 else f"{number} x {kind}" for kind, number in kinds.items()]
+    return ", ".join([*words, *(["roi_features"] if one.needs_roi_features else [])]) or "-"
