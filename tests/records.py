@@ -50,7 +50,7 @@ def detections(
     """Detections of one image; what is left out is filled so that it fits the scores."""
     n = len(scores)
     scores = torch.tensor(scores, dtype=torch.float32)
-    labels = torch.ones(n, dtype=torch.int64) if labels is None else torch.tensor(labels)
+    labels = torch.ones(n, dtype=torch.int64) if labels is None else torch.tensor(labels).long()
     if boxes is None:
         start = torch.arange(n, dtype=torch.float32)[:, None] * 40
         boxes = torch.cat([start, start * 0, start + 20, start * 0 + 20], 1)
@@ -61,14 +61,14 @@ def detections(
         class_probs[:, 0] = 1 - scores
     return Detections(
         boxes=boxes,
-        labels=labels.to(torch.int64),
+        labels=labels,
         scores=scores,
         class_probs=class_probs,
         proposals=boxes if proposals is None else torch.as_tensor(proposals).reshape(n, 4),
         embedding=torch.tensor([1.0, 0.0] if embedding is None else embedding),
         top_proposals=torch.tensor(top_proposals, dtype=torch.float32).reshape(-1, 4),
         top_objectness=torch.tensor(top_objectness, dtype=torch.float32),
-        roi_features=scores[:, None] if roi_features is None else torch.tensor(roi_features),
+        roi_features=scores[:, None] if roi_features is None else roi_features,
     )
 
 
