@@ -87,14 +87,59 @@ def test_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
         save_checkpoint(tmp_path / "missing" / "c.pth", {})
 
 
-@pytest.mark.parametrize("moment", range(4))
-def test_one_copy_is_whole_at_every_moment(
-    tmp_path: Path, moment: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_damaged_file_does_not_replace_the_good_copy_before_it(
+    tmp_path: Path, fault: str
 ) -> None:
     path = tmp_path / "checkpoint_last.pth"
     for turn in (1, 2):
         save_checkpoint(path, {"turn": turn})
-    replace, left = Path.replace, [moment]
+    FAULTS[fault](path)
+    save_checkpoint(path, {"turn": 3})
+    assert load_checkpoint(path)["turn"] == 3
+    assert load_checkpoint(previous(path))["turn"] == 1
+
+
+# A save renames four times: two checksums, the copy that is kept, the new file. It keeps no copy
+# of a damaged file.
+MOMENTS = [
+    *(("none", moment) for moment in range(4)),
+    *((fault, moment) for fault in FAULTS for moment in range(2)),
+]
+
+
+@pytest.mark.parametrize(("fault", "moment"), MOMENTS)
+def test_one_copy_is_whole_at_every_moment(
+    tmp_path: Path, fault: str, moment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint_last.pth"
+    for turn in (1, 2):
+        save_checkpoint(path, {"turn": turn})
+    FAULTS.get(fault, lambda path: None)(path)
+    good = 2 if fault == "none" else 1
+    with monkeypatch.context() as patch:
+        kill_at_replace(patch, moment)
+        with pytest.raises(MemoryError):
+            save_checkpoint(path, {"turn": 3})
+    assert newest(path) == good
+    save_checkpoint(path, {"turn": 4})
+    assert newest(path) == 4 and load_checkpoint(previous(path))["turn"] == good
+
+
+@pytest.mark.parametrize("moment", range(2))
+def test_a_first_checkpoint_is_whole_or_not_there(
+    tmp_path: Path, moment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint_last.pth"
+    kill_at_replace(monkeypatch, moment)
+    with pytest.raises(MemoryError):
+        save_checkpoint(path, {"turn": 1})
+    assert not path.exists()
+
+
+def kill_at_replace(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Die before the n-th rename, which is where a write takes effect."""
+    replace, left = Path.replace, [number]
 
     def killed(source: Path, target: Path) -> Path:
         if left[0] == 0:
@@ -102,11 +147,13 @@ def test_one_copy_is_whole_at_every_moment(
         left[0] -= 1
         return replace(source, target)
 
-    monkeypatch.setattr(Path, "replace", killed)
-    with pytest.raises(MemoryError):
-        save_checkpoint(path, {"turn": 3})
-    found = [name for name in (path, previous(path)) if name.exists()]
-    assert newest_good(found)[1]["turn"] == 2
+    patch.setattr(Path, "replace", killed)
+
+
+def newest(path: Path) -> int:
+    """The turn of the newest good copy."""
+    candidates = [name for name in (path, previous(path)) if name.exists()]
+    return int(newest_good(candidates)[1]["turn"])
 
 
 def test_weights_hash_knows_values_and_names_only() -> None:

@@ -49,18 +49,29 @@ def sidecar(path: Path) -> Path:
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint and its checksum, keeping the previous copy as `<stem>_previous.pth`.
 
+    A copy that is damaged is not kept: it would replace the good one before it.
+
     Raises:
         UserError: The folder cannot be written.
     """
     buffer = io.BytesIO()
     torch.save(plain({"format_version": FORMAT_VERSION, **content}), buffer)
-    checksum = sidecar(path).read_text().split()[:1] if sidecar(path).exists() else []
-    if path.exists() and checksum:
-        # In this order one of the two copies is whole at every moment.
-        _write_sidecar(previous(path), checksum[0])
+    # In this order `path` or `previous(path)` is whole at every moment, and no good file lies
+    # beside another one's checksum, except a previous copy that is about to be replaced.
+    checksum = _checksum_of_good(path)
+    if checksum is not None:
+        _write_sidecar(previous(path), checksum)
         path.replace(previous(path))
+    _write_sidecar(path, hashlib.sha256(buffer.getbuffer()).hexdigest())
     atomic_write(path, lambda stream: stream.write(buffer.getbuffer()))
-    _write_sidecar(path, sha256_file(path))
+
+
+def _checksum_of_good(path: Path) -> str | None:
+    """The SHA-256 of a checkpoint that agrees with its sidecar; None for any other."""
+    if not path.is_file() or not sidecar(path).is_file():
+        return None
+    checksum = sha256_file(path)
+    return checksum if sidecar(path).read_text().split()[:1] == [checksum] else None
 
 
 def _write_sidecar(path: Path, checksum: str) -> None:
