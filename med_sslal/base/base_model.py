@@ -1,12 +1,27 @@
 """What a detector is: images in, losses or Detections out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from med_sslal.base.types import Frame, ModelOutput, Target
+from med_sslal.base.types import Extras, Frame, ModelOutput, Target
+
+# What a strategy may need of a detector beyond boxes, labels, scores and embedding.
+ABILITIES: Mapping[str, str] = MappingProxyType(
+    {
+        "class_probs": "class probabilities of every detection",
+        "proposals": "the proposal that each box was regressed from",
+        "objectness": "the best proposals with their objectness",
+        "class_quality": "the quality of its training boxes (ModelOutput.class_quality)",
+        "roi_features": "RoI features of every detection",
+        "dropout": "passes of the RoI heads with dropout",
+        "views": "boxes mapped back from mirrored and turned images",
+    }
+)
 
 
 class BaseModel(nn.Module, ABC):
@@ -15,10 +30,27 @@ class BaseModel(nn.Module, ABC):
     Attributes:
         num_classes: Number of classes C with background.
         autocast_dtype: Low precision inside the forward pass, None for fp32; set from outside.
+        extras: What an eval pass hands out beside the plain detections; set from outside.
     """
 
     num_classes: int
     autocast_dtype: torch.dtype | None = None
+    extras: Extras = Extras()
+
+    @classmethod
+    def abilities(cls, args: Mapping[str, Any]) -> frozenset[str]:
+        """Which of ABILITIES a detector made with `args` has.
+
+        A run is refused before its training where a criterion needs one that is missing. Fields of
+        Detections that a detector cannot fill hold zeros of the right shape.
+
+        Args:
+            args: Constructor arguments by name, with their defaults.
+
+        Returns:
+            Keys of ABILITIES; none unless a subclass says otherwise.
+        """
+        return frozenset()
 
     @abstractmethod
     def forward(

@@ -31,6 +31,8 @@ class ImageInfo:
         file_name: Path relative to the data root.
         orig_size: (height, width) of the file in pixels.
         spacing_mm: In-plane millimetres per pixel, where known.
+        series_id: The series of slices that it lies in, where it is a slice.
+        slice_index: Its place there; slices that follow each other differ by 1.
     """
 
     image_id: str
@@ -38,6 +40,8 @@ class ImageInfo:
     file_name: str
     orig_size: tuple[int, int]
     spacing_mm: float | None = None
+    series_id: str | None = None
+    slice_index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -180,10 +184,13 @@ class Frame:
         info: The image.
         to_original: float32 [2, 3] affine on the CPU; maps (x, y, 1) of the model's frame to
             ORIGINAL pixels.
+        valid_size: (height, width) of the picture, which starts in the upper left corner, in pixels
+            of the model's frame; None where `to_original` tells it.
     """
 
     info: ImageInfo
     to_original: Tensor
+    valid_size: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -329,11 +336,28 @@ class ModelOutput:
             their number. p is the RoI's probability of its true class, IoU that of its decoded
             box (before it is cut at the image's border) with its true box, in the model's frame.
             None in eval mode, and from a detector that does not measure it.
+        head_passes: One list of B entries for each of `Extras.head_passes`.
     """
 
     losses: dict[str, Tensor]
     detections: list[Detections]
     class_quality: Tensor | None = None
+    head_passes: tuple[list[Detections], ...] = ()
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a pass in eval mode hands out beside the plain detections.
+
+    Attributes:
+        roi_features: Whether detections bring their RoI features.
+        head_passes: Numbers of stochastic passes of the RoI heads over the proposals of the plain
+            detections, with dropout. A number and an image's id fix what is dropped. Row j of a
+            pass is the proposal and label of detection j, with another box, score and class_probs.
+    """
+
+    roi_features: bool = False
+    head_passes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

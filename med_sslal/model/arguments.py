@@ -60,6 +60,10 @@ def _numbers(args: Mapping[str, Any]) -> list[Problem]:
         for name in ("box_score_thresh", "box_nms_thresh")
         if not 0 <= args[name] <= 1
     ]
+    if not 0 <= args["box_head_dropout"] < 1:
+        problems.append(
+            ("box_head_dropout", f"must be 0 or more and under 1, found {args['box_head_dropout']}")
+        )
     for name in ("aspect_ratios", "anchor_sizes"):
         values = args[name]
         if values is None:

@@ -11,22 +11,24 @@ box head.
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
-from med_sslal.base.base_model import BaseModel
+from med_sslal.base.base_model import ABILITIES, BaseModel
 from med_sslal.base.types import Detections, Frame, ModelOutput, Target
 from med_sslal.model.arguments import problems_of
 from med_sslal.model.backbone import BACKBONES, BackboneSpec, build_backbone
+from med_sslal.model.box_head import BoxHead
 from med_sslal.model.norm import NormName, norm_layer
-from med_sslal.model.roi_heads import RoIHeads, RoIResult
+from med_sslal.model.roi_heads import HeadPass, RoIHeads, RoIResult
 from med_sslal.model.rpn import Float32RPNHead, RegionProposals
 from med_sslal.model.targets import read_targets
 from med_sslal.model.transform import (
@@ -75,6 +77,7 @@ class FasterRCNN(BaseModel):
         rpn_post_nms_top_n_test: int = 1000,
         box_batch_size_per_image: int = 512,
         box_head_size: int = 1024,
+        box_head_dropout: float = 0.0,
         box_score_thresh: float = 0.01,
         box_nms_thresh: float = 0.5,
         box_detections_per_img: int = 100,
@@ -112,6 +115,8 @@ class FasterRCNN(BaseModel):
             rpn_post_nms_top_n_test: The same at test.
             box_batch_size_per_image: Proposals per image that the box head is trained on.
             box_head_size: Width of the box head, and length of the RoI features.
+            box_head_dropout: Share of the box head's hidden values that training drops, and so do
+                the passes of ensemble_disagreement; 0 = none.
             box_score_thresh: Detections need a higher score.
             box_nms_thresh: IoU above which the lower score of the same class is dropped.
             box_detections_per_img: Most detections of an image.
@@ -163,7 +168,11 @@ class FasterRCNN(BaseModel):
         pool = _roi_pool(strides)
         self.roi_heads = RoIHeads(
             pool,
-            TwoMLPHead(self.backbone.out_channels * math.prod(pool.output_size), box_head_size),
+            BoxHead(
+                self.backbone.out_channels * math.prod(pool.output_size),
+                box_head_size,
+                box_head_dropout,
+            ),
             FastRCNNPredictor(box_head_size, num_classes),
             batch_size_per_image=box_batch_size_per_image,
             score_thresh=box_score_thresh,
@@ -184,6 +193,12 @@ class FasterRCNN(BaseModel):
             Pairs of an argument's name and a sentence about it; empty if all is well.
         """
         return problems_of({**_defaults(), **args}, cls.backbones)
+
+    @classmethod
+    def abilities(cls, args: Mapping[str, Any]) -> frozenset[str]:
+        """All of ABILITIES, `dropout` only with `box_head_dropout` above 0."""
+        missing = () if args.get("box_head_dropout", 0.0) else ("dropout",)
+        return frozenset(ABILITIES.keys() - missing)
 
     def _load_pretrained(self, spec: BackboneSpec, name: str, pretrained: bool | str) -> None:
         """Load ImageNet weights or a weights file."""
@@ -207,7 +222,8 @@ class FasterRCNN(BaseModel):
 
         Raises:
             DataError: Images or targets are not what they must be.
-            UserError: In eval mode, the model's outputs are not finite.
+            UserError: In eval mode, the model's outputs are not finite, or passes with dropout
+                are asked for where there is none.
         """
         if self.training and targets is None:
             raise DataError("training needs a target for every image")
@@ -237,7 +253,36 @@ class FasterRCNN(BaseModel):
                 return ModelOutput(losses, [], class_quality)
             _check_finite(rpn_logits, class_logits, names)
             detections = self._finish(batch, frames, results, proposals, objectness, c5)
-        return ModelOutput(losses, detections)
+            passes = tuple(
+                _seen_again(detections, found, batch, frames)
+                for found in self._sample(features, results, batch, names)
+            )
+        return ModelOutput(losses, detections, head_passes=passes)
+
+    def _sample(
+        self,
+        features: dict[str, Tensor],
+        results: Sequence[RoIResult],
+        batch: NetworkBatch,
+        names: Sequence[str] | None,
+    ) -> list[list[HeadPass]]:
+        """The passes with dropout that are asked for."""
+        numbers = self.extras.head_passes
+        if not numbers:
+            return []
+        if not self.roi_heads.box_head.dropout:
+            raise UserError(
+                "passes with dropout need arch.args.box_head_dropout above 0, found 0.0: train a "
+                "detector with it"
+            )
+        return self.roi_heads.sample(
+            features,
+            results,
+            batch.images.image_sizes,
+            names or [""] * len(results),
+            numbers,
+            self.autocast_dtype,
+        )
 
     def _finish(
         self,
@@ -249,6 +294,7 @@ class FasterRCNN(BaseModel):
         c5: Tensor,
     ) -> list[Detections]:
         """Bring every box to ORIGINAL pixels and add what describes the whole image."""
+        wanted = self._gives_roi_features or self.extras.roi_features
         embeddings = valid_mean(c5, batch)
         detections = []
         for i, result in enumerate(results):
@@ -270,10 +316,34 @@ class FasterRCNN(BaseModel):
                     embedding=embeddings[i],
                     top_proposals=top,
                     top_objectness=objectness[i][:n_top],
-                    roi_features=result.roi_features if self._gives_roi_features else None,
+                    roi_features=result.roi_features if wanted else None,
                 )
             )
         return detections
+
+
+def _seen_again(
+    detections: Sequence[Detections],
+    found: Sequence[HeadPass],
+    batch: NetworkBatch,
+    frames: Sequence[Frame] | None,
+) -> list[Detections]:
+    """The detections with the boxes, in ORIGINAL pixels, and scores of another pass."""
+    return [
+        replace(
+            item,
+            boxes=to_original(
+                seen.boxes,
+                batch.resized_sizes[i],
+                batch.given_sizes[i],
+                None if frames is None else frames[i],
+            ),
+            scores=seen.scores,
+            class_probs=seen.class_probs,
+            roi_features=None,
+        )
+        for i, (item, seen) in enumerate(zip(detections, found, strict=True))
+    ]
 
 
 def _defaults() -> dict[str, Any]:

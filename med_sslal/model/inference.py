@@ -1,11 +1,12 @@
-"""One streaming pass of a detector over a loader."""
+"""Passes of a detector over batches, in eval mode and without gradients."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from med_sslal.base.types import Batch, ModelOutput
+from med_sslal.base.types import Batch, Extras, ModelOutput
 from med_sslal.model.parallel import output_to, unwrap
 
 
@@ -29,17 +30,43 @@ def stream(
     Yields:
         The batch as the loader gave it, and the output on the CPU.
     """
+    with evaluating(model, dtype):
+        for batch in loader:
+            yield batch, infer(model, batch.to(device))
+
+
+@contextmanager
+def evaluating(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """Keep a detector, or its ListDataParallel, in eval mode with low precision `dtype`."""
     bare = unwrap(model)
     was_training, old_dtype = model.training, bare.autocast_dtype
     model.eval()
     bare.autocast_dtype = dtype
     try:
-        for batch in loader:
-            moved = batch.to(device)
-            # Not around the yield: the caller's own code would run without gradients too.
-            with torch.inference_mode():
-                output = model(moved.images, moved.targets, moved.frames)
-            yield batch, output_to(output, torch.device("cpu"))
+        yield
     finally:
         bare.autocast_dtype = old_dtype
         model.train(was_training)
+
+
+def infer(model: nn.Module, batch: Batch, extras: Extras | None = None) -> ModelOutput:
+    """One pass over one batch.
+
+    Args:
+        model: A detector or its ListDataParallel, inside `evaluating`.
+        batch: On the model's device.
+        extras: What to hand out beside the plain detections, None for nothing.
+
+    Returns:
+        The output on the CPU.
+    """
+    bare = unwrap(model)
+    old = bare.extras
+    bare.extras = extras or Extras()
+    try:
+        # Around the model alone: a caller that iterates would run without gradients too.
+        with torch.inference_mode():
+            output = model(batch.images, batch.targets, batch.frames)
+    finally:
+        bare.extras = old
+    return output_to(output, torch.device("cpu"))

@@ -124,10 +124,12 @@ def gather_outputs(outputs: Sequence[ModelOutput], device: torch.device) -> Mode
     moved = [output_to(output, device) for output in outputs]
     losses = {name: torch.cat([out.losses[name] for out in moved]) for name in moved[0].losses}
     qualities = [out.class_quality for out in moved if out.class_quality is not None]
+    passes = zip(*(out.head_passes for out in moved), strict=True)
     return ModelOutput(
         losses,
         [item for out in moved for item in out.detections],
         torch.cat(qualities) if qualities else None,
+        tuple([item for part in parts for item in part] for parts in passes),
     )
 
 
@@ -135,17 +137,23 @@ def output_to(output: ModelOutput, device: torch.device) -> ModelOutput:
     """Bring an output to `device`, one transfer per field instead of one per image and field."""
     losses = {name: value.to(device) for name, value in output.losses.items()}
     quality = None if output.class_quality is None else output.class_quality.to(device)
-    if not output.detections or output.detections[0].boxes.device == device:
-        return ModelOutput(losses, output.detections, quality)
+    detections = _detections_to(output.detections, device)
+    passes = tuple(_detections_to(found, device) for found in output.head_passes)
+    return ModelOutput(losses, detections, quality, passes)
+
+
+def _detections_to(detections: list[Detections], device: torch.device) -> list[Detections]:
+    """Bring the detections of all images to `device`."""
+    if not detections or detections[0].boxes.device == device:
+        return detections
     columns: dict[str, Any] = {
-        field.name: _column_to([getattr(item, field.name) for item in output.detections], device)
+        field.name: _column_to([getattr(item, field.name) for item in detections], device)
         for field in fields(Detections)
     }
-    detections = [
+    return [
         Detections(**{name: column[i] for name, column in columns.items()})
-        for i in range(len(output.detections))
+        for i in range(len(detections))
     ]
-    return ModelOutput(losses, detections, quality)
 
 
 def _column_to(values: Sequence[Tensor | None], device: torch.device) -> Sequence[Tensor | None]:

@@ -15,6 +15,7 @@ from torchvision.models.detection.roi_heads import RoIHeads as StockRoIHeads
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
 from torchvision.ops import remove_small_boxes as large_enough
 
+from med_sslal.model.box_head import BoxHead
 from med_sslal.model.targets import Sampler, Samples, Truth, draw_samples, row_iou, sum_per_image
 
 # Weight of the probability against the IoU in the quality of a training box (PPAL, CVPR 2024).
@@ -42,16 +43,33 @@ class RoIResult:
     roi_features: Tensor
 
 
+@dataclass(frozen=True)
+class HeadPass:
+    """The detections of one image seen again under dropout, in the network's frame.
+
+    Attributes:
+        boxes: float32 [N, 4].
+        scores: float32 [N].
+        class_probs: float32 [N, C].
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    class_probs: Tensor
+
+
 class RoIHeads(StockRoIHeads):
     """torchvision's box head that keeps the row of every detection.
 
     Losses come per image, and in eval mode too where truths are given, from the same pass.
     """
 
+    box_head: BoxHead
+
     def __init__(
         self,
         box_roi_pool: MultiScaleRoIAlign,
-        box_head: nn.Module,
+        box_head: BoxHead,
         box_predictor: nn.Module,
         *,
         batch_size_per_image: int,
@@ -63,7 +81,7 @@ class RoIHeads(StockRoIHeads):
 
         Args:
             box_roi_pool: Cuts RoIs out of the feature maps.
-            box_head: RoIs to [R, F].
+            box_head: RoIs to [R, F], with dropout on request.
             box_predictor: [R, F] to logits [R, C] and deltas [R, 4C].
             batch_size_per_image: Candidates that are sampled for the losses.
             score_thresh: Detections need a higher score.
@@ -140,6 +158,60 @@ class RoIHeads(StockRoIHeads):
             strict=True,
         )
         return [self._detect(*part) for part in parts], losses, logits, None
+
+    def sample(
+        self,
+        features: dict[str, Tensor],
+        results: Sequence[RoIResult],
+        image_shapes: Sequence[tuple[float, float]],
+        image_ids: Sequence[str],
+        numbers: Sequence[int],
+        dtype: torch.dtype | None = None,
+    ) -> list[list[HeadPass]]:
+        """Look at the detections' proposals again, with dropout in the box head.
+
+        Args:
+            features: Level name to [B, 256, h, w].
+            results: B images' detections.
+            image_shapes: B valid (height, width).
+            image_ids: B ids, part of the seed.
+            numbers: Of the passes, the other part.
+            dtype: Low precision of pooling and box head, None for fp32.
+
+        Returns:
+            One list of B entries per pass; rows are those of `results`, without another NMS.
+        """
+        counts = [len(result.labels) for result in results]
+        sources = torch.cat([result.proposals for result in results])
+        labels = torch.cat([result.labels for result in results])
+        owners = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        rows = torch.arange(len(labels), device=labels.device)
+        island = torch.autocast(labels.device.type, dtype=dtype, enabled=dtype is not None)
+        with island:
+            boxes_of = list(sources.split(counts))
+            hidden = self.box_head.first(self.box_roi_pool(features, boxes_of, list(image_shapes)))
+        passes = []
+        for number in numbers:
+            masks = torch.stack([self.box_head.mask(name, number) for name in image_ids], 1)
+            with island:
+                sampled = self.box_head.sampled(hidden, masks[:, owners].to(hidden.device))
+            logits, deltas = self.box_predictor(sampled.float())
+            probs = logits.softmax(-1)
+            of_class = deltas.view(*logits.shape, 4)[rows, labels]
+            parts = zip(
+                self.box_coder.decode_single(of_class, sources).split(counts),
+                probs[rows, labels].split(counts),
+                probs.split(counts),
+                image_shapes,
+                strict=True,
+            )
+            passes.append(
+                [
+                    HeadPass(clip_boxes_to_image(boxes, shape), scores, class_probs)
+                    for boxes, scores, class_probs, shape in parts
+                ]
+            )
+        return passes
 
     def _predict(
         self,
