@@ -1,16 +1,18 @@
 """The one streaming pass of the model over the pool."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from med_sslal.al.pool import Pool
-from med_sslal.al.record import PoolRecord, RecordHeader
+from med_sslal.al.record import PLAIN, PoolRecord, RecordHeader
 from med_sslal.al.record_writer import RecordWriter
-from med_sslal.base.types import Batch
-from med_sslal.model.inference import stream
+from med_sslal.al.views import View, change, parse_views
+from med_sslal.base.types import Batch, Detections, Extras
+from med_sslal.model.inference import evaluating, infer, stream
 
 
 def score_pool(
@@ -23,6 +25,8 @@ def score_pool(
     *,
     device: torch.device,
     dtype: torch.dtype | None,
+    views: Sequence[str] = (PLAIN,),
+    roi_features: bool = False,
 ) -> PoolRecord:
     """Write what the model sees on every pool image; memory stays bounded for any pool.
 
@@ -36,20 +40,27 @@ def score_pool(
         header: What is scored and by what.
         device: Where to compute.
         dtype: Low precision inside the model, None for fp32.
+        views: The sections to record, see `al.views`; the plain one always is. Each view of the
+            image costs a pass, from the one loading of a batch.
+        roi_features: Whether the plain detections' RoI features are recorded.
 
     Returns:
         The finished record.
 
     Raises:
+        ConfigError: There is no such view.
         ValueError: The loaders gave other images than the pool's.
-        UserError: The folder cannot be written.
+        UserError: The folder cannot be written, or the detector cannot give what is asked for.
     """
     scored: list[str] = []
     known: list[str] = []
-    with RecordWriter(path, header) as writer:
-        for batch, output in stream(model, unlabelled, device, dtype):
-            for frame, detections in zip(batch.frames, output.detections, strict=True):
-                writer.add(frame.info, detections)
+    others = parse_views(views)
+    names = [view.name for view in others]
+    with RecordWriter(path, header, views=names, roi_features=roi_features) as writer:
+        for batch, found in _stream_views(model, unlabelled, device, dtype, others, roi_features):
+            for row, frame in enumerate(batch.frames):
+                seen = {name: detections[row] for name, detections in found.items()}
+                writer.add(frame.info, seen.pop(PLAIN), seen)
                 scored.append(frame.info.image_id)
         for batch, output in stream(model, labelled, device, dtype):
             for frame, detections in zip(batch.frames, output.detections, strict=True):
@@ -61,3 +72,29 @@ def score_pool(
                 f"which are not the pool's {len(pool.unlabelled)} and {len(pool.labelled)}"
             )
         return writer.close()
+
+
+def _stream_views(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    device: torch.device,
+    dtype: torch.dtype | None,
+    views: Sequence[View],
+    roi_features: bool,
+) -> Iterator[tuple[Batch, dict[str, list[Detections]]]]:
+    """Run all views of each batch in turn; yields it with each view's detections of its images."""
+    heads = [view for view in views if not view.is_full]
+    extras = Extras(roi_features, tuple(view.number for view in heads))
+    with evaluating(model, dtype):
+        for batch in loader:
+            moved = batch.to(device)
+            output = infer(model, moved, extras)
+            found = {PLAIN: output.detections}
+            for view, detections in zip(heads, output.head_passes, strict=True):
+                found[view.name] = detections
+            for view in views:
+                if view.is_full:
+                    images, frames = change(view, moved.images, moved.frames)
+                    seen = replace(moved, images=images, frames=frames)
+                    found[view.name] = infer(model, seen).detections
+            yield batch, found
