@@ -28,11 +28,14 @@ class Criterion(ABC):
         views: Sections of the record that it reads; each costs an inference pass over the pool,
             or one of the heads. An argument may decide them: then `__init__` sets them.
         needs_roi_features: True where it reads `roi_features`, which are recorded on request.
+        needs: What else the detector must give, keys of `base_model.ABILITIES`; a run is refused at
+            its start where it does not. Views and RoI features imply theirs.
     """
 
     name: ClassVar[str]
     views: tuple[str, ...] = (PLAIN,)
     needs_roi_features: bool = False
+    needs: tuple[str, ...] = ()
 
     def __call__(self, record: PoolRecord, seed: int) -> np.ndarray:
         """Rate every image of the record.
@@ -66,6 +69,8 @@ class DetectionCriterion(Criterion):
 
     A subclass implements `block_values`, which is called on a block of images at a time.
     """
+
+    needs: tuple[str, ...] = ("class_probs",)
 
     def __init__(self, *, empty_images: EmptyImages = "median") -> None:
         """Set the rule.

@@ -20,6 +20,7 @@ class ClassDifficultyEntropy(BoxCriterion):
     """
 
     name = "class_difficulty_entropy"
+    needs = ("class_probs", "class_quality")
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ class LocalizationTightness(BoxCriterion):
     """
 
     name = "localization_tightness"
+    needs = ("class_probs", "proposals")
     default_aggregate: ClassVar[Aggregate] = "score_weighted"
 
     def box_values(self, record: PoolRecord) -> np.ndarray:

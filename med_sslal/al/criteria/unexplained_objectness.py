@@ -22,6 +22,7 @@ class UnexplainedObjectness(Criterion):
     """
 
     name = "unexplained_objectness"
+    needs = ("objectness",)
 
     def image_values(self, record: PoolRecord, seed: int) -> np.ndarray:
         """The sum of every image, block by block.

@@ -29,6 +29,7 @@ class Selector(ABC):
         name: Its name in the config and in selection.json.
         views: Sections of the record that it reads.
         needs_roi_features: True where it reads `roi_features`, which are recorded on request.
+        needs: What else the detector must give (see Criterion).
         criteria: Criteria that it ranks by; their values over the whole pool are handed to it and
             written to selection.json.
     """
@@ -36,6 +37,7 @@ class Selector(ABC):
     name: ClassVar[str]
     views: tuple[str, ...] = (PLAIN,)
     needs_roi_features: bool = False
+    needs: tuple[str, ...] = ()
     criteria: ClassVar[tuple[type[Criterion], ...]] = ()
 
     @abstractmethod

@@ -21,6 +21,7 @@ class ClassBalance(Selector):
     """
 
     name = "class_balance"
+    needs = ("class_probs",)
 
     def select(
         self,

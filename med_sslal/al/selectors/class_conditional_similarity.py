@@ -30,6 +30,7 @@ class ClassConditionalSimilarity(Selector):
 
     name = "class_conditional_similarity"
     needs_roi_features = True
+    needs = ("class_probs",)
 
     def select(
         self,
