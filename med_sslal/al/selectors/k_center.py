@@ -8,8 +8,10 @@ from med_sslal.al.arrays import EMBEDDING_DECIMALS, squared_distances, whole_emb
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.al.selectors.base import Choice, Selector
 
-# Labelled images compared at once: with 20,000 candidates a block takes 10 MB.
-BLOCK_LABELLED = 64
+# Images that the candidates are compared with at once: with 20,000 candidates a block takes 10 MB.
+BLOCK_CENTERS = 64
+# Candidates that a round of choices looks at.
+N_FARTHEST = 512
 
 
 class KCenter(Selector):
@@ -19,7 +21,7 @@ class KCenter(Selector):
     on the image embeddings. Of several the one that the first criterion rates highest comes
     first; so does the first of all where nothing is labelled. As an arm of its own put `random`
     first with `candidate_factor: null`. It seeks outliers. O(candidates) memory beside the
-    embeddings, O(candidates x (labelled + budget)) time.
+    embeddings, O(candidates x (labelled + budget)) time, nearly all of it in matrix products.
     """
 
     name = "k_center"
@@ -34,19 +36,56 @@ class KCenter(Selector):
     ) -> list[Choice]:
         """Take the farthest candidate until the budget is spent."""
         points = whole_embeddings(record.section(PLAIN).embeddings[candidates])
-        known = whole_embeddings(record.labelled_embeddings)
         nearest = np.full(len(candidates), np.inf)
-        for start in range(0, len(known), BLOCK_LABELLED):
-            distances = squared_distances(points, known[start : start + BLOCK_LABELLED])
-            np.minimum(nearest, distances.min(axis=1), out=nearest)
-        choices = []
-        for _ in range(budget):
-            place = int(nearest.argmax())
-            choices.append(Choice(int(candidates[place]), _reason(nearest[place])))
-            np.minimum(nearest, squared_distances(points, points[[place]])[:, 0], out=nearest)
+        _approach(nearest, points, whole_embeddings(record.labelled_embeddings))
+        choices: list[Choice] = []
+        while len(choices) < budget:
+            taken = _round(nearest, points, budget - len(choices))
+            places = [place for place, _ in taken]
+            choices += [Choice(int(candidates[place]), _reason(far)) for place, far in taken]
+            _approach(nearest, points, points[places])
             # Below every distance, also that of an equal embedding.
-            nearest[place] = -1.0
+            nearest[places] = -1.0
         return choices
+
+
+def _round(nearest: np.ndarray, points: np.ndarray, budget: int) -> list[tuple[int, float]]:
+    """The next choices as far as the farthest candidates alone tell them.
+
+    Distances only fall: whoever among these is still farther than all others were at the start of
+    the round is the farthest of all, so the others wait for one product with all that is chosen.
+
+    Args:
+        nearest: float64 [K], squared distance of each candidate to the nearest center.
+        points: float64 [K, D].
+        budget: Choices at most, 1 or more.
+
+    Returns:
+        (place, squared distance when it was chosen) of one choice or more.
+    """
+    if np.isinf(nearest[0]):
+        return [(0, np.inf)]
+    n_others = max(0, len(nearest) - N_FARTHEST)
+    # With all that tie for the last place, so that the others are strictly nearer.
+    farthest = np.flatnonzero(nearest >= np.partition(nearest, n_others)[n_others])
+    limit = np.delete(nearest, farthest).max(initial=-1.0)
+    own, near = points[farthest], nearest[farthest]
+    taken: list[tuple[int, float]] = []
+    while len(taken) < budget:
+        place = int(near.argmax())
+        if near[place] <= limit:
+            break
+        taken.append((int(farthest[place]), float(near[place])))
+        np.minimum(near, squared_distances(own, own[[place]])[:, 0], out=near)
+        near[place] = -1.0
+    return taken
+
+
+def _approach(nearest: np.ndarray, points: np.ndarray, centers: np.ndarray) -> None:
+    """Lower `nearest`, in place, to the squared distance of each point to the nearest center."""
+    for start in range(0, len(centers), BLOCK_CENTERS):
+        distances = squared_distances(points, centers[start : start + BLOCK_CENTERS])
+        np.minimum(nearest, distances.min(axis=1), out=nearest)
 
 
 def _reason(squared: float) -> str:
