@@ -43,6 +43,8 @@ def run_command(command: str, folder: Path, more: Sequence[str] = ()) -> int:
         patch.syspath_prepend(folder)
         # A module of the user's: each test has its own.
         patch.delitem(sys.modules, "my_lab", raising=False)
+        # As in a new process: the tests themselves import it.
+        patch.delitem(sys.modules, "med_sslal.__main__", raising=False)
         patch.setattr(sys, "argv", [target, *arguments])
         with pytest.raises(SystemExit) as ended:
             if as_module:

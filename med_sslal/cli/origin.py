@@ -1,0 +1,155 @@
+"""Where a stored pool record comes from: its run, its cycle, and whether it is really theirs."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from med_sslal.al.record import HEADER_FILE, PoolRecord
+from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.base_trainer import BEST
+from med_sslal.base.checkpoint import load_checkpoint, weights_hash
+from med_sslal.cli.registries import registries
+from med_sslal.config.parse_config import ConfigParser
+from med_sslal.config.values import show
+from med_sslal.utils.errors import DataError, UserError
+from med_sslal.utils.util import read_json
+
+RECORD = "record"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a record lies.
+
+    Attributes:
+        record: Its folder.
+        cycle: The `cycle_NN` of a run that it lies in, None outside of a run.
+        config: The run's config, None outside of a run.
+    """
+
+    record: Path
+    cycle: Path | None = None
+    config: ConfigParser | None = None
+
+    @property
+    def number(self) -> int:
+        """The number of the cycle, 0 outside of a run."""
+        return 0 if self.cycle is None else int(self.cycle.name.removeprefix("cycle_"))
+
+    @property
+    def home(self) -> Path:
+        """The run folder, or what the record lies in."""
+        return self.record.parent if self.cycle is None else self.cycle.parent
+
+
+def find_record(path: str, save_dir: Path) -> Origin:
+    """Resolve a record, a cycle's folder, a run folder (its newest record) or the word `latest`.
+
+    Args:
+        path: What the user named.
+        save_dir: Where `latest` is.
+
+    Raises:
+        DataError: There is no record.
+        ConfigError: The run's config is not valid (any more).
+    """
+    named = save_dir / "latest" if path == "latest" else Path(path)
+    where = named.resolve()
+    if (where / "config.json").is_file():
+        records = sorted(where.glob(f"cycle_*/{RECORD}"))
+        if not records:
+            raise _dropped(named, where)
+        return _origin(records[-1])
+    cycle = where if re.fullmatch(r"cycle_\d+", where.name) else where.parent
+    in_run = re.fullmatch(r"cycle_\d+", cycle.name) and (cycle.parent / "config.json").is_file()
+    if in_run and cycle.is_dir() and not (cycle / RECORD).exists():
+        raise _dropped(named, cycle.parent)
+    record = where / RECORD if cycle == where else where
+    if not record.is_dir():
+        raise DataError(
+            f"there is no pool record {named}: name a run folder, or the folder "
+            f"cycle_NN/{RECORD} of a run, which holds {HEADER_FILE}"
+        )
+    return _origin(record)
+
+
+def _origin(record: Path) -> Origin:
+    """The run and cycle of a record's folder."""
+    cycle = record.parent
+    source = cycle.parent / "config.json"
+    if not (re.fullmatch(r"cycle_\d+", cycle.name) and source.is_file()):
+        return Origin(record)
+    config = ConfigParser.from_dict(read_json(source), registries(), source=str(source))
+    return Origin(record, cycle, config)
+
+
+def _dropped(named: Path, run: Path) -> DataError:
+    """The error for a place of a run that has no record (any more)."""
+    keep = read_json(run / "config.json").get("trainer", {}).get("keep_records")
+    return DataError(
+        f"{named} has no pool record: a run keeps the newest ones only, here trainer.keep_records "
+        f"{show(keep)}; run with trainer.keep_records true to keep them all"
+    )
+
+
+def check_model(record: PoolRecord, origin: Origin) -> str | None:
+    """Hold a record against the best checkpoint of the cycle that it lies in.
+
+    Returns:
+        A sentence where it cannot be checked.
+
+    Raises:
+        DataError: The record is of another data set or another model.
+        CheckpointError: The checkpoint is damaged.
+    """
+    if origin.cycle is None:
+        return "the record lies in no run: its data set and model are not checked"
+    best = origin.cycle / BEST
+    if not best.is_file():
+        return f"there is no {best}: the record's data set and model are not checked"
+    content = load_checkpoint(best, require_checksum=False)
+    header = record.header
+    wrong = []
+    if content["data_fingerprint"] != header.dataset_fingerprint:
+        wrong.append("data set")
+    if weights_hash(content["model"]) != header.model_hash:
+        wrong.append("model")
+    if wrong:
+        raise DataError(
+            f"record {record.path} is of another {' and '.join(wrong)} than {best}: put the run's "
+            "own record back, or score the pool again"
+        )
+    return None
+
+
+class NoImagesError(UserError):
+    """Pictures cannot be made; the message says why."""
+
+
+def find_images(record: PoolRecord, config: ConfigParser | None) -> BaseDataset:
+    """The data set of a record's images.
+
+    Args:
+        record: The record.
+        config: The config of its run, None outside of a run.
+
+    Raises:
+        NoImagesError: The data set is not known, not there or damaged.
+        DataError: The run's data is there, but is not that of the record.
+    """
+    if config is None:
+        raise NoImagesError("the record lies in no run, whose config says where the images are")
+    root = config["dataset"]["args"].get("root")
+    # The phantom would be made where it is not.
+    if root is not None and not Path(root).expanduser().exists():
+        raise NoImagesError(f"there is no folder {root}, which is dataset.args.root of the run")
+    try:
+        dataset: BaseDataset = config.init_obj("dataset")
+    except UserError as error:
+        raise NoImagesError(str(error)) from error
+    if dataset.fingerprint() != record.header.dataset_fingerprint:
+        raise DataError(
+            f"record {record.path} is of another data set than its run's config names now: images, "
+            "labels or split differ; --first 0 chooses without pictures"
+        )
+    return dataset

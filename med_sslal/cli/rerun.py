@@ -1,0 +1,180 @@
+"""The work of `python -m med_sslal select`: from a record on disk to an explained selection."""
+
+import re
+import shutil
+import sys
+from argparse import Namespace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from med_sslal.al.al_helpers import ActiveLearningHelper
+from med_sslal.al.pool import Pool
+from med_sslal.al.record import PLAIN, PoolRecord
+from med_sslal.al.restrict import check_groups, slice_positions
+from med_sslal.al.selection_io import read_selection, write_selection
+from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.types import Selection
+from med_sslal.cli.origin import NoImagesError, Origin, check_model, find_images, find_record
+from med_sslal.config.parse_config import ConfigParser
+from med_sslal.config.signature import convert_arguments, wrong_arguments
+from med_sslal.report.selection import draw_selection, selection_table
+from med_sslal.utils.errors import ConfigError, DataError, UserError
+
+SELECTION_FILE, PICTURES_FILE = "selection.json", "images.png"
+
+# Arguments of the helper that an option of the same name replaces.
+OVERRIDES = (
+    "candidate_factor",
+    "max_per_group",
+    "suppress_adjacent",
+    "aggregate",
+    "empty_images",
+    "budget_unit",
+)
+# What a criterion cannot take over from another one.
+_OF_CRITERION = ("aggregate", "empty_images")
+_OPTIONS = {"al_criterion": "--criterion", "budget_num": "--budget"}
+
+
+def rerun(args: Namespace) -> int:
+    """Choose from a record, write the selection and pictures of it, and explain it on stdout.
+
+    Args:
+        args: What `cli.select.add_arguments` describes.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: Anything that the user can mend; nothing is left behind then.
+    """
+    if args.first < 0:
+        raise ConfigError(f"--first: found {args.first}; allowed: 0 (no pictures) or more")
+    origin = find_record(args.record, Path("exp_results"))
+    record = PoolRecord.open(origin.record)
+    notes = [check_model(record, origin)]
+    helper = make_helper(args, origin.config)
+    images = None
+    if args.first or helper.suppress_adjacent is not None:
+        try:
+            images = find_images(record, origin.config)
+        except NoImagesError as reason:
+            notes.append(f"no pictures: {reason}")
+            if helper.suppress_adjacent is not None:
+                raise ConfigError(
+                    f"suppress_adjacent needs the data, which says where slices lie, but {reason}; "
+                    "--suppress-adjacent null chooses without"
+                ) from reason
+    cycle = origin.number if args.cycle is None else args.cycle
+    selection = choose(helper, record, args.budget, cycle, images)
+    own = _own_selection(origin)
+    out = make_folder(args.out, origin, selection)
+    try:
+        write_selection(out / SELECTION_FILE, selection, cycle, record.header)
+        if images is not None and args.first:
+            draw_selection(selection, record, images, out / PICTURES_FILE, first=args.first)
+    except UserError:
+        shutil.rmtree(out)
+        raise
+    table = selection_table(selection, record, cycle, own)
+    sys.stdout.write("\n".join([table, *filter(None, notes), f"results: {out}", ""]))
+    return 0
+
+
+def make_helper(args: Namespace, config: ConfigParser | None) -> ActiveLearningHelper:
+    """The strategy: the run's, with what the command line puts in its place.
+
+    Args:
+        args: The command line.
+        config: The run's config, None outside of a run.
+
+    Raises:
+        ConfigError: A value is wrong.
+    """
+    given = vars(args)
+    cls: type[ActiveLearningHelper] = ActiveLearningHelper
+    own: dict[str, Any] = {"init_num": 1, "al_criterion": []}
+    if config is not None:
+        cls, own = config.init_class("al_settings"), config["al_settings"]["args"]
+    if own["al_criterion"][:1] != [args.criterion]:
+        own = {name: value for name, value in own.items() if name not in _OF_CRITERION}
+    stages = [args.criterion] if args.selector is None else [args.criterion, args.selector]
+    changes = {"al_criterion": stages, "budget_num": args.budget}
+    changes |= {name: given[name] for name in OVERRIDES if name in given}
+    problems = wrong_arguments(cls, {**own, **changes}, provided=("seed",))
+    if problems:
+        raise ConfigError(
+            "; ".join(
+                f"{_OPTIONS.get(name, '--' + name.replace('_', '-'))}: {message}"
+                for name, message, _ in problems
+            )
+        )
+    seed = args.seed
+    if seed is None:
+        seed = 0 if config is None else config["seed"]
+    return cls(**convert_arguments(cls, {**own, **changes}), seed=seed)
+
+
+def choose(
+    helper: ActiveLearningHelper,
+    record: PoolRecord,
+    budget: int,
+    cycle: int,
+    images: BaseDataset | None,
+) -> Selection:
+    """Query the record, whose images are the whole pool.
+
+    Args:
+        helper: The strategy.
+        record: The record.
+        budget: What may be spent; in images it must be there to be had.
+        cycle: Part of the query's seed.
+        images: Says where slices lie, for `suppress_adjacent`.
+
+    Raises:
+        DataError: The record lacks something that the strategy reads, or is damaged.
+        ConfigError: Fewer images can be had than the budget.
+    """
+    try:
+        pool = Pool(record.labelled_ids, tuple(record.image_ids.tolist()))
+    except ValueError as error:
+        raise DataError(f"record {record.path} is damaged: {error}") from error
+    for view in helper.views:
+        record.section(view)
+    if helper.costs.unit == "images":
+        if budget > len(pool.unlabelled):
+            raise ConfigError(
+                f"--budget: found {budget}; allowed: up to the {len(pool.unlabelled)} unlabelled "
+                f"images of record {record.path}"
+            )
+        groups = record.section(PLAIN).group_ids.tolist()
+        check_groups(groups, budget, helper.max_per_group)
+    positions = {} if images is None else slice_positions(images.infos)
+    return helper.query(record, pool, budget, cycle, positions)
+
+
+def make_folder(out: Path | None, origin: Origin, selection: Selection) -> Path:
+    """Make the folder of the outcome.
+
+    Raises:
+        UserError: It cannot be made, or is there and not empty.
+    """
+    if out is None:
+        names = "_".join(re.sub(r"[^\w.-]+", "_", name) for name in selection.criteria)
+        out = origin.home / f"select_{names}_{datetime.now():%Y%m%d_%H%M%S}"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        taken = any(out.iterdir())
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out}: {error.strerror or error}") from error
+    if taken:
+        raise UserError(f"the folder {out} is not empty: name another one with --out")
+    return out
+
+
+def _own_selection(origin: Origin) -> Selection | None:
+    """What the run itself chose from the record, None outside of a run or before it did."""
+    if origin.cycle is None or not (origin.cycle / SELECTION_FILE).is_file():
+        return None
+    return read_selection(origin.cycle / SELECTION_FILE)

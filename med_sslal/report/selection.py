@@ -1,0 +1,126 @@
+"""A query as a person sees it: a table with reasons, and pictures without labels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from med_sslal.al.record import PLAIN, PoolRecord
+from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.types import Prediction, Selected, Selection
+from med_sslal.report.overlays import contact_sheet
+
+# Drawn on one image at most, best first: a weak detector finds a hundred boxes everywhere.
+MAX_BOXES = 10
+
+
+def selection_table(
+    selection: Selection, record: PoolRecord, cycle: int, own: Selection | None
+) -> str:
+    """Explain a selection as aligned text.
+
+    Args:
+        selection: What a query took.
+        record: What it was chosen from.
+        cycle: The cycle, part of the query's seed.
+        own: What the run itself took from the record, None where that is not known.
+
+    Returns:
+        What was asked, one line per image (rank, image, patient, value by each criterion, rank in
+        the run's own selection, reason), the box-count bias, and the overlap with the run's own.
+    """
+    theirs = {} if own is None else {item.image_id: str(item.rank) for item in own.items}
+    head = ["rank", "image", "patient", *selection.scores, *(["run's"] if own else []), "reason"]
+    rows = [head]
+    for item in selection.items:
+        values = [f"{item.values[name]:.4f}" for name in selection.scores]
+        rank = [theirs.get(item.image_id, "-")] if own else []
+        rows.append([str(item.rank), item.image_id, item.group_id, *values, *rank, item.reason])
+    bias = selection.box_count_bias
+    lines = [
+        f"{', '.join(selection.criteria)}: {len(selection.items)} of {len(record.image_ids)} "
+        f"unlabelled images, seed {selection.seed}, cycle {cycle}",
+        *_aligned(rows),
+        "rank correlation of the value and the number of detections: "
+        + ("undefined" if bias is None else f"{bias:.2f}"),
+    ]
+    return "\n".join([*lines, *([_overlap(selection, own)] if own else [])])
+
+
+def draw_selection(
+    selection: Selection, record: PoolRecord, images: BaseDataset, path: Path, *, first: int
+) -> None:
+    """Draw the first images of a selection with their predictions; labels stay hidden.
+
+    Args:
+        selection: What a query took.
+        record: What it was chosen from; its detections are drawn.
+        images: Gives the pixels.
+        path: The PNG; its folder must exist.
+        first: How many images.
+
+    Raises:
+        DataError: An image cannot be read.
+        UserError: The file cannot be written.
+    """
+    shown = [_Shown(item, next(iter(selection.scores))) for item in selection.items[:first]]
+    floor = record.header.record_floor
+    contact_sheet(
+        {f"The first {len(shown)} of {len(selection.items)}, without their labels": shown},
+        images.picture,
+        {item.image_id: _prediction(record, item.image_id) for item in shown},
+        None,
+        record.header.class_names,
+        path,
+        title=", ".join(selection.criteria),
+        min_score=floor,
+        note="; ".join([f"the {MAX_BOXES} best of each image", *filter(None, [images.note])]),
+    )
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A chosen image on a contact sheet."""
+
+    item: Selected
+    criterion: str
+
+    @property
+    def image_id(self) -> str:
+        """The image."""
+        return self.item.image_id
+
+    @property
+    def caption(self) -> str:
+        """Rank and value."""
+        return f"{self.item.rank}: {self.criterion} {self.item.values[self.criterion]:.4f}"
+
+
+def _prediction(record: PoolRecord, image_id: str) -> Prediction:
+    """The best detections of an image."""
+    section = record.section(PLAIN)
+    row = int(np.searchsorted(section.image_ids, image_id))
+    start, stop = section.offsets[row : row + 2].tolist()
+    rows = slice(start, min(stop, start + MAX_BOXES))
+    return Prediction(section.boxes[rows], section.labels[rows], section.scores[rows])
+
+
+def _overlap(selection: Selection, own: Selection) -> str:
+    """How much of a selection the run took too."""
+    if selection.image_ids == own.image_ids:
+        return "these are the run's own images, in its order"
+    both = len(set(selection.image_ids) & set(own.image_ids))
+    return (
+        f"{both} of these {len(selection.items)} are among the {len(own.items)} that the run took "
+        f"({', '.join(own.criteria)})"
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of equal columns, numbers or not to the left; the last one is as long as it is."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
