@@ -81,6 +81,7 @@ def _page(cls: type, name: str) -> str:
         "",
         f"Passes over the pool: {_passes(one)}",
         f"Needs besides the plain pass: {_needs(one)}",
+        f"Asks of the detector: {', '.join(one.needs) or '-'}",
         f"Default aggregate: {_aggregate(one)}",
         f'In a config: "al_criterion": {json.dumps(stages)}',
         "Arguments:" if arguments else "Arguments: none",
