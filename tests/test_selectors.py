@@ -8,8 +8,9 @@ import pytest
 from records import detections, random_images, write_full_record, write_record
 
 from med_sslal.al.al_criteria import CRITERIA, SELECTORS, describe
-from med_sslal.al.al_helpers import ActiveLearningHelper, rank
+from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.pool import Pool
+from med_sslal.al.query import rank
 from med_sslal.al.selectors import k_center
 
 
@@ -248,8 +249,10 @@ def hundred(tmp_path_factory):
     return cases
 
 
-def test_k_center_equals_the_literal_reference(hundred, monkeypatch):
-    monkeypatch.setattr(k_center, "BLOCK_LABELLED", 2)
+@pytest.mark.parametrize("farthest", [1, 3, 512])
+def test_k_center_equals_the_literal_reference(hundred, monkeypatch, farthest):
+    monkeypatch.setattr(k_center, "BLOCK_CENTERS", 2)
+    monkeypatch.setattr(k_center, "N_FARTHEST", farthest)
     for record, candidates, scores, points, known, budget in hundred:
         expected = candidates[literal_k_center(points, known, budget)]
         chosen = SELECTORS["k_center"]().select(record, candidates, {"any": scores}, budget, 0)
