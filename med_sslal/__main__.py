@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from med_sslal.cli import criteria, download, phantom, select, study
+from med_sslal.cli import criteria, download, phantom, report, select, study
 from med_sslal.cli.errors import run_reported
 
 
@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "criteria": criteria,
         "select": select,
         "study": study,
+        "report": report,
         "phantom": phantom,
         "download": download,
     }

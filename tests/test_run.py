@@ -138,7 +138,7 @@ def test_the_tables_agree(finished: tuple[Path, str]) -> None:
         assert 0 <= rows[0][f"test_{name}"] <= 1
     last = said.strip().splitlines()
     assert any(line.split()[:3] == ["2", "12", "12"] for line in last)
-    assert last[-1] == f"results: {folder}"
+    assert last[-2:] == [f"results: {folder}", f"report: {folder / 'report.html'}"]
 
 
 def test_the_log_and_the_first_words(finished: tuple[Path, str]) -> None:

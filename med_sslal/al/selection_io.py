@@ -1,13 +1,26 @@
-"""selection.json: what a query took and why, with the value of every image it could have taken."""
+"""selection.json: what a query took and why, with the value of every image it could have taken.
 
+Beside it, selection_detections.json: what the model saw on the images that a report shows.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 
-from med_sslal.al.record import RecordHeader
-from med_sslal.base.types import Selected, Selection
+import numpy as np
+
+from med_sslal.al.record import PLAIN, PoolRecord, RecordHeader
+from med_sslal.base.types import ImageInfo, Prediction, Selected, Selection
+from med_sslal.eval.coco_utils import to_coco_predictions
 from med_sslal.utils.errors import DataError
-from med_sslal.utils.util import read_json, write_json
+from med_sslal.utils.util import python_generator, read_json, write_json
 
 FORMAT_VERSION = 1
+DETECTIONS_FILE = "selection_detections.json"
+
+# Detections worth showing: those from this score on, and the best few in any case.
+SHOWN_SCORE, SHOWN_AT_LEAST = 0.3, 5
+# Images that were not taken, drawn at random to be shown beside those that were.
+N_CONTRAST = 8
 
 
 def write_selection(path: Path, selection: Selection, cycle: int, header: RecordHeader) -> None:
@@ -69,3 +82,48 @@ def read_selection(path: Path) -> Selection:
         )
     except (KeyError, TypeError) as error:
         raise DataError(f"{path} is no selection: {error}") from error
+
+
+def write_detections(
+    folder: Path,
+    selection: Selection,
+    record: PoolRecord,
+    infos: Mapping[str, ImageInfo],
+    cycle: int,
+) -> None:
+    """Write `selection_detections.json`: records are dropped, and a report needs a little of them.
+
+    It holds, in COCO's form (see `coco_utils.to_coco_predictions`), the detections worth showing
+    on the images taken and on a few others, drawn by the run's seed.
+
+    Args:
+        folder: The cycle's folder.
+        selection: What the query took.
+        record: What it was chosen from.
+        infos: Infos of at least the record's images.
+        cycle: The cycle's number.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    section = record.section(PLAIN)
+    taken = set(selection.image_ids)
+    others = [name for name in section.image_ids.tolist() if name not in taken]
+    contrast = python_generator(selection.seed, "contrast", cycle).sample(
+        others, min(N_CONTRAST, len(others))
+    )
+    shown = {}
+    for name in (*selection.image_ids, *contrast):
+        row = int(np.searchsorted(section.image_ids, name))
+        first, last = int(section.offsets[row]), int(section.offsets[row + 1])
+        # Detections lie best first.
+        n = max(SHOWN_AT_LEAST, int((section.scores[first:last] >= SHOWN_SCORE).sum()))
+        rows = slice(first, min(first + n, last))
+        shown[name] = Prediction(
+            np.array(section.boxes[rows]),
+            np.array(section.labels[rows]),
+            np.array(section.scores[rows]),
+        )
+    write_json(
+        folder / DETECTIONS_FILE, to_coco_predictions(shown, infos, record.header.class_names)
+    )

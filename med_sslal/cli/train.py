@@ -25,6 +25,7 @@ from med_sslal.cli.build import (
     load_weights,
 )
 from med_sslal.cli.registries import registries
+from med_sslal.cli.report import write_run
 from med_sslal.cli.run_folder import (
     RunPath,
     create_run_folder,
@@ -141,6 +142,8 @@ def _run(folder: Path, setup: RunSetup, devices: Devices) -> int:
         memory = peak_memory(devices.main)
         logger.info("finished after %.1f minutes; peak memory %s", minutes, memory)
         logger.info("results: %s", folder)
+        # Last, when everything else is on disk: an error in it loses nothing of the run.
+        sys.stdout.write(f"report: {write_run(folder, setup.dataset)}\n")
     except Interrupted as request:
         logger.debug("%s", request)
         # Not logged: it is told at every verbosity.

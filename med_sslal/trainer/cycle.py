@@ -14,7 +14,7 @@ from typing import Any
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import PoolRecord, RecordHeader
 from med_sslal.al.scoring import score_pool
-from med_sslal.al.selection_io import read_selection, write_selection
+from med_sslal.al.selection_io import read_selection, write_detections, write_selection
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.base_trainer import BEST
 from med_sslal.base.checkpoint import load_checkpoint, weights_hash
@@ -24,7 +24,7 @@ from med_sslal.eval.metric import evaluate
 from med_sslal.ssl.pseudo_labels import PseudoLabels
 from med_sslal.ssl.quality import hidden_truth_quality
 from med_sslal.trainer.inference import loader_of, predict, split_labels
-from med_sslal.trainer.results import write_results
+from med_sslal.trainer.results import note_seconds, write_results
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.training import train_cycle
 from med_sslal.utils.interrupt import StopRequest
@@ -190,7 +190,9 @@ class CycleLoop:
             name = "predictions.json" if split == "test" else f"predictions_{split}.json"
             content = to_coco_predictions(found, setup.dataset.infos, setup.dataset.class_names)
             write_json(folder / name, content)
-        row = self._row(state, results, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        note_seconds(folder, "evaluation", seconds)
+        row = self._row(state, results, seconds)
         write_json(folder / "metrics.json", {"row": row, **results})
         return row
 
@@ -259,7 +261,11 @@ class CycleLoop:
                     budget,
                     setup.helper.budget_num,
                 )
+            started = time.monotonic()
             selection = setup.helper.query(record, state.pool, budget, state.number)
+            note_seconds(folder, "selection", time.monotonic() - started)
+            # First: where a selection is, what the report shows of it is there too.
+            write_detections(folder, selection, record, setup.dataset.infos, state.number)
             write_selection(chosen, selection, cycle=state.number, header=record.header)
         ids = read_selection(chosen).image_ids
         pool = state.pool.label(ids)
@@ -305,11 +311,13 @@ class CycleLoop:
             device=setup.devices.main,
             dtype=setup.dtype,
         )
+        seconds = time.monotonic() - started
+        note_seconds(folder, "scoring", seconds)
         logger.info(
             "cycle %d: scored %d unlabelled images in %.1f s",
             state.number,
             len(state.pool.unlabelled),
-            time.monotonic() - started,
+            seconds,
         )
         return record
 
@@ -323,7 +331,7 @@ class CycleLoop:
         path = folder / "pseudo_labels.json"
         if path.exists():
             return PseudoLabels.read(path)
-        names = setup.dataset.class_names
+        names, started = setup.dataset.class_names, time.monotonic()
         found = self._stored_predictions(folder / "predictions_val.json")
         thresholds = setup.labeller.thresholds(found, split_labels(setup.dataset, "val"), names)
         pseudo = setup.labeller.make(
@@ -333,6 +341,7 @@ class CycleLoop:
             self._labels(state),
             seed=stable_hash(setup.seed, "pseudo", state.number),
         )
+        note_seconds(folder, "pseudo_labels", time.monotonic() - started)
         pseudo.write(path)
         return pseudo
 

@@ -1,0 +1,118 @@
+"""Write the report of runs and studies: one HTML file each that needs no network."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from med_sslal.utils.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from med_sslal.base.base_dataset import BaseDataset
+    from med_sslal.config.parse_config import ConfigParser
+
+_NO_DATA = (
+    "The data of the run could not be opened, so pictures and whatever needs the truth are missing."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="run folders and study folders, or 'latest' for the newest run; each gets its own "
+        "report.html",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the reports that `args` asks for, a path a line; returns the exit code.
+
+    Raises:
+        UserError: A folder is neither run nor study, or a file in it is damaged.
+    """
+    from med_sslal.report.study_data import STUDY_FILE
+
+    # All are looked at before the first is written.
+    folders = [_folder(path) for path in args.paths]
+    for folder in folders:
+        is_study = (folder / STUDY_FILE).is_file()
+        written = write_study(folder) if is_study else write_run(folder)
+        sys.stdout.write(f"{written}\n")
+    return 0
+
+
+def _folder(path: str) -> Path:
+    """The run or study folder that a word names.
+
+    Raises:
+        UserError: It is neither.
+    """
+    from med_sslal.report.run_data import CONFIG_FILE
+    from med_sslal.report.study_data import STUDY_FILE
+
+    folder = Path("exp_results/latest") if path == "latest" else Path(path)
+    if not any((folder / name).is_file() for name in (CONFIG_FILE, STUDY_FILE)):
+        raise UserError(
+            f"{path} is neither a run folder (it has no {CONFIG_FILE}) nor a study folder (no "
+            f"{STUDY_FILE}): name the folder that train.py or the study command printed"
+        )
+    # The pointer to the newest run is a link; the page must name the run itself.
+    return folder.resolve() if folder.is_symlink() else folder
+
+
+def write_run(folder: Path, dataset: "BaseDataset | None" = None) -> Path:
+    """Write the report of a run folder; returns its path.
+
+    Args:
+        folder: The run folder.
+        dataset: The run's data set where it is open already; else it is opened, and where that
+            cannot be done the page says so and does without pictures and truth.
+
+    Raises:
+        UserError: A file of the run is damaged, or the folder cannot be written.
+    """
+    from med_sslal.cli.registries import registries
+    from med_sslal.config.parse_config import ConfigParser
+    from med_sslal.report.run_data import CONFIG_FILE, load_run
+    from med_sslal.report.run_page import write_run_report
+    from med_sslal.utils.util import read_json
+
+    source, differences, remarks = folder / CONFIG_FILE, None, []
+    try:
+        config = ConfigParser.from_dict(read_json(source), registries(), source=str(source))
+        differences = config.differences()
+        dataset = dataset or _open_dataset(config, folder)
+    except UserError as error:
+        remarks.append(f"{_NO_DATA} {error}")
+    return write_run_report(load_run(folder, dataset, differences, tuple(remarks)))
+
+
+def _open_dataset(config: "ConfigParser", folder: Path) -> "BaseDataset":
+    """The data set of a run.
+
+    Raises:
+        UserError: It cannot be had, or is no longer what the run was made on.
+    """
+    from med_sslal.cli.build import build_dataset
+    from med_sslal.utils.util import read_json
+
+    dataset = build_dataset(config)
+    split = read_json(folder / "split.json")
+    if {name: list(ids) for name, ids in dataset.splits.items()} != split:
+        raise DataError("Its images or its split have changed since.")
+    return dataset
+
+
+def write_study(folder: Path) -> Path:
+    """Write the report of a study folder; returns its path.
+
+    Raises:
+        UserError: A file of the study is damaged, or the folder cannot be written.
+    """
+    from med_sslal.report.study_data import load_study
+    from med_sslal.report.study_page import write_study_report
+
+    return write_study_report(load_study(folder))

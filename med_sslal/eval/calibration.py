@@ -1,0 +1,73 @@
+"""Calibration: do detections of score s turn out to be right in a share s of the cases?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from med_sslal.base.types import Annotation, ImageInfo, Prediction
+from med_sslal.eval.eval_utils import columns
+from med_sslal.eval.matching import Overlap, match
+
+N_BINS = 10
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Scores against hits, in N_BINS bins of equal width from 0 to 1.
+
+    Attributes:
+        counts: int64 [N_BINS], detections in each bin.
+        mean_scores: float64 [N_BINS], their mean score, NaN in an empty bin.
+        hit_rates: float64 [N_BINS], the share of them that is right, NaN in an empty bin.
+        error: Expected calibration error (Guo et al., 2017): the mean over detections of
+            |hit rate - mean score| of their bin; None without a detection.
+    """
+
+    counts: np.ndarray
+    mean_scores: np.ndarray
+    hit_rates: np.ndarray
+    error: float | None
+
+
+def reliability(
+    predictions: Mapping[str, Prediction],
+    annotations: Mapping[str, Annotation],
+    infos: Mapping[str, ImageInfo],
+    class_names: Sequence[str],
+    overlap: Overlap = "iou",
+) -> Reliability:
+    """Compare the scores of all detections of a split with how often they are right.
+
+    A detection is right when it overlaps an object of its class as FROC asks, be it the first to
+    do so or not. Detections that are ignored (see `matching.match`) are left out.
+
+    Args:
+        predictions: Image id to detections in ORIGINAL pixels.
+        annotations: Labels of at least these images.
+        infos: Infos of at least these images.
+        class_names: Names without background.
+        overlap: As in `froc.sensitivity_k_fps`.
+
+    Raises:
+        DataError: The inputs do not fit (see `eval_utils.columns`).
+    """
+    table = columns(predictions, annotations, infos, class_names)
+    false = match(table, overlap).false_positive
+    # With the ignore regions away, what meets no object is false, and only that.
+    of_objects = {
+        field.name: getattr(table, field.name)[~table.gt_ignore]
+        for field in fields(table)
+        if field.name.startswith("gt_")
+    }
+    hit = ~match(replace(table, **of_objects), overlap).false_positive
+    counted = hit | false
+    scores, hit = table.det_scores[counted].astype(np.float64), hit[counted]
+    bins = np.clip((scores * N_BINS).astype(np.int64), 0, N_BINS - 1)
+    counts = np.bincount(bins, minlength=N_BINS)
+    total = np.where(counts, counts, np.nan)
+    mean_scores = np.bincount(bins, scores, N_BINS) / total
+    hit_rates = np.bincount(bins, hit, N_BINS) / total
+    gaps = np.abs(hit_rates - mean_scores) * counts
+    error = float(np.nansum(gaps) / counts.sum()) if counts.any() else None
+    return Reliability(counts, mean_scores, hit_rates, error)

@@ -1,0 +1,270 @@
+"""The parts of a run's report about its choices: queried images, what was bought, pseudo-labels."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.types import Annotation
+from med_sslal.report.gallery import MAX_PICTURES, Picture, gallery, key
+from med_sslal.report.html import Content, Section, table, tag
+from med_sslal.report.run_data import CycleData, RunData
+from med_sslal.report.run_sections import number
+from med_sslal.ssl.quality import hidden_truth_quality
+from med_sslal.utils.errors import DataError
+from med_sslal.utils.util import python_generator
+
+# Pictures of each query: by rank, those of them that are not folded away, and left ones.
+N_QUERIED, N_OPEN, N_CONTRAST = 30, 10, 5
+
+
+def queries_section(run: RunData) -> Section:
+    """The images of each query by rank, and some that were left."""
+    queried = [cycle for cycle in run.cycles if cycle.selection is not None]
+    lead = "What each query took, best rank first, and some images that it left, drawn at random."
+    if not queried:
+        text = "No image has been queried." if run.n_cycles else "The run asks for no query."
+        return Section("queries", "Queried images", text, None)
+    if run.dataset is None:
+        return Section("queries", "Queried images", lead, [_query_table(c) for c in queried])
+    # Beyond that many queries the newest are worth the room.
+    drawn = queried[-MAX_PICTURES:]
+    room = min(1.0, MAX_PICTURES / len(drawn) / (N_QUERIED + N_CONTRAST))
+    counts = max(1, int(N_QUERIED * room)), int(N_CONTRAST * room)
+    body: list[Content] = [key(with_detections=any(cycle.detections for cycle in drawn))]
+    if not all(cycle.detections for cycle in drawn):
+        text = "Predictions of some queries were not kept; their pictures show the truth alone."
+        body.append(tag("p", text, class_="aside"))
+    for cycle in drawn:
+        body += _query(run.dataset, cycle, *counts)
+    return Section("queries", "Queried images", lead, body)
+
+
+def _query(
+    dataset: BaseDataset, cycle: CycleData, n_queried: int, n_contrast: int
+) -> list[Content]:
+    """Headings and galleries of one query."""
+    selection = cycle.selection
+    assert selection is not None
+    taken = selection.items[:n_queried]
+    n_more = len(selection.items) - len(taken)
+    heading = f"After cycle {cycle.number}: {len(selection.items)} images by "
+    heading += ", then ".join(selection.criteria)
+    bias = selection.box_count_bias
+    facts = []
+    if n_more:
+        facts.append(f"The first {len(taken)} by rank are shown; {n_more} more were taken.")
+    if bias is not None:
+        facts.append(
+            f"The rank correlation of score and number of detections is {bias:.2f}: near 1, the "
+            "criterion counts boxes."
+        )
+    parts: list[Content] = [tag("h3", heading), facts and tag("p", " ".join(facts), class_="aside")]
+    pictures = [
+        _picture(dataset, cycle, item.image_id, f"{item.rank}", item.values, item.reason)
+        for item in taken
+    ]
+    parts.append(gallery(pictures[:N_OPEN], dataset.class_names))
+    if pictures[N_OPEN:]:
+        summary = tag("summary", f"ranks {N_OPEN + 1} to {len(pictures)}")
+        parts.append(tag("details", summary, gallery(pictures[N_OPEN:], dataset.class_names)))
+    others = _contrast(cycle)[:n_contrast]
+    if others:
+        pictures = [
+            _picture(dataset, cycle, name, None, _values(cycle, name), "not taken")
+            for name in others
+        ]
+        parts.append(
+            tag("p", "For contrast, images that it left, drawn at random:", class_="aside")
+        )
+        parts.append(gallery(pictures, dataset.class_names))
+    return parts
+
+
+def _contrast(cycle: CycleData) -> list[str]:
+    """Images that were not taken: those with detections kept, or as many drawn by the seed."""
+    assert cycle.selection is not None
+    taken = set(cycle.selection.image_ids)
+    kept = [name for name in cycle.detections if name not in taken]
+    if cycle.detections:
+        return kept
+    rest = [name for name in cycle.pool.unlabelled if name not in taken]
+    generator = python_generator(cycle.selection.seed, "contrast", cycle.number)
+    return generator.sample(rest, min(N_CONTRAST, len(rest)))
+
+
+def _values(cycle: CycleData, image_id: str) -> dict[str, float]:
+    """The criteria's values of any pool image."""
+    assert cycle.selection is not None
+    scores = cycle.selection.scores
+    return {name: values[image_id] for name, values in scores.items() if image_id in values}
+
+
+def _picture(
+    dataset: BaseDataset,
+    cycle: CycleData,
+    image_id: str,
+    rank: str | None,
+    values: Mapping[str, float],
+    reason: str,
+) -> Picture:
+    """One picture with its caption.
+
+    Raises:
+        DataError: The data set has no such image, or its file is missing or damaged.
+    """
+    if image_id not in dataset.infos:
+        raise DataError(
+            f"image '{image_id}' of cycle {cycle.number} is not in the data set: give the run the "
+            "data it was made on"
+        )
+    # A reason names the criterion that decided; the others' values stand before it.
+    scores = ", ".join(f"{n} {value:.3f}" for n, value in values.items() if n not in reason)
+    caption = [
+        tag("span", rank and tag("b", f"{rank}. "), tag("b", image_id)),
+        tag("span", scores) if scores else None,
+        tag("span", reason),
+    ]
+    return Picture(
+        dataset.picture(image_id),
+        dataset.annotations[image_id],
+        cycle.detections.get(image_id),
+        caption,
+    )
+
+
+def _query_table(cycle: CycleData) -> list[Content]:
+    """A query without its pictures."""
+    assert cycle.selection is not None
+    rows: list[list[Content]] = [
+        [item.rank, item.image_id, tag("span", item.reason, class_="wrap")]
+        for item in cycle.selection.items[:N_QUERIED]
+    ]
+    heading = f"After cycle {cycle.number}: {len(cycle.selection.items)} images"
+    return [
+        tag("h3", heading),
+        table(["Rank", "Image", "Reason"], rows, text_columns=3),
+    ]
+
+
+def bought_section(run: RunData) -> Section | None:
+    """What the labels were spent on, against the pool; None without data set or cycle."""
+    dataset = run.dataset
+    if dataset is None or not run.cycles:
+        return None
+    pool = dataset.splits["train"]
+    sizes = _sizes(dataset, pool)
+    limits = np.quantile(sizes, [1 / 3, 2 / 3]) if len(sizes) else np.zeros(2)
+    groups: list[tuple[str, Sequence[str]]] = [("initial set", run.cycles[0].pool.labelled)]
+    groups += [
+        (f"query after cycle {cycle.number}", cycle.selection.image_ids)
+        for cycle in run.cycles
+        if cycle.selection is not None
+    ]
+    groups.append(("whole pool", pool))
+    has_patients = any(dataset.infos[name].group_id != name for name in pool)
+    several = len(dataset.class_names) > 1
+    headings: list[Content] = ["", "Images"]
+    headings += ["Patients", "Per patient"] if has_patients else []
+    headings += ["Boxes", "Boxes per image", "Without object"]
+    headings += list(dataset.class_names) if several else []
+    headings += [f"Up to {limits[0]:.0f} px", "Between", f"From {limits[1]:.0f} px"]
+    rows: list[list[Content]] = []
+    for name, ids in groups:
+        labels = [dataset.annotations[image_id] for image_id in ids]
+        cells: list[Content] = [name, len(ids)]
+        if has_patients:
+            patients = len({dataset.infos[image_id].group_id for image_id in ids})
+            cells += [patients, number(len(ids) / patients if patients else None, 1)]
+        n_boxes = sum(label.n_objects for label in labels)
+        cells += [n_boxes, number(n_boxes / len(ids) if ids else None, 2)]
+        cells.append(_share(sum(label.n_objects == 0 for label in labels), len(ids)))
+        if several:
+            classes = range(1, len(dataset.class_names) + 1)
+            cells += [_share(_count(labels, i), n_boxes) for i in classes]
+        third = np.searchsorted(limits, _sizes(dataset, ids), "right")
+        cells += [_share(int((third == i).sum()), n_boxes) for i in range(3)]
+        rows.append(cells)
+    lead = (
+        "What the labels were spent on, against the pool they were chosen from: where a share "
+        "differs from the last line, the criterion prefers that kind of image."
+    )
+    aside = (
+        "A box's size is the square root of its area; the two limits part the pool's boxes in "
+        "three equal parts. Shares of classes and sizes are of boxes."
+    )
+    body = [table(headings, rows), tag("p", aside, class_="aside")]
+    return Section("bought", "What was bought", lead, body)
+
+
+def _sizes(dataset: BaseDataset, ids: Sequence[str]) -> np.ndarray:
+    """Square root of the area of every object on some images, in ORIGINAL pixels."""
+    labels = [dataset.annotations[image_id] for image_id in ids]
+    boxes = [label.boxes[~label.ignore] for label in labels]
+    sides = np.concatenate([np.zeros((0, 4), np.float32), *boxes])
+    return np.sqrt((sides[:, 2] - sides[:, 0]) * (sides[:, 3] - sides[:, 1]))
+
+
+def _count(labels: Sequence[Annotation], label: int) -> int:
+    """Objects of one class."""
+    return sum(int(((each.labels == label) & ~each.ignore).sum()) for each in labels)
+
+
+def _share(part: int, whole: int) -> Content:
+    """A share as a percentage and a small bar."""
+    if not whole:
+        return "\N{EN DASH}"
+    percent = 100 * part / whole
+    bar = tag("span", tag("i", style=f"width:{percent:.1f}%"), class_="share", aria_hidden="true")
+    return [f"{percent:.0f} %", bar]
+
+
+def pseudo_section(run: RunData) -> Section:
+    """Pseudo-labels per cycle and class."""
+    heading = "Pseudo-labels"
+    made = [cycle for cycle in run.cycles if cycle.pseudo is not None]
+    if not made:
+        asked = run.config.get("ssl_settings", {}).get("include_pseudolabels")
+        text = "None have been made yet." if asked else "The run uses no pseudo-labels."
+        return Section("pseudo-labels", heading, text, None)
+    rows = [row for cycle in made for row in _pseudo_rows(run, cycle)]
+    headings = ["For cycle", "Class", "Images", "Boxes", "Threshold", "Mean score", "Precision",
+                "Recall"]  # fmt: skip
+    lead = (
+        "Confident detections on unlabelled images that the next training takes as labels, and "
+        "how many of them are right by the truth, which the run itself never sees."
+    )
+    aside = (
+        "Precision: objects met over objects met plus boxes that meet none. Recall: objects met "
+        "over all objects of the images used."
+    )
+    body = [table(headings, rows, text_columns=2), tag("p", aside, class_="aside")]
+    return Section("pseudo-labels", heading, lead, body)
+
+
+def _pseudo_rows(run: RunData, cycle: CycleData) -> list[list[Content]]:
+    """One line per class."""
+    pseudo = cycle.pseudo
+    assert pseudo is not None
+    graded: Mapping[str, Any] = {}
+    if run.dataset is not None:
+        graded = hidden_truth_quality(
+            pseudo.labels, run.dataset.annotations, run.dataset.class_names
+        )
+    rows: list[list[Content]] = []
+    for name, stats in pseudo.stats.items():
+        quality = graded.get(name)
+        rows.append(
+            [
+                str(cycle.number + 1),
+                name,
+                len(pseudo.labels),
+                stats.count,
+                number(stats.threshold, 2),
+                number(stats.mean_score, 2),
+                number(quality.precision if quality else None, 2),
+                number(quality.recall if quality else None, 2),
+            ]
+        )
+    return rows

@@ -1,0 +1,189 @@
+"""What a run folder holds, read for its report: whatever is there of a run, finished or not."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from med_sslal.al.pool import Pool
+from med_sslal.al.selection_io import DETECTIONS_FILE, read_selection
+from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.types import Prediction, Selection
+from med_sslal.eval.coco_utils import from_coco_predictions
+from med_sslal.ssl.pseudo_labels import PseudoLabels
+from med_sslal.trainer.results import TIMING_FILE
+from med_sslal.utils.errors import DataError
+from med_sslal.utils.util import read_json
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class CycleData:
+    """The files of one cycle; None (or empty) for what is not there.
+
+    Attributes:
+        number: 0 for the training on the initial set.
+        pool: Labelled and unlabelled images of its training.
+        row: Its line of the summary.
+        test: What `eval.metric.evaluate` returned for the test split.
+        training: Outcome of the training.
+        seconds: Stage to seconds, the training's among them.
+        selection: What was chosen at its end.
+        detections: Image id to the detections worth showing, of images taken and of some others.
+        pseudo: Pseudo-labels made at its end, for the next cycle's training.
+        predictions_file: Detections on the test split.
+    """
+
+    number: int
+    pool: Pool
+    row: Mapping[str, Any] | None
+    test: Mapping[str, Any] | None
+    training: Mapping[str, Any] | None
+    seconds: Mapping[str, float]
+    selection: Selection | None
+    detections: Mapping[str, Prediction]
+    pseudo: PseudoLabels | None
+    predictions_file: Path | None
+
+    def predictions(self, dataset: BaseDataset) -> dict[str, Prediction]:
+        """Detections on the test split; large, so read when asked for.
+
+        Raises:
+            DataError: The file is damaged.
+        """
+        assert self.predictions_file is not None
+        return from_coco_predictions(read_json(self.predictions_file), dataset.class_names)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run, for its report.
+
+    Attributes:
+        folder: The run folder.
+        config: The resolved config.
+        environment: Versions and device; empty where the run has written none yet.
+        cycles: Its cycles in order.
+        dataset: The data set it was made on; None where it cannot be had.
+        differences: Dotted key, value and default of what the config changes; None where its
+            defaults cannot be had.
+        ended: What the run itself says of its end; None where it says nothing.
+        remarks: Why something is missing, one sentence each.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    cycles: tuple[CycleData, ...]
+    dataset: BaseDataset | None
+    differences: tuple[tuple[str, Any, Any], ...] | None
+    ended: bool | None
+    remarks: tuple[str, ...]
+
+    @property
+    def rows(self) -> list[Mapping[str, Any]]:
+        """The summary: one line per measured cycle."""
+        return [cycle.row for cycle in self.cycles if cycle.row is not None]
+
+    @property
+    def n_cycles(self) -> int:
+        """Queries that were planned."""
+        return int(self.config["al_settings"]["num_cycles"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end: all cycles, or no image left to label."""
+        if not self.cycles or self.cycles[-1].row is None:
+            return False
+        if self.ended is not None:
+            return self.ended
+        # Runs of before they said so.
+        last = self.cycles[-1]
+        return last.number >= self.n_cycles or not last.pool.unlabelled
+
+    @property
+    def strategy(self) -> str:
+        """The criteria in order of use, as one name."""
+        args = self.config["al_settings"].get("args", {})
+        names = [
+            entry if isinstance(entry, str) else str(entry.get("type", "?"))
+            for entry in args.get("al_criterion", [])
+        ]
+        return " + ".join(names) or "own helper"
+
+
+def load_run(
+    folder: Path,
+    dataset: BaseDataset | None,
+    differences: list[tuple[str, Any, Any]] | None,
+    remarks: tuple[str, ...] = (),
+) -> RunData:
+    """Read a run folder.
+
+    Args:
+        folder: The run folder.
+        dataset: The data set of the run, None where it cannot be had.
+        differences: What `ConfigParser.differences` gives for the run's config, None likewise.
+        remarks: Why one of them is None.
+
+    Raises:
+        DataError: A file is damaged.
+    """
+    config = read_json(folder / CONFIG_FILE)
+    summary = _optional(folder / "summary.json") or {}
+    names = tuple(dataset.class_names) if dataset is not None else None
+    cycles = [
+        _load_cycle(path, names)
+        for path in sorted(folder.glob("cycle_*"))
+        if (path / "pool.json").is_file()
+    ]
+    return RunData(
+        folder=folder,
+        config=config,
+        environment=_optional(folder / "environment.json") or {},
+        cycles=tuple(cycles),
+        dataset=dataset,
+        differences=None if differences is None else tuple(differences),
+        ended=summary.get("finished"),
+        remarks=remarks,
+    )
+
+
+def _optional(path: Path) -> Any:
+    """The content of a JSON file, None where there is none."""
+    return read_json(path) if path.exists() else None
+
+
+def _load_cycle(folder: Path, class_names: tuple[str, ...] | None) -> CycleData:
+    """Read the folder of one cycle."""
+    try:
+        pool = Pool(**read_json(folder / "pool.json"))
+        metrics = _optional(folder / "metrics.json") or {}
+        training = _optional(folder / "training.json")
+        timing = _optional(folder / TIMING_FILE) or {"seconds": {}}
+        seconds = {"training": training["seconds"]} if training else {}
+        row = metrics.get("row")
+        if row and training and "evaluation" not in timing["seconds"]:
+            # Runs of before there was a stopwatch; minutes are those of both.
+            seconds["evaluation"] = max(0.0, 60 * row["minutes"] - training["seconds"])
+        seconds |= timing["seconds"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"the files in {folder} are not those of a cycle: {error!r}") from error
+    paths = {name: folder / f"{name}.json" for name in ("selection", "pseudo_labels")}
+    shown = _optional(folder / DETECTIONS_FILE) if class_names else None
+    predictions = folder / "predictions.json"
+    return CycleData(
+        number=int(folder.name.removeprefix("cycle_")),
+        pool=pool,
+        row=row,
+        test=metrics.get("test"),
+        training=training,
+        seconds=seconds,
+        selection=read_selection(paths["selection"]) if paths["selection"].exists() else None,
+        detections=from_coco_predictions(shown, class_names) if shown and class_names else {},
+        pseudo=(
+            PseudoLabels.read(paths["pseudo_labels"]) if paths["pseudo_labels"].exists() else None
+        ),
+        predictions_file=predictions if predictions.exists() and metrics else None,
+    )
