@@ -1,6 +1,8 @@
 """COCO AP on hand-worked cases, and predictions to COCO's form and back."""
 
 import json
+import logging
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -35,8 +37,26 @@ def infos_of(ids):
     return {i: ImageInfo(i, i, f"{i}.png", (64, 64)) for i in ids}
 
 
-def ap(predictions, annotations, names=("lesion",)):
-    return coco_ap(predictions, annotations, infos_of(annotations), names).values
+BACKENDS = [
+    "pycocotools",
+    pytest.param(
+        "faster_coco_eval",
+        marks=pytest.mark.skipif(
+            find_spec("faster_coco_eval") is None, reason="needs faster-coco-eval (optional)"
+        ),
+    ),
+]
+
+
+@pytest.fixture(params=BACKENDS)
+def ap(request):
+    """Values of both backends in turn."""
+
+    def values(predictions, annotations, names=("lesion",)):
+        infos = infos_of(annotations)
+        return coco_ap(predictions, annotations, infos, names, backend=request.param).values
+
+    return values
 
 
 # COCO samples precision at 101 recalls: 0 to 0.5 are 51 of them, 0.51 to 1 are 50.
@@ -83,12 +103,12 @@ MIXED = (51 + 50 * 2 / 3) / 101
         ("no area", found([(50, 50, 50, 60), A], [0.9, 0.8]), truth([A]), 0.5, 0.5),
     ],
 )  # fmt: skip
-def test_one_image(name, prediction, annotation, ap50, ap_all):
+def test_one_image(ap, name, prediction, annotation, ap50, ap_all):
     values = ap({"i": prediction}, {"i": annotation})
     assert values == {"AP50": pytest.approx(ap50), "AP": pytest.approx(ap_all)}
 
 
-def test_hundred_best_count_and_never_minus_one():
+def test_hundred_best_count_and_never_minus_one(ap):
     """With 150 detections the one at rank 120 is cut off; the one at rank 80 is not."""
     rows = [FAR] * 150
     scores = np.linspace(0.9, 0.1, 150)
@@ -98,13 +118,13 @@ def test_hundred_best_count_and_never_minus_one():
         assert values["AP50"] == pytest.approx(expected)
 
 
-def test_scores_are_pooled_over_images():
+def test_scores_are_pooled_over_images(ap):
     predictions = {"i": found([FAR], [0.9]), "j": found([A], [0.8]), "empty": Prediction.empty()}
     annotations = {"i": Annotation.empty(), "j": truth([A]), "empty": Annotation.empty()}
     assert ap(predictions, annotations)["AP50"] == pytest.approx(0.5)
 
 
-def test_classes_and_their_mean():
+def test_classes_and_their_mean(ap):
     predictions = {"i": found([A, FAR, B], [0.9, 0.8, 0.7], labels=[1, 2, 2])}
     annotations = {"i": truth([A, B], labels=[1, 2])}
     values = ap(predictions, annotations, ["a", "b", "never"])
@@ -120,15 +140,43 @@ def test_classes_and_their_mean():
     }
 
 
-def test_region_ignores_every_class():
+def test_region_ignores_every_class(ap):
     predictions = {"i": found([FAR, A], [0.9, 0.8], labels=[2, 2])}
     annotations = {"i": truth([A, FAR], labels=[2, 1], ignore=[False, True])}
     assert ap(predictions, annotations, ["a", "b"])["AP50/b"] == pytest.approx(1.0)
 
 
-def test_it_is_quiet(capfd):
+def test_it_is_quiet(ap, capfd, caplog):
     ap({"i": found([A], [0.9])}, {"i": truth([A])})
     assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if record.levelno >= logging.INFO]
+
+
+@pytest.mark.skipif(find_spec("faster_coco_eval") is None, reason="needs faster-coco-eval")
+@pytest.mark.parametrize("seed", range(20))
+def test_both_backends_give_the_same_numbers(seed):
+    """Many boxes of three classes, ties, repeats, ignore regions, images with over 100 boxes."""
+    rng = np.random.default_rng(seed)
+    predictions, annotations = {}, {}
+    for number in range(12):
+        n_true, n_found = rng.integers(0, 6), rng.integers(0, 180)
+        corner = rng.integers(0, 40, (n_true, 2))
+        true = np.concatenate([corner, corner + rng.integers(4, 20, (n_true, 2))], 1)
+        near = (
+            true[rng.integers(0, n_true, n_found)]
+            if n_true
+            else np.tile([1, 1, 9, 9], (n_found, 1))
+        )
+        rows = near + rng.integers(-2, 3, (n_found, 4))
+        scores = rng.integers(1, 30, n_found) / 30
+        annotations[f"i{number}"] = truth(
+            true, rng.integers(1, 4, n_true), rng.random(n_true) < 0.2
+        )
+        predictions[f"i{number}"] = found(rows, scores, rng.integers(1, 4, n_found))
+    data = (predictions, annotations, infos_of(annotations), ["a", "b", "c"])
+    slow = coco_ap(*data, backend="pycocotools").values
+    assert slow == coco_ap(*data, backend="faster_coco_eval").values == coco_ap(*data).values
+    assert 0 < slow["AP"] < slow["AP50"] < 1
 
 
 def awkward_predictions():

@@ -1,9 +1,11 @@
-"""COCO average precision by pycocotools, with its sharp edges covered."""
+"""COCO average precision by pycocotools or faster-coco-eval, with their sharp edges covered."""
 
 import contextlib
+import importlib.util
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -14,6 +16,8 @@ from med_sslal.eval.coco_utils import to_coco_objects
 from med_sslal.eval.eval_utils import MetricResult, columns
 from med_sslal.eval.matching import MIN_OVERLAP
 
+Backend = Literal["auto", "pycocotools", "faster_coco_eval"]
+
 
 def coco_ap(
     predictions: Mapping[str, Prediction],
@@ -23,6 +27,7 @@ def coco_ap(
     *,
     draws: int = 1000,
     seed: int = 0,
+    backend: Backend = "auto",
 ) -> MetricResult:
     """COCO average precision: at IoU 0.5 (`AP50`), and averaged over IoU 0.5 to 0.95 (`AP`).
 
@@ -36,6 +41,8 @@ def coco_ap(
         draws: Not read: average precision has no interval here. It stands for the one signature
             that all metrics share.
         seed: Not read either.
+        backend: What compares: auto = faster_coco_eval where it is installed. Both give the same
+            numbers.
 
     Returns:
         `AP50` and `AP`, and with several classes `AP50/NAME` and `AP/NAME`. A class without an
@@ -45,15 +52,12 @@ def coco_ap(
         DataError: The inputs do not fit (see `eval_utils.columns`).
     """
     table = columns(predictions, annotations, infos, class_names)
-    # pycocotools reports by print, whatever one wants.
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = _Evaluation(*map(_indexed, to_coco_objects(table)), iouType="bbox")
-        evaluation.params.areaRng = evaluation.params.areaRng[:1]
-        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
-        evaluation.evaluate()
-        evaluation.accumulate()
+    if backend == "auto":
+        fast = importlib.util.find_spec("faster_coco_eval") is not None
+        backend = "faster_coco_eval" if fast else "pycocotools"
+    compare = _by_faster_coco_eval if backend == "faster_coco_eval" else _by_pycocotools
     # [T thresholds, R recalls, K classes] at the last maxDets (100); -1 where there is no box.
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    precision = compare(*to_coco_objects(table))[:, :, :, 0, -1]
     values: dict[str, float | None] = {}
     for key, thresholds in (("AP50", slice(0, 1)), ("AP", slice(None))):
         per_class = precision[thresholds].mean((0, 1))
@@ -65,25 +69,57 @@ def coco_ap(
     return MetricResult(values)
 
 
-def _indexed(content: dict[str, Any]) -> COCO:
-    """A COCO object without the detour of `loadRes`, which fails on an empty list."""
-    coco = COCO()
-    coco.dataset = content
-    coco.createIndex()
-    return coco
+def _by_pycocotools(truth: dict[str, Any], found: dict[str, Any]) -> np.ndarray:
+    """Precision [T, R, K, areas, maxDets] of two data sets in COCO's form."""
+    # It reports by print, whatever one wants.
+    with contextlib.redirect_stdout(io.StringIO()):
+        return _precision(truth, found, COCO, COCOeval)
 
 
-class _Evaluation(COCOeval):
-    """COCO's evaluation with this program's rule for ignore regions.
+def _by_faster_coco_eval(truth: dict[str, Any], found: dict[str, Any]) -> np.ndarray:
+    """The same, several times faster."""
+    from faster_coco_eval import COCO as FastCOCO
+    from faster_coco_eval import COCOeval_faster
 
-    COCO ignores a detection when the share of its area in a crowd region reaches the IoU threshold
-    of the moment, 0.5 to 0.95. Here half of its area is enough at every threshold.
-    """
+    return _precision(truth, found, FastCOCO, COCOeval_faster)
 
-    def computeIoU(self, imgId: int, catId: int) -> Any:
-        """Overlaps [detections, boxes], those with crowd regions made 0 or 1."""
-        overlaps = super().computeIoU(imgId, catId)
-        crowd = [bool(row["iscrowd"]) for row in self._gts[imgId, catId]]
-        if len(overlaps) and any(crowd):
-            overlaps[:, crowd] = np.asarray(overlaps)[:, crowd] >= MIN_OVERLAP
-        return overlaps
+
+def _precision(
+    truth: dict[str, Any],
+    found: dict[str, Any],
+    coco: Callable[[], Any],
+    evaluation: type[Any],
+) -> np.ndarray:
+    """Precision by classes that share COCO's interface."""
+    crowd = defaultdict(list)
+    for row in truth["annotations"]:
+        crowd[row["image_id"], row["category_id"]].append(bool(row["iscrowd"]))
+
+    class Evaluation(evaluation):
+        """COCO's evaluation with this program's rule for ignore regions.
+
+        COCO ignores a detection when the share of its area in a crowd region reaches the IoU
+        threshold of the moment, 0.5 to 0.95. Here half of its area is enough at every threshold.
+        """
+
+        def computeIoU(self, imgId: int, catId: int) -> Any:
+            """Overlaps [detections, boxes], those with crowd regions made 0 or 1."""
+            overlaps = super().computeIoU(imgId, catId)
+            regions = crowd[imgId, catId]
+            if len(overlaps) and any(regions):
+                overlaps[:, regions] = np.asarray(overlaps)[:, regions] >= MIN_OVERLAP
+            return overlaps
+
+    indexed = []
+    for content in (truth, found):
+        # Without the detour of `loadRes`, which fails on an empty list.
+        indexed.append(coco())
+        indexed[-1].dataset = content
+        indexed[-1].createIndex()
+    run = Evaluation(*indexed, iouType="bbox")
+    run.params.areaRng = run.params.areaRng[:1]
+    run.params.areaRngLbl = run.params.areaRngLbl[:1]
+    run.evaluate()
+    run.accumulate()
+    # The backends differ in the last bit and in memory layout, and so would means over them.
+    return np.ascontiguousarray(run.eval["precision"].round(14))
