@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run or continue the study; returns the exit code."""
     from med_sslal.cli.registries import registries
+    from med_sslal.cli.report import write_study
     from med_sslal.cli.study_results import finish_study
     from med_sslal.cli.study_runs import StudyRuns
     from med_sslal.config.study import StudyConfig
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     code = runs.run_all(args.jobs)
     if code == 0:
         finish_study(study)
+        sys.stdout.write(f"report: {write_study(study.folder)}\n")
     elif code > 128:
         command = shlex.join([*_command(args), "--jobs", str(args.jobs)])
         sys.stdout.write(f"stopped; go on with: {command}\n")

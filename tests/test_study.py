@@ -1,0 +1,250 @@
+"""Studies: what makes one unfair or wrong, and a small one from start to report."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import files_of, make_voc, quick_config, run_train, write_config
+
+from med_sslal.__main__ import main
+from med_sslal.cli.registries import registries
+from med_sslal.config.study import StudyConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+def make_study(folder: Path) -> dict[str, Any]:
+    """Write a data set and a run config into `folder`; returns a right study over them."""
+    config = quick_config(make_voc(folder / "voc"), folder / "elsewhere")
+    config["al_settings"]["num_cycles"] = 1
+    config["trainer"] |= {"steps_per_cycle": 2, "monitor": "off"}
+    write_config(folder / "run.json", config)
+    return {
+        "name": "tiny_study",
+        "config": "run.json",
+        "set": {"ssl_settings.include_pseudolabels": False},
+        "seeds": [0, 1],
+        "metric": "test_sens_mean",
+        "save_dir": str(folder / "results"),
+        "arms": {
+            "random": {"al_settings.args.al_criterion": ["random"]},
+            "entropy": {"al_settings.args.al_criterion": ["entropy"]},
+            "full": {"al_settings.args.init_num": "all", "al_settings.num_cycles": 0},
+        },
+    }
+
+
+def study_command(folder: Path, study: dict[str, Any], *words: str) -> int:
+    """`python -m med_sslal study -c ...` in this process."""
+    path = folder / "study.json"
+    path.write_text(json.dumps(study, indent=2))
+    return main(["study", "-c", str(path), "--device", "cpu", *words])
+
+
+def refused(
+    folder: Path, study: dict[str, Any], capsys: pytest.CaptureFixture[str], *words: str
+) -> list[str]:
+    """The lines of the error; nothing but the study file itself is left behind."""
+    (folder / "study.json").write_text("")
+    before = set(files_of(folder))
+    capsys.readouterr()
+    assert study_command(folder, study, *words) == 2
+    assert set(files_of(folder)) == before
+    text = capsys.readouterr().err
+    assert text.startswith("error: ")
+    return text.removeprefix("error: ").splitlines()
+
+
+def changed(study: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The study with other top-level keys."""
+    return {**study, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"seed": [0]}, "seed: unknown key. Did you mean 'seeds'?"),
+        ({"seeds": []}, "seeds: found the list []; allowed: list of (integer), one or more"),
+        ({"seeds": [1, 1]}, "seeds: found [1, 1]; allowed: different numbers from 0 on"),
+        ({"seeds": "5"}, "seeds: found"),
+        ({"baseline": "chance"}, "baseline: there is no arm 'chance'; there are random, entropy"),
+        ({"name": "../up"}, "name: found"),
+        ({"metric": "test_sens"}, "metric: no value 'test_sens'; there are test_sens_0.5fp"),
+        ({"set": {"trainer.steps_per_cycle": None}}, "trainer.steps_per_cycle is null"),
+        ({"set": {"trainer.early_stop": 3, "trainer.monitor": "min val_loss"}}, "early_stop"),
+        ({"set": {"trainer.epoch": 3}}, "set trainer.epoch: unknown key. Did you mean 'epochs'"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_wrong_study_is_told(
+    changes: dict[str, Any], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = refused(tmp_path, changed(make_study(tmp_path), **changes), capsys)
+    assert len(lines) == 1
+    assert text in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arm", "text"),
+    [
+        ({"optimizer.args.lr": 0.1}, "optimizer.args.lr is no part of the strategy"),
+        ({"al_settings.args.init_num": 5}, "init_num must be the same in all arms"),
+        ({"al_settings.args.al_criterion": ["entropi"]}, "Did you mean 'entropy'?"),
+        ({"al_settings.args.init_num": "all", "al_settings.num_cycles": 0}, "keep one"),
+    ],
+    ids=["another rate", "another initial set", "misspelt", "two ceilings"],
+)
+def test_an_unfair_or_wrong_arm_is_told(
+    arm: dict[str, Any], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study(tmp_path)
+    study["arms"]["odd"] = arm
+    lines = refused(tmp_path, study, capsys)
+    assert any(text in line for line in lines)
+
+
+def test_all_problems_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = changed(make_study(tmp_path), seeds=[-1], baseline="chance")
+    study["arms"]["configs"] = {"trainer.epochs": 3}
+    lines = refused(tmp_path, study, capsys)
+    assert len(lines) == 4
+    assert "'configs' cannot name an arm" in lines[0]
+
+
+def test_missing_and_malformed_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "-c", str(tmp_path / "no.json")]) == 2
+    assert "cannot read the study" in capsys.readouterr().err
+    (tmp_path / "list.json").write_text("[]")
+    assert main(["study", "-c", str(tmp_path / "list.json")]) == 2
+    assert "list.json:1:1 a study is an object" in capsys.readouterr().err
+    study = make_study(tmp_path)
+    del study["arms"]
+    (line,) = refused(tmp_path, study, capsys)
+    assert "arms: required key is missing" in line
+
+
+def test_commands_for_a_job_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = make_study(tmp_path)
+    assert study_command(tmp_path, study, "--print-commands", "--set", "seed=1") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines[:3]] == ["cycle0/s0", "cycle0/s1", "random/s0"]
+    assert len(lines) == 2 + 2 * 3
+    assert all(line.startswith("python -m med_sslal study -c ") for line in lines)
+    assert all("--device cpu --set seed=1 --only" in line for line in lines)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("name", ["study_phantom", "study_bccd"])
+def test_shipped_studies_are_right_and_comparable(name: str) -> None:
+    full = StudyConfig.from_file(ROOT / "configs" / f"{name}.json", registries())
+    small = StudyConfig.from_file(ROOT / "configs" / f"{name}_small.json", registries())
+    assert (len(full.seeds), full.full) == (8, "full")
+    assert set(small.arms) <= set(full.arms)
+    assert full.arms["random"].get("al_settings.num_cycles") == 4
+    for arm in small.arms:
+        own = [
+            [config.get(f"al_settings.args.{key}") for key in ("al_criterion", "aggregate")]
+            for config in (small.arms[arm], full.arms[arm])
+        ]
+        assert own[0] == own[1]
+
+
+@pytest.mark.slow
+def test_a_study_survives_a_stop_and_pairs_its_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study(tmp_path)
+    path = tmp_path / "study.json"
+    path.write_text(json.dumps(study))
+    folder = tmp_path / "results" / "tiny_study"
+    command = [sys.executable, "-m", "med_sslal", "study", "-c", str(path), "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE)
+    while not (folder / "random" / "s0" / "config.json").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert b"go on with: python -m med_sslal study" in out
+    assert not (folder / "results.json").exists()
+    first = (folder / "cycle0" / "s0" / "cycle_00" / "model_best.pth").stat().st_mtime_ns
+
+    assert subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
+    best = "cycle_00/model_best.pth"
+    assert (folder / "cycle0" / "s0" / best).stat().st_mtime_ns == first
+    for seed in (0, 1):
+        shared = (folder / "cycle0" / f"s{seed}" / best).read_bytes()
+        for arm in ("random", "entropy"):
+            run = folder / arm / f"s{seed}"
+            assert (run / best).read_bytes() == shared
+            rows = json.loads((run / "summary.json").read_text())
+            assert rows["finished"]
+            assert [row["labelled_images"] for row in rows["cycles"]] == [4, 9]
+            assert [row["steps"] for row in rows["cycles"]] == [2, 2]
+        (row,) = json.loads((folder / "full" / f"s{seed}" / "summary.json").read_text())["cycles"]
+        assert (row["labelled_images"], row["steps"]) == (12, 2)
+    table = list(csv.DictReader((folder / "results.csv").open()))
+    assert len(table) == 2 * (2 + 2 + 1)
+    assert "tiny_study" in (folder / "report.html").read_text()
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results["images"]["arms"]) == {"random", "entropy"}
+    assert results["images"]["full"].keys() == {"0", "1"}
+
+    # Only the small files of finished runs are needed to go on: on another machine, say.
+    for weights in folder.glob("**/*.pth*"):
+        weights.unlink()
+    capsys.readouterr()
+    assert study_command(tmp_path, study, "--print-commands") == 0
+    assert capsys.readouterr().out == ""
+    study["seeds"] = [0, 1, 2]
+    assert study_command(tmp_path, study, "--print-commands") == 0
+    names = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
+    assert names == ["cycle0/s2", "random/s2", "entropy/s2", "full/s2"]
+    study["arms"]["margin"] = {"al_settings.args.al_criterion": ["margin"]}
+    assert study_command(tmp_path, study, "--print-commands") == 0
+    names = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
+    assert names[:3] == ["cycle0/s0", "cycle0/s1", "cycle0/s2"]
+    study["set"]["trainer.steps_per_cycle"] = 2
+    study["arms"]["random"] = {"al_settings.args.al_criterion": ["margin"]}
+    capsys.readouterr()
+    assert study_command(tmp_path, study) == 2
+    assert "al_settings.args.al_criterion ['random'], the study now says ['margin']" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.slow
+def test_cycle_0_from_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = quick_config(make_voc(tmp_path / "voc"), tmp_path / "runs")
+    config["al_settings"]["num_cycles"] = 1
+    path = write_config(tmp_path / "config.json", config)
+    runs = tmp_path / "runs" / "tiny"
+    assert run_train("-c", path, "--run-id", "alone") == 0
+    first = ["--set", "al_settings.num_cycles=0", "--run-id", "first"]
+    assert run_train("-c", path, *first) == 0
+    assert run_train("-c", path, "--run-id", "second", "--cycle0-from", runs / "first") == 0
+    for name in ("cycle_00/model_best.pth", "cycle_01/model_best.pth", "cycle_00/selection.json"):
+        assert (runs / "second" / name).read_bytes() == (runs / "alone" / name).read_bytes()
+
+    capsys.readouterr()
+    before = files_of(tmp_path)
+    for words, text in (
+        (["--cycle0-from", runs], "is no run folder"),
+        (["--cycle0-from", runs / "first", "--lr", "0.5"], "optimizer.args.lr is 0.02 in"),
+        (
+            ["--cycle0-from", runs / "first", "--set", "al_settings.args.init_num=5"],
+            "al_settings.args.init_num is 4 in",
+        ),
+        (["--cycle0-from", runs / "first", "--set", "trainer.epochs=3"], "trainer.epochs is 2 in"),
+    ):
+        assert run_train("-c", path, "--run-id", "third", *words) == 2
+        assert text in capsys.readouterr().err
+    assert files_of(tmp_path) == before
