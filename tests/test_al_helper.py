@@ -7,12 +7,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from records import detections, random_images, write_record
+from records import detections, random_images, write_full_record, write_record
 
 from med_sslal.al.al_criteria import CRITERIA, SELECTORS
-from med_sslal.al.al_helpers import ActiveLearningHelper, check_pool
+from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.arrays import rank_correlation
 from med_sslal.al.pool import Pool
+from med_sslal.al.restrict import check_groups, check_pool
 from med_sslal.al.selection_io import read_selection, write_selection
 from med_sslal.utils.errors import ConfigError, DataError
 
@@ -26,10 +27,14 @@ def arguments(**changes):
         "init_num": 2,
         "budget_num": 3,
         "al_criterion": ["entropy"],
+        "budget_unit": "images",
+        "seconds_per_image": 7.8,
+        "seconds_per_box": 34.5,
         "candidate_factor": "auto",
         "aggregate": None,
         "empty_images": "median",
         "max_per_group": None,
+        "suppress_adjacent": None,
         **changes,
     }
 
@@ -37,14 +42,14 @@ def arguments(**changes):
 WRONG = {
     "no image at the start": ({"init_num": 0}, "init_num", 'found 0; allowed: 1 or more, or "all"'),
     "no budget": ({"budget_num": -1}, "budget_num", "found -1; allowed: 1 or more"),
-    "no criterion": ({"al_criterion": []}, "al_criterion", "found 0 names"),
-    "three criteria": ({"al_criterion": ["entropy"] * 3}, "al_criterion", "found 3 names"),
+    "no criterion": ({"al_criterion": []}, "al_criterion", "found 0 stages"),
+    "three criteria": ({"al_criterion": ["entropy"] * 3}, "al_criterion", "found 3 stages"),
     "unknown criterion": ({"al_criterion": ["entropi"]}, "al_criterion", "Did you mean 'entropy'?"),
     "the right names": ({"al_criterion": ["entropi"]}, "al_criterion", "localization_tightness"),
     "two uncertainty criteria": (
         {"al_criterion": ["entropy", "localization_tightness"]},
         "al_criterion",
-        "'localization_tightness' is an uncertainty criterion, and there can be only one",
+        "'localization_tightness' is a criterion, and stands in the first place",
     ),
     "a second stage alone": (
         {"al_criterion": ["k_means_diversity"]},
@@ -62,12 +67,12 @@ WRONG = {
     "aggregate without boxes": (
         {"al_criterion": ["random"], "aggregate": "max"},
         "aggregate",
-        "looks at no boxes",
+        "the criterion has no",
     ),
     "empty images without boxes": (
         {"al_criterion": ["representativeness"], "empty_images": "first"},
         "empty_images",
-        "looks at no boxes",
+        "the criterion has no",
     ),
     "no such module": ({"al_criterion": ["no_such.Thing"]}, "al_criterion", "cannot import"),
     "a class of another kind": (
@@ -86,16 +91,18 @@ WRONG = {
 @pytest.mark.parametrize(("changes", "name", "words"), WRONG.values(), ids=WRONG)
 def test_wrong_arguments_are_named(changes, name, words):
     problems = ActiveLearningHelper.check_args(arguments(**changes))
-    assert [problem[0] for problem in problems] == [name]
-    assert words in problems[0][1]
+    [(at, sentence)] = problems
+    assert (at if isinstance(at, str) else at[0]) == name
+    assert words in sentence
     with pytest.raises(ConfigError, match=name):
         ActiveLearningHelper(**arguments(**changes), seed=0)
 
 
 def test_all_problems_come_at_once():
     wrong = arguments(init_num=0, budget_num=0, al_criterion=["a", "b"], candidate_factor=0)
-    names = [name for name, _ in ActiveLearningHelper.check_args(wrong)]
-    assert names == ["init_num", "budget_num", "candidate_factor", "al_criterion", "al_criterion"]
+    paths = [at for at, _ in ActiveLearningHelper.check_args(wrong)]
+    criteria = [("al_criterion", 0), ("al_criterion", 1)]
+    assert paths == ["init_num", "budget_num", "candidate_factor", *criteria]
 
 
 @pytest.mark.parametrize(
@@ -163,8 +170,8 @@ def patients(tmp_path_factory):
     owners = dict(zip(images, "a" * 12 + "b" * 8 + "c" * 4, strict=True))
     backwards = dict(reversed(images.items()))
     return {
-        "forth": write_record(folder / "forth", images, groups=owners),
-        "back": write_record(folder / "back", backwards, groups=owners),
+        "forth": write_full_record(folder / "forth", images, groups=owners),
+        "back": write_full_record(folder / "back", backwards, groups=owners),
     }
 
 
@@ -206,13 +213,25 @@ def test_a_cap_takes_the_best_of_each_patient_and_none_is_the_default(tmp_path):
     ],
     ids=["fewer patients", "small patients", "one short"],
 )
-def test_a_cap_that_makes_the_budget_impossible_says_what_could_be_had(
-    patients, cap, budget, words
+def test_a_cap_that_makes_the_first_query_impossible_says_what_could_be_had(cap, budget, words):
+    with pytest.raises(ConfigError, match=words):
+        check_groups("a" * 12 + "b" * 8 + "c" * 4, budget, cap)
+
+
+@pytest.mark.parametrize(
+    ("cap", "budget", "taken"),
+    [(1, 4, 3), (5, 15, 14), (11, 24, 23)],
+    ids=["fewer patients", "small patients", "one short"],
+)
+def test_a_cap_that_a_later_query_cannot_meet_takes_what_it_allows_and_says_so(
+    patients, caplog, cap, budget, taken
 ):
     record = patients["forth"]
     pool = Pool(("x",), tuple(record.image_ids.tolist()))
-    with pytest.raises(ConfigError, match=words):
-        helper("entropy", max_per_group=cap).query(record, pool, budget, 0)
+    selection = helper("entropy", "k_center", max_per_group=cap).query(record, pool, budget, 3)
+    counts = Counter(item.group_id for item in selection.items)
+    assert counts.total() == taken and max(counts.values()) <= cap
+    assert f"max_per_group {cap} allows only {taken} of the 24 unlabelled images" in caplog.text
 
 
 def test_a_cap_that_fits_takes_a_last_query_too(patients):

@@ -20,6 +20,7 @@ from med_sslal.al.criteria.unexplained_objectness import UnexplainedObjectness
 from med_sslal.al.selectors.base import Selector
 from med_sslal.al.selectors.class_balance import ClassBalance
 from med_sslal.al.selectors.class_conditional_similarity import ClassConditionalSimilarity
+from med_sslal.al.selectors.greedy_box_cost import GreedyBoxCost
 from med_sslal.al.selectors.k_center import KCenter
 from med_sslal.al.selectors.k_means_diversity import KMeansDiversity
 from med_sslal.al.selectors.k_means_plus_plus import KMeansPlusPlus
@@ -55,6 +56,7 @@ SELECTORS: Mapping[str, type[Selector]] = {
         KCenter,
         ClassConditionalSimilarity,
         ClassBalance,
+        GreedyBoxCost,
         MostRepresentative,
     )
 }
@@ -81,8 +83,8 @@ def find_selector(name: str) -> type[Selector]:
     """
     if name in CRITERIA and name not in SELECTORS:
         raise ConfigError(
-            f"'{name}' is an uncertainty criterion, and there can be only one, the first; allowed "
-            f"as second stage: {', '.join(SELECTORS)}"
+            f"'{name}' is a criterion, and stands in the first place, in a list with others to "
+            f"combine them; allowed as second stage: {', '.join(SELECTORS)}"
         )
     return _find(name, "second stage", SELECTORS, Selector)
 

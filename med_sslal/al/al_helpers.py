@@ -2,21 +2,24 @@
 
 import logging
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
-
-from med_sslal.al.al_criteria import find_criterion, find_selector
-from med_sslal.al.arrays import rank_correlation
+from med_sslal.al.al_criteria import find_selector
+from med_sslal.al.budget import SECONDS_PER_BOX, SECONDS_PER_IMAGE, BudgetUnit, CostModel
 from med_sslal.al.criteria.aggregate import Aggregate, EmptyImages
-from med_sslal.al.criteria.base import BoxCriterion, Criterion
+from med_sslal.al.criteria.random import Random
 from med_sslal.al.pool import Pool
+from med_sslal.al.query import Query
 from med_sslal.al.record import PLAIN, PoolRecord
-from med_sslal.al.selectors.base import Selector
-from med_sslal.base.types import Selected, Selection
-from med_sslal.utils.errors import ConfigError, DataError
+from med_sslal.al.restrict import Position, check_pool
+from med_sslal.al.strategy import Stage, build_stages, check_stages, unused_defaults
+from med_sslal.base.types import Selection
+from med_sslal.config.jsonc import KeyPath
+from med_sslal.config.parse_config import dotted
+from med_sslal.utils.errors import ConfigError
 from med_sslal.utils.util import stable_hash
 
 logger = logging.getLogger(__name__)
@@ -33,32 +36,52 @@ class ActiveLearningHelper:
         self,
         init_num: int | Literal["all"],
         budget_num: int,
-        al_criterion: list[str],
+        al_criterion: list[Stage | list[Stage]],
         *,
+        budget_unit: BudgetUnit = "images",
+        seconds_per_image: float = SECONDS_PER_IMAGE,
+        seconds_per_box: float = SECONDS_PER_BOX,
+        initial: Literal["random", "k_center", "k_means_diversity"] = "random",
         restart: Literal["initial", "continue"] = "initial",
         candidate_factor: float | Literal["auto"] | None = "auto",
         aggregate: Aggregate | None = None,
         empty_images: EmptyImages = "median",
         max_per_group: int | None = None,
+        suppress_adjacent: int | None = None,
         seed: int,
     ) -> None:
         """Set the strategy.
 
         Args:
-            init_num: Images that are labelled at the start, drawn at random; all = the whole pool,
-                which leaves nothing to query (full supervision).
-            budget_num: Images that each cycle labels.
-            al_criterion: An uncertainty criterion, then optionally a second stage (diversity or
-                representativeness); a name, or your own package.module.Class.
+            init_num: Images that are labelled at the start; all = the whole pool, which leaves
+                nothing to query (full supervision).
+            budget_num: What each cycle labels, in budget_unit; it is never exceeded.
+            al_criterion: A criterion, then optionally a second stage (diversity or
+                representativeness): a name, your own package.module.Class, or {"type", "args"}. In
+                the first place a list of criteria, each with a "weight" if you like, combines them
+                by their percentile ranks.
+            budget_unit: images, boxes or seconds of annotation. With the latter two a query plans
+                on predicted boxes, and the labels that are given, in its order, end where the
+                next one would exceed the budget.
+            seconds_per_image: Seconds to look an image through.
+            seconds_per_box: Seconds to draw and check a box.
+            initial: How the images at the start are picked: random, or to cover the embeddings
+                that the initial backbone gives (k_center, k_means_diversity).
             restart: Weights that each cycle's training starts from: the initial ones, or those of
                 the cycle before (continue).
             candidate_factor: The second stage chooses among the best candidate_factor x
-                budget_num images; auto = the number of criteria, null = the whole pool.
-            aggregate: From boxes to images: max, mean, sum, top_k (mean of the 5 highest) or
-                score_weighted; null = the criterion's own default.
-            empty_images: Place of images without a detection: first, last, median or random.
+                budget_num images; auto = the number of stages, null = the whole pool. With a
+                budget in boxes or seconds it counts in the images that the budget would buy best
+                first.
+            aggregate: From boxes to images, for criteria that do not say so themselves: max, mean,
+                sum, top_k (mean of the 5 highest) or score_weighted; null = the criterion's own
+                default.
+            empty_images: Place of images without a detection, likewise: first, last, median or
+                random.
             max_per_group: Images of one patient that a cycle labels at most, the best by the
-                first criterion; null = any number.
+                first stage; null = any number.
+            suppress_adjacent: Slices up to so many places from a chosen or labelled slice of
+                their series are taken only when no others are left; null = no such rule.
             seed: The run's seed.
 
         Raises:
@@ -68,68 +91,71 @@ class ActiveLearningHelper:
             "init_num": init_num,
             "budget_num": budget_num,
             "al_criterion": al_criterion,
+            "budget_unit": budget_unit,
+            "seconds_per_image": seconds_per_image,
+            "seconds_per_box": seconds_per_box,
             "candidate_factor": candidate_factor,
             "aggregate": aggregate,
             "empty_images": empty_images,
             "max_per_group": max_per_group,
+            "suppress_adjacent": suppress_adjacent,
         }
         problems = self.check_args(args)
         if problems:
-            raise ConfigError("; ".join(f"{name}: {sentence}" for name, sentence in problems))
+            raise ConfigError(
+                "; ".join(
+                    f"{at if isinstance(at, str) else dotted(at)}: {sentence}"
+                    for at, sentence in problems
+                )
+            )
         self.init_num = init_num
         self.budget_num = budget_num
+        self.costs = CostModel(budget_unit, seconds_per_image, seconds_per_box)
         self.restart = restart
         self.max_per_group = max_per_group
+        self.suppress_adjacent = suppress_adjacent
         self.seed = seed
+        self._initial = initial
         self._factor = len(al_criterion) if candidate_factor == "auto" else candidate_factor
-        criterion = find_criterion(al_criterion[0])
-        self.criterion: Criterion = (
-            criterion(aggregate=aggregate, empty_images=empty_images)
-            if issubclass(criterion, BoxCriterion)
-            else criterion()
-        )
-        self.selector: Selector = find_selector([*al_criterion, "top_k"][1])()
+        self.criterion, self.selector = build_stages(al_criterion, _defaults(args))
 
     @classmethod
-    def check_args(cls, args: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def check_args(cls, args: Mapping[str, Any]) -> list[tuple[str | KeyPath, str]]:
         """Find what is wrong between arguments of the right types.
 
         Args:
             args: The arguments with their defaults, as the config gives them.
 
         Returns:
-            (argument, sentence) for each problem.
+            (argument or path into one, sentence) for each problem.
         """
-        problems = [
+        problems: list[tuple[str | KeyPath, str]] = [
             (name, f"found {args[name]}; allowed: 1 or more{more}")
-            for name, more in (("init_num", ', or "all"'), ("budget_num", ""))
-            if args[name] != "all" and args[name] < 1
+            for name, more in (
+                ("init_num", ', or "all"'),
+                ("budget_num", ""),
+                ("max_per_group", ", or null"),
+                ("suppress_adjacent", ", or null"),
+            )
+            if args[name] not in ("all", None) and args[name] < 1
         ]
-        cap = args["max_per_group"]
-        if cap is not None and cap < 1:
-            problems.append(("max_per_group", f"found {cap}; allowed: 1 or more, or null"))
         factor = args["candidate_factor"]
         if factor not in ("auto", None) and not 1 <= factor < math.inf:
             problems.append(
                 ("candidate_factor", f'found {factor}; allowed: 1 or more, "auto", or null')
             )
-        names = args["al_criterion"]
-        if not 1 <= len(names) <= 2:
-            return [
-                *problems,
-                (
-                    "al_criterion",
-                    f"found {len(names)} names; allowed: an uncertainty criterion, then optionally "
-                    "one second stage",
-                ),
+        problems += _check_costs(args)
+        wrong = check_stages(args["al_criterion"], _defaults(args))
+        problems += [(("al_criterion", *at), sentence) for at, sentence in wrong]
+        if not wrong:
+            given = {**_defaults(args), "empty_images": None}
+            if args["empty_images"] != "median":
+                given["empty_images"] = args["empty_images"]
+            problems += [
+                (name, f"the criterion has no '{name}': leave it out")
+                for name in unused_defaults(args["al_criterion"], given)
             ]
-        finders = zip(names, (find_criterion, find_selector), strict=False)
-        for name, find in finders:
-            try:
-                find(name)
-            except ConfigError as error:
-                problems.append(("al_criterion", str(error)))
-        return problems + _check_boxless(args, problems)
+        return problems
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -137,6 +163,20 @@ class ActiveLearningHelper:
         needed = (*self.criterion.views, *self.selector.views)
         needed += tuple(view for cls in self.selector.criteria for view in cls.views)
         return tuple(dict.fromkeys((PLAIN, *needed)))
+
+    @property
+    def needs_roi_features(self) -> bool:
+        """Whether the record of a query must hold RoI features."""
+        return (
+            self.criterion.needs_roi_features
+            or self.selector.needs_roi_features
+            or any(cls.needs_roi_features for cls in self.selector.criteria)
+        )
+
+    @property
+    def cold_start(self) -> bool:
+        """Whether the initial set is picked by `initial_query`, from a record of the pool."""
+        return self._initial != "random" and self.init_num != "all"
 
     def initial(self, pool: Pool) -> tuple[str, ...]:
         """The first images to label: a seeded draw that the order of files does not change.
@@ -149,173 +189,109 @@ class ActiveLearningHelper:
         drawn = sorted(pool.unlabelled, key=lambda name: stable_hash("initial", self.seed, name))
         return tuple(drawn[:n_images])
 
+    def initial_query(self, record: PoolRecord, pool: Pool) -> Selection:
+        """The first images to label, picked to cover the pool.
+
+        Args:
+            record: What a pass of the initial model over the pool saw; its embeddings count.
+            pool: The pool, of which nothing is labelled.
+
+        Raises:
+            DataError: The record is of other images than the pool's.
+            ConfigError: The pool has fewer than `init_num` images.
+        """
+        n_images = self.n_initial(len(pool.unlabelled))
+        check_pool(n_images, 0, len(pool.unlabelled))
+        selector = find_selector(self._initial)()
+        cover = Query(Random(), selector, CostModel(), None, None, None, self.seed)
+        return cover.select(record, pool, n_images, stable_hash("initial", self.seed), {})
+
     def n_initial(self, pool_size: int) -> int:
         """Images of the initial set, of a pool of `pool_size` images."""
         return pool_size if self.init_num == "all" else self.init_num
 
-    def query(self, record: PoolRecord, pool: Pool, budget: int, cycle: int) -> Selection:
+    def handful(self, n_initial: int, n_query: int) -> "ActiveLearningHelper":
+        """A copy that labels so few images, of any patient, to try a config out.
+
+        Args:
+            n_initial: Images of the initial set at most.
+            n_query: Images of a query at most.
+        """
+        small = copy(self)
+        if self.init_num != "all":
+            small.init_num = min(self.init_num, n_initial)
+        small.budget_num, small.costs = n_query, replace(self.costs, unit="images")
+        small.max_per_group = None
+        return small
+
+    def query(
+        self,
+        record: PoolRecord,
+        pool: Pool,
+        budget: int,
+        cycle: int,
+        positions: Mapping[str, Position] | None = None,
+    ) -> Selection:
         """The next images to label.
 
         Args:
             record: What the pass over exactly the unlabelled images of `pool` saw.
             pool: The pool before the query.
-            budget: Images to take; where fewer are left, all of them.
+            budget: What may be spent, in the unit of the budget. In images it is exact; where
+                fewer can be had, all of them are taken. In boxes and seconds the selection is a
+                plan on predicted boxes: label in its order, until the budget is spent.
             cycle: Number of the cycle, part of the seed.
+            positions: Series and slice index of every image of the pool, for `suppress_adjacent`.
 
         Returns:
             The images in order with all values and reasons.
 
         Raises:
             DataError: The record is of other images than the pool's unlabelled ones.
-            ConfigError: `max_per_group` leaves fewer images than the budget.
+            ConfigError: `suppress_adjacent` is set, and the position of an image is not known.
         """
-        ids = tuple(record.image_ids.tolist())
-        if ids != pool.unlabelled:
-            raise DataError(
-                f"record {record.path} holds {len(ids)} images, which are not the "
-                f"{len(pool.unlabelled)} unlabelled ones of the pool: score the pool again"
-            )
-        budget = min(budget, len(ids))
-        seed = stable_hash("query", self.seed, cycle)
-        criteria = [self.criterion, *(cls() for cls in self.selector.criteria)]
-        values = {criterion.name: criterion(record, seed) for criterion in criteria}
-        ranking = rank(values[self.criterion.name], ids, seed)
-        groups = record.section(PLAIN).group_ids
-        check_groups(groups.tolist(), budget, self.max_per_group)
-        allowed = cap_groups(ranking, groups, self.max_per_group)
-        candidates = allowed[: self._n_candidates(budget, len(allowed))]
-        choices = self.selector.select(record, candidates, values, budget, seed)
-        rows = [choice.row for choice in choices]
-        if len(rows) != budget or len(set(rows) & set(candidates.tolist())) != budget:
-            raise ValueError(
-                f"selector {self.selector.name} must return {budget} distinct candidates, found "
-                f"{len(rows)} rows, {len(set(rows) & set(candidates.tolist()))} of them valid"
-            )
-        places = np.empty_like(ranking)
-        places[ranking] = np.arange(1, len(ids) + 1)
-        items = []
-        for number, (row, reason) in enumerate(choices, start=1):
-            own = {name: float(column[row]) for name, column in values.items()}
-            first = f"{self.criterion.name} {own[self.criterion.name]:.4f}"
-            parts = [f"{first}, place {places[row]} of {len(ids)}", *([reason] if reason else [])]
-            items.append(Selected(ids[row], number, str(groups[row]), own, "; ".join(parts)))
-        return Selection(
-            items=tuple(items),
-            scores={
-                name: dict(zip(ids, column.tolist(), strict=True))
-                for name, column in values.items()
-            },
-            criteria=(self.criterion.name, self.selector.name),
-            seed=self.seed,
-            box_count_bias=self._box_count_bias(values[self.criterion.name], record, cycle),
+        query = Query(
+            self.criterion,
+            self.selector,
+            self.costs,
+            self._factor,
+            self.max_per_group,
+            self.suppress_adjacent,
+            self.seed,
         )
-
-    def _box_count_bias(self, values: np.ndarray, record: PoolRecord, cycle: int) -> float | None:
-        """Rank correlation of the first criterion's values and the number of detections."""
-        bias = rank_correlation(values, record.section(PLAIN).counts)
+        seed = stable_hash("query", self.seed, cycle)
+        selection = query.select(record, pool, budget, seed, positions or {})
+        bias = selection.box_count_bias
         logger.info(
             "cycle %d: rank correlation of %s and the number of detections: %s",
             cycle,
             self.criterion.name,
             "undefined, one of them is the same for all" if bias is None else f"{bias:.2f}",
         )
-        return bias
-
-    def _n_candidates(self, budget: int, n_images: int) -> int:
-        """How many of the best images the second stage may choose from."""
-        if self._factor is None:
-            return n_images
-        return min(n_images, math.ceil(self._factor * budget))
+        return selection
 
 
-def check_pool(init_num: int, budget_num: int, pool_size: int) -> None:
-    """Refuse an initial set and first query that the pool cannot fill.
-
-    Raises:
-        ConfigError: init_num + budget_num is more than `pool_size`.
-    """
-    if init_num + budget_num > pool_size:
-        raise ConfigError(
-            f"al_settings.args: init_num {init_num} + budget_num {budget_num} is more than the "
-            f"{pool_size} images of the pool: lower them"
-        )
+def _defaults(args: Mapping[str, Any]) -> dict[str, Any]:
+    """What the top level says for all criteria that do not say so themselves."""
+    return {name: args[name] for name in ("aggregate", "empty_images")}
 
 
-def check_groups(group_ids: Iterable[str], budget: int, max_per_group: int | None) -> None:
-    """Refuse a cap that leaves too few images.
-
-    Args:
-        group_ids: The patient of every unlabelled image.
-        budget: Images that one cycle is to take.
-        max_per_group: Images of one patient at most; None = any number.
-
-    Raises:
-        ConfigError: Fewer than `budget` images could be had.
-    """
-    if max_per_group is None:
-        return
-    sizes = Counter(group_ids)
-    n_images = sum(min(size, max_per_group) for size in sizes.values())
-    if n_images < budget:
-        raise ConfigError(
-            f"al_settings.args.max_per_group {max_per_group} leaves {n_images} images of "
-            f"{len(sizes)} patients, fewer than the budget of {budget}: raise it, or lower "
-            f"budget_num to at most {n_images}"
-        )
-
-
-def cap_groups(ranking: np.ndarray, group_ids: np.ndarray, max_per_group: int | None) -> np.ndarray:
-    """The best images of each patient, so that whatever is chosen among them keeps the cap.
-
-    Args:
-        ranking: int64 [N], rows from best to worst.
-        group_ids: str [N], the patient of each row.
-        max_per_group: Images of one patient at most; None = any number.
-
-    Returns:
-        int64 [K], the rows that are left, still from best to worst.
-
-    Example:
-        >>> cap_groups(np.array([2, 0, 1]), np.array(["a", "b", "a"]), 1).tolist()
-        [2, 1]
-    """
-    if max_per_group is None:
-        return ranking
-    seen: Counter[str] = Counter()
-    keep = []
-    for group in group_ids[ranking].tolist():
-        seen[group] += 1
-        keep.append(seen[group] <= max_per_group)
-    return ranking[np.array(keep, dtype=bool)]
-
-
-def rank(values: np.ndarray, image_ids: tuple[str, ...], seed: int) -> np.ndarray:
-    """Rows from best to worst.
-
-    Args:
-        values: float64 [N], rounded, higher = better.
-        image_ids: N ids.
-        seed: Ties are broken by a hash of it and the image id.
-
-    Returns:
-        int64 [N], a permutation of the rows.
-    """
-    ties = np.array([stable_hash("tie", seed, name) for name in image_ids], dtype=np.int64)
-    return np.lexsort((ties, -values))
-
-
-def _check_boxless(
-    args: Mapping[str, Any], problems: list[tuple[str, str]]
-) -> list[tuple[str, str]]:
-    """Refuse settings about boxes for a criterion that looks at none."""
-    if any(name == "al_criterion" for name, _ in problems):
-        return []
-    criterion = find_criterion(args["al_criterion"][0])
-    if issubclass(criterion, BoxCriterion):
-        return []
-    defaults = {"aggregate": None, "empty_images": "median"}
-    return [
-        (name, f"criterion {criterion.name} looks at no boxes and has no '{name}': leave it out")
-        for name, default in defaults.items()
-        if args[name] != default
-    ]
+def _check_costs(args: Mapping[str, Any]) -> list[tuple[str | KeyPath, str]]:
+    """What is wrong with the cost of labels."""
+    per_image, per_box = args["seconds_per_image"], args["seconds_per_box"]
+    problems: list[tuple[str | KeyPath, str]] = []
+    if not 0 < per_image < math.inf:
+        problems.append(("seconds_per_image", f"found {per_image}; allowed: more than 0"))
+    if not 0 <= per_box < math.inf:
+        problems.append(("seconds_per_box", f"found {per_box}; allowed: 0 or more"))
+    if args["budget_unit"] == "seconds" and not problems and args["budget_num"] >= 1:
+        least = per_image + per_box
+        if args["budget_num"] < least:
+            problems.append(
+                (
+                    "budget_num",
+                    f"found {args['budget_num']}; allowed: {math.ceil(least)} or more, the seconds "
+                    "of an image with one box",
+                )
+            )
+    return problems

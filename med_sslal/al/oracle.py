@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from med_sslal.al.budget import CostModel
 from med_sslal.base.types import Annotation
 from med_sslal.utils.errors import DataError
 
@@ -28,14 +29,53 @@ class SimulatedOracle:
             DataError: An id is unknown; nothing is revealed then.
         """
         wanted = tuple(image_ids)
+        self._check(wanted)
+        self._revealed.update(wanted)
+        return {image_id: self._annotations[image_id] for image_id in wanted}
+
+    def label_within(
+        self, image_ids: Iterable[str], costs: CostModel, budget: float
+    ) -> dict[str, Annotation]:
+        """Reveal labels in order, as far as a budget pays for them.
+
+        A person draws the boxes of an image and may find that it has more than are left to pay
+        for: the query ends before it, and its label stays hidden. An image that costs more than
+        the whole budget can never be paid for; it is passed over.
+
+        Args:
+            image_ids: The images in the order of labelling.
+            costs: What labels cost.
+            budget: In the unit of `costs`; the labels never cost more, in total.
+
+        Returns:
+            Image id to label of the images that were paid for, in order.
+
+        Raises:
+            DataError: An id is unknown; nothing is revealed then.
+        """
+        wanted = tuple(image_ids)
+        self._check(wanted)
+        paid: dict[str, Annotation] = {}
+        n_boxes = 0
+        for image_id in wanted:
+            label = self._annotations[image_id]
+            if costs.cost(1, label.n_objects) > budget:
+                continue
+            if costs.cost(len(paid) + 1, n_boxes + label.n_objects) > budget:
+                break
+            paid[image_id] = label
+            n_boxes += label.n_objects
+        self._revealed.update(paid)
+        return paid
+
+    def _check(self, wanted: Iterable[str]) -> None:
+        """Raise DataError unless every label is known."""
         unknown = [image_id for image_id in wanted if image_id not in self._annotations]
         if unknown:
             raise DataError(
                 f"the oracle has no label for {len(unknown)} image(s), the first is '{unknown[0]}':"
                 " ask only for images of the data set's training split"
             )
-        self._revealed.update(wanted)
-        return {image_id: self._annotations[image_id] for image_id in wanted}
 
     @property
     def n_images(self) -> int:

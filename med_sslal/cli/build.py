@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from med_sslal.al.al_helpers import check_groups, check_pool
+from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.oracle import SimulatedOracle
 from med_sslal.al.pool import Pool
+from med_sslal.al.restrict import check_groups, check_pool, check_positions, slice_positions
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.checkpoint import load_checkpoint
@@ -81,18 +82,11 @@ def build_setup(
         show_progress: Whether trainings report while they run.
 
     Raises:
-        ConfigError: The initial set and the first query exceed the pool or what the cap per
-            patient leaves of it, or batch size or schedule do not fit.
+        ConfigError: Initial set and first query do not fit the pool, or batch size or schedule
+            do not fit.
     """
     helper = config.init_obj("al_settings", seed=config["seed"])
-    pool = Pool((), dataset.splits["train"])
-    if config.get("al_settings.num_cycles"):
-        check_pool(helper.n_initial(len(pool)), helper.budget_num, len(pool))
-        left = pool.label(helper.initial(pool)).unlabelled
-        groups = [dataset.infos[image_id].group_id for image_id in left]
-        check_groups(groups, helper.budget_num, helper.max_per_group)
-    else:
-        check_pool(helper.n_initial(len(pool)), 0, len(pool))
+    _check_pool(helper, dataset, config.get("al_settings.num_cycles"))
     pseudo = config.get("ssl_settings.include_pseudolabels")
     if pseudo and config["batch_size"] < 2:
         raise ConfigError(
@@ -138,6 +132,36 @@ def build_setup(
         config=config.resolved,
         config_hash=config.digest(),
     )
+
+
+def _check_pool(helper: ActiveLearningHelper, dataset: BaseDataset, num_cycles: int) -> None:
+    """Refuse an initial set and a first query that the pool cannot give.
+
+    Raises:
+        ConfigError: It has too few images, or too few under the cap per patient; the budget is
+            less than any image costs; or adjacent slices are to be suppressed among no slices.
+    """
+    pool = Pool((), dataset.splits["train"])
+    n_initial, in_images = helper.n_initial(len(pool)), helper.costs.unit == "images"
+    if not num_cycles:
+        check_pool(n_initial, 0, len(pool))
+        return
+    check_pool(n_initial, helper.budget_num if in_images else 1, len(pool))
+    check_positions(pool.unlabelled, slice_positions(dataset.infos), helper.suppress_adjacent)
+    if in_images:
+        # What a cold start picks is not known yet; more than the whole pool cannot be had.
+        left = pool if helper.cold_start else pool.label(helper.initial(pool))
+        groups = [dataset.infos[image_id].group_id for image_id in left.unlabelled]
+        check_groups(groups, helper.budget_num, helper.max_per_group)
+    cheapest = min(
+        helper.costs.cost(1, dataset.annotations[image_id].n_objects)
+        for image_id in pool.unlabelled
+    )
+    if cheapest > helper.budget_num:
+        raise ConfigError(
+            f"al_settings.args.budget_num {helper.budget_num} {helper.costs.unit} pays for no "
+            f"image of the pool: the cheapest costs {cheapest:g}"
+        )
 
 
 def _parallel(model: BaseModel, devices: Devices) -> nn.Module:

@@ -300,17 +300,11 @@ def _dry_run(
         "val": dataset.splits["val"][:DRY_EVAL],
         "test": dataset.splits["test"][:DRY_EVAL],
     }
-    helper = copy(setup.helper)
-    pool = len(handful.splits["train"])
-    if helper.init_num != "all":
-        helper.init_num = max(1, min(DRY_INIT, helper.init_num, pool - 1))
-        helper.budget_num = max(1, min(DRY_BUDGET, helper.budget_num, pool - helper.init_num))
-    # A handful of images may be of one patient.
-    helper.max_per_group = None
+    n_initial = max(1, min(DRY_INIT, len(handful.splits["train"]) - 1))
     small = replace(
         setup,
         dataset=handful,
-        helper=helper,
+        helper=setup.helper.handful(n_initial, DRY_BUDGET),
         settings=replace(setup.settings, steps_per_cycle=1),
         num_cycles=min(1, setup.num_cycles),
         tensorboard=False,

@@ -190,6 +190,8 @@ class DeepLesion(BaseDataset):
                     stack.files[rows[0].slice_index].relative_to(root).as_posix(),
                     (probe.height, probe.width),
                     spacing if _known(spacing) else None,
+                    rows[0].series,
+                    rows[0].slice_index,
                 )
 
     def _find_stack(

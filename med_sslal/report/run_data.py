@@ -7,6 +7,7 @@ from typing import Any
 
 from med_sslal.al.pool import Pool
 from med_sslal.al.selection_io import DETECTIONS_FILE, read_selection
+from med_sslal.al.strategy import stage_names
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.types import Prediction, Selection
 from med_sslal.eval.coco_utils import from_coco_predictions
@@ -106,11 +107,7 @@ class RunData:
     def strategy(self) -> str:
         """The criteria in order of use, as one name."""
         args = self.config["al_settings"].get("args", {})
-        names = [
-            entry if isinstance(entry, str) else str(entry.get("type", "?"))
-            for entry in args.get("al_criterion", [])
-        ]
-        return " + ".join(names) or "own helper"
+        return " + ".join(stage_names(args.get("al_criterion", []))) or "own helper"
 
 
 def load_run(

@@ -7,23 +7,25 @@ is there already, so a resumed run is the same walk over the same files.
 import logging
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import PoolRecord, RecordHeader
+from med_sslal.al.restrict import slice_positions
 from med_sslal.al.scoring import score_pool
 from med_sslal.al.selection_io import read_selection, write_detections, write_selection
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.base_trainer import BEST
 from med_sslal.base.checkpoint import load_checkpoint, weights_hash
-from med_sslal.base.types import Annotation, Prediction
+from med_sslal.base.types import Annotation, Prediction, Selection
 from med_sslal.eval.coco_utils import from_coco_predictions, to_coco_predictions
 from med_sslal.eval.metric import evaluate
 from med_sslal.ssl.pseudo_labels import PseudoLabels
 from med_sslal.ssl.quality import hidden_truth_quality
 from med_sslal.trainer.inference import loader_of, predict, split_labels
+from med_sslal.trainer.initial_set import initial_set
 from med_sslal.trainer.results import note_seconds, write_results
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.training import train_cycle
@@ -70,7 +72,8 @@ class CycleLoop:
         """
         setup, rows = self._setup, []
         pool = Pool((), setup.dataset.splits["train"])
-        state = CycleState(0, pool.label(setup.helper.initial(pool)), None)
+        initial = initial_set(setup, self._folder, pool, self._fingerprint, self._stop)
+        state = CycleState(0, pool.label(initial), None)
         while True:
             folder = self.cycle_folder(state.number)
             folder.mkdir(exist_ok=True)
@@ -90,8 +93,12 @@ class CycleLoop:
                     setup.num_cycles,
                 )
                 return rows
-            state = self._query(state)
+            following = self._query(state)
             self._stop.check()
+            if following is None:
+                write_results(self._folder, rows, finished=True)
+                return rows
+            state = following
 
     def cycle_folder(self, number: int) -> Path:
         """Where the files of a cycle lie."""
@@ -200,6 +207,7 @@ class CycleLoop:
         """The cycle's line of the summary."""
         training = read_json(self.cycle_folder(state.number) / "training.json")
         labels = self._labels(state)
+        n_boxes = sum(label.n_objects for label in labels.values())
         values = {
             f"{split}_{name}": value
             for split in ("val", "test")
@@ -209,7 +217,8 @@ class CycleLoop:
         return {
             "cycle": state.number,
             "labelled_images": len(labels),
-            "labelled_boxes": sum(label.n_objects for label in labels.values()),
+            "labelled_boxes": n_boxes,
+            "labelled_seconds": round(self._setup.helper.costs.seconds(len(labels), n_boxes), 1),
             "pseudo_images": len(state.pseudo.labels) if state.pseudo else 0,
             "pseudo_boxes": (
                 sum(label.n_objects for label in state.pseudo.labels.values())
@@ -246,28 +255,38 @@ class CycleLoop:
         ]
         return sum(defined) / len(defined) if defined else None
 
-    def _query(self, state: CycleState) -> CycleState:
-        """Score the pool, choose the next labels, make pseudo-labels: the next cycle's state."""
+    def _query(self, state: CycleState) -> CycleState | None:
+        """Score the pool, choose the next labels, make pseudo-labels: the next cycle's state.
+
+        None where the budget pays for no label.
+        """
         setup, folder = self._setup, self.cycle_folder(state.number)
         record = None
         chosen = folder / "selection.json"
         if not chosen.exists():
             record = self._score(state)
-            budget = min(setup.helper.budget_num, len(state.pool.unlabelled))
-            if budget < setup.helper.budget_num:
-                logger.warning(
-                    "only %d unlabelled images are left, fewer than budget_num %d: taking them "
-                    "all; the next training is the last",
-                    budget,
-                    setup.helper.budget_num,
-                )
             started = time.monotonic()
-            selection = setup.helper.query(record, state.pool, budget, state.number)
+            plan = setup.helper.query(
+                record,
+                state.pool,
+                setup.helper.budget_num,
+                state.number,
+                slice_positions(setup.dataset.infos),
+            )
+            selection = self._buy(plan, state.number)
             note_seconds(folder, "selection", time.monotonic() - started)
             # First: where a selection is, what the report shows of it is there too.
             write_detections(folder, selection, record, setup.dataset.infos, state.number)
             write_selection(chosen, selection, cycle=state.number, header=record.header)
         ids = read_selection(chosen).image_ids
+        if not ids:
+            logger.warning(
+                "cycle %d is the last: budget_num %d %s pays for none of the images to label next",
+                state.number,
+                setup.helper.budget_num,
+                setup.helper.costs.unit,
+            )
+            return None
         pool = state.pool.label(ids)
         logger.info(
             "cycle %d: %d images selected, %d stay unlabelled",
@@ -278,6 +297,22 @@ class CycleLoop:
         pseudo = self._pseudo_label(state, pool, record)
         self._drop_old_records(state.number)
         return CycleState(state.number + 1, pool, pseudo)
+
+    def _buy(self, plan: Selection, cycle: int) -> Selection:
+        """The part of a plan whose labels the budget pays for."""
+        costs, budget = self._setup.helper.costs, self._setup.helper.budget_num
+        paid = self._setup.oracle.label_within(plan.image_ids, costs, budget)
+        if costs.unit != "images":
+            logger.info(
+                "cycle %d: %d of %d planned images labelled, for %g of %d %s",
+                cycle,
+                len(paid),
+                len(plan.items),
+                costs.cost(len(paid), sum(label.n_objects for label in paid.values())),
+                budget,
+                costs.unit,
+            )
+        return replace(plan, items=tuple(item for item in plan.items if item.image_id in paid))
 
     def _score(self, state: CycleState) -> PoolRecord:
         """The one streaming pass of the best model over the unlabelled pool."""
@@ -310,6 +345,8 @@ class CycleLoop:
             header,
             device=setup.devices.main,
             dtype=setup.dtype,
+            views=setup.helper.views,
+            roi_features=setup.helper.needs_roi_features,
         )
         seconds = time.monotonic() - started
         note_seconds(folder, "scoring", seconds)

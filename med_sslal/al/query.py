@@ -1,0 +1,227 @@
+"""One query: from a record of the pool to the images to label, in order, with the reasons."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from med_sslal.al.arrays import rank_correlation
+from med_sslal.al.budget import PREDICTED_COST, CostModel, n_affordable
+from med_sslal.al.criteria.base import Criterion
+from med_sslal.al.criteria.combination import Combination
+from med_sslal.al.pool import Pool
+from med_sslal.al.record import PLAIN, PoolRecord
+from med_sslal.al.restrict import Position, cap_groups, check_positions, part_adjacent
+from med_sslal.al.selectors.base import Choice, Selector
+from med_sslal.al.strategy import rate
+from med_sslal.base.types import Selected, Selection
+from med_sslal.utils.errors import DataError
+from med_sslal.utils.util import stable_hash
+
+logger = logging.getLogger(__name__)
+
+# Why a slice was taken in spite of `suppress_adjacent`.
+CLOSE = "next to a chosen or labelled slice, as no others are left"
+
+
+@dataclass(frozen=True)
+class Query:
+    """A strategy with the rules around it.
+
+    Attributes:
+        criterion: Rates the images.
+        selector: Chooses among the best.
+        costs: What an image will probably cost.
+        candidate_factor: How many times as many images as the budget buys, best first, the
+            selector chooses from; None = all.
+        max_per_group: Images of one patient at most; None = any number.
+        suppress_adjacent: Distance up to which slices are adjacent; None = none are.
+        run_seed: The run's seed, noted in the selection.
+    """
+
+    criterion: Criterion
+    selector: Selector
+    costs: CostModel
+    candidate_factor: float | None
+    max_per_group: int | None
+    suppress_adjacent: int | None
+    run_seed: int
+
+    def select(
+        self,
+        record: PoolRecord,
+        pool: Pool,
+        budget: int,
+        seed: int,
+        positions: Mapping[str, Position],
+    ) -> Selection:
+        """Choose images.
+
+        Args:
+            record: What the pass over exactly the unlabelled images of `pool` saw.
+            pool: The pool.
+            budget: In the unit of `costs`.
+            seed: For all that is random, ties included.
+            positions: Series and slice index of every image of the pool; read only where
+                `suppress_adjacent` is set.
+
+        Raises:
+            DataError: The record is of other images than the pool's unlabelled ones.
+            ConfigError: The position of an image is not known.
+        """
+        ids = tuple(record.image_ids.tolist())
+        if ids != pool.unlabelled:
+            raise DataError(
+                f"record {record.path} holds {len(ids)} images, which are not the "
+                f"{len(pool.unlabelled)} unlabelled ones of the pool: score the pool again"
+            )
+        values = rate(self.criterion, record, seed)
+        ranking = rank(values[self.criterion.name], ids, seed)
+        for cls in self.selector.criteria:
+            values.setdefault(cls.name, cls()(record, seed))
+        costs = self.costs.predicted(record)
+        if self.costs.unit != "images":
+            values[PREDICTED_COST] = costs
+        free, close = self._allowed(record, pool, ranking, positions)
+        self._tell_shortage(len(ids), len(free) + len(close), budget)
+        free, close = _payable(free, close, costs, budget)
+        choices = self._choose(record, free, close, values, costs, budget, seed)
+        return Selection(
+            items=self._items(choices, record, values, ranking),
+            scores={
+                name: dict(zip(ids, column.tolist(), strict=True))
+                for name, column in values.items()
+            },
+            criteria=(self.criterion.name, self.selector.name),
+            seed=self.run_seed,
+            box_count_bias=rank_correlation(
+                values[self.criterion.name], record.section(PLAIN).counts
+            ),
+        )
+
+    def _allowed(
+        self,
+        record: PoolRecord,
+        pool: Pool,
+        ranking: np.ndarray,
+        positions: Mapping[str, Position],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows that may be taken, best first, and those to take only when these are used up."""
+        free, close = ranking, ranking[:0]
+        if self.suppress_adjacent is not None:
+            check_positions((*pool.labelled, *pool.unlabelled), positions, self.suppress_adjacent)
+            free, close = part_adjacent(
+                ranking, pool.unlabelled, positions, pool.labelled, self.suppress_adjacent
+            )
+        groups = record.section(PLAIN).group_ids
+        allowed = cap_groups(np.concatenate([free, close]), groups, self.max_per_group)
+        is_close = np.isin(allowed, close)
+        return allowed[~is_close], allowed[is_close]
+
+    def _tell_shortage(self, n_left: int, n_allowed: int, budget: int) -> None:
+        """Warn where a query cannot take its budget of images."""
+        if self.costs.unit != "images" or n_allowed >= budget:
+            return
+        if n_allowed == n_left:
+            logger.warning(
+                "only %d unlabelled images are left, fewer than budget_num %d: taking them all; "
+                "the next training is the last",
+                n_left,
+                budget,
+            )
+        else:
+            logger.warning(
+                "max_per_group %s allows only %d of the %d unlabelled images, fewer than "
+                "budget_num %d: taking these",
+                self.max_per_group,
+                n_allowed,
+                n_left,
+                budget,
+            )
+
+    def _choose(
+        self,
+        record: PoolRecord,
+        free: np.ndarray,
+        close: np.ndarray,
+        values: Mapping[str, np.ndarray],
+        costs: np.ndarray,
+        budget: int,
+        seed: int,
+    ) -> list[Choice]:
+        """Let the selector choose from the best of `free`; fill up from `close`."""
+        candidates = free
+        if self.candidate_factor is not None:
+            candidates = free[
+                : math.ceil(self.candidate_factor * n_affordable(costs[free], budget))
+            ]
+        # No more than so many images fit, whichever are chosen.
+        n_images = n_affordable(np.sort(costs[candidates]), budget)
+        choices = self.selector.select(record, candidates, values, n_images, seed)
+        rows = [choice.row for choice in choices]
+        n_valid = len(set(rows) & set(candidates.tolist()))
+        if len(rows) != n_images or n_valid != n_images:
+            raise ValueError(
+                f"selector {self.selector.name} must return {n_images} distinct candidates, found "
+                f"{len(rows)} rows, {n_valid} of them valid"
+            )
+        if n_images == len(free):
+            choices = [*choices, *(Choice(row, CLOSE) for row in close.tolist())]
+        order = np.array([choice.row for choice in choices], dtype=np.int64)
+        return choices[: n_affordable(costs[order], budget)]
+
+    def _items(
+        self,
+        choices: Sequence[Choice],
+        record: PoolRecord,
+        values: Mapping[str, np.ndarray],
+        ranking: np.ndarray,
+    ) -> tuple[Selected, ...]:
+        """The chosen images with their values and reasons."""
+        section = record.section(PLAIN)
+        places = np.empty_like(ranking)
+        places[ranking] = np.arange(1, len(ranking) + 1)
+        items = []
+        for number, (row, reason) in enumerate(choices, start=1):
+            own = {name: float(column[row]) for name, column in values.items()}
+            first = f"{self.criterion.name} {own[self.criterion.name]:.4f}"
+            if isinstance(self.criterion, Combination):
+                parts = (f"{part.name} {own[part.name]:.4f}" for part in self.criterion.parts)
+                first += f" ({', '.join(parts)})"
+            words = [
+                f"{first}, place {places[row]} of {len(ranking)}",
+                *([reason] if reason else []),
+            ]
+            if PREDICTED_COST in own:
+                words.append(f"about {own[PREDICTED_COST]:.1f} {self.costs.unit}")
+            image_id, group = str(section.image_ids[row]), str(section.group_ids[row])
+            items.append(Selected(image_id, number, group, own, "; ".join(words)))
+        return tuple(items)
+
+
+def rank(values: np.ndarray, image_ids: tuple[str, ...], seed: int) -> np.ndarray:
+    """Rows from best to worst.
+
+    Args:
+        values: float64 [N], rounded, higher = better.
+        image_ids: N ids.
+        seed: Ties are broken by a hash of it and the image id.
+
+    Returns:
+        int64 [N], a permutation of the rows.
+    """
+    ties = np.array([stable_hash("tie", seed, name) for name in image_ids], dtype=np.int64)
+    return np.lexsort((ties, -values))
+
+
+def _payable(
+    free: np.ndarray, close: np.ndarray, costs: np.ndarray, budget: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Without the images that cost more than the whole budget; the cheapest where all do."""
+    paid = costs <= budget
+    if not paid[free].any() and not paid[close].any() and len(free) + len(close):
+        rows = np.concatenate([free, close])
+        return rows[[costs[rows].argmin()]], rows[:0]
+    return free[paid[free]], close[paid[close]]

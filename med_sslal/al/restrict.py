@@ -1,0 +1,145 @@
+"""What a query may not take, whatever rates and selects: too many of a patient, adjacent slices."""
+
+from bisect import bisect_left, insort
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from med_sslal.base.types import ImageInfo
+from med_sslal.utils.errors import ConfigError
+
+# A series and the index of a slice in it.
+Position = tuple[str, int]
+
+
+def check_pool(init_num: int, budget_num: int, pool_size: int) -> None:
+    """Refuse an initial set and first query that the pool cannot fill.
+
+    Raises:
+        ConfigError: init_num + budget_num is more than `pool_size`.
+    """
+    if init_num + budget_num > pool_size:
+        raise ConfigError(
+            f"al_settings.args: init_num {init_num} + budget_num {budget_num} is more than the "
+            f"{pool_size} images of the pool: lower them"
+        )
+
+
+def check_groups(group_ids: Iterable[str], budget: int, max_per_group: int | None) -> None:
+    """Refuse a cap that leaves the first query too few images.
+
+    Args:
+        group_ids: The patient of every unlabelled image.
+        budget: Images that one cycle is to take.
+        max_per_group: Images of one patient at most; None = any number.
+
+    Raises:
+        ConfigError: Fewer than `budget` images could be had.
+    """
+    if max_per_group is None:
+        return
+    sizes = Counter(group_ids)
+    n_images = sum(min(size, max_per_group) for size in sizes.values())
+    if n_images < budget:
+        raise ConfigError(
+            f"al_settings.args.max_per_group {max_per_group} leaves {n_images} images of "
+            f"{len(sizes)} patients, fewer than the budget of {budget}: raise it, or lower "
+            f"budget_num to at most {n_images}"
+        )
+
+
+def cap_groups(ranking: np.ndarray, group_ids: np.ndarray, max_per_group: int | None) -> np.ndarray:
+    """The best images of each patient, so that whatever is chosen among them keeps the cap.
+
+    Args:
+        ranking: int64 [N], rows from best to worst.
+        group_ids: str [N], the patient of each row.
+        max_per_group: Images of one patient at most; None = any number.
+
+    Returns:
+        int64 [K], the rows that are left, still from best to worst.
+
+    Example:
+        >>> cap_groups(np.array([2, 0, 1]), np.array(["a", "b", "a"]), 1).tolist()
+        [2, 1]
+    """
+    if max_per_group is None:
+        return ranking
+    seen: Counter[str] = Counter()
+    keep = []
+    for group in group_ids[ranking].tolist():
+        seen[group] += 1
+        keep.append(seen[group] <= max_per_group)
+    return ranking[np.array(keep, dtype=bool)]
+
+
+def slice_positions(infos: Mapping[str, ImageInfo]) -> dict[str, Position]:
+    """Image id to series and slice index, of the images that have both."""
+    return {
+        image_id: (info.series_id, info.slice_index)
+        for image_id, info in infos.items()
+        if info.series_id is not None and info.slice_index is not None
+    }
+
+
+def check_positions(
+    image_ids: Iterable[str], positions: Mapping[str, Position], suppress_adjacent: int | None
+) -> None:
+    """Refuse to suppress adjacent slices among images that are no slices of known position.
+
+    Raises:
+        ConfigError: An image has no position.
+    """
+    if suppress_adjacent is None:
+        return
+    strangers = [image_id for image_id in image_ids if image_id not in positions]
+    if strangers:
+        raise ConfigError(
+            f"al_settings.args.suppress_adjacent is {suppress_adjacent}, but the place of "
+            f"{len(strangers)} image(s) in a series of slices is not known, the first is "
+            f"{strangers[0]}: set it to null, or have the data set fill series_id and slice_index "
+            "of ImageInfo (DeepLesion and its phantom do)"
+        )
+
+
+def part_adjacent(
+    ranking: np.ndarray,
+    image_ids: Sequence[str],
+    positions: Mapping[str, Position],
+    labelled: Iterable[str],
+    distance: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Part slices of which no two are close from those that are close to a better or labelled one.
+
+    Args:
+        ranking: int64 [N], rows from best to worst.
+        image_ids: The image of each row.
+        positions: Series and slice index of every image, the labelled ones included.
+        labelled: Ids of the labelled images.
+        distance: Two slices of one series are close up to this difference of their indices.
+
+    Returns:
+        The rows of both, each still from best to worst.
+
+    Example:
+        >>> places = {"a": ("x", 3), "b": ("x", 5), "c": ("y", 4), "d": ("x", 6)}
+        >>> parts = part_adjacent(np.array([1, 0, 2]), ["a", "b", "c"], places, ["d"], 2)
+        >>> [part.tolist() for part in parts]
+        [[0, 2], [1]]
+    """
+    taken: defaultdict[str, list[int]] = defaultdict(list)
+    for image_id in labelled:
+        series, index = positions[image_id]
+        insort(taken[series], index)
+    free = []
+    for row in ranking.tolist():
+        series, index = positions[image_ids[row]]
+        indices = taken[series]
+        place = bisect_left(indices, index)
+        near = indices[max(place - 1, 0) : place + 1]
+        free.append(all(abs(index - other) > distance for other in near))
+        if free[-1]:
+            insort(indices, index)
+    is_free = np.array(free, dtype=bool)
+    return ranking[is_free], ranking[~is_free]

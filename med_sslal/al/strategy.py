@@ -1,0 +1,194 @@
+"""The forms of `al_criterion`: from what the config holds to a built criterion and selector.
+
+- `["entropy"]`: a criterion by name;
+- `["entropy", "k_means_diversity"]`: and a second stage;
+- `[{"type": "entropy", "args": {"aggregate": "max"}}]`: either of them with arguments;
+- `[["entropy", {"type": "margin", "weight": 2}], "k_center"]`: several criteria, by their ranks.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from med_sslal.al.al_criteria import find_criterion, find_selector
+from med_sslal.al.arrays import round_scores
+from med_sslal.al.criteria.base import Criterion
+from med_sslal.al.criteria.combination import Combination, Part
+from med_sslal.al.criteria.random import Random
+from med_sslal.al.record import PoolRecord
+from med_sslal.al.selectors.base import Selector
+from med_sslal.al.selectors.top_k import TopK
+from med_sslal.config.jsonc import KeyPath
+from med_sslal.config.signature import convert_arguments, signature, wrong_arguments
+from med_sslal.config.values import found, unknown_key
+from med_sslal.utils.errors import ConfigError
+
+Stage = str | dict[str, Any]
+Stages = Sequence[Stage | list[Stage]]
+
+_KEYS = {"type": "required", "args": "default {}"}
+_KEYS_OF_PART = {**_KEYS, "weight": "default 1"}
+
+
+def check_stages(stages: Stages, defaults: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
+    """Find everything that is wrong with `al_criterion`.
+
+    Args:
+        stages: What the config holds.
+        defaults: Arguments for every criterion of the first stage that takes them and has not its
+            own; those that are None are left to the criterion.
+
+    Returns:
+        (path below `al_criterion`, sentence) for each problem.
+    """
+    if not 1 <= len(stages) <= 2:
+        return [
+            (
+                (),
+                f"found {len(stages)} stages; allowed: a criterion (or a list of criteria to "
+                "combine), then optionally one second stage",
+            )
+        ]
+    first = stages[0]
+    problems: list[tuple[KeyPath, str]] = []
+    if isinstance(first, list):
+        if len(first) < 2:
+            text = f"found {len(first)} in the list; allowed: two criteria or more to combine"
+            problems.append(((0,), text))
+        for number, stage in enumerate(first):
+            problems += _check_stage(stage, find_criterion, (0, number), defaults, in_list=True)
+    else:
+        problems += _check_stage(first, find_criterion, (0,), defaults)
+    for second in stages[1:]:
+        if isinstance(second, list):
+            text = f"found {found(second)}; allowed: one second stage, which cannot be combined"
+            problems.append(((1,), text))
+        else:
+            problems += _check_stage(second, find_selector, (1,), {})
+    return problems
+
+
+def unused_defaults(stages: Stages, defaults: Mapping[str, Any]) -> list[str]:
+    """Names of the `defaults` (None aside) that no criterion of the first stage takes."""
+    first = stages[0]
+    parts = first if isinstance(first, list) else [first]
+    taken = {name for part in parts for name in signature(find_criterion(_type(part))).arguments}
+    return [name for name, value in defaults.items() if value is not None and name not in taken]
+
+
+def build_stages(stages: Stages, defaults: Mapping[str, Any]) -> tuple[Criterion, Selector]:
+    """The criterion and the selector that checked stages name; `top_k` where there is no second."""
+    first = stages[0]
+    selector: Selector = _build(stages[1], find_selector, {}) if len(stages) > 1 else TopK()
+    if not isinstance(first, list):
+        return _build(first, find_criterion, defaults), selector
+    criteria = [_build(part, find_criterion, defaults) for part in first]
+    weights = [1.0 if isinstance(part, str) else float(part.get("weight", 1)) for part in first]
+    names, seen = [], Counter[str]()
+    for criterion in criteria:
+        seen[criterion.name] += 1
+        number = seen[criterion.name]
+        names.append(criterion.name if number == 1 else f"{criterion.name}_{number}")
+    return Combination(list(map(Part, names, criteria, weights))), selector
+
+
+def rate(criterion: Criterion, record: PoolRecord, seed: int) -> dict[str, np.ndarray]:
+    """Name to value of every pool image, [N]; of a combination also the raw values of its parts."""
+    if not isinstance(criterion, Combination):
+        return {criterion.name: criterion(record, seed)}
+    columns = {part.name: part.criterion(record, seed) for part in criterion.parts}
+    return {criterion.name: round_scores(criterion.combine(list(columns.values()))), **columns}
+
+
+def stage_names(stages: Stages) -> list[str]:
+    """A short name for each stage: `entropy & 2 x margin`, `k_center`."""
+    return [
+        " & ".join(map(_part_name, stage)) if isinstance(stage, list) else str(_type(stage))
+        for stage in stages
+    ]
+
+
+def _type(stage: Stage) -> Any:
+    """The name of a stage's class."""
+    return stage if isinstance(stage, str) else stage.get("type")
+
+
+def _check_stage(
+    stage: Stage,
+    find: Callable[[str], type],
+    at: KeyPath,
+    defaults: Mapping[str, Any],
+    *,
+    in_list: bool = False,
+) -> list[tuple[KeyPath, str]]:
+    """What is wrong with one stage, or with one criterion of a combination."""
+    problems: list[tuple[KeyPath, str]] = []
+    args: Any = {}
+    if isinstance(stage, dict):
+        problems, args = _check_keys(stage, at, in_list=in_list), stage.get("args", {})
+        if not isinstance(stage.get("type"), str):
+            return problems
+        at = (*at, "type")
+    try:
+        cls = find(_type(stage))
+    except ConfigError as error:
+        return [*problems, (at, str(error))]
+    if in_list and issubclass(cls, Random):
+        text = "random cannot be part of a combination: it is the baseline, and stands alone"
+        problems.append((at, text))
+    if not isinstance(args, dict):
+        return problems
+    at = (*at[:-1], "args") if isinstance(stage, dict) else at
+    wrong = [((*at, name), text) for name, text, _ in wrong_arguments(cls, args)]
+    if not wrong:
+        try:
+            _build(stage, find, defaults)
+        except ConfigError as error:
+            wrong = [(at, str(error))]
+    return problems + wrong
+
+
+def _check_keys(
+    stage: Mapping[str, Any], at: KeyPath, *, in_list: bool
+) -> list[tuple[KeyPath, str]]:
+    """What is wrong with the keys of an object that stands for a stage, its `type` apart."""
+    problems: list[tuple[KeyPath, str]] = []
+    for name in stage:
+        if name == "weight" and not in_list:
+            text = "a weight is for criteria that are combined, in a list: leave it out"
+            problems.append(((*at, name), text))
+        elif name not in _KEYS_OF_PART:
+            problems.append(((*at, name), unknown_key(name, _KEYS_OF_PART)[0]))
+    if "type" not in stage:
+        problems.append(((*at, "type"), "required key is missing (the name of a class)"))
+    elif not isinstance(stage["type"], str):
+        problems.append(((*at, "type"), f"found {found(stage['type'])}; allowed: string"))
+    args, weight = stage.get("args", {}), stage.get("weight", 1)
+    if not isinstance(args, dict):
+        text = f"found {found(args)}; allowed: object of arguments"
+        problems.append(((*at, "args"), text))
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not (is_number and 0 < weight < math.inf):
+        text = f"found {found(weight)}; allowed: number, more than 0"
+        problems.append(((*at, "weight"), text))
+    return problems
+
+
+def _build(stage: Any, find: Callable[[str], Any], defaults: Mapping[str, Any]) -> Any:
+    """One object, with the defaults that it takes and has not its own."""
+    cls = find(_type(stage))
+    own = {} if isinstance(stage, str) else stage.get("args", {})
+    taken = signature(cls).arguments
+    common = {
+        name: value for name, value in defaults.items() if value is not None and name in taken
+    }
+    return cls(**convert_arguments(cls, {**common, **own}))
+
+
+def _part_name(part: Stage) -> str:
+    """A criterion of a combination with its weight, where it has one."""
+    weight = part.get("weight", 1) if isinstance(part, dict) else 1
+    return str(_type(part)) if weight == 1 else f"{weight:g} x {_type(part)}"

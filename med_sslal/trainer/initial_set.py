@@ -1,0 +1,67 @@
+"""The images that a run labels before its first training."""
+
+import logging
+import shutil
+from pathlib import Path
+
+from med_sslal.al.pool import Pool
+from med_sslal.al.record import RecordHeader
+from med_sslal.al.scoring import score_pool
+from med_sslal.al.selection_io import read_selection, write_selection
+from med_sslal.base.checkpoint import load_checkpoint, weights_hash
+from med_sslal.trainer.inference import loader_of
+from med_sslal.trainer.setup import RunSetup
+from med_sslal.utils.interrupt import StopRequest
+
+logger = logging.getLogger(__name__)
+
+
+def initial_set(
+    setup: RunSetup, folder: Path, pool: Pool, fingerprint: str, stop: StopRequest
+) -> tuple[str, ...]:
+    """Ids of the initial set: drawn, or picked once from what the initial model sees.
+
+    A pick is kept in `initial_selection.json`; the record of its pass is removed.
+
+    Args:
+        setup: What the run is made of.
+        folder: The run folder, with `initial.pth`.
+        pool: The pool, of which nothing is labelled.
+        fingerprint: That of the data set.
+        stop: Checked between batches.
+
+    Raises:
+        Interrupted: A stop was asked for; the pass begins anew in a resumed run.
+    """
+    if not setup.helper.cold_start:
+        return setup.helper.initial(pool)
+    chosen = folder / "initial_selection.json"
+    if not chosen.exists():
+        content = load_checkpoint(folder / "initial.pth")
+        if content["init_from"] is None and not setup.config["arch"]["args"].get("pretrained"):
+            logger.warning(
+                "the initial set is picked from embeddings of a backbone with random weights: set "
+                "arch.args.pretrained, or give weights with --init-from"
+            )
+        logger.info("picking the initial set: scoring %d images", len(pool.unlabelled))
+        model = setup.make_model()
+        model.load_state_dict(content["model"])
+        record = score_pool(
+            setup.parallel(model.to(setup.devices.main)),
+            pool,
+            stop.watch(loader_of(setup, pool.unlabelled, None)),
+            (),
+            folder / "initial_record",
+            RecordHeader(
+                dataset_fingerprint=fingerprint,
+                model_hash=weights_hash(content["model"]),
+                config_hash=setup.config_hash,
+                class_names=setup.dataset.class_names,
+            ),
+            device=setup.devices.main,
+            dtype=setup.dtype,
+        )
+        selection = setup.helper.initial_query(record, pool)
+        write_selection(chosen, selection, cycle=0, header=record.header)
+    shutil.rmtree(folder / "initial_record", ignore_errors=True)
+    return read_selection(chosen).image_ids
