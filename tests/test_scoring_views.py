@@ -1,16 +1,18 @@
 """Views of the scoring pass: boxes come back, batch mates do not matter, rows stay aligned."""
 
 import copy
+import json
 import random
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from tiny import make_voc, quick_config, run_train, write_config
 
 from med_sslal.al import views as room
 from med_sslal.al.pool import Pool
-from med_sslal.al.record import COLUMNS, PLAIN, RecordHeader
+from med_sslal.al.record import COLUMNS, PLAIN, PoolRecord, RecordHeader
 from med_sslal.al.scoring import score_pool
 from med_sslal.al.views import View, change, parse_views
 from med_sslal.base.types import Batch, Extras, Frame, ImageInfo, UnlabelledSample
@@ -462,3 +464,22 @@ def test_roi_features_are_recorded_for_the_plain_view_alone(record):
     assert record.roi_features.shape == (len(record.section(PLAIN).scores), 32)
     assert isinstance(record.roi_features, np.memmap)
     assert all(record.section(name).roi_features is None for name in (*FULL, *HEADS))
+
+
+@pytest.mark.slow
+def test_a_run_records_what_its_strategy_reads(tmp_path):
+    config = quick_config(make_voc(tmp_path / "voc"), tmp_path / "runs")
+    config["arch"]["args"]["box_head_dropout"] = 0.2
+    config["al_settings"]["num_cycles"] = 1
+    config["al_settings"]["args"]["al_criterion"] = [
+        ["flip_consistency", {"type": "ensemble_disagreement", "args": {"passes": 2}}],
+        "class_conditional_similarity",
+    ]
+    config["trainer"]["epochs"] = 1
+    assert run_train("-c", write_config(tmp_path / "config.json", config), "--run-id", "x") == 0
+    cycle = tmp_path / "runs" / "tiny" / "x" / "cycle_00"
+    record = PoolRecord.open(cycle / "record")
+    assert list(record.sections) == [PLAIN, "flip", "dropout_1", "dropout_2"]
+    assert record.roi_features.shape == (len(record.section(PLAIN).scores), 32)
+    values = json.loads((cycle / "selection.json").read_text())["images"][0]["values"]
+    assert {"flip_consistency", "ensemble_disagreement"} <= values.keys()
