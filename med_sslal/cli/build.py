@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from med_sslal.al.abilities import missing_abilities
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.oracle import SimulatedOracle
 from med_sslal.al.pool import Pool
 from med_sslal.al.restrict import check_groups, check_pool, check_positions, slice_positions
 from med_sslal.base.base_dataset import BaseDataset
-from med_sslal.base.base_model import BaseModel
+from med_sslal.base.base_model import ABILITIES, BaseModel
 from med_sslal.base.checkpoint import load_checkpoint
 from med_sslal.cli.schedule import check_schedule
 from med_sslal.config.parse_config import ConfigParser
@@ -82,11 +83,13 @@ def build_setup(
         show_progress: Whether trainings report while they run.
 
     Raises:
-        ConfigError: Initial set and first query do not fit the pool, or batch size or schedule
-            do not fit.
+        ConfigError: Initial set and first query do not fit the pool, the detector does not give
+            what the strategy reads, or batch size or schedule do not fit.
     """
     helper = config.init_obj("al_settings", seed=config["seed"])
     _check_pool(helper, dataset, config.get("al_settings.num_cycles"))
+    if config.get("al_settings.num_cycles"):
+        check_detector(config, helper)
     pseudo = config.get("ssl_settings.include_pseudolabels")
     if pseudo and config["batch_size"] < 2:
         raise ConfigError(
@@ -162,6 +165,29 @@ def _check_pool(helper: ActiveLearningHelper, dataset: BaseDataset, num_cycles: 
             f"al_settings.args.budget_num {helper.budget_num} {helper.costs.unit} pays for no "
             f"image of the pool: the cheapest costs {cheapest:g}"
         )
+
+
+def check_detector(config: ConfigParser, helper: ActiveLearningHelper) -> None:
+    """Raise ConfigError unless the detector gives what the strategy reads of it."""
+    detector, args = config.init_class("arch"), config.get("arch.args")
+    if not issubclass(detector, BaseModel):
+        raise ConfigError(
+            f"arch.type: {config.get('arch.type')} is no detector: it must be a subclass of "
+            f"{BaseModel.__module__}.{BaseModel.__name__}"
+        )
+    gaps = missing_abilities(helper.criterion, helper.selector, detector.abilities(args))
+    if not gaps:
+        return
+    name, need = gaps[0]
+    if need == "dropout" and "box_head_dropout" in args:
+        raise ConfigError(
+            f"al_settings.args.al_criterion: {name} needs arch.args.box_head_dropout above 0 (0.2, "
+            f"say), found {args['box_head_dropout']}: set it, or choose another criterion"
+        )
+    raise ConfigError(
+        f"al_settings.args.al_criterion: {name} needs {ABILITIES[need]}, which the detector "
+        f"{config.get('arch.type')} does not give: choose another criterion or detector"
+    )
 
 
 def _parallel(model: BaseModel, devices: Devices) -> nn.Module:
