@@ -12,7 +12,7 @@ from med_sslal.al.arrays import paired_iou
 from med_sslal.al.criteria import base, unexplained_objectness
 from med_sslal.al.criteria.aggregate import aggregate_boxes, fill_empty
 from med_sslal.al.criteria.base import Criterion
-from med_sslal.utils.errors import DataError
+from med_sslal.utils.errors import ConfigError, DataError
 from med_sslal.utils.util import stable_hash
 
 # Those of one pass and of detections alone; the others have a file of their own.
@@ -62,16 +62,20 @@ def literal_aggregate(how, values, weights):
     return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
 
 
-def literal_image_values(name, how, images):
+def literal_image_values(name, how, images, floor=0.0):
     """One value per image in the order of ids; images without a detection get the median."""
     result = []
     for image_id in sorted(images):
         found = images[image_id]
-        rows = [row for row in range(len(found.scores)) if found.scores[row] >= 0.05]
+        probs = found.class_probs
+        rows = [
+            row
+            for row in range(len(found.scores))
+            if found.scores[row] >= 0.05 and at_1e4(max(float(p) for p in probs[row][1:])) >= floor
+        ]
         if not rows:
             result.append(None)
             continue
-        probs = found.class_probs
         values = [
             literal_box_value(name, probs[row], found.boxes[row], found.proposals[row])
             for row in rows
@@ -115,6 +119,24 @@ def test_box_criteria_equal_the_literal_reference(cases, name, how, monkeypatch)
         expected = literal_image_values(name, how, images)
         values = CRITERIA[name](aggregate=how)(record, seed=1)
         np.testing.assert_array_equal(values, expected)
+
+
+@pytest.mark.parametrize("floor", [0.3, 1.0])
+@pytest.mark.parametrize("name", BOX_CRITERIA)
+def test_boxes_below_the_floor_do_not_count(cases, name, floor):
+    differ = 0
+    for images, record in cases:
+        values = CRITERIA[name](floor=floor)(record, seed=1)
+        how = CRITERIA[name].default_aggregate
+        np.testing.assert_array_equal(values, literal_image_values(name, how, images, floor))
+        differ += not np.array_equal(values, CRITERIA[name]()(record, seed=1))
+    assert differ
+
+
+@pytest.mark.parametrize("floor", [-0.1, 1.5])
+def test_a_floor_is_a_probability(floor):
+    with pytest.raises(ConfigError, match=rf"floor: found {floor}; allowed: 0 to 1"):
+        CRITERIA["entropy"](floor=floor)
 
 
 def test_representativeness_equals_the_literal_reference(cases):

@@ -13,6 +13,7 @@ import numpy as np
 from med_sslal.al.arrays import round_scores
 from med_sslal.al.criteria.aggregate import Aggregate, EmptyImages, aggregate_boxes, fill_empty
 from med_sslal.al.record import PLAIN, PoolRecord, RecordSection
+from med_sslal.utils.errors import ConfigError
 
 # Images handled at once: a block of 100 boxes each and 81 classes takes some 300 MB as float64.
 BLOCK_IMAGES = 4096
@@ -105,7 +106,11 @@ class BoxCriterion(DetectionCriterion):
     default_aggregate: ClassVar[Aggregate] = "mean"
 
     def __init__(
-        self, *, aggregate: Aggregate | None = None, empty_images: EmptyImages = "median"
+        self,
+        *,
+        aggregate: Aggregate | None = None,
+        empty_images: EmptyImages = "median",
+        floor: float = 0.0,
     ) -> None:
         """Set how boxes become images.
 
@@ -113,9 +118,17 @@ class BoxCriterion(DetectionCriterion):
             aggregate: max, mean, sum, top_k (mean of the 5 highest) or score_weighted; null takes
                 the criterion's own default.
             empty_images: Place of images without a detection: first, last, median or random.
+            floor: Boxes with a P_j below it do not count; an image that has no others is one
+                without a detection.
+
+        Raises:
+            ConfigError: The floor is no probability.
         """
+        if not 0 <= floor <= 1:
+            raise ConfigError(f"floor: found {floor}; allowed: 0 to 1")
         super().__init__(empty_images=empty_images)
         self.aggregate: Aggregate = aggregate or self.default_aggregate
+        self.floor = floor
 
     @abstractmethod
     def box_values(self, record: PoolRecord) -> np.ndarray:
@@ -124,8 +137,10 @@ class BoxCriterion(DetectionCriterion):
     def block_values(self, record: PoolRecord) -> np.ndarray:
         """The values of the boxes, aggregated to images."""
         section = record.section(PLAIN)
-        values = round_scores(self.box_values(record))
-        return aggregate_boxes(values, confidence(section), section.offsets, self.aggregate)
+        values, sure = round_scores(self.box_values(record)), confidence(section)
+        counted = sure >= self.floor
+        offsets = np.append(0, np.cumsum(counted))[section.offsets]
+        return aggregate_boxes(values[counted], sure[counted], offsets, self.aggregate)
 
 
 def confidence(section: RecordSection) -> np.ndarray:

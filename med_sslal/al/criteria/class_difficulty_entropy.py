@@ -29,6 +29,7 @@ class ClassDifficultyEntropy(BoxCriterion):
         beta: float = 0.2,
         aggregate: Aggregate | None = None,
         empty_images: EmptyImages = "median",
+        floor: float = 0.0,
     ) -> None:
         """Set how difficulty weighs, and how boxes become images.
 
@@ -38,6 +39,7 @@ class ClassDifficultyEntropy(BoxCriterion):
             aggregate: max, mean, sum, top_k (mean of the 5 highest) or score_weighted; null takes
                 the criterion's own default.
             empty_images: Place of images without a detection: first, last, median or random.
+            floor: Boxes with a P_j below it do not count.
 
         Raises:
             ConfigError: `alpha` is not above 0, or `beta` below it.
@@ -46,7 +48,7 @@ class ClassDifficultyEntropy(BoxCriterion):
             raise ConfigError(f"alpha: found {alpha}; allowed: 0.01 or more")
         if beta < 0:
             raise ConfigError(f"beta: found {beta}; allowed: 0 or more")
-        super().__init__(aggregate=aggregate, empty_images=empty_images)
+        super().__init__(aggregate=aggregate, empty_images=empty_images, floor=floor)
         self.alpha = alpha
         self.beta = beta
 

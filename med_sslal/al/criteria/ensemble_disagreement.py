@@ -28,6 +28,7 @@ class EnsembleDisagreement(BoxCriterion):
         passes: int = 5,
         aggregate: Aggregate | None = None,
         empty_images: EmptyImages = "median",
+        floor: float = 0.0,
     ) -> None:
         """Set the size of the ensemble, and how boxes become images.
 
@@ -36,13 +37,14 @@ class EnsembleDisagreement(BoxCriterion):
             aggregate: max, mean, sum, top_k (mean of the 5 highest) or score_weighted; null takes
                 the criterion's own default.
             empty_images: Place of images without a detection: first, last, median or random.
+            floor: Boxes with a P_j below it do not count.
 
         Raises:
             ConfigError: There are fewer than two passes.
         """
         if passes < 2:
             raise ConfigError(f"passes: found {passes}; allowed: 2 or more")
-        super().__init__(aggregate=aggregate, empty_images=empty_images)
+        super().__init__(aggregate=aggregate, empty_images=empty_images, floor=floor)
         self.members = tuple(f"dropout_{number}" for number in range(1, passes + 1))
         self.views = (PLAIN, *self.members)
 
