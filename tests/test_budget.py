@@ -328,6 +328,7 @@ def test_the_phantom_knows_the_places_of_its_slices(tmp_path):
 # Whole runs.
 
 
+@pytest.mark.slow
 def test_a_run_with_a_budget_in_boxes_never_exceeds_it(tmp_path, capsys):
     config = quick_config(make_voc(tmp_path / "voc", classes=2), tmp_path / "runs")
     config["arch"]["args"]["num_classes"] = 3
