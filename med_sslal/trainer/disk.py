@@ -5,8 +5,8 @@ from pathlib import Path
 
 from med_sslal.trainer.setup import RunSetup
 
-# Float32 values per detection and per image of a pool record, for an upper bound.
-DETECTIONS_PER_IMAGE, VALUES_PER_DETECTION, VALUES_PER_IMAGE = 30, 14, 700
+# Float32 values per detection and per image of each view of a pool record, for an upper bound.
+DETECTIONS_PER_IMAGE, VALUES_PER_DETECTION, VALUES_PER_IMAGE, VALUES_PER_ROI = 30, 14, 700, 1024
 
 
 def disk_estimate(initial: Path, setup: RunSetup) -> str:
@@ -22,6 +22,9 @@ def disk_estimate(initial: Path, setup: RunSetup) -> str:
     if setup.keep_checkpoints == "all" and setup.settings.save_period:
         per_cycle += 3 * weights * (setup.settings.epochs // setup.settings.save_period)
     values = DETECTIONS_PER_IMAGE * VALUES_PER_DETECTION + VALUES_PER_IMAGE
+    values *= len(setup.helper.views)
+    if setup.helper.needs_roi_features:
+        values += DETECTIONS_PER_IMAGE * VALUES_PER_ROI
     record = 4 * values * len(setup.dataset.splits["train"])
     total = weights + (setup.num_cycles + 1) * per_cycle
     total += min(setup.keep_records, setup.num_cycles) * record
