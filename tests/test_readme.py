@@ -111,7 +111,7 @@ def more_words(command: str) -> list[str]:
     return []
 
 
-RUN = r"python (train\.py|test\.py|-m med_sslal (phantom|criteria|select))\b.*"
+RUN = r"python (train\.py|test\.py|-m med_sslal (phantom|criteria|select|report))\b.*"
 
 
 def check_of(command: str) -> Callable[[str], None] | None:

@@ -25,7 +25,6 @@ from med_sslal.report.svg import Axis, Chart, axis_for
 
 Json = Mapping[str, Any]
 
-_MAX_POINTS = 12
 _DASH = "\N{EN DASH}"
 
 
@@ -138,8 +137,8 @@ def _curve_chart(
         if curve["low"] is not None:
             chart.band(curve["labels"], curve["low"], curve["high"], colour)
         chart.line(curve["labels"], curve["values"], colour, width=2.4, dash=dash)
-        # Counted in boxes, every seed has points of its own, and the mean one at each.
-        if len(curve["labels"]) <= _MAX_POINTS:
+        # Counted in boxes, every seed has points of its own, and none is measured for all.
+        if len(curve["labels"]) <= max(map(len, study.rows[arm].values())):
             for labels, value in zip(curve["labels"], curve["values"], strict=True):
                 chart.point(labels, value, colour, f"{arm}: {value:.3f} with {labels:g} {unit}")
     return chart.to_html()
@@ -177,7 +176,7 @@ def _areas(study: StudyData) -> Section:
         rows = [_area_row(name, arm, scale) for name, arm in result["arms"].items()]
         headings: list[Content] = ["Arm", "Seeds", "Area", f"Minus {study.baseline}", ""]
         headings.append(f"{unit.capitalize()} saved")
-        body.append(table(headings, rows, caption=f"Against {unit}, from {low:g} to {high:g}."))
+        body.append(table(headings, rows, caption=f"Against {unit}, within {low:g} to {high:g}."))
     return Section("areas", "Areas under the curve", lead, [body, tag("p", aside, class_="aside")])
 
 
@@ -211,7 +210,8 @@ def _last_budget(study: StudyData) -> Section:
             if (comparison := arm["comparison"])
         ]
         headings = ["Arm", f"Minus {study.baseline}", "p", "Smallest p possible", "p after Holm"]
-        caption = f"At {result['label_range'][1]:g} {unit}."
+        caption = f"At the last {unit} that all arms of a seed reach, up to "
+        caption += f"{result['label_range'][1]:g}."
         body.append(table(headings, rows, caption=caption))
     lead = "What is left of the difference when the budget is spent, with its paired test."
     aside = (

@@ -98,7 +98,7 @@ figcaption { color: var(--muted); font-size: 14px; margin-top: 6px; overflow-wra
 .rim { stroke: rgba(0, 0, 0, 0.6); stroke-width: 3; }
 .truth { stroke: #2cd5a5; stroke-width: 1.8; }
 .found { stroke: #ffb000; stroke-width: 1.8; stroke-dasharray: 5 3; }
-.faint { opacity: 0.65; }
+.faint { stroke-opacity: 0.65; }
 .ignored { stroke: #f0f0f0; stroke-width: 1.6; stroke-dasharray: 1.5 3; }
 .gallery text { fill: #ffd98a; stroke: rgba(0, 0, 0, 0.75); paint-order: stroke;
   font-family: var(--sans); }
@@ -114,7 +114,7 @@ summary { cursor: pointer; color: var(--accent); font-size: 14px; }
 .stack { display: flex; height: 16px; background: var(--grid); overflow: hidden; min-width: 220px;
   position: relative; top: 3px; }
 .stack i { display: block; height: 100%; }
-.forest { width: 110px; height: 20px; display: block; }
+.forest { width: 110px; height: 20px; display: block; position: relative; top: 4px; }
 .forest .zero { stroke: var(--faint); stroke-width: 1; stroke-dasharray: 2 2; }
 .forest .span { stroke: var(--accent); stroke-width: 2; }
 .forest circle { fill: var(--accent); }

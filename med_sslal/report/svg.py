@@ -137,7 +137,8 @@ class Chart:
             ]
         style = f"fill:none;stroke:{colour};stroke-width:{width:g};stroke-linejoin:round"
         style += f";stroke-dasharray:{dash}" if dash else ""
-        style += f";opacity:{opacity:g}" if opacity < 1 else ""
+        # Not `opacity`: each such layer is rounded, and many of them tint the paper below.
+        style += f";stroke-opacity:{opacity:g}" if opacity < 1 else ""
         self._inside(tag("polyline", points=_coordinates(points), style=style))
 
     def band(
@@ -146,7 +147,7 @@ class Chart:
         """Fill the area between two lines."""
         edge = [*zip(x, high, strict=True), *reversed(list(zip(x, low, strict=True)))]
         points = [(self._px(a), self._py(b)) for a, b in edge]
-        style = f"fill:{colour};opacity:0.16"
+        style = f"fill:{colour};fill-opacity:0.16"
         self._inside(tag("polygon", points=_coordinates(points), style=style))
 
     def point(self, x: float, y: float, colour: str, tooltip: str, *, hollow: bool = False) -> None:
@@ -159,7 +160,7 @@ class Chart:
     def bar(self, x: float, low: float, high: float, colour: str) -> None:
         """An upright interval at one x."""
         where = self._px(x)
-        style = f"stroke:{colour};stroke-width:1.6;opacity:0.75"
+        style = f"stroke:{colour};stroke-width:1.6;stroke-opacity:0.75"
         self._parts.append(
             tag("line", x1=where, y1=self._py(low), x2=where, y2=self._py(high), style=style)
         )
@@ -175,7 +176,7 @@ class Chart:
                 y=top,
                 width=max(self._px(right) - 1 - x, 0.5),
                 height=max(self._py(self._y.low) - top, 0),
-                style=f"fill:{colour};opacity:0.35",
+                style=f"fill:{colour};fill-opacity:0.35",
             )
         )
 
