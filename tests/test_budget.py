@@ -18,6 +18,9 @@ from med_sslal.al.oracle import SimulatedOracle
 from med_sslal.al.pool import Pool
 from med_sslal.al.restrict import slice_positions
 from med_sslal.base.types import Annotation, ImageInfo
+from med_sslal.cli.build import build_dataset
+from med_sslal.cli.registries import registries
+from med_sslal.config.parse_config import ConfigParser
 from med_sslal.data.phantom_dataset import DeepLesionPhantom
 from med_sslal.utils.errors import ConfigError, DataError
 
@@ -90,6 +93,20 @@ def test_a_plan_of_any_selector_keeps_to_the_budget_and_spends_it(record, second
         for item in selection.items:
             assert item.values["predicted_cost"] == costs[item.image_id]
             assert item.reason.endswith(f"about {costs[item.image_id]:.1f} {unit}")
+
+
+@pytest.mark.parametrize("second", SELECTORS)
+def test_a_plan_does_not_depend_on_the_order_of_files(record, tmp_path, second):
+    images = random_images(np.random.default_rng(8), 40, 3)
+    backwards = dict(reversed(images.items()))
+    back = write_full_record(tmp_path / "back", backwards, n_classes=3, shard_size=7)
+    stages = (["entropy", {"type": "localization_tightness", "weight": 3}], second)
+    for unit, budget in (("images", 7), ("boxes", 17), ("seconds", 400)):
+        plans = [
+            query(one, *stages, budget=budget, budget_unit=unit, max_per_group=1)
+            for one in (record, back)
+        ]
+        assert plans[0] == plans[1]
 
 
 def test_images_are_taken_in_order_until_the_budget_is_spent(tmp_path):
@@ -354,7 +371,34 @@ def test_a_run_with_a_budget_in_boxes_never_exceeds_it(tmp_path, capsys):
     assert set(selection["scores"]) == {"combination", "entropy", "margin", "predicted_cost"}
     assert read(folder / "cycle_01" / "pool.json")["labelled"][4:] == selection["image_ids"]
     assert "planned images labelled, for" in (folder / "train.log").read_text()
+    assert run_train("-c", path, "--dry-run") == 0
     capsys.readouterr()
     change = "al_settings.args.budget_unit=images"
     assert run_train("--resume", folder, "--set", change) == 2
     assert "al_settings.args.budget_unit was 'boxes'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_whose_budget_pays_for_nothing_more_ends_there(tmp_path, capsys):
+    voc = make_voc(tmp_path / "voc", classes=2)
+    config = quick_config(voc, tmp_path / "runs")
+    config["arch"]["args"]["num_classes"] = 3
+    config["al_settings"]["args"] |= {"budget_unit": "boxes", "budget_num": 1}
+    config["trainer"] |= {"epochs": 1, "verbosity": 1}
+    path = write_config(tmp_path / "config.json", config)
+    parser = ConfigParser.from_file(path, registries())
+    pool = Pool((), build_dataset(parser).splits["train"])
+    first = parser.init_obj("al_settings", seed=config["seed"]).initial(pool)[0]
+    # One image of one box, and it is labelled from the start; the others have two.
+    label_file = voc / "Annotations" / f"{Path(first).stem}.xml"
+    text = label_file.read_text()
+    label_file.write_text(text[: text.rindex("<object>")] + "</annotation>")
+    assert run_train("-c", path, "--run-id", "x") == 0
+    folder = tmp_path / "runs" / "tiny" / "x"
+    summary = read(folder / "summary.json")
+    assert len(summary["cycles"]) == 1 and summary["finished"]
+    assert summary["cycles"][0]["labelled_boxes"] == 7
+    assert read(folder / "cycle_00" / "selection.json")["image_ids"] == []
+    assert "cycle 0 is the last: budget_num 1 boxes pays for none" in capsys.readouterr().out
+    assert run_train("--resume", folder) == 0
+    assert read(folder / "summary.json") == summary
