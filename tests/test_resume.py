@@ -10,10 +10,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from same_run import assert_same_run, read
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import files_of, make_voc, quick_config, run_train, write_config
 
@@ -21,8 +21,6 @@ from med_sslal.base.checkpoint import load_checkpoint
 from med_sslal.utils.interrupt import Interrupted, StopRequest
 
 ROOT = Path(__file__).parents[1]
-# What a clock or a place in the file system leaves behind.
-TIMES = {"seconds", "minutes", "config_hash", "sha256"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,46 +70,6 @@ def cut(folder: Path, *names: str) -> Path:
         else:
             path.unlink()
     return folder
-
-
-def clean(value: Any) -> Any:
-    """Without what a clock gave."""
-    if isinstance(value, dict):
-        return {key: clean(item) for key, item in value.items() if key not in TIMES}
-    return [clean(item) for item in value] if isinstance(value, list) else value
-
-
-def read(path: Path) -> Any:
-    return clean(json.loads(path.read_text()))
-
-
-def same(first: Any, second: Any) -> bool:
-    """Whether two nests of containers and tensors are equal to the bit."""
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
-    if isinstance(first, list):
-        return len(first) == len(second) and all(map(same, first, second))
-    return type(first) is type(second) and first == second
-
-
-def assert_same_run(first: Path, second: Path) -> None:
-    """Weights, states, selections, labels, predictions and metrics agree to the bit."""
-    names = {name for name in files_of(first) if name.endswith((".json", ".pth", ".npy", ".csv"))}
-    names -= {"environment.json", "config.json", "results.csv", "summary.json"}
-    assert names <= files_of(second)
-    for name in sorted(names):
-        if name.endswith(".json"):
-            assert read(first / name) == read(second / name), name
-        elif name.endswith(".npy"):
-            assert (first / name).read_bytes() == (second / name).read_bytes(), name
-        else:
-            contents = [load_checkpoint(run / name) for run in (first, second)]
-            for content in contents:
-                content.pop("config", None)
-            assert same(*map(clean, contents)), name
-    assert read(first / "summary.json") == read(second / "summary.json")
 
 
 def stop_at(patch: pytest.MonkeyPatch, number: int, error: type[Exception] | None) -> None:

@@ -48,7 +48,8 @@ class BaseTrainer(ABC):
             epochs: How many.
             monitor: What decides on the best epoch.
             save_period: Epochs between `checkpoint_epochNN.pth` files; 0 writes none.
-            checkpoint_seconds: Least time between two `checkpoint_last.pth` within a training.
+            checkpoint_seconds: Least time between two `checkpoint_last.pth` within a training; 0
+                writes one after every epoch, and none within.
             identity: Plain values that every checkpoint of this training carries (config, data
                 fingerprint, cycle, pool).
         """
@@ -59,13 +60,14 @@ class BaseTrainer(ABC):
         self.epoch = self.batch = 0
         self.seconds = 0.0
         self.history: list[dict[str, float | None]] = []
+        self._clock = self._saved = time.monotonic()
 
     @abstractmethod
     def train_epoch(self) -> dict[str, float | None]:
         """Train from `self.batch` to the end of the epoch, counting `self.batch` up.
 
         It is called again with all batches done where a stop came during the validation, and must
-        return the same values then.
+        return the same values then. Where `save_due` between two batches, it calls `save_position`.
         """
 
     @abstractmethod
@@ -102,8 +104,7 @@ class BaseTrainer(ABC):
         Raises:
             Interrupted: A stop was asked for; `checkpoint_last.pth` holds the position.
         """
-        saved = started = time.monotonic()
-        before = self.seconds
+        self._clock = self._saved = time.monotonic()
         try:
             while self.epoch < self.epochs and not self.monitor.exhausted():
                 values = self.train_epoch()
@@ -119,17 +120,13 @@ class BaseTrainer(ABC):
                     best = self.monitor.update(self.epoch, values)
                 self.after_epoch(values)
                 self.history.append(values)
-                now = time.monotonic()
-                self.seconds = before + now - started
                 if best:
                     self._save(BEST, with_state=False)
                 if self._save_period and self.epoch % self._save_period == 0:
                     self._save(f"checkpoint_epoch{self.epoch:02d}.pth")
-                if now - saved >= self._checkpoint_seconds:
-                    self._save(LAST)
-                    saved = now
+                if self.save_due() or not self._checkpoint_seconds:
+                    self.save_position()
         except Interrupted:
-            self.seconds = before + time.monotonic() - started
             self._save(LAST)
             raise
         if self.epoch == self.epochs:
@@ -140,7 +137,18 @@ class BaseTrainer(ABC):
             )
         self._save(LAST)
 
+    def save_due(self) -> bool:
+        """Whether `checkpoint_seconds` have passed since the position was saved."""
+        return 0 < self._checkpoint_seconds <= time.monotonic() - self._saved
+
+    def save_position(self) -> None:
+        """Write `checkpoint_last.pth`: what a kill can take is what comes after."""
+        self._save(LAST)
+        self._saved = time.monotonic()
+
     def _save(self, name: str, *, with_state: bool = True) -> None:
+        now = time.monotonic()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
         content = {
             **self._identity,
             "model": self.model_state(),
@@ -173,11 +181,17 @@ class BaseTrainer(ABC):
             candidates = resumable(self.folder)
             if not candidates:
                 return None
-            path, content, complaints = newest_good(candidates)
+            try:
+                path, content, complaints = newest_good(candidates, self._take_best)
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f"{error}. Remove {self.folder}: --resume trains this cycle anew"
+                ) from error
             for complaint in complaints:
                 logger.warning("%s; falling back", complaint)
         else:
             content = load_checkpoint(path)
+            self._take_best(content)
         if "state" not in content:
             raise CheckpointError(
                 f"{path} holds a model but no training state: resume from {LAST}, or start a new "
@@ -189,6 +203,34 @@ class BaseTrainer(ABC):
         self.epoch, self.batch = content["epoch"], content["batch"]
         self.seconds, self.history = content["seconds"], content["history"]
         return path
+
+    def _take_best(self, content: Mapping[str, Any]) -> None:
+        """See to it that the best model so far is there: the continuation may find no better one.
+
+        A kill while it was written leaves it as the previous copy. One of a later epoch is as
+        good: the continuation comes by that epoch and writes it again.
+
+        Args:
+            content: The checkpoint to continue from.
+
+        Raises:
+            CheckpointError: Neither copy is good and of that epoch or a later one.
+        """
+        epoch, best = content["monitor"]["best_epoch"], self.best_path()
+        if not epoch:
+            return
+        try:
+            path, found, _ = newest_good([best, previous(best)])
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"the best model so far, of epoch {epoch}, is lost: {error}"
+            ) from error
+        if found["epoch"] < epoch:
+            raise CheckpointError(
+                f"{path} is of epoch {found['epoch']}, not the best one so far, {epoch}"
+            )
+        if path != best:
+            save_checkpoint(best, found)
 
     def best_path(self) -> Path:
         """Where the best model of this training lies."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,19 +142,28 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def newest_good(candidates: Sequence[Path]) -> tuple[Path, dict[str, Any], list[str]]:
-    """The first checkpoint of `candidates` that loads.
+def newest_good(
+    candidates: Sequence[Path], check: Callable[[dict[str, Any]], object] = lambda content: None
+) -> tuple[Path, dict[str, Any], list[str]]:
+    """The first checkpoint of `candidates` that loads and passes `check`.
+
+    Args:
+        candidates: Where to look.
+        check: Called with the content; raises CheckpointError where it is of no use.
 
     Returns:
         Its path, its content, and one sentence for each candidate that was passed over.
 
     Raises:
-        CheckpointError: None loads.
+        CheckpointError: There is none.
     """
     complaints: list[str] = []
     for path in candidates:
         try:
-            return path, load_checkpoint(path), complaints
+            content = load_checkpoint(path)
+            check(content)
         except UserError as error:
             complaints.append(str(error))
+        else:
+            return path, content, complaints
     raise CheckpointError("no usable checkpoint: " + "; ".join(complaints))

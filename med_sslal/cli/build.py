@@ -1,6 +1,7 @@
 """From a checked config to built objects: the one place that reads its keys."""
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from med_sslal.al.pool import Pool
 from med_sslal.al.restrict import check_groups, check_pool, check_positions, slice_positions
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.base_model import ABILITIES, BaseModel
-from med_sslal.base.checkpoint import load_checkpoint
+from med_sslal.base.checkpoint import load_checkpoint, sidecar
 from med_sslal.cli.schedule import check_schedule
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.data.transforms import EvalTransform
 from med_sslal.eval.metric import metric_keys
 from med_sslal.model.parallel import ListDataParallel
+from med_sslal.model.weights import read_weights
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.trainer import TrainerSettings
 from med_sslal.utils.errors import CheckpointError, ConfigError
@@ -32,6 +34,8 @@ from med_sslal.utils.train_util import (
     seed_everything,
 )
 from med_sslal.utils.util import stable_hash
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_IMAGE_SIZE = 512
 
@@ -247,8 +251,21 @@ def initial_weights(config: ConfigParser, init_from: Path | None) -> dict[str, A
     seed_everything(config["seed"], "weights")
     model: BaseModel = config.init_obj("arch")
     if init_from is not None:
-        load_weights(model, load_checkpoint(init_from, require_checksum=False), init_from)
+        load_weights(model, _weights_file(init_from), init_from)
     return model.state_dict()
+
+
+def _weights_file(path: Path) -> dict[str, Any]:
+    """A checkpoint of this program; without a checksum, any file with a state dict.
+
+    Raises:
+        CheckpointError: It is damaged, or neither.
+    """
+    if sidecar(path).is_file():
+        return load_checkpoint(path)
+    content = {"model": read_weights(path)}
+    logger.warning("%s has no checksum file beside it: it is taken unverified", path)
+    return content
 
 
 def load_weights(model: nn.Module, content: Mapping[str, Any], path: Path) -> None:

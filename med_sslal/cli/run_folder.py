@@ -2,17 +2,22 @@
 
 import os
 import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
 
 from med_sslal.base.base_trainer import BEST
+from med_sslal.base.checkpoint import newest_good
 from med_sslal.utils.errors import CheckpointError, UserError
-from med_sslal.utils.util import write_json
+from med_sslal.utils.util import UNFINISHED, fsync_folder, remove_unfinished, write_json
 
 PACKAGES = ("torch", "torchvision", "albumentations", "numpy", "scikit-learn", "pycocotools")
 
@@ -30,26 +35,57 @@ class RunPath:
     checkpoint: Path | None = None
 
 
-def create_run_folder(save_dir: Path, name: str, run_id: str | None, seed: int) -> Path:
-    """Make `save_dir/name/<run id or time and seed>`.
+def new_run_folder(save_dir: Path, name: str, run_id: str | None, seed: int) -> Path:
+    """Name a run's folder, `save_dir/name/<run id or time and seed>`, without making it.
 
     Raises:
-        UserError: The folder exists already or cannot be made.
+        UserError: It exists already.
     """
-    last = run_id or f"{datetime.now():%Y%m%d_%H%M%S}_s{seed}"
-    folder = save_dir / name / last
+    folder = save_dir / name / (run_id or f"{datetime.now():%Y%m%d_%H%M%S}_s{seed}")
     if folder.exists():
-        raise UserError(
-            f"the run folder {folder} exists already: continue it with --resume, or give another "
-            "--run-id"
-        )
+        raise UserError(_exists(folder))
+    return folder
+
+
+@contextmanager
+def filled_first(folder: Path) -> Iterator[Path]:
+    """Make a run folder that has its name only when all is in it; an error leaves nothing.
+
+    Args:
+        folder: What `new_run_folder` named.
+
+    Yields:
+        The folder to fill, of a temporary name beside it.
+
+    Raises:
+        UserError: It cannot be made, or another process has made it meanwhile.
+    """
     try:
-        folder.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(mkdtemp(prefix=f".{folder.name}.", suffix=UNFINISHED, dir=folder.parent))
     except OSError as error:
         raise UserError(
-            f"cannot make a run folder under {save_dir} (trainer.save_dir): {error.strerror}"
+            f"cannot make the run folder {folder} (trainer.save_dir): {error.strerror}"
         ) from error
-    return folder
+    try:
+        # mkdtemp keeps others out, as a run's folder does not.
+        partial.chmod(0o755)
+        yield partial
+        try:
+            partial.rename(folder)
+        except OSError as error:
+            raise UserError(_exists(folder)) from error
+        fsync_folder(folder.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _exists(folder: Path) -> str:
+    return (
+        f"the run folder {folder} exists already: continue it with --resume, or give another "
+        "--run-id"
+    )
 
 
 def point_to(link: Path, folder: Path) -> None:
@@ -84,16 +120,34 @@ def find_run(path: str, save_dir: Path) -> RunPath:
     raise CheckpointError(f"there is no checkpoint or run folder {where}")
 
 
-def finished_best(folder: Path) -> Path:
+def finished_best(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
     """The best checkpoint of the last cycle whose training has ended.
 
+    A damaged one is passed over for that of the cycle before.
+
+    Returns:
+        Its path, its content, and one sentence for each that was passed over.
+
     Raises:
-        CheckpointError: No cycle is that far.
+        CheckpointError: No cycle is that far, or no such checkpoint is good.
     """
     done = [path.parent / BEST for path in sorted(folder.glob("cycle_*/training.json"))]
     if not done:
         raise CheckpointError(f"no cycle of {folder} is finished yet: continue it with --resume")
-    return done[-1]
+    return newest_good(done[::-1])
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove the half-written files that a killed process left in a run folder.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    try:
+        for part in (folder, *folder.glob("cycle_*")):
+            remove_unfinished(part)
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
 
 
 def environment(device: str, n_threads: int) -> dict[str, Any]:

@@ -31,12 +31,18 @@ def test(args: Namespace) -> int:
         UserError: Something the user can mend.
     """
     run = find_run(args.resume, Path("exp_results"))
-    path = run.checkpoint or finished_best(run.folder)
-    content = load_checkpoint(path, require_checksum=False)
+    complaints: list[str] = []
+    if run.checkpoint is None:
+        path, content, complaints = finished_best(run.folder)
+    else:
+        path = run.checkpoint
+        content = load_checkpoint(path, require_checksum=False)
     if "config" not in content:
         raise CheckpointError(f"{path} has no config in it: name a checkpoint of a cycle")
     config = ConfigParser.from_dict(content["config"], registries(), source=str(path))
     setup_logging(config.get("trainer.verbosity"))
+    for complaint in complaints:
+        logger.warning("%s; falling back to %s", complaint, path)
     if not sidecar(path).exists():
         logger.warning("%s has no checksum file beside it: it is taken unverified", path)
     devices = devices_of(config, args.device)

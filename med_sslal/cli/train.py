@@ -28,9 +28,11 @@ from med_sslal.cli.registries import registries
 from med_sslal.cli.report import write_run
 from med_sslal.cli.run_folder import (
     RunPath,
-    create_run_folder,
+    clear_unfinished,
     environment,
+    filled_first,
     find_run,
+    new_run_folder,
     point_to,
     save_config,
 )
@@ -86,30 +88,22 @@ def train(args: Namespace) -> int:
     else:
         check_shared(source, config, dataset.fingerprint())
     setup = build_setup(config, dataset, devices, show_progress=True)
-    folder = create_run_folder(
-        Path(config.get("trainer.save_dir")), config["name"], args.run_id, config["seed"]
-    )
-    try:
+    save_dir = Path(config.get("trainer.save_dir"))
+    folder = new_run_folder(save_dir, config["name"], args.run_id, config["seed"])
+    with filled_first(folder) as partial:
         if weights is not None:
-            _save_initial(folder, dataset, weights, init_from)
+            _save_initial(partial, dataset, weights, init_from)
         else:
-            take_over(source, folder)
-        _begin(folder, config, dataset)
-        point_to(Path(config.get("trainer.save_dir")) / "latest", folder)
+            take_over(source, partial)
+        splits = {name: list(ids) for name, ids in dataset.splits.items()}
+        write_json(partial / "split.json", splits)
+        save_config(partial, config.resolved)
+    try:
+        point_to(save_dir / "latest", folder)
     except UserError:
         shutil.rmtree(folder)
         raise
     return _run(folder, setup, devices)
-
-
-def _begin(folder: Path, config: ConfigParser, dataset: BaseDataset) -> None:
-    """Write what a run holds beside its initial weights; config.json comes last.
-
-    A folder without config.json is no run folder, so a run that dies here cannot be resumed by
-    mistake.
-    """
-    write_json(folder / "split.json", {name: list(ids) for name, ids in dataset.splits.items()})
-    save_config(folder, config.resolved)
 
 
 def _save_initial(
@@ -149,8 +143,12 @@ def _run(folder: Path, setup: RunSetup, devices: Devices) -> int:
         # Not logged: it is told at every verbosity.
         sys.stdout.write(f"stopped; go on with: python train.py --resume {folder}\n")
         return request.exit_code
-    except Exception:
+    except Exception as error:
         logger.debug("ended by an error", exc_info=True)
+        if isinstance(error, UserError | OSError):
+            sys.stdout.write(
+                f"what is done is kept; go on with: python train.py --resume {folder}\n"
+            )
         raise
     finally:
         remove_log_file(handler)
@@ -188,7 +186,7 @@ def _warn_of_changes(path: Path, found: Mapping[str, Any]) -> None:
 
 def _resume(args: Namespace) -> int:
     """Continue a run in its own folder."""
-    run = find_run(args.resume, Path("exp_results"))
+    run = find_run(args.resume, _save_dir(args))
     named = None if run.checkpoint is None else _named_checkpoint(run)
     saved = read_json(run.folder / "config.json")
     config = ConfigParser.from_dict(
@@ -202,16 +200,40 @@ def _resume(args: Namespace) -> int:
     _apply_resume_policy(before.resolved, config)
     devices = devices_of(config, args.device)
     dataset = build_dataset(config)
-    initial = load_checkpoint(run.folder / "initial.pth")
+    initial = _load_initial(run.folder)
     setup = build_setup(config, dataset, devices, show_progress=True)
     for path, content in ((run.folder / "initial.pth", initial), (run.checkpoint, named)):
         if path is not None and content is not None:
             _check_fits(path, content, setup)
     if named is not None:
         _check_furthest(run, named)
+    clear_unfinished(run.folder)
     save_config(run.folder, config.resolved)
     logger.info("resuming %s", run.folder)
     return _run(run.folder, setup, devices)
+
+
+def _save_dir(args: Namespace) -> Path:
+    """Where `latest` is looked for: the default, or what `--set trainer.save_dir` says."""
+    given = [
+        override.value for override in args.overrides if override.path == ("trainer", "save_dir")
+    ]
+    return Path(str(given[-1]) if given else "exp_results")
+
+
+def _load_initial(folder: Path) -> dict[str, Any]:
+    """The weights that every cycle of a run starts from.
+
+    Raises:
+        CheckpointError: They are damaged or missing, and nothing can stand in for them.
+    """
+    try:
+        return load_checkpoint(folder / "initial.pth")
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}: every cycle starts from it, so put back a copy with its .sha256 file, or "
+            "start a new run"
+        ) from error
 
 
 def _apply_resume_policy(saved: Mapping[str, Any], config: ConfigParser) -> None:

@@ -17,8 +17,7 @@ from med_sslal.al.restrict import slice_positions
 from med_sslal.al.scoring import score_pool
 from med_sslal.al.selection_io import read_selection, write_detections, write_selection
 from med_sslal.base.base_model import BaseModel
-from med_sslal.base.base_trainer import BEST
-from med_sslal.base.checkpoint import load_checkpoint, weights_hash
+from med_sslal.base.checkpoint import weights_hash
 from med_sslal.base.types import Annotation, Prediction, Selection
 from med_sslal.eval.coco_utils import from_coco_predictions, to_coco_predictions
 from med_sslal.eval.metric import evaluate
@@ -28,7 +27,7 @@ from med_sslal.trainer.inference import loader_of, predict, split_labels
 from med_sslal.trainer.initial_set import initial_set
 from med_sslal.trainer.results import note_seconds, write_results
 from med_sslal.trainer.setup import RunSetup
-from med_sslal.trainer.training import train_cycle
+from med_sslal.trainer.training import load_best, train_cycle
 from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.util import read_json, stable_hash, write_json
 
@@ -82,7 +81,9 @@ class CycleLoop:
             rows.append(self._evaluate(state))
             planned = state.number == setup.num_cycles
             last = planned or not state.pool.unlabelled
-            write_results(self._folder, rows, finished=last)
+            # A resumed run walks through finished cycles; the table on disk has all of them.
+            if last or not self.cycle_folder(state.number + 1).exists():
+                write_results(self._folder, rows, finished=last)
             self._stop.check()
             if planned:
                 return rows
@@ -122,7 +123,6 @@ class CycleLoop:
             len(state.pool.labelled),
             n_pseudo,
         )
-        before = self.cycle_folder(state.number - 1) / BEST
         outcome = train_cycle(
             self._setup,
             folder,
@@ -131,14 +131,15 @@ class CycleLoop:
             pseudo=state.pseudo.labels if state.pseudo else {},
             pool=state.pool,
             initial=self._folder / "initial.pth",
-            before=before if state.number else None,
+            before=self.cycle_folder(state.number - 1) if state.number else None,
             fingerprint=self._fingerprint,
             stop=self._stop,
         )
-        write_json(done, {**outcome, "planned": self._setup.settings.length})
+        # First: nothing comes back to them once the training has ended.
         if self._setup.keep_checkpoints == "best_last":
             for path in (*folder.glob("checkpoint_epoch*"), *folder.glob("*_previous.pth*")):
                 path.unlink()
+        write_json(done, {**outcome, "planned": self._setup.settings.length})
 
     def _reopened(self, folder: Path) -> bool:
         """Whether an ended training goes on, because a resumed run asks for a longer one.
@@ -164,7 +165,7 @@ class CycleLoop:
     def _best_model(self, cycle: int) -> BaseModel:
         """The cycle's best model on the main device."""
         model = self._setup.make_model()
-        content = load_checkpoint(self.cycle_folder(cycle) / BEST)
+        content = load_best(self.cycle_folder(cycle))
         model.load_state_dict(content["model"])
         return model.to(self._setup.devices.main)
 
@@ -325,7 +326,7 @@ class CycleLoop:
         for label in labels.values():
             for number in label.labels[~label.ignore]:
                 counts[names[number - 1]] += 1
-        best = load_checkpoint(folder / BEST)
+        best = load_best(folder)
         header = RecordHeader(
             dataset_fingerprint=self._fingerprint,
             model_hash=weights_hash(best["model"]),

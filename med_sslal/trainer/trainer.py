@@ -178,6 +178,9 @@ class Trainer(BaseTrainer):
                 if self._device.type == "cpu" or len(self._pending) >= LOSS_CHECK_STEPS:
                     self._settle()
                 progress.advance(self._note() if progress.due() else "")
+                if self.save_due():
+                    self._settle()
+                    self.save_position()
         self._settle()
         lr = self._optimizer.param_groups[0]["lr"]
         mean: dict[str, float | None] = {

@@ -11,6 +11,7 @@ from torch import nn
 
 from med_sslal.al.pool import Pool
 from med_sslal.base.base_data_loader import BaseDataLoader
+from med_sslal.base.base_trainer import BEST
 from med_sslal.base.checkpoint import load_checkpoint, sidecar
 from med_sslal.base.types import Annotation, Prediction
 from med_sslal.data.dataset import LabelledView
@@ -20,6 +21,7 @@ from med_sslal.logger.visualization import TensorboardWriter, draw_boxes
 from med_sslal.trainer.inference import loader_of, predict, split_labels
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.trainer import Trainer
+from med_sslal.utils.errors import CheckpointError
 from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.train_util import seed_everything
 from med_sslal.utils.util import stable_hash
@@ -53,7 +55,7 @@ def train_cycle(
         pseudo: Pseudo-labels, disjoint from it.
         pool: Saved in the checkpoints.
         initial: Checkpoint of the initial weights.
-        before: Checkpoint of the previous cycle's best model, None in cycle 0.
+        before: Folder of the previous cycle, None in cycle 0.
         fingerprint: Of the data set, saved in the checkpoints.
         stop: Checked before every batch.
 
@@ -69,8 +71,10 @@ def train_cycle(
         raise ValueError(f"{len(both)} images are labelled and pseudo-labelled at once")
     seed_everything(setup.seed, "training", cycle)
     model = setup.make_model()
-    start = before if before is not None and setup.helper.restart == "continue" else initial
-    model.load_state_dict(load_checkpoint(start)["model"])
+    if before is not None and setup.helper.restart == "continue":
+        model.load_state_dict(load_best(before)["model"])
+    else:
+        model.load_state_dict(load_checkpoint(initial)["model"])
     model.to(setup.devices.main)
     optimizer = setup.make_optimizer(model)
     sampler = EpochBatchSampler(
@@ -120,8 +124,9 @@ def train_cycle(
             cycles_left=setup.num_cycles - cycle,
         )
         restored = trainer.resume()
+        # From the start too: a run that was killed before its first checkpoint may have written.
+        writer.hide_from(trainer.step + 1)
         if restored is not None:
-            writer.hide_from(trainer.step + 1)
             logger.info(
                 "restored from %s: %d epochs and %d batches of cycle %d",
                 restored.name,
@@ -142,6 +147,20 @@ def train_cycle(
         "best_checkpoint": trainer.best_path().name,
         "sha256": sidecar(trainer.best_path()).read_text().split()[0],
     }
+
+
+def load_best(folder: Path) -> dict[str, Any]:
+    """The content of the best model's checkpoint of a cycle whose training has ended.
+
+    Raises:
+        CheckpointError: It is damaged or missing.
+    """
+    try:
+        return load_checkpoint(folder / BEST)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}. Remove {folder} and the cycles after it: --resume trains them anew"
+        ) from error
 
 
 class Validation:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from med_sslal.utils.errors import DataError, UserError
+
+# What is written under another name first ends in it, so that what a kill left can be told.
+UNFINISHED = ".partial"
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -26,7 +30,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """
     temporary: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
         temporary = Path(name)
         with os.fdopen(handle, "wb") as stream:
             write(stream)
@@ -40,6 +44,19 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    for path in folder.glob(f".*{UNFINISHED}"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def fsync_folder(folder: Path) -> None:
