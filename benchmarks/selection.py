@@ -1,0 +1,202 @@
+"""Criteria and second stages on a made-up record: seconds and memory.
+
+    python -m benchmarks.selection [--images 20000] [--detections 20] [--budget 1000] [--classes 3]
+
+First every criterion of one pass, then every second stage: with the default candidates (2 x budget)
+and, where it reads embeddings only, over the whole pool as an arm of its own. Then
+`cald_consistency` against a loop over boxes, and `class_conditional_similarity` of 400 images of
+100 detections. Seconds are wall and CPU time; memory is the process's peak (Linux), which holds
+Python and torch (printed first) and the pages of the record that were touched.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import entropy
+
+from med_sslal.al.al_criteria import CRITERIA, SELECTORS
+from med_sslal.al.arrays import paired_iou
+from med_sslal.al.criteria.base import confidence
+from med_sslal.al.criteria.cald_consistency import AUGMENTATIONS, CaldConsistency
+from med_sslal.al.record import PLAIN, PoolRecord, RecordHeader
+from med_sslal.al.record_writer import RecordWriter
+from med_sslal.base.types import Detections, ImageInfo
+
+EMBEDDING, ROI_FEATURES, PROPOSALS, LABELLED = 512, 256, 20, 500
+ONLY_EMBEDDINGS = ("k_means_diversity", "k_means_plus_plus", "k_center")
+
+
+def detections(generator: np.random.Generator, n_boxes: int, n_classes: int) -> Detections:
+    """One image of 512 x 512 pixels."""
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return torch.from_numpy(generator.random(shape, dtype=np.float32))
+
+    def boxes(rows: int) -> torch.Tensor:
+        corners = uniform(rows, 2) * 450
+        return torch.cat([corners, corners + 8 + uniform(rows, 2) * 54], dim=1)
+
+    logits = torch.from_numpy(generator.normal(size=(n_boxes, n_classes + 1)).astype(np.float32))
+    probs = torch.softmax(2 * logits, dim=1)
+    scores, labels = probs[:, 1:].max(dim=1)
+    found = boxes(n_boxes)
+    return Detections(
+        boxes=found,
+        labels=labels + 1,
+        scores=scores.clamp(min=0.05),
+        class_probs=probs,
+        proposals=found + 4 * uniform(n_boxes, 4),
+        embedding=uniform(EMBEDDING),
+        top_proposals=boxes(PROPOSALS),
+        top_objectness=uniform(PROPOSALS),
+        roi_features=uniform(n_boxes, ROI_FEATURES),
+    )
+
+
+def write_record(
+    path: Path,
+    n_images: int,
+    n_boxes: int,
+    n_classes: int,
+    *,
+    views: Iterable[str] = (),
+    roi_features: bool = True,
+) -> PoolRecord:
+    """A record of random images; the boxes of a view are those of the image, shifted."""
+    generator = np.random.default_rng(0)
+    names = tuple(f"class{number}" for number in range(n_classes))
+    header = RecordHeader(
+        "data",
+        "model",
+        "config",
+        names,
+        class_counts=dict.fromkeys(names, 10),
+        class_difficulty=dict.fromkeys(names, 0.5),
+    )
+    with RecordWriter(path, header, views=tuple(views), roi_features=roi_features) as writer:
+        for number in range(n_images + LABELLED):
+            name = f"image{number:06d}"
+            found = detections(generator, n_boxes, n_classes)
+            info = ImageInfo(name, name, f"{name}.png", (512, 512))
+            if number >= n_images:
+                writer.add_labelled(info, found)
+                continue
+            others = {}
+            for view in views:
+                other = detections(generator, n_boxes, n_classes)
+                other.boxes.copy_(found.boxes + 6 * torch.rand(n_boxes, 4))
+                others[view] = other
+            writer.add(info, found, others)
+        return writer.close()
+
+
+def measured(name: str, run: Callable[[], object]) -> float:
+    """Run once, print what it took, and return the wall seconds."""
+    Path("/proc/self/clear_refs").write_text("5")  # Resets the peak.
+    cpu, started = time.process_time(), time.perf_counter()
+    run()
+    wall, cpu = time.perf_counter() - started, time.process_time() - cpu
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
+    sys.stdout.write(f"{name:<44}{wall:8.2f} s {cpu:8.2f} s CPU {peak:8.0f} MiB\n")
+    sys.stdout.flush()
+    return wall
+
+
+def criteria_and_selectors(folder: Path, args: argparse.Namespace) -> None:
+    record = write_record(folder / "pool", args.images, args.detections, args.classes)
+    measured("nothing (Python, torch)", lambda: None)
+    values: dict[str, np.ndarray] = {}
+
+    def rate(name: str) -> None:
+        values[name] = CRITERIA[name]()(record, 1)
+
+    def select(name: str, candidates: np.ndarray) -> float:
+        title = f"{name}, {args.budget} of {len(candidates)}"
+        ranked = {"entropy": values["entropy"], **values}
+        selector = SELECTORS[name]()
+        return measured(title, lambda: selector.select(record, candidates, ranked, args.budget, 1))
+
+    one_pass = [name for name, cls in CRITERIA.items() if set(cls().views) <= {PLAIN}]
+    total = sum(measured(name, partial(rate, name)) for name in one_pass)
+    ranking = np.argsort(-values["entropy"], kind="stable")
+    total += sum(select(name, ranking[: 2 * args.budget]) for name in SELECTORS)
+    sys.stdout.write(f"{'all of these':<44}{total:8.2f} s\n")
+    for name in ONLY_EMBEDDINGS:
+        select(name, ranking)
+
+
+def cald_by_loop(record: PoolRecord, beta: float = 1.3) -> list[float]:
+    """CALD's value of every image, with a loop over images, views and boxes."""
+    plain, values = record.section(PLAIN), []
+    others = [record.section(view) for view in AUGMENTATIONS]
+    sure_of = [confidence(section) for section in (plain, *others)]
+    for image in range(len(plain)):
+        total = 0.0
+        for other, sure_there in zip(others, sure_of[1:], strict=True):
+            rows = slice(other.offsets[image], other.offsets[image + 1])
+            boxes, probs, sure = other.boxes[rows], other.class_probs[rows], sure_there[rows]
+            gaps = []
+            for box in range(plain.offsets[image], plain.offsets[image + 1]):
+                iou = paired_iou(np.repeat(plain.boxes[box][None], len(boxes), axis=0), boxes)
+                best = int(iou.argmax())
+                agreement = 0.0
+                if iou[best] > 0:
+                    p, q = plain.class_probs[box], probs[best]
+                    middle = (p + q) / 2
+                    js = (entropy(p, middle, base=2) + entropy(q, middle, base=2)) / 2
+                    agreement = (1 - js) * (sure_of[0][box] + sure[best]) / 2
+                gaps.append(abs(iou[best] + agreement - beta))
+            total += min(gaps)
+        values.append(-total / len(AUGMENTATIONS))
+    return values
+
+
+def cald(folder: Path, n_images: int, n_boxes: int, n_classes: int) -> None:
+    record = write_record(
+        folder / "cald", n_images, n_boxes, n_classes, views=AUGMENTATIONS, roi_features=False
+    )
+    found: list[np.ndarray] = []
+    own = measured(
+        f"cald_consistency, {n_images} images", lambda: found.append(CaldConsistency()(record, 1))
+    )
+    loop = measured(
+        "the same by a loop over boxes", lambda: found.append(np.array(cald_by_loop(record)))
+    )
+    largest = np.abs(found[0] - found[1]).max()
+    sys.stdout.write(f"loop / ours = {loop / own:.0f}, largest difference {largest:.1e}\n")
+
+
+def similarity(folder: Path, n_classes: int) -> None:
+    record = write_record(folder / f"similarity{n_classes}", 400, 100, n_classes)
+    selector = SELECTORS["class_conditional_similarity"]()
+    measured(
+        f"class_conditional_similarity, 400 x 100, {n_classes} classes",
+        lambda: selector.select(record, np.arange(400), {}, 100, 1),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--detections", type=int, default=20)
+    parser.add_argument("--budget", type=int, default=1000)
+    parser.add_argument("--classes", type=int, default=3)
+    args = parser.parse_args()
+    sys.stdout.write(f"{torch.get_num_threads()} threads, NumPy {np.__version__}\n")
+    with tempfile.TemporaryDirectory() as name:
+        criteria_and_selectors(Path(name), args)
+        cald(Path(name), 200, args.detections, args.classes)
+        for n_classes in (80, 10):
+            similarity(Path(name), n_classes)
+
+
+if __name__ == "__main__":
+    main()
