@@ -177,6 +177,21 @@ def test_gradient_clipping(tmp_path: Path) -> None:
     assert steps_of(model) == pytest.approx([0.125] * 8)
 
 
+@pytest.mark.parametrize("n_pseudo", [0, 4])
+def test_a_batch_in_parts_gives_the_steps_of_the_whole(tmp_path: Path, n_pseudo: int) -> None:
+    """Brightnesses are powers of two, so that no rounding hides a difference."""
+    brightness = [1.0, 0.5, 0.25, 1.0, 0.5, 2.0, 1.0, 0.5]
+    found = []
+    for parts in (1, 2):
+        trainer, model = trainer_of(
+            tmp_path / str(parts), brightness=brightness, n_pseudo=n_pseudo, accumulate=parts
+        )
+        trainer.train()
+        assert all(len(shown) == 2 // parts for shown in model.shown)
+        found.append((model.seen[::parts], model.w.item(), trainer.history, trainer.model_facts()))
+    assert found[0] == found[1]
+
+
 def test_warm_up_rises_linearly_and_leaves_the_schedule_alone(tmp_path: Path) -> None:
     trainer, model = trainer_of(tmp_path, warmup_steps=4)
     trainer.train()

@@ -95,7 +95,7 @@ def build_setup(
     if config.get("al_settings.num_cycles"):
         check_detector(config, helper)
     pseudo = config.get("ssl_settings.include_pseudolabels")
-    if pseudo and config["batch_size"] < 2:
+    if pseudo and config["batch_size"] * config.get("trainer.accumulate") < 2:
         raise ConfigError(
             "batch_size is 1, but ssl_settings.include_pseudolabels fills half of each batch: set "
             "it to 2 or more"

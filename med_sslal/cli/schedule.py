@@ -45,7 +45,8 @@ def check_schedule(config: ConfigParser, helper: ActiveLearningHelper, pool_size
 
 def _most_moves(config: ConfigParser, helper: ActiveLearningHelper, pool_size: int) -> int:
     """How often the scheduler moves in the longest cycle, at most."""
-    trainer, batch_size = config["trainer"], config["batch_size"]
+    trainer = config["trainer"]
+    batch_size = config["batch_size"] * trainer["accumulate"]
     by_step = config["lr_scheduler"]["interval"] == "step"
     if trainer["steps_per_cycle"]:
         batches = max(1, helper.n_initial(pool_size) // batch_size)

@@ -38,6 +38,7 @@ _WARNED = (
     "trainer.early_stop",
     "trainer.precision",
     "trainer.grad_clip",
+    "trainer.accumulate",
     "trainer.warmup_steps",
 )
 

@@ -249,6 +249,13 @@ SCHEMA: tuple[Key | TypeSection, ...] = (
         rule=Rule("more than 0", lambda value: value > 0),
     ),
     Key(
+        "trainer.accumulate",
+        int,
+        "batches whose gradients add up to one step, as of a batch that many times as large",
+        1,
+        rule=_POSITIVE,
+    ),
+    Key(
         "trainer.warmup_steps",
         int,
         "steps over which the learning rate rises from 0 at the start of a training",

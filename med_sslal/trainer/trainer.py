@@ -19,10 +19,11 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from med_sslal.base.base_data_loader import BaseDataLoader
 from med_sslal.base.base_trainer import BaseTrainer
 from med_sslal.base.monitor import Monitor
-from med_sslal.base.types import Batch
+from med_sslal.base.types import Batch, ModelOutput
 from med_sslal.data.sampler import EpochBatchSampler
 from med_sslal.logger.progress import Progress, duration
 from med_sslal.logger.visualization import TensorboardWriter
+from med_sslal.model.parallel import gather_outputs, scatter_parts
 from med_sslal.trainer.difficulty import ClassDifficulty
 from med_sslal.utils.errors import UserError
 from med_sslal.utils.interrupt import StopRequest
@@ -48,6 +49,7 @@ class TrainerSettings:
         save_period: Epochs between numbered checkpoints.
         checkpoint_seconds: Least time between two `checkpoint_last.pth` within a training.
         grad_clip: Largest gradient norm, or None.
+        accumulate: Parts of a batch that are computed one after the other.
         warmup_steps: Steps over which the learning rate rises linearly from zero.
         lr_interval: "epoch" or "step": when the scheduler steps.
         pseudo_weight: Weight of the pseudo-labelled loss after its ramp.
@@ -63,6 +65,7 @@ class TrainerSettings:
     save_period: int = 0
     checkpoint_seconds: float = 60.0
     grad_clip: float | None = None
+    accumulate: int = 1
     warmup_steps: int = 0
     lr_interval: str = "epoch"
     pseudo_weight: float = 1.0
@@ -206,16 +209,19 @@ class Trainer(BaseTrainer):
         )
 
     def _train_step(self, batch: Batch) -> None:
-        """One optimiser step."""
-        output = self._model(batch.images, batch.targets, batch.frames)
-        per_image = torch.stack(list(output.losses.values())).sum(0)
-        loss = self._weighted(per_image, batch.pseudo)
+        """One optimiser step; the gradients of the batch's parts add up to that of the batch."""
         self._optimizer.zero_grad(set_to_none=True)
+        weights = self._image_weights(batch.pseudo)
+        parts = scatter_parts(batch.images, batch.targets, batch.frames, self._settings.accumulate)
+        sizes = [len(images) for images, *_ in parts]
+        outputs: list[ModelOutput] = []
+        for part, weight in zip(parts, weights.split(sizes), strict=True):
+            outputs.append(self._model(*part))
+            loss = (torch.stack(list(outputs[-1].losses.values())).sum(0) * weight).sum()
+            (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+        output = gather_outputs(outputs, self._device)
         if self._scaler is not None:
-            self._scaler.scale(loss).backward()
             self._scaler.unscale_(self._optimizer)
-        else:
-            loss.backward()
         if self._settings.grad_clip is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._settings.grad_clip)
         self._optimizer_step()
@@ -223,18 +229,21 @@ class Trainer(BaseTrainer):
             self._difficulty.update(output.class_quality, ~batch.pseudo)
         names = [frame.info.image_id for frame in batch.frames]
         losses = {name: value.detach() for name, value in output.losses.items()}
-        self._pending.append((names, losses, loss.detach()))
+        loss = (torch.stack(list(losses.values())).sum(0) * weights).sum()
+        self._pending.append((names, losses, loss))
 
-    def _weighted(self, per_image: Tensor, pseudo: Tensor) -> Tensor:
-        """Mean over the labelled images plus the weighted mean over the pseudo-labelled ones."""
+    def _image_weights(self, pseudo: Tensor) -> Tensor:
+        """Weights [B] of the images' losses, summed then.
+
+        They give the mean over the labelled images plus the weighted mean over the
+        pseudo-labelled ones.
+        """
         if not self._sampler.n_pseudo:
-            return per_image.mean()
+            return torch.full(pseudo.shape, 1 / len(pseudo), device=pseudo.device)
         # The ramp lasts the first tenth of the steps: early pseudo-labels would drown the labels.
         ramp = min(1.0, self.step / max(0.1 * self._total_steps, 1.0))
-        counts = pseudo.sum().clamp(min=1), (~pseudo).sum().clamp(min=1)
-        labelled_loss = (per_image * ~pseudo).sum() / counts[1]
-        pseudo_loss = (per_image * pseudo).sum() / counts[0]
-        return labelled_loss + self._settings.pseudo_weight * ramp * pseudo_loss
+        n_pseudo, n_labelled = pseudo.sum(), (~pseudo).sum()
+        return torch.where(pseudo, self._settings.pseudo_weight * ramp / n_pseudo, 1 / n_labelled)
 
     def _optimizer_step(self) -> None:
         """Step optimiser and per-step schedule; warm-up scales the rate of this step only."""

@@ -78,7 +78,10 @@ def train_cycle(
     model.to(setup.devices.main)
     optimizer = setup.make_optimizer(model)
     sampler = EpochBatchSampler(
-        len(labels), len(pseudo), setup.batch_size, stable_hash(setup.seed, "order", cycle)
+        len(labels),
+        len(pseudo),
+        setup.batch_size * setup.settings.accumulate,
+        stable_hash(setup.seed, "order", cycle),
     )
     loader = BaseDataLoader(
         LabelledView(

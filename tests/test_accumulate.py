@@ -1,0 +1,109 @@
+"""Gradient accumulation: parts of a batch give the training of the whole batch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import SIDE, make_voc, run_train, tiny_config, write_config
+
+from med_sslal.base.base_data_loader import BaseDataLoader
+from med_sslal.data.dataset import LabelledView
+from med_sslal.data.sampler import EpochBatchSampler
+from med_sslal.data.transforms import EvalTransform
+from med_sslal.data.voc import PascalVOC
+from med_sslal.logger.visualization import TensorboardWriter
+from med_sslal.model.detectors import FasterRCNN
+from med_sslal.trainer.trainer import Trainer, TrainerSettings
+from med_sslal.utils.interrupt import StopRequest
+from med_sslal.utils.util import read_json
+
+N_IMAGES, N_PSEUDO, BATCH = 7, 2, 6
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PascalVOC:
+    return PascalVOC(root=str(make_voc(tmp_path_factory.mktemp("data") / "voc")), eval_split=0.4)
+
+
+def trained(folder: Path, dataset: PascalVOC, norm: str, accumulate: int) -> Trainer:
+    """Three steps of SGD; returns the trainer."""
+    torch.manual_seed(0)
+    model = FasterRCNN(
+        num_classes=2,
+        backbone_name="resnet18",
+        # The architecture of frozen norm, without its weights.
+        pretrained=norm == "frozen",
+        load_pretrained=False,
+        norm=norm,
+        rpn_pre_nms_top_n_train=60,
+        rpn_post_nms_top_n_train=30,
+        box_head_size=32,
+    )
+    # With samplers that take everything, nothing is left to chance.
+    for part in (model.rpn, model.roi_heads):
+        part.fg_bg_sampler.batch_size_per_image = 100_000
+    ids = dataset.splits["train"][:N_IMAGES]
+    sampler = EpochBatchSampler(N_IMAGES - N_PSEUDO, N_PSEUDO, BATCH, seed=0)
+    view = LabelledView(
+        dataset, dataset.annotations, ids, EvalTransform(SIDE), frozenset(ids[-N_PSEUDO:])
+    )
+    folder.mkdir()
+    trainer = Trainer(
+        folder,
+        model=model,
+        bare_model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
+        scheduler=None,
+        loader=BaseDataLoader(view, batch_sampler=sampler),
+        sampler=sampler,
+        evaluate=lambda epoch: {},
+        settings=TrainerSettings(
+            epochs=9, steps_per_cycle=3, accumulate=accumulate, grad_clip=5.0, show_progress=False
+        ),
+        device=torch.device("cpu"),
+        scaler=None,
+        writer=TensorboardWriter(folder, enabled=False),
+        stop=StopRequest(),
+        identity={},
+        class_names=dataset.class_names,
+    )
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("norm", ["group", "frozen"])
+def test_weights_are_those_of_the_whole_batch(tmp_path: Path, dataset: PascalVOC, norm: str):
+    """Parts of 2, 3 and 1 images, with pseudo-labelled ones, batches of 6 and 2 images."""
+    whole = trained(tmp_path / "whole", dataset, norm, 1)
+    for accumulate in (2, 3, 6):
+        parts = trained(tmp_path / str(accumulate), dataset, norm, accumulate)
+        for name, value in whole.model_state().items():
+            torch.testing.assert_close(
+                parts.model_state()[name], value, atol=1e-6, rtol=1e-4, msg=lambda m, n=name: n + m
+            )
+        difficulties = [run.model_facts()["class_difficulty"] for run in (parts, whole)]
+        assert difficulties[0] == pytest.approx(difficulties[1])
+        for one, other in zip(parts.history, whole.history, strict=True):
+            assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_a_step_takes_batch_size_times_accumulate_images(tmp_path: Path):
+    """Six labelled images: three steps of two each become one of six, also with batches of one."""
+    data = make_voc(tmp_path / "voc")
+    for name, batch_size, accumulate, steps in (("a", 2, 1, 3), ("b", 2, 3, 1), ("c", 1, 6, 1)):
+        config = tiny_config(data, tmp_path / "results")
+        config |= {"name": name, "batch_size": batch_size}
+        config["al_settings"]["num_cycles"] = 0
+        config["trainer"] |= {"epochs": 1, "accumulate": accumulate}
+        path = write_config(tmp_path / f"{name}.json", config)
+        assert run_train("-c", path, "--run-id", "run") == 0
+        training = read_json(tmp_path / "results" / name / "run" / "cycle_00" / "training.json")
+        assert training["steps"] == steps
