@@ -166,7 +166,7 @@ def bought_section(run: RunData) -> Section | None:
     has_patients = any(dataset.infos[name].group_id != name for name in pool)
     several = len(dataset.class_names) > 1
     headings: list[Content] = ["", "Images"]
-    headings += ["Patients", "Per patient"] if has_patients else []
+    headings += ["Patients"] if has_patients else []
     headings += ["Boxes", "Boxes per image", "Without object"]
     headings += list(dataset.class_names) if several else []
     headings += [f"Up to {limits[0]:.0f} px", "Between", f"From {limits[1]:.0f} px"]
@@ -175,8 +175,7 @@ def bought_section(run: RunData) -> Section | None:
         labels = [dataset.annotations[image_id] for image_id in ids]
         cells: list[Content] = [name, len(ids)]
         if has_patients:
-            patients = len({dataset.infos[image_id].group_id for image_id in ids})
-            cells += [patients, number(len(ids) / patients if patients else None, 1)]
+            cells.append(len({dataset.infos[image_id].group_id for image_id in ids}))
         n_boxes = sum(label.n_objects for label in labels)
         cells += [n_boxes, number(n_boxes / len(ids) if ids else None, 2)]
         cells.append(_share(sum(label.n_objects == 0 for label in labels), len(ids)))

@@ -61,7 +61,9 @@ def cycles_section(run: RunData) -> Section:
     has_mean = any("test_sens_mean" in row for row in run.rows)
     headings: list[Content] = ["Cycle", "Images", "Boxes", "Pseudo-labelled", *marks.values()]
     headings += ["Mean (95 % interval)"] if has_mean else []
-    headings += [*headline.values(), *(key.removeprefix("test_") for key in per_class), "Minutes"]
+    # A space, so that a long name can go on below.
+    of_classes = [key.removeprefix("test_").replace("/", " ", 1) for key in per_class]
+    headings += [*headline.values(), *of_classes, "Minutes"]
     rows = []
     for row in run.rows:
         cells: list[Content] = [row["cycle"], row["labelled_images"], row["labelled_boxes"]]

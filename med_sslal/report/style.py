@@ -60,11 +60,11 @@ dd { margin: 0; overflow-wrap: anywhere; min-width: 0; }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums;
   min-width: 100%; border-bottom: 1px solid var(--faint); }
 caption { text-align: left; color: var(--muted); padding: 0 0 8px; font-size: 14px; }
-th, td { padding: 6px 12px; text-align: right; white-space: nowrap; vertical-align: baseline; }
+th, td { padding: 6px 9px; text-align: right; white-space: nowrap; vertical-align: baseline; }
 th:first-child, td:first-child { padding-left: 0; }
 th:last-child, td:last-child { padding-right: 2px; }
 th { font-weight: 600; border-top: 1px solid var(--faint); border-bottom: 1px solid var(--faint);
-  vertical-align: bottom; }
+  vertical-align: bottom; white-space: normal; }
 td { border-bottom: 1px solid var(--grid); }
 tbody tr:last-child td { border-bottom: 0; }
 th.text, td.text { text-align: left; }
@@ -108,8 +108,8 @@ summary { cursor: pointer; color: var(--accent); font-size: 14px; }
   margin: 10px 0; max-width: none; }
 .key span { display: inline-flex; align-items: center; gap: 8px; }
 .key svg { width: 26px; height: 16px; background: #30343a; border-radius: 2px; }
-.share { display: inline-block; width: 36px; height: 9px; background: var(--grid);
-  margin-left: 9px; vertical-align: baseline; }
+.share { display: inline-block; width: 28px; height: 9px; background: var(--grid);
+  margin-left: 7px; vertical-align: baseline; }
 .share i { display: block; height: 100%; background: var(--muted); }
 .stack { display: flex; height: 16px; background: var(--grid); overflow: hidden; min-width: 220px;
   position: relative; top: 3px; }
