@@ -178,6 +178,8 @@ def test_command_runs(command: str, clone: Path, first_run: Path) -> None:
         word in command for word in ("--help-config", "--print-config", "--dry-run", " criteria")
     ):
         assert not new
+    elif "med_sslal report" in command:
+        assert (first_run / "report.html").is_file() and not new
     elif "med_sslal select" in command:
         assert list(first_run.glob("select_entropy_k_center_*/images.png"))
     else:
