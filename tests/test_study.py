@@ -30,7 +30,10 @@ def make_study(folder: Path) -> dict[str, Any]:
     return {
         "name": "tiny_study",
         "config": "run.json",
-        "set": {"ssl_settings.include_pseudolabels": False},
+        "set": {
+            "ssl_settings.include_pseudolabels": False,
+            "trainer.keep_checkpoints": "best",
+        },
         "seeds": [0, 1],
         "metric": "test_sens_mean",
         "save_dir": str(folder / "results"),
@@ -192,6 +195,7 @@ def test_a_study_survives_a_stop_and_pairs_its_runs(
             assert [row["steps"] for row in rows["cycles"]] == [2, 2]
         (row,) = json.loads((folder / "full" / f"s{seed}" / "summary.json").read_text())["cycles"]
         assert (row["labelled_images"], row["steps"]) == (12, 2)
+    assert not list(folder.glob("**/checkpoint_*")), "keep_checkpoints is best"
     table = list(csv.DictReader((folder / "results.csv").open()))
     assert len(table) == 2 * (2 + 2 + 1)
     assert "tiny_study" in (folder / "report.html").read_text()

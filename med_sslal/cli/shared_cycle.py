@@ -13,6 +13,7 @@ from med_sslal.cli.registries import registries
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import compare_for_resume
 from med_sslal.config.study import INITIAL, is_strategy
+from med_sslal.trainer.initial_set import INITIAL_FILE
 from med_sslal.utils.errors import CheckpointError, ConfigError
 from med_sslal.utils.util import read_json
 
@@ -67,6 +68,8 @@ def take_over(source: Path, folder: Path) -> None:
     Weights are hard links where the disk can: no program file is ever changed in place.
     """
     _link(source / "initial.pth", folder / "initial.pth")
+    if (source / INITIAL_FILE).exists():
+        shutil.copy2(source / INITIAL_FILE, folder / INITIAL_FILE)
     before, after = source / "cycle_00", folder / "cycle_00"
     after.mkdir()
     for path in before.glob("*.pth"):

@@ -209,7 +209,7 @@ SCHEMA: tuple[Key | TypeSection, ...] = (
     ),
     Key(
         "trainer.keep_checkpoints",
-        Literal["best_last", "all"],
+        Literal["best", "best_last", "all"],
         "checkpoints of finished cycles that stay on the disk",
         "best_last",
     ),

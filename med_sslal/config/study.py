@@ -254,7 +254,9 @@ def _check_fairness(
             f"{source}: trainer.early_stop ends trainings at different steps: set it to 0 in 'set'"
         )
     curves = {arm: config for arm, config in arms.items() if arm not in full}
-    for key in ("al_settings.num_cycles", *INITIAL, "al_settings.args.budget_num"):
+    budget = ("budget_num", "budget_unit", "seconds_per_image", "seconds_per_box")
+    keys = ("al_settings.num_cycles", *INITIAL, *(f"al_settings.args.{name}" for name in budget))
+    for key in keys:
         values = {arm: _get(config, key) for arm, config in curves.items()}
         if len({repr(value) for value in values.values()}) > 1:
             shown = ", ".join(f"{arm} {value!r}" for arm, value in values.items())

@@ -17,6 +17,7 @@ from med_sslal.al.restrict import slice_positions
 from med_sslal.al.scoring import score_pool
 from med_sslal.al.selection_io import read_selection, write_detections, write_selection
 from med_sslal.base.base_model import BaseModel
+from med_sslal.base.base_trainer import resumable
 from med_sslal.base.checkpoint import weights_hash
 from med_sslal.base.types import Annotation, Prediction, Selection
 from med_sslal.eval.coco_utils import from_coco_predictions, to_coco_predictions
@@ -136,10 +137,13 @@ class CycleLoop:
             stop=self._stop,
         )
         # First: nothing comes back to them once the training has ended.
-        if self._setup.keep_checkpoints == "best_last":
+        if self._setup.keep_checkpoints != "all":
             for path in (*folder.glob("checkpoint_epoch*"), *folder.glob("*_previous.pth*")):
                 path.unlink()
         write_json(done, {**outcome, "planned": self._setup.settings.length})
+        if self._setup.keep_checkpoints == "best":
+            for path in folder.glob("checkpoint_last.pth*"):
+                path.unlink()
 
     def _reopened(self, folder: Path) -> bool:
         """Whether an ended training goes on, because a resumed run asks for a longer one.
@@ -152,6 +156,14 @@ class CycleLoop:
         if (folder / "selection.json").exists():
             logger.warning(
                 "%s keeps its training of %s, because its query is made", folder.name, planned
+            )
+            return False
+        if not resumable(folder):
+            logger.warning(
+                "%s keeps its training of %s, because trainer.keep_checkpoints left nothing that "
+                "it could go on from",
+                folder.name,
+                planned,
             )
             return False
         logger.info("%s: the training of %s goes on to %s", folder.name, planned, now)

@@ -17,8 +17,9 @@ def disk_estimate(initial: Path, setup: RunSetup) -> str:
         setup: The run.
     """
     weights = initial.stat().st_size
-    # model_best, and checkpoint_last with an optimiser that keeps up to two values a weight.
-    per_cycle = weights + 3 * weights
+    # checkpoint_last has an optimiser that keeps up to two values a weight.
+    last = 3 * weights
+    per_cycle = weights + (last if setup.keep_checkpoints != "best" else 0)
     if setup.keep_checkpoints == "all" and setup.settings.save_period:
         per_cycle += 3 * weights * (setup.settings.epochs // setup.settings.save_period)
     values = DETECTIONS_PER_IMAGE * VALUES_PER_DETECTION + VALUES_PER_IMAGE
@@ -26,7 +27,8 @@ def disk_estimate(initial: Path, setup: RunSetup) -> str:
     if setup.helper.needs_roi_features:
         values += DETECTIONS_PER_IMAGE * VALUES_PER_ROI
     record = 4 * values * len(setup.dataset.splits["train"])
-    total = weights + (setup.num_cycles + 1) * per_cycle
+    # The training that runs has a previous copy of both besides.
+    total = weights + (setup.num_cycles + 1) * per_cycle + weights + 2 * last
     total += min(setup.keep_records, setup.num_cycles) * record
     free = shutil.disk_usage(initial.parent).free
     return f"the run will take about {total / 2**30:.2f} GiB; {free / 2**30:.1f} GiB are free"

@@ -15,6 +15,8 @@ from med_sslal.utils.interrupt import StopRequest
 
 logger = logging.getLogger(__name__)
 
+INITIAL_FILE = "initial_selection.json"
+
 
 def initial_set(
     setup: RunSetup, folder: Path, pool: Pool, fingerprint: str, stop: StopRequest
@@ -35,7 +37,7 @@ def initial_set(
     """
     if not setup.helper.cold_start:
         return setup.helper.initial(pool)
-    chosen = folder / "initial_selection.json"
+    chosen = folder / INITIAL_FILE
     if not chosen.exists():
         content = load_checkpoint(folder / "initial.pth")
         if content["init_from"] is None and not setup.config["arch"]["args"].get("pretrained"):

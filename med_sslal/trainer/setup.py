@@ -42,7 +42,7 @@ class RunSetup:
         n_workers: Loader processes.
         seed: Everything random derives from it.
         metrics: Names of METRICS.
-        keep_checkpoints: "best_last" or "all".
+        keep_checkpoints: "best", "best_last" or "all".
         keep_records: How many of the newest pool records stay on disk.
         tensorboard: Whether TensorBoard files are written.
         config: The resolved config, saved in every checkpoint.
