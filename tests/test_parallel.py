@@ -136,10 +136,24 @@ def test_a_missing_gpu_is_an_error_and_no_fallback(model):
         ListDataParallel(model, [n, n + 1])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@torch.no_grad()
+def test_parts_on_a_gpu_give_what_the_wrapper_gives(model):
+    model, gpu = copy.deepcopy(model).to("cuda:0").eval(), torch.device("cuda", 0)
+    whole = ListDataParallel(model, [0])(*part_to(batch(), gpu))
+    parts = [model(*part_to(part, gpu)) for part in scatter_parts(*batch(), 2)]
+    joined = gather_outputs(parts, CPU)
+    for name, value in whole.losses.items():
+        torch.testing.assert_close(joined.losses[name], value.cpu(), atol=1e-3, rtol=1e-3)
+    for one, other in zip(whole.detections, joined.detections, strict=True):
+        assert len(one.boxes) == len(other.boxes) > 0
+        torch.testing.assert_close(other.scores, one.scores.cpu(), atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_give_what_one_gives(model):
     images, targets, frames = batch()
-    model = model.to("cuda:0").eval()
+    model = copy.deepcopy(model).to("cuda:0").eval()
     parallel = ListDataParallel(model, [0, 1])
     assert unwrap(parallel) is model
     with torch.no_grad():

@@ -141,11 +141,17 @@ def _parser(program: str, description: str, examples: str) -> argparse.ArgumentP
     )
 
 
-def add_overrides(parser: argparse._ActionsContainer, meaning: str) -> None:
+def add_overrides(
+    parser: argparse._ActionsContainer,
+    meaning: str,
+    *,
+    option: str = "--set",
+    dest: str = "overrides",
+) -> None:
     """Add `--set KEY=VALUE` with its help text; `overrides` gets a list of Override."""
     parser.add_argument(
-        "--set",
-        dest="overrides",
+        option,
+        dest=dest,
         action="append",
         type=_set,
         default=[],

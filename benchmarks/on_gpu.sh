@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in slices of under nine minutes each.
+#
+#   bash benchmarks/on_gpu.sh OUT [SLICE ...]
+#
+# A slice writes OUT/*.json, and what it prints goes to OUT/log.txt too. Without names all slices are
+# run in turn; what is in OUT already is not measured again, so that a broken off call can be
+# repeated. The slices:
+#   checks     boxes and AP50 in bf16, drift of scores with the batch size, DataParallel logic
+#   batch8     images/s and peak memory of ResNet50-FPN at 512x512 against torchvision's, in training,
+#   batch16    evaluation and scoring; torchvision once in fp32 and once in bf16
+#   batch32    (any other number goes too)
+#   switches   each optimisation on and off at batch 16, as far as it is a key of the config
+#   loading    training with its loader at batch 16; loader, COCO and FROC evaluation by themselves
+#
+# SMALL=1 runs them with tiny sizes on the CPU. DEVICE (cuda), WORKERS (12, loader processes),
+# SECONDS_PER_PART (260, two parts a slice at most) and PYTHON (python) can be set.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${1:?usage: on_gpu.sh OUT [SLICE ...]}
+shift
+python=${PYTHON:-python}
+mkdir -p "$out"
+if [ -n "${SMALL:-}" ]; then
+  common=(--small --device "${DEVICE:-cpu}")
+  model=("${common[@]}" --norm frozen)
+  checked=("${common[@]}")
+  batches=() pairs=() bare=(fp32)
+  tests=(-k dealt)
+else
+  common=(--device "${DEVICE:-cuda}" --workers "${WORKERS:-12}")
+  model=("${common[@]}" --backbone resnet50 --norm frozen --full --image-size 512)
+  checked=("${common[@]}" --image-size 512 --batch-size 16 --patients 48 --train-steps 300)
+  batches=(--batch-size 16) pairs=(--pairs 8) bare=(fp32 bf16)
+  tests=()
+fi
+keys=$("$python" train.py --help-config)
+
+known() { # KEY=VALUE: whether the config has the key
+  grep -q "^ *${1%%=*} (" <<<"$keys"
+}
+
+part() { # NAME WORD...: one benchmark, unless its file is there
+  local name=$1
+  shift
+  if [ -f "$out/$name.json" ]; then
+    echo "$name: there already"
+    return
+  fi
+  echo "== $name: $*" | tee -a "$out/log.txt"
+  timeout "${SECONDS_PER_PART:-260}" \
+    "$python" -m med_sslal benchmark "$@" --out "$out/$name.json" 2>&1 | tee -a "$out/log.txt"
+}
+
+for key in trainer.precision=bf16 trainer.compile=true; do
+  if known "$key"; then model+=(--set "$key"); fi
+done
+
+throughput() { # BATCH
+  local precision
+  for precision in "${bare[@]}"; do
+    part "batch$1_bare_$precision" "${model[@]}" --batch-size "$1" "${pairs[@]}" --in-memory \
+      --only training,evaluation,scoring --bare-precision "$precision"
+  done
+}
+
+checks() {
+  part checks "${checked[@]}" --only precision,drift
+  echo "== tests/test_parallel.py" | tee -a "$out/log.txt"
+  "$python" -m pytest -q tests/test_parallel.py "${tests[@]}" 2>&1 | tee -a "$out/log.txt"
+}
+
+switches() {
+  local key words=()
+  for key in trainer.precision=fp32 trainer.compile=false trainer.channels_last=false \
+    trainer.fused_optimizer=false trainer.deterministic=true deterministic=true; do
+    if known "$key"; then words+=(--switch "$key"); fi
+  done
+  part switches "${model[@]}" "${batches[@]}" "${pairs[@]}" --in-memory --only switches "${words[@]}"
+}
+
+loading() {
+  part loading "${model[@]}" "${batches[@]}" "${pairs[@]}" --only training,loader,coco,froc
+}
+
+slices=("$@")
+if [ ${#slices[@]} -eq 0 ]; then
+  slices=(checks batch8 batch16 batch32 switches loading)
+  if [ -n "${SMALL:-}" ]; then slices=(checks batch2 switches loading); fi
+fi
+for slice in "${slices[@]}"; do
+  case $slice in
+    checks | switches | loading) "$slice" ;;
+    batch[1-9]*) throughput "${slice#batch}" ;;
+    *)
+      echo "no slice '$slice': checks, batch8, batch16, batch32, switches, loading" >&2
+      exit 2
+      ;;
+  esac
+done

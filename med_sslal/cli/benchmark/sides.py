@@ -1,0 +1,334 @@
+"""Ours and the bare torchvision loop, with the same weights, data and knobs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+from torchvision.models.detection import FasterRCNN as StockFasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.ops import FrozenBatchNorm2d
+
+from med_sslal.al.pool import Pool
+from med_sslal.al.record import PoolRecord, RecordHeader
+from med_sslal.al.scoring import score_pool
+from med_sslal.base.base_data_loader import BaseDataLoader
+from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.base_model import BaseModel
+from med_sslal.base.types import Batch, Prediction
+from med_sslal.cli.benchmark.options import ANCHORS, Options
+from med_sslal.cli.benchmark.timing import Side, Tap
+from med_sslal.cli.build import build_dataset, build_setup, devices_of
+from med_sslal.cli.registries import registries
+from med_sslal.config.overrides import Override
+from med_sslal.config.parse_config import ConfigParser
+from med_sslal.data.dataset import LabelledView, UnlabelledView
+from med_sslal.data.sampler import EpochBatchSampler, SequentialBatchSampler
+from med_sslal.logger.visualization import TensorboardWriter
+from med_sslal.model.norm import norm_layer
+from med_sslal.trainer.inference import predict
+from med_sslal.trainer.setup import RunSetup
+from med_sslal.trainer.trainer import Trainer
+from med_sslal.utils.interrupt import StopRequest
+from med_sslal.utils.train_util import autocast_dtype, seed_everything
+
+# What a residual branch is scaled by where no norm holds random weights in bounds.
+_BRANCH = 0.2
+
+
+class Repeated(BaseDataset):
+    """The images of a data set over and over, under ids of their own, all in `train`."""
+
+    def __init__(self, dataset: BaseDataset, n: int, ids: Sequence[str] | None = None) -> None:
+        """Take `n` images from those of `ids`; None takes from all."""
+        ids = sorted(dataset.infos) if ids is None else ids
+        self._dataset = dataset
+        self._source = {f"{number:06d}": ids[number % len(ids)] for number in range(n)}
+        self.class_names, self.note = dataset.class_names, dataset.note
+        self.infos = {
+            name: replace(dataset.infos[source], image_id=name)
+            for name, source in self._source.items()
+        }
+        self.annotations = {
+            name: dataset.annotations[source] for name, source in self._source.items()
+        }
+        self.splits = {"train": tuple(self._source), "val": (), "test": ()}
+
+    def read(self, image_id: str) -> np.ndarray:
+        """Decode an image: float32 [H, W, 3] in [0, 1], ORIGINAL pixels."""
+        return self._dataset.read(self._source[image_id])
+
+
+@dataclass
+class Workload:
+    """What both sides are made from.
+
+    Attributes:
+        options: What was asked for.
+        folder: For the files of trainers and records.
+        setup: Ours, as a run would be built.
+        data: As many images as a timing takes.
+    """
+
+    options: Options
+    folder: Path
+    setup: RunSetup
+    data: Repeated
+
+    @property
+    def device(self) -> torch.device:
+        """Where both compute."""
+        return self.setup.devices.main
+
+    def switched(self, switch: Override) -> "Workload":
+        """The same, with one key of ours changed."""
+        config, devices = _config(self.options, self.folder, [switch]), self.setup.devices
+        setup = build_setup(config, self.setup.dataset, devices, show_progress=False)
+        return replace(self, setup=setup)
+
+    def new_folder(self, name: str) -> Path:
+        """A new folder."""
+        number = len(list(self.folder.glob(f"{name}_*")))
+        path = self.folder / f"{name}_{number}"
+        path.mkdir()
+        return path
+
+    def model(self, weights: nn.Module | None = None) -> BaseModel:
+        """A detector of ours on the device, with seeded weights or those of another."""
+        seed_everything(0)
+        model = self.setup.make_model()
+        if weights is not None:
+            model.load_state_dict(weights.state_dict())
+        elif self.options.norm == "frozen":
+            _calm(model)
+        return model.to(self.device)
+
+    def training_loader(self) -> tuple[Tap, EpochBatchSampler]:
+        """Augmented, shuffled batches, the same ones in every round; and their sampler."""
+        ids = self.data.splits["train"]
+        sampler = EpochBatchSampler(len(ids), 0, self.options.batch_size, 0)
+        view = LabelledView(
+            self.data.without_labels(), self.data.annotations, ids, self.setup.train_transform
+        )
+        return self._tap(self.loader(view, sampler)), sampler
+
+    def eval_loader(
+        self, *, labels: bool, ids: Sequence[str] | None = None, batch_size: int | None = None
+    ) -> Tap:
+        """Batches in order, without augmentation."""
+        ids = self.data.splits["train"] if ids is None else ids
+        images, transform = self.data.without_labels(), self.setup.eval_transform
+        view: Any = UnlabelledView(images, ids, transform)
+        if labels:
+            view = LabelledView(images, self.data.annotations, ids, transform)
+        size = batch_size or self.options.batch_size
+        return self._tap(self.loader(view, SequentialBatchSampler(len(ids), size)))
+
+    def loader(self, view: Any, sampler: Any) -> BaseDataLoader:
+        """A loader as a run has it."""
+        return BaseDataLoader(
+            view,
+            batch_sampler=sampler,
+            n_workers=self.options.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _tap(self, loader: BaseDataLoader) -> Tap:
+        return Tap(list(loader) if self.options.in_memory else loader)
+
+
+@contextmanager
+def workload(options: Options) -> Iterator[Workload]:
+    """Make the phantom and build ours; everything is removed at the end.
+
+    Raises:
+        UserError: An option does not fit the machine or another option.
+    """
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        config = _config(options, folder)
+        devices = devices_of(config, options.device)
+        dataset = build_dataset(config)
+        setup = build_setup(config, dataset, devices, show_progress=False)
+        data = Repeated(dataset, options.batch_size * options.steps)
+        yield Workload(options, folder, setup, data)
+
+
+def _config(options: Options, folder: Path, more: Sequence[Override] = ()) -> ConfigParser:
+    values = options.config(str(folder / "phantom"), str(folder / "cache"))
+    return ConfigParser.from_dict(values, registries(), [*options.overrides, *more])
+
+
+def stock_model(options: Options, ours: BaseModel, device: torch.device) -> nn.Module:
+    """Torchvision's detector with the knobs and weights of ours."""
+    norms: dict[str, Callable[..., nn.Module]] = {
+        "frozen": FrozenBatchNorm2d,
+        "batch": nn.BatchNorm2d,
+        "group": norm_layer("group", 0.0),
+    }
+    backbone = resnet_fpn_backbone(
+        backbone_name=options.backbone,
+        weights=None,
+        norm_layer=norms[options.norm],
+        trainable_layers=3 if options.norm == "frozen" else 5,
+    )
+    side = 7 * 7 * backbone.out_channels
+    stock = StockFasterRCNN(
+        backbone,
+        num_classes=None,
+        min_size=options.image_size,
+        max_size=options.image_size,
+        rpn_anchor_generator=AnchorGenerator(ANCHORS, ((0.5, 1.0, 2.0),) * len(ANCHORS)),
+        box_head=TwoMLPHead(side, options.box_head_size),
+        box_predictor=FastRCNNPredictor(options.box_head_size, 2),
+        box_score_thresh=0.01,
+        **options.knobs,
+    )
+    stock.load_state_dict(ours.state_dict())
+    return stock.to(device)
+
+
+def training_sides(work: Workload) -> tuple[Side, Side]:
+    """Bare and ours: `steps` optimiser steps."""
+    model = work.model()
+    stock = stock_model(work.options, model, work.device).train()
+    own = own_training(work, model)
+    learns = [p for p in stock.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learns, lr=1e-6)
+    tap, sampler = work.training_loader()
+    low = _bare_precision(work)
+    scaler = torch.amp.GradScaler(work.device.type, enabled=low is torch.float16)
+
+    def bare() -> None:
+        sampler.set_epoch(0)
+        for batch in tap:
+            moved = batch.to(work.device)
+            targets = [{"boxes": t.boxes, "labels": t.labels} for t in moved.targets]
+            with torch.autocast(work.device.type, dtype=low, enabled=low is not None):
+                losses = stock(list(moved.images), targets)
+                loss = torch.stack(list(losses.values())).sum()
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+    return Side(bare, own.images, stock, optimizer, tap), own
+
+
+def own_training(work: Workload, model: BaseModel) -> Side:
+    """Ours: `steps` optimiser steps of the Trainer."""
+    setup, (tap, sampler) = work.setup, work.training_loader()
+    parallel, optimizer = setup.parallel(model), setup.make_optimizer(model)
+    folder = work.new_folder("training")
+    trainer = Trainer(
+        folder,
+        model=parallel,
+        bare_model=model,
+        optimizer=optimizer,
+        scheduler=None,
+        loader=cast(BaseDataLoader, tap),
+        sampler=sampler,
+        evaluate=lambda epoch: {},
+        settings=setup.settings,
+        device=work.device,
+        scaler=(torch.amp.GradScaler(work.device.type) if setup.dtype is torch.float16 else None),
+        writer=TensorboardWriter(folder, enabled=False),
+        stop=StopRequest(),
+        identity={},
+        class_names=work.data.class_names,
+    )
+
+    def run() -> None:
+        trainer.batch = 0
+        trainer.train_epoch()
+
+    return Side(run, len(work.data.infos), parallel, optimizer, tap)
+
+
+def evaluation_sides(work: Workload) -> tuple[Side, Side]:
+    """Bare and ours: detections of `steps` batches; ours with the validation loss besides."""
+    model = work.model()
+    bare = _bare_inference(work, stock_model(work.options, model, work.device))
+    return bare, own_evaluation(work, model)
+
+
+def own_evaluation(work: Workload, model: BaseModel) -> Side:
+    """Ours: predictions and validation loss of `steps` batches."""
+    parallel, tap = work.setup.parallel(model), work.eval_loader(labels=True)
+    run = partial(predictions, work.setup, parallel, tap)
+    return Side(run, len(work.data.infos), parallel, None, tap)
+
+
+def predictions(setup: RunSetup, model: nn.Module, batches: Tap) -> dict[str, Prediction]:
+    """The evaluation pass of ours, by image id."""
+    loader = cast(BaseDataLoader, batches)
+    return predict(model, loader, setup, stop=StopRequest(), title="")[0]
+
+
+def scoring_sides(work: Workload) -> tuple[Side, Side]:
+    """Bare and ours: unlabelled batches, twice `steps`; ours writes the record."""
+    work = replace(work, data=Repeated(work.setup.dataset, 2 * len(work.data.infos)))
+    model = work.model()
+    bare = _bare_inference(work, stock_model(work.options, model, work.device))
+    parallel, tap = work.setup.parallel(model), work.eval_loader(labels=False)
+    run = Side(lambda: score(work, parallel, tap), len(work.data.infos), parallel, None, tap)
+    return bare, run
+
+
+def score(work: Workload, model: nn.Module, batches: Tap | Sequence[Batch]) -> PoolRecord:
+    """The scoring pass of ours over all images of the workload."""
+    header = RecordHeader("data", "model", "config", work.data.class_names)
+    return score_pool(
+        model,
+        Pool((), work.data.splits["train"]),
+        batches,
+        (),
+        work.new_folder("scoring") / "record",
+        header,
+        device=work.device,
+        dtype=work.setup.dtype,
+    )
+
+
+def _bare_inference(work: Workload, stock: nn.Module) -> Side:
+    """Torchvision's loop: detections brought to the host."""
+    stock.eval()
+    tap, low = work.eval_loader(labels=False), _bare_precision(work)
+
+    def run() -> None:
+        for batch in tap:
+            images = list(batch.to(work.device).images)
+            with ExitStack() as stack:
+                stack.enter_context(torch.inference_mode())
+                if low is not None:
+                    stack.enter_context(torch.autocast(work.device.type, dtype=low))
+                found = stock(images)
+            for item in found:
+                for value in item.values():
+                    value.cpu()
+
+    return Side(run, len(work.data.infos), stock, None, tap)
+
+
+def _bare_precision(work: Workload) -> torch.dtype | None:
+    return autocast_dtype(work.options.bare_precision, work.device)
+
+
+@torch.no_grad()
+def _calm(model: nn.Module) -> None:
+    """Scale the residual branches of a network with frozen norms and random weights.
+
+    Every block would double the variance: the losses of a ResNet-50 would not stay finite in low
+    precision.
+    """
+    for name, buffer in model.named_buffers():
+        if name.endswith(("bn2.weight", "bn3.weight")):
+            buffer.mul_(_BRANCH)
