@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from records import ALL_VIEWS
 from tiny import quick_config, run_train, write_config
 
 from med_sslal.al.al_criteria import CRITERIA, SELECTORS
@@ -55,6 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunSetup, BaseMod
     }
     config["al_settings"]["num_cycles"] = 0
     config["al_settings"]["args"]["init_num"] = 8
+    config["arch"]["args"]["box_head_dropout"] = 0.3
     config["lr_scheduler"] = None
     config["trainer"]["epochs"] = 3
     path = write_config(folder / "config.json", config)
@@ -96,9 +98,12 @@ def score(
             config_hash="c",
             class_names=names,
             class_counts=dict.fromkeys(names, 8),
+            class_difficulty=dict.fromkeys(names, 0.5),
         ),
         device=torch.device("cpu"),
         dtype=None,
+        views=ALL_VIEWS,
+        roi_features=True,
     )
 
 
