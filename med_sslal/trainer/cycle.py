@@ -138,7 +138,8 @@ class CycleLoop:
         )
         # First: nothing comes back to them once the training has ended.
         if self._setup.keep_checkpoints != "all":
-            for path in (*folder.glob("checkpoint_epoch*"), *folder.glob("*_previous.pth*")):
+            # Of a numbered one saved twice, after a resume, the previous copy is of both kinds.
+            for path in {*folder.glob("checkpoint_epoch*"), *folder.glob("*_previous.pth*")}:
                 path.unlink()
         write_json(done, {**outcome, "planned": self._setup.settings.length})
         if self._setup.keep_checkpoints == "best":
