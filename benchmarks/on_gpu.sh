@@ -20,17 +20,28 @@ cd "$(dirname "$0")/.."
 out=${1:?usage: on_gpu.sh OUT [SLICE ...]}
 shift
 python=${PYTHON:-python}
+slices=("$@")
+if [ ${#slices[@]} -eq 0 ]; then
+  slices=(checks batch8 batch16 batch32 switches loading)
+  if [ -n "${SMALL:-}" ]; then slices=(checks batch2 switches loading); fi
+fi
+for slice in "${slices[@]}"; do
+  if [[ ! $slice =~ ^(checks|batch[1-9][0-9]*|switches|loading)$ ]]; then
+    echo "no slice '$slice': there are checks, batch8, batch16, batch32, switches, loading" >&2
+    exit 2
+  fi
+done
 mkdir -p "$out"
 if [ -n "${SMALL:-}" ]; then
   common=(--small --device "${DEVICE:-cpu}")
   model=("${common[@]}" --norm frozen)
-  checked=("${common[@]}")
+  checked=("${common[@]}" --patients 3)
   batches=() pairs=() bare=(fp32)
   tests=(-k dealt)
 else
   common=(--device "${DEVICE:-cuda}" --workers "${WORKERS:-12}")
   model=("${common[@]}" --backbone resnet50 --norm frozen --full --image-size 512)
-  checked=("${common[@]}" --image-size 512 --batch-size 16 --patients 48 --train-steps 300)
+  checked=("${common[@]}" --image-size 512 --batch-size 16 --patients 16 --train-steps 100)
   batches=(--batch-size 16) pairs=(--pairs 8) bare=(fp32 bf16)
   tests=()
 fi
@@ -66,6 +77,11 @@ throughput() { # BATCH
 
 checks() {
   part checks "${checked[@]}" --only precision,drift
+  # Half a point of AP50 is one box of 200: it takes more images, and smaller ones are enough.
+  if [ -z "${SMALL:-}" ]; then
+    part checks_ap50 "${common[@]}" --image-size 256 --batch-size 16 --patients 160 \
+      --train-steps 300 --only precision
+  fi
   echo "== tests/test_parallel.py" | tee -a "$out/log.txt"
   "$python" -m pytest -q tests/test_parallel.py "${tests[@]}" 2>&1 | tee -a "$out/log.txt"
 }
@@ -83,18 +99,9 @@ loading() {
   part loading "${model[@]}" "${batches[@]}" "${pairs[@]}" --only training,loader,coco,froc
 }
 
-slices=("$@")
-if [ ${#slices[@]} -eq 0 ]; then
-  slices=(checks batch8 batch16 batch32 switches loading)
-  if [ -n "${SMALL:-}" ]; then slices=(checks batch2 switches loading); fi
-fi
 for slice in "${slices[@]}"; do
   case $slice in
-    checks | switches | loading) "$slice" ;;
-    batch[1-9]*) throughput "${slice#batch}" ;;
-    *)
-      echo "no slice '$slice': checks, batch8, batch16, batch32, switches, loading" >&2
-      exit 2
-      ;;
+    batch*) throughput "${slice#batch}" ;;
+    *) "$slice" ;;
   esac
 done

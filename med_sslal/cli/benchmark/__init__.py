@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="fp32",
         help="of the bare loop, by autocast around it (default fp32)",
     )
-    add_overrides(model, "any key of ours, such as trainer.compile=true; repeatable")
+    add_overrides(model, "any key of ours, such as trainer.grad_clip=10; repeatable")
     add_overrides(
         model,
         "what --only switches compares ours with, one after the other; repeatable",
