@@ -17,7 +17,7 @@ from test_docs import PAGES, merged
 from tiny import make_voc
 
 from med_sslal.al.al_criteria import CRITERIA, SELECTORS
-from med_sslal.cli import download
+from med_sslal.cli import download, study
 from med_sslal.cli.args import parse_train_args
 from med_sslal.cli.registries import registries
 from med_sslal.cli.run_folder import point_to
@@ -25,6 +25,7 @@ from med_sslal.config.jsonc import parse
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.schema import SCHEMA, Key
 from med_sslal.config.signature import signature
+from med_sslal.config.study import StudyConfig
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -61,6 +62,14 @@ def parses_as_download(command: str) -> None:
     parser.parse_args(shlex.split(command)[4:])
 
 
+def parses_as_study(command: str) -> None:
+    """Run in test_study.py; the shipped ones take the best part of an hour."""
+    parser = argparse.ArgumentParser()
+    study.add_arguments(parser)
+    args = parser.parse_args(shlex.split(command)[4:])
+    StudyConfig.from_file(ROOT / args.config, registries(), args.overrides)
+
+
 def names_files_that_pip_takes(command: str) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("-c", action="append")
@@ -94,6 +103,7 @@ PARSED: dict[str, Callable[[str], None]] = {
     r"python -m pip install .*": names_files_that_pip_takes,
     r"python -m pytest .*": is_known_to_pytest,
     r"python -m med_sslal download .*": parses_as_download,
+    r"python -m med_sslal study .*": parses_as_study,
     r"python train\.py .*--device (cuda|[\d,]+)": parses_as_training,
     r"python train\.py -c configs/deeplesion_lung\.json": parses_as_training,
 }
