@@ -7,29 +7,30 @@
 # JOBS (8) runs share a GPU. The small files of finished runs are kept under OUT and taken from
 # there again, so that a fresh machine does not repeat them. PYTHON names the interpreter.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-out=${1:?usage: study_on_gpu.sh OUT [phantom|bccd] [more words]}
+usage="usage: study_on_gpu.sh OUT [phantom|bccd] [more words]"
+mkdir -p "${1:?$usage}"
+out=$(cd "$1" && pwd)
 which=${2:-phantom}
 shift $(($# > 1 ? 2 : 1))
-config=configs/study_$which.json
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folder=exp_results/study_$which
-mkdir -p "$out" "$folder"
-if [ -d "$out/study_$which" ]; then
-  cp -Rn "$out/study_$which/." "$folder/"
-fi
+kept=$out/study_$which
+mkdir -p "$kept" "$folder"
+cp -Rn "$kept/." "$folder/"
 code=0
 timeout --signal=TERM --kill-after=60 "${SECONDS_PER_SLICE:-500}" \
-  "${PYTHON:-python}" -m med_sslal study -c "$config" --jobs "${JOBS:-8}" "$@" || code=$?
+  "${PYTHON:-python}" -m med_sslal study -c "configs/study_$which.json" \
+  --jobs "${JOBS:-8}" "$@" || code=$?
 # Finished runs only, without weights, records and event files: some 100 kB each.
 for summary in "$folder"/*/s*/summary.json; do
   if [ -f "$summary" ] && grep -q '"finished": true' "$summary"; then
     run=$(dirname "$summary")
-    kept=$out/study_$which/${run#"$folder"/}
-    mkdir -p "$kept"
-    tar -C "$run" --exclude='*.pth*' --exclude=record --exclude=tensorboard -cf - . | tar -C "$kept" -xf -
+    mkdir -p "$kept/${run#"$folder"/}"
+    tar -C "$run" --exclude='*.pth*' --exclude=record --exclude=tensorboard -cf - . |
+      tar -C "$kept/${run#"$folder"/}" -xf -
   fi
 done
-find "$folder" -maxdepth 1 -type f -exec cp {} "$out/study_$which/" \;
+find "$folder" -maxdepth 1 -type f -exec cp {} "$kept/" \;
 # 124 and 143: the slice is over.
 if [ "$code" -eq 124 ] || [ "$code" -eq 143 ]; then
   echo "slice over: call again to go on"

@@ -86,7 +86,7 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
     ),
     "two uncertainty criteria": (
         ['al_settings.args.al_criterion=["entropy","localization_tightness"]'],
-        "'localization_tightness' is an uncertainty criterion, and there can be only one",
+        "'localization_tightness' is a criterion, and stands in the first place",
     ),
     "second stage first": (
         ['al_settings.args.al_criterion=["k_means_diversity"]'],

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def changed(study: dict[str, Any], **changes: Any) -> dict[str, Any]:
         ({"seeds": "5"}, "seeds: found"),
         ({"baseline": "chance"}, "baseline: there is no arm 'chance'; there are random, entropy"),
         ({"name": "../up"}, "name: found"),
-        ({"metric": "test_sens"}, "metric: no value 'test_sens'; there are test_sens_0.5fp"),
+        ({"metric": "test_sens"}, "metric: no value 'test_sens'; there are test_AP, test_AP50"),
         ({"set": {"trainer.steps_per_cycle": None}}, "trainer.steps_per_cycle is null"),
         ({"set": {"trainer.early_stop": 3, "trainer.monitor": "min val_loss"}}, "early_stop"),
         ({"set": {"trainer.epoch": 3}}, "set trainer.epoch: unknown key. Did you mean 'epochs'"),
@@ -258,3 +259,45 @@ def test_cycle_0_from_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert run_train("-c", path, "--run-id", "third", *words) == 2
         assert text in capsys.readouterr().err
     assert files_of(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_the_slices_for_a_gpu_keep_small_files_of_finished_runs(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    for name in ("med_sslal", "configs", "benchmarks"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("train.py", "config.json"):
+        shutil.copy(ROOT / name, tree)
+    script = [str(tree / "benchmarks" / "study_on_gpu.sh"), "kept", "phantom", "--device", "cpu"]
+    for setting in (
+        "dataset.args.patients=12",
+        "dataset.args.size=64",
+        "image_size=64",
+        "batch_size=2",
+        "n_workers=0",
+        "arch.args.norm=group",
+        "trainer.steps_per_cycle=1",
+        "lr_scheduler=null",
+    ):
+        script += ["--set", setting]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+
+    def call(*words: str) -> str:
+        done = subprocess.run(
+            ["bash", *script, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "full/s0" in call("--print-commands")
+    call("--only", "full/s0")
+    kept = tmp_path / "kept" / "study_phantom" / "full" / "s0"
+    assert {"config.json", "summary.json", "cycle_00/metrics.json"} <= files_of(kept)
+    assert not [name for name in files_of(kept) if ".pth" in name]
+    # A fresh machine: nothing but what was kept.
+    shutil.rmtree(tree / "exp_results")
+    left = call("--print-commands")
+    assert "full/s0" not in left and "full/s1" in left
+    # A slice that is too short for anything stops quietly.
+    environment["SECONDS_PER_SLICE"] = "1"
+    assert "slice over" in call("--jobs", "1")

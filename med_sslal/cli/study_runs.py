@@ -114,7 +114,7 @@ class StudyRuns:
             dataset = dataset or build_dataset(config)
             build_setup(config, dataset, devices_of(config, "cpu"), show_progress=False)
             keys = metric_keys(config["metrics"], dataset.class_names)
-            known = [f"test_{key}" for key in keys]
+            known = sorted(f"test_{key}" for key in keys)
             if self._study.metric not in known:
                 raise ConfigError(
                     f"{self._study.source} metric: no value '{self._study.metric}'; there are "
