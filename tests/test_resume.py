@@ -387,19 +387,33 @@ def test_a_checkpoint_that_the_run_has_passed(
     assert "lies in no run folder" in capsys.readouterr().err
 
 
+def test_a_numbered_checkpoint_that_was_saved_twice(stopped: Path, tmp_path: Path) -> None:
+    # What a resume from before a numbered checkpoint leaves: it is saved again over the old one.
+    folder = Path(shutil.copytree(stopped, tmp_path / "runs" / "tiny" / "twice"))
+    for path in (folder / "cycle_01").glob("checkpoint_epoch01.pth*"):
+        shutil.copy(path, path.with_name(path.name.replace("01.pth", "01_previous.pth")))
+    assert run_train("--resume", folder) == 0
+    assert not [name for name in files_of(folder) if "epoch" in name or "previous" in name]
+
+
 @pytest.mark.slow
-def test_tensorboard_shows_no_step_twice(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = config.parent / "runs" / "tiny" / "board"
+@pytest.mark.parametrize("kept", ["checkpoint_epoch01.pth", "nothing"])
+def test_tensorboard_shows_no_step_twice(
+    config: Path, kept: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = config.parent / "runs" / "tiny" / f"board_{kept}"
     line = ["--set", "trainer.tensorboard=true", "--set", "al_settings.num_cycles=0"]
     with pytest.MonkeyPatch.context() as patch:
-        # Killed in epoch 3 (see PLACES), with the checkpoint of epoch 1 as the newest good one.
+        # Killed in epoch 3 (see PLACES), with the checkpoint of epoch 1 as the newest, or none.
         stop_at(patch, 7, MemoryError)
         with pytest.raises(MemoryError):
-            run_train("-c", config, "--run-id", "board", "--set", "trainer.epochs=4", *line)
-    cut(folder, "cycle_00/checkpoint_last.pth", "cycle_00/checkpoint_epoch02.pth")
-    cut(folder, "cycle_00/checkpoint_last_previous.pth")
+            run_train("-c", config, "--run-id", folder.name, "--set", "trainer.epochs=4", *line)
+    for path in (folder / "cycle_00").glob("checkpoint_*.pth"):
+        if path.name != kept:
+            path.unlink()
     assert run_train("--resume", folder, "--set", "trainer.verbosity=2") == 0
-    assert "restored from checkpoint_epoch01.pth: 1 epochs" in capsys.readouterr().out
+    restored = "restored from checkpoint_epoch01.pth: 1 epochs" in capsys.readouterr().out
+    assert restored == (kept != "nothing")
     board = EventAccumulator(str(folder / "tensorboard" / "cycle_00"))
     board.Reload()
     assert len(list((folder / "tensorboard" / "cycle_00").iterdir())) == 2

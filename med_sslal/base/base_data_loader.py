@@ -1,5 +1,6 @@
 """A DataLoader whose order and errors do not depend on its workers."""
 
+import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,7 @@ class BaseDataLoader(DataLoader):
             collate_fn=collate,
             pin_memory=pin_memory,
             persistent_workers=n_workers > 0,
-            worker_init_fn=one_thread if n_workers else None,
+            worker_init_fn=start_worker if n_workers else None,
             # The stock loader draws its workers' base seed from the global generator.
             generator=torch.Generator().manual_seed(0),
         )
@@ -73,10 +74,16 @@ def collate(samples: Sequence[Any]) -> Batch | BadSample:
     return BadSample("; ".join(bad)) if bad else Batch.collate(samples)
 
 
-def one_thread(worker: int) -> None:
-    """Keep a worker process to one thread: the cores belong to the model."""
+def start_worker(worker: int) -> None:
+    """Keep a worker process to one thread, the cores belong to the model; and alive.
+
+    Ctrl-C and a cluster's SIGTERM reach every process of a job. The main process ends its batch and
+    saves, for which it needs its workers; they end with it, however it ends.
+    """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def load_or_bad(load: Callable[[], Any]) -> Any:

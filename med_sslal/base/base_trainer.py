@@ -219,16 +219,17 @@ class BaseTrainer(ABC):
         epoch, best = content["monitor"]["best_epoch"], self.best_path()
         if not epoch:
             return
+
+        def check(found: Mapping[str, Any]) -> None:
+            if found["epoch"] < epoch:
+                raise CheckpointError(f"the copy that is good is of epoch {found['epoch']}")
+
         try:
-            path, found, _ = newest_good([best, previous(best)])
+            path, found, _ = newest_good([best, previous(best)], check)
         except CheckpointError as error:
             raise CheckpointError(
                 f"the best model so far, of epoch {epoch}, is lost: {error}"
             ) from error
-        if found["epoch"] < epoch:
-            raise CheckpointError(
-                f"{path} is of epoch {found['epoch']}, not the best one so far, {epoch}"
-            )
         if path != best:
             save_checkpoint(best, found)
 

@@ -3,7 +3,7 @@
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -170,6 +170,6 @@ def _version(package: str) -> str | None:
         return None
 
 
-def save_config(folder: Path, config: dict[str, Any]) -> None:
+def save_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Write the resolved config of the run."""
     write_json(folder / "config.json", config)

@@ -122,6 +122,8 @@ def _run(folder: Path, setup: RunSetup, devices: Devices) -> int:
     """Run the cycles in `folder`; returns the exit code."""
     handler = add_log_file(folder / "train.log")
     try:
+        clear_unfinished(folder)
+        save_config(folder, setup.config)
         logger.info("run folder: %s", folder)
         logger.info("%s", disk_estimate(folder / "initial.pth", setup))
         found = environment(str(devices), torch.get_num_threads())
@@ -207,8 +209,6 @@ def _resume(args: Namespace) -> int:
             _check_fits(path, content, setup)
     if named is not None:
         _check_furthest(run, named)
-    clear_unfinished(run.folder)
-    save_config(run.folder, config.resolved)
     logger.info("resuming %s", run.folder)
     return _run(run.folder, setup, devices)
 

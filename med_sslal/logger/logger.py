@@ -1,12 +1,17 @@
 """Logging set-up: short lines on the console, everything in the run's train.log."""
 
+import errno
+import fcntl
 import json
 import logging
 import logging.config
+import sys
 from importlib import resources
 from pathlib import Path
 
 from tqdm import tqdm
+
+from med_sslal.utils.errors import UserError
 
 CONSOLE_LEVELS = {0: logging.WARNING, 1: logging.INFO, 2: logging.INFO}
 
@@ -22,6 +27,31 @@ class ConsoleHandler(logging.Handler):
         tqdm.write(text)
 
 
+class LogFile(logging.FileHandler):
+    """A log file that a full disk cannot end a run with: it tells of the first line it lost."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path` to append to it."""
+        self._told = False
+        super().__init__(path, encoding="utf-8")
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Tell why `record` could not be written."""
+        self._tell(sys.exc_info()[1])
+
+    def close(self) -> None:
+        """Close the file, which writes what is left."""
+        try:
+            super().close()
+        except OSError as error:
+            self._tell(error)
+
+    def _tell(self, error: BaseException | None) -> None:
+        if not self._told:
+            tqdm.write(f"warning: cannot write all of {self.baseFilename}: {error}")
+        self._told = True
+
+
 def setup_logging(verbosity: int) -> None:
     """Configure the program's loggers from logger_config.json.
 
@@ -35,8 +65,29 @@ def setup_logging(verbosity: int) -> None:
 
 
 def add_log_file(path: Path) -> logging.Handler:
-    """Append everything from DEBUG on to `path`; the caller closes it with `remove_log_file`."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    """Append everything from DEBUG on to `path`; the caller closes it with `remove_log_file`.
+
+    Until then no other process can open it so: two would write each other's files of a run.
+
+    Raises:
+        UserError: The file cannot be opened, or another process has it.
+    """
+    try:
+        handler = LogFile(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    assert handler.stream is not None
+    try:
+        # The kernel frees this lock however the process ends, and no loader process inherits it.
+        fcntl.lockf(handler.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            handler.close()
+            raise UserError(
+                f"another process is at work in {path.parent}: wait for it, or stop it first"
+            ) from error
+        # Some network disks have no locks.
+        logging.getLogger(__name__).warning("cannot lock %s: %s", path, error.strerror)
     handler.setLevel(logging.DEBUG)
     handler.setFormatter(
         logging.Formatter(
