@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
+# Two processes of one thread each: small models gain nothing from a second thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .PHONY: run test fast lint clean
 
@@ -13,8 +15,8 @@ run: $(STAMP)
 	$(BIN)/python train.py -c config.json $(ARGS)
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -q -m "not slow"
-	$(BIN)/python -m pytest -q -m slow
+	$(PYTEST) -m "not slow"
+	$(PYTEST) -m slow
 
 fast: $(STAMP)
 	$(BIN)/python -m pytest -q -x -m "not slow"
