@@ -275,6 +275,8 @@ def test_the_slices_for_a_gpu_keep_small_files_of_finished_runs(tmp_path: Path) 
         "image_size=64",
         "batch_size=2",
         "n_workers=0",
+        "al_settings.args.init_num=4",
+        "al_settings.args.budget_num=2",
         "arch.args.norm=group",
         "trainer.steps_per_cycle=1",
         "lr_scheduler=null",
