@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
-from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
 from med_sslal.base.base_model import ABILITIES, BaseModel
@@ -29,6 +28,7 @@ from med_sslal.model.backbone import BACKBONES, BackboneSpec, build_backbone
 from med_sslal.model.box_head import BoxHead
 from med_sslal.model.norm import NormName, norm_layer
 from med_sslal.model.roi_heads import HeadPass, RoIHeads, RoIResult
+from med_sslal.model.roi_pool import RoIPool
 from med_sslal.model.rpn import Float32RPNHead, RegionProposals
 from med_sslal.model.targets import read_targets
 from med_sslal.model.transform import (
@@ -352,13 +352,13 @@ def _defaults() -> dict[str, Any]:
     return {p.name: None if p.default is p.empty else p.default for p in parameters}
 
 
-def _roi_pool(strides: Sequence[int]) -> MultiScaleRoIAlign:
+def _roi_pool(strides: Sequence[int]) -> RoIPool:
     """RoI pooling whose scales are fixed here.
 
     The stock layer derives them from the first batch it sees, and keeps them.
     """
     names = [str(level) for level in range(len(strides))]
-    pool = MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2)
+    pool = RoIPool(names, output_size=7, sampling_ratio=2)
     pool.scales = [1 / stride for stride in strides]
     pool.map_levels = initLevelMapper(int(math.log2(strides[0])), int(math.log2(strides[-1])))
     return pool
