@@ -30,8 +30,9 @@ class Float32RPNHead(RPNHead):
         for level in x:
             hidden = self.conv(level)
             with torch.autocast(hidden.device.type, enabled=False):
-                logits.append(self.cls_logits(hidden.float()))
-                deltas.append(self.bbox_pred(hidden.float()))
+                hidden = hidden.float()
+                logits.append(self.cls_logits(hidden))
+                deltas.append(self.bbox_pred(hidden))
         return logits, deltas
 
 
