@@ -30,11 +30,13 @@ class BaseModel(nn.Module, ABC):
     Attributes:
         num_classes: Number of classes C with background.
         autocast_dtype: Low precision inside the forward pass, None for fp32; set from outside.
+        memory_format: Layout of weights and batches in memory; set by `use_channels_last`.
         extras: What an eval pass hands out beside the plain detections; set from outside.
     """
 
     num_classes: int
     autocast_dtype: torch.dtype | None = None
+    memory_format: torch.memory_format = torch.contiguous_format
     extras: Extras = Extras()
 
     @classmethod
@@ -51,6 +53,19 @@ class BaseModel(nn.Module, ABC):
             Keys of ABILITIES; none unless a subclass says otherwise.
         """
         return frozenset()
+
+    def compilable(self) -> tuple[nn.Module, ...]:
+        """Parts that `trainer.compile` compiles in place: shapes fixed, nothing that waits.
+
+        Returns:
+            Modules of this detector; none unless a subclass says otherwise.
+        """
+        return ()
+
+    def use_channels_last(self) -> None:
+        """Lay the convolutions' weights, and so what they compute, out with channels last."""
+        self.memory_format = torch.channels_last
+        self.to(memory_format=torch.channels_last)
 
     @abstractmethod
     def forward(

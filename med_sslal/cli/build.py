@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import nn, optim
 
 from med_sslal.al.abilities import missing_abilities
 from med_sslal.al.al_helpers import ActiveLearningHelper
@@ -21,6 +21,7 @@ from med_sslal.cli.schedule import check_schedule
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.data.transforms import EvalTransform
 from med_sslal.eval.metric import metric_keys
+from med_sslal.model.compiling import check_compiler, compile_parts
 from med_sslal.model.parallel import ListDataParallel
 from med_sslal.model.weights import read_weights
 from med_sslal.trainer.setup import RunSetup
@@ -106,6 +107,13 @@ def build_setup(
             "image at least"
         )
     dtype = autocast_dtype(config.get("trainer.precision"), devices.main)
+    if config.get("trainer.compile"):
+        if len(devices.ids) > 1:
+            raise ConfigError(
+                f"trainer.compile is true for {len(devices.ids)} GPUs in one process, whose copies "
+                "of the model cannot be compiled: use one GPU, or set it to false"
+            )
+        check_compiler(devices.main)
     image_size = config["image_size"] or DEFAULT_IMAGE_SIZE
     changes = stable_hash(config["seed"], "augmentation")
     check_schedule(config, helper, len(dataset.splits["train"]))
@@ -207,8 +215,14 @@ def _count(keep: bool | int) -> int:
 
 
 def _optimizer(config: ConfigParser, model: nn.Module) -> Any:
-    """The optimiser over the trainable parameters."""
-    return config.init_obj("optimizer", [p for p in model.parameters() if p.requires_grad])
+    """The optimiser over the trainable parameters, fused unless the config says how it steps."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    given = config.get("optimizer.args")
+    # The others are slower fused, or not fused on every device.
+    can_fuse = config.init_class("optimizer") in (optim.SGD, optim.Adam, optim.AdamW)
+    if can_fuse and not given.keys() & {"fused", "foreach", "differentiable"}:
+        return config.init_obj("optimizer", parameters, fused=True)
+    return config.init_obj("optimizer", parameters)
 
 
 def trainer_settings(config: ConfigParser, *, show_progress: bool) -> TrainerSettings:
@@ -237,6 +251,10 @@ def model_maker(config: ConfigParser, dtype: torch.dtype | None) -> Callable[[],
     def make() -> BaseModel:
         model: BaseModel = config.init_obj("arch", **frame_only)
         model.autocast_dtype = dtype
+        if config.get("trainer.channels_last"):
+            model.use_channels_last()
+        if config.get("trainer.compile"):
+            compile_parts(model)
         return model
 
     return make

@@ -37,6 +37,8 @@ _WARNED = (
     "trainer.monitor",
     "trainer.early_stop",
     "trainer.precision",
+    "trainer.channels_last",
+    "trainer.compile",
     "trainer.grad_clip",
     "trainer.accumulate",
     "trainer.warmup_steps",

@@ -243,6 +243,18 @@ SCHEMA: tuple[Key | TypeSection, ...] = (
         "fp32",
     ),
     Key(
+        "trainer.channels_last",
+        bool,
+        "lay weights and batches out with channels last, as fast convolutions want them",
+        True,
+    ),
+    Key(
+        "trainer.compile",
+        bool,
+        "compile backbone and RPN head with torch.compile; needs a compiler and one device",
+        False,
+    ),
+    Key(
         "trainer.grad_clip",
         float | None,
         "largest norm of the gradient; null = no limit",

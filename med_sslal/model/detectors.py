@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops.poolers import initLevelMapper
@@ -200,6 +200,10 @@ class FasterRCNN(BaseModel):
         missing = () if args.get("box_head_dropout", 0.0) else ("dropout",)
         return frozenset(ABILITIES.keys() - missing)
 
+    def compilable(self) -> tuple[nn.Module, ...]:
+        """The backbone and the head of the RPN; the rest depends on how many boxes there are."""
+        return self.backbone, self.rpn.head
+
     def _load_pretrained(self, spec: BackboneSpec, name: str, pretrained: bool | str) -> None:
         """Load ImageNet weights or a weights file."""
         if isinstance(pretrained, str):
@@ -241,7 +245,9 @@ class FasterRCNN(BaseModel):
                     generators = _private_generators(len(truths), names)
             dtype = self.autocast_dtype
             with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
-                features, c5 = self.backbone(batch.images.tensors)
+                features, c5 = self.backbone(
+                    batch.images.tensors.contiguous(memory_format=self.memory_format)
+                )
             proposals, objectness, rpn_losses, rpn_logits = self.rpn(
                 batch.images, features, truths, generators, dtype
             )

@@ -350,6 +350,7 @@ class Trainer(BaseTrainer):
         """
         self._bare.load_state_dict(model)
         self._optimizer.load_state_dict(dict(state["optimizer"]))
+        _lay_out_alike(self._optimizer)
         if self._scheduler is not None and state["scheduler"] is not None:
             self._scheduler.load_state_dict(state["scheduler"])
         if self._scaler is not None and state["scaler"] is not None:
@@ -371,6 +372,19 @@ class Trainer(BaseTrainer):
             if rates is not None:
                 scaled = [rate * factor for rate, factor in zip(rates, factors, strict=True)]
                 setattr(self._scheduler, name, scaled)
+
+
+def _lay_out_alike(optimizer: Optimizer) -> None:
+    """Give the state of each weight the weight's own layout in memory.
+
+    A fused step goes through both in memory order, and a checkpoint may come from a run without
+    `trainer.channels_last`.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            alike = not isinstance(value, Tensor) or value.stride() == parameter.stride()
+            if not alike and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def base_lrs(optimizer: Optimizer) -> list[float]:
