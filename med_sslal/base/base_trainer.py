@@ -9,6 +9,7 @@ from typing import Any
 
 from med_sslal.base.checkpoint import load_checkpoint, newest_good, previous, save_checkpoint
 from med_sslal.base.monitor import Monitor
+from med_sslal.utils.distributed import ALONE, World
 from med_sslal.utils.errors import CheckpointError
 from med_sslal.utils.interrupt import Interrupted
 from med_sslal.utils.train_util import random_states, restore_random_states
@@ -40,6 +41,7 @@ class BaseTrainer(ABC):
         save_period: int = 0,
         checkpoint_seconds: float = 60.0,
         identity: Mapping[str, Any],
+        world: World = ALONE,
     ) -> None:
         """Prepare a training.
 
@@ -52,7 +54,9 @@ class BaseTrainer(ABC):
                 writes one after every epoch, and none within.
             identity: Plain values that every checkpoint of this training carries (config, data
                 fingerprint, cycle, pool).
+            world: The processes that train together; rank 0 alone reads and writes files.
         """
+        self.world = world
         self.folder, self.epochs, self.monitor = folder, epochs, monitor
         self._save_period = save_period
         self._checkpoint_seconds = checkpoint_seconds
@@ -139,7 +143,10 @@ class BaseTrainer(ABC):
 
     def save_due(self) -> bool:
         """Whether `checkpoint_seconds` have passed since the position was saved."""
-        return 0 < self._checkpoint_seconds <= time.monotonic() - self._saved
+        if not self._checkpoint_seconds:
+            return False
+        due = self._checkpoint_seconds <= time.monotonic() - self._saved
+        return bool(self.world.largest(due)[0])
 
     def save_position(self) -> None:
         """Write `checkpoint_last.pth`: what a kill can take is what comes after."""
@@ -149,6 +156,9 @@ class BaseTrainer(ABC):
     def _save(self, name: str, *, with_state: bool = True) -> None:
         now = time.monotonic()
         self.seconds, self._clock = self.seconds + now - self._clock, now
+        states = self.world.gather(random_states()) if with_state else []
+        if not self.world.is_main:
+            return
         content = {
             **self._identity,
             "model": self.model_state(),
@@ -161,7 +171,8 @@ class BaseTrainer(ABC):
         }
         if with_state:
             content["state"] = self.state_dict()
-            content["random"] = random_states()
+            others = {"others": states[1:]} if states[1:] else {}
+            content["random"] = {**states[0], **others}
         save_checkpoint(self.folder / name, content)
 
     def resume(self, path: Path | None = None) -> Path | None:
@@ -177,6 +188,21 @@ class BaseTrainer(ABC):
             CheckpointError: `path` is damaged or holds no training state, or the folder holds
                 checkpoints but none that can be used.
         """
+        found = self.world.from_main(lambda: self._find(path))
+        if found is None:
+            return None
+        path, content = found
+        self.load_state_dict(content["model"], content["state"])
+        states = [content["random"], *content["random"].get("others", ())]
+        # Another number of processes than before: all take up rank 0's.
+        restore_random_states(states[self.world.rank if len(states) == self.world.size else 0])
+        self.monitor.load_state_dict(content["monitor"])
+        self.epoch, self.batch = content["epoch"], content["batch"]
+        self.seconds, self.history = content["seconds"], content["history"]
+        return path
+
+    def _find(self, path: Path | None) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint to continue from and its content (see `resume`)."""
         if path is None:
             candidates = resumable(self.folder)
             if not candidates:
@@ -197,12 +223,7 @@ class BaseTrainer(ABC):
                 f"{path} holds a model but no training state: resume from {LAST}, or start a new "
                 "run from it with --init-from"
             )
-        self.load_state_dict(content["model"], content["state"])
-        restore_random_states(content["random"])
-        self.monitor.load_state_dict(content["monitor"])
-        self.epoch, self.batch = content["epoch"], content["batch"]
-        self.seconds, self.history = content["seconds"], content["history"]
-        return path
+        return path, content
 
     def _take_best(self, content: Mapping[str, Any]) -> None:
         """See to it that the best model so far is there: the continuation may find no better one.

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
+from med_sslal.utils.distributed import ALONE, World
 from med_sslal.utils.errors import ConfigError
 from med_sslal.utils.util import numpy_generator
 
@@ -22,16 +23,23 @@ class EpochBatchSampler(Sampler[list[Key]]):
     The last batch of an epoch may be smaller. A single image that would be left for it sits out
     this epoch (another one in the next), because batch norm learns nothing from one image; it
     stays where it is the only batch.
+
+    Of several processes each gets its share of every batch, in order, so that all of them together
+    see what one would. Where a batch has fewer images than there are processes, those without one
+    get the batch's first image, which `share` counts as no image.
     """
 
-    def __init__(self, n_labelled: int, n_pseudo: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, n_labelled: int, n_pseudo: int, batch_size: int, seed: int, world: World = ALONE
+    ) -> None:
         """Set the counts.
 
         Args:
             n_labelled: Number of labelled images, at least 1.
             n_pseudo: Number of pseudo-labelled images; 0 for supervised training.
-            batch_size: Images in a batch, both kinds together.
+            batch_size: Images in a batch, both kinds together and over all processes.
             seed: Seed of the order.
+            world: The processes.
 
         Raises:
             ConfigError: `batch_size` is too small, or there is no labelled image.
@@ -45,6 +53,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
         self.n_labelled = n_labelled
         self.n_pseudo = n_pseudo
         self.seed = seed
+        self._world = world
         self._pseudo_share = min(batch_size // 2, n_pseudo)
         self._labelled_share = batch_size - self._pseudo_share
         self._epoch = 0
@@ -70,8 +79,22 @@ class EpochBatchSampler(Sampler[list[Key]]):
         lonely = left == 1 and full > 0 and self._pseudo_share == 0
         return full + (left > 0 and not lonely)
 
+    def counts(self, batch: int) -> tuple[int, int]:
+        """Labelled and pseudo-labelled images of a batch (0-based), over all processes."""
+        first = batch * self._labelled_share
+        labelled = min(self._labelled_share, self.n_labelled - first)
+        # A smaller last batch keeps the proportion as far as whole images can.
+        return labelled, min(self._pseudo_share, labelled)
+
+    def share(self, batch: int) -> range:
+        """This process's part of a batch; it may be empty."""
+        size, world = sum(self.counts(batch)), self._world
+        # Rounded up: rank 0, which leads, has an image in any case.
+        first, last = (-(-size * rank // world.size) for rank in (world.rank, world.rank + 1))
+        return range(first, last)
+
     def __iter__(self) -> Iterator[list[Key]]:
-        """Yield the batches of the epoch from the start on."""
+        """Yield this process's part of the batches of the epoch from the start on."""
         epoch, start = self._epoch, self._start
         generator = numpy_generator("order", self.seed, epoch)
         labelled = generator.permutation(self.n_labelled)
@@ -80,36 +103,40 @@ class EpochBatchSampler(Sampler[list[Key]]):
             first = batch * self._labelled_share
             positions = labelled[first : first + self._labelled_share]
             if self._pseudo_share:
-                # A smaller last batch keeps the proportion as far as whole images can.
-                count = min(self._pseudo_share, len(positions))
+                _, count = self.counts(batch)
                 turn = batch * self._pseudo_share + np.arange(count)
                 positions = np.concatenate([positions, pseudo[turn % self.n_pseudo]])
-            yield [(int(position), epoch) for position in positions]
+            share = self.share(batch) or range(1)
+            yield [(int(positions[place]), epoch) for place in share]
 
 
 class SequentialBatchSampler(Sampler[list[Key]]):
-    """Batches of (position, 0) in order, each image once: evaluation and scoring."""
+    """Batches of (position, 0) in order, each image once: evaluation and scoring.
 
-    def __init__(self, n: int, batch_size: int) -> None:
+    Of several processes each takes every n-th image, and the batch size is that of all together.
+    """
+
+    def __init__(self, n: int, batch_size: int, world: World = ALONE) -> None:
         """Set the counts.
 
         Args:
             n: Number of images; may be 0.
             batch_size: Images in a batch; the last one may be smaller.
+            world: The processes.
 
         Raises:
             ConfigError: `batch_size` is below 1.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, found {batch_size}")
-        self.n = n
-        self.batch_size = batch_size
+        self._positions = world.share(n)
+        self.batch_size = -(-batch_size // world.size)
 
     def __len__(self) -> int:
         """Number of batches."""
-        return -(-self.n // self.batch_size)
+        return -(-len(self._positions) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Yield the batches."""
-        for first in range(0, self.n, self.batch_size):
-            yield [(i, 0) for i in range(first, min(first + self.batch_size, self.n))]
+        for first in range(0, len(self._positions), self.batch_size):
+            yield [(i, 0) for i in self._positions[first : first + self.batch_size]]

@@ -21,7 +21,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops.poolers import initLevelMapper
 
-from med_sslal.base.base_model import ABILITIES, BaseModel
+from med_sslal.base.base_model import ABILITIES, BaseModel, GatherRows
 from med_sslal.base.types import Detections, Frame, ModelOutput, Target
 from med_sslal.model.arguments import problems_of
 from med_sslal.model.backbone import BACKBONES, BackboneSpec, build_backbone
@@ -203,6 +203,11 @@ class FasterRCNN(BaseModel):
     def compilable(self) -> tuple[nn.Module, ...]:
         """The backbone and the head of the RPN; the rest depends on how many boxes there are."""
         return self.backbone, self.rpn.head
+
+    def draw_together(self, gather: GatherRows) -> None:
+        """Sample anchors and proposals as one process would (see BaseModel.draw_together)."""
+        for stage in (self.rpn, self.roi_heads):
+            stage.fg_bg_sampler.gather = gather
 
     def _load_pretrained(self, spec: BackboneSpec, name: str, pretrained: bool | str) -> None:
         """Load ImageNet weights or a weights file."""

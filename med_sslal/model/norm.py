@@ -3,8 +3,10 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
@@ -24,6 +26,71 @@ class FastFrozenNorm(FrozenBatchNorm2d):
         return F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
         )
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum over the processes, through which gradients flow back to all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        """Add up."""
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Each process's values have gone into the sums of all."""
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the images of all processes; torch's own does it on GPUs alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [B, C, H, W]."""
+        if not self.training or self.running_mean is None or self.running_var is None:
+            return super().forward(x)
+        # In float64: the difference of two large sums is to be as good as one process's variance.
+        wide = x.double()
+        number = wide.new_full((1,), x.numel() / x.shape[1])
+        parts = [wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3)), number]
+        totals = _SumOverProcesses.apply(torch.cat(parts))
+        sums, squares, number = totals.split([x.shape[1], x.shape[1], 1])
+        mean = sums / number
+        variance = (squares / number - mean.square()).clamp(min=0)
+        with torch.no_grad():
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+            rate = self.momentum
+            if rate is None:
+                rate = 1 / float(self.num_batches_tracked)
+            unbiased = variance * number / (number - 1).clamp(min=1)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate)
+        scale = (variance + self.eps).rsqrt()
+        result = (wide - mean[:, None, None]) * scale[:, None, None]
+        result = result.to(x.dtype)
+        if self.affine:
+            result = result * self.weight[:, None, None] + self.bias[:, None, None]
+        return result.to(x.dtype)
+
+
+def share_batch_norm(model: nn.Module) -> None:
+    """Let every batch norm of a model see the images of all processes, in place.
+
+    Parameters and buffers stay the same objects with the same names.
+    """
+    for name, child in model.named_children():
+        if isinstance(child, nn.BatchNorm2d) and child.weight.device.type == "cpu":
+            # Nothing but the way of computing changes.
+            child.__class__ = SharedBatchNorm
+        elif isinstance(child, nn.BatchNorm2d):
+            setattr(model, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+        else:
+            share_batch_norm(child)
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:

@@ -1,21 +1,24 @@
-"""Several GPUs in one process: torch's DataParallel over lists of images.
+"""Several devices: DataParallel over lists of images, and one process for each device.
 
-The stock class cuts every tensor of a list along its first axis: an image into channels and a
-target into boxes, without a word. Here whole images are dealt out. Low precision needs nothing:
-it is set inside the detector, so the threads see it.
+Several GPUs in one process: the stock class cuts every tensor of a list along its first axis, an
+image into channels and a target into boxes, without a word. Here whole images are dealt out. Low
+precision needs nothing: it is set inside the detector, so the threads see it.
 """
 
 from collections.abc import Sequence
 from dataclasses import fields
+from inspect import signature
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.types import Detections, Frame, ModelOutput, Target
+from med_sslal.model.norm import share_batch_norm
+from med_sslal.utils.distributed import World
 from med_sslal.utils.errors import DeviceError
 
 Part = tuple[Tensor | list[Tensor], list[Target] | None, list[Frame] | None]
@@ -63,9 +66,33 @@ class ListDataParallel(DataParallel):
         return gather_outputs(outputs, self.src_device_obj)
 
 
+def distribute(model: BaseModel, world: World) -> nn.Module:
+    """Let the processes train one model, each on its share of every batch.
+
+    The losses must be weighted so that their mean over the processes is what is wanted. Batch norm
+    takes its statistics over all processes. The detector itself stays what `model` is, so its
+    weights are of the same names.
+
+    Args:
+        model: The same weights in every process, on the device of the process.
+        world: The processes.
+    """
+    if world.size == 1:
+        return model
+    share_batch_norm(model)
+    model.draw_together(world.gather_rows)
+    # Norm statistics are alike in all processes without being sent around. Newer versions of torch
+    # have a new name for that, and complain of the old one.
+    known = signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    still: dict[str, Any] = {name: False}
+    return DistributedDataParallel(model, **still)
+
+
 def unwrap(model: nn.Module) -> BaseModel:
     """The detector itself, whatever wraps it."""
-    bare = model.module if isinstance(model, DataParallel) else model
+    wrapped = isinstance(model, DataParallel | DistributedDataParallel)
+    bare = model.module if wrapped else model
     assert isinstance(bare, BaseModel)
     return bare
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
 from torchvision.ops import box_iou
 
+from med_sslal.base.base_model import GatherRows
 from med_sslal.base.types import Target
 from med_sslal.utils.errors import DataError
 
@@ -136,34 +137,51 @@ class Sampler(BalancedPositiveNegativeSampler):
     """torchvision's sampler, giving indices, with a private generator on request.
 
     Without a generator it draws exactly what the stock sampler draws from the global one.
+
+    Attributes:
+        gather: Where several processes share the batch, each draws for all its images from the
+            global generator, which is alike in all, and keeps what is for its own.
     """
 
-    def sample(self, state: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Draw positives and negatives of one image.
+    gather: GatherRows | None = None
+
+    def sample(
+        self, states: Sequence[Tensor], generators: Sequence[torch.Generator | None]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Draw positives and negatives of every image.
 
         Args:
-            state: int64 [N]: 1 positive, 0 negative, -1 neither.
-            generator: A CPU generator, or None for the global one of the device.
+            states: B tensors int64 [N]: 1 positive, 0 negative, -1 neither.
+            generators: B CPU generators, or None for the global one of the device.
 
         Returns:
-            Indices of the positives and of the negatives, at most `batch_size_per_image`
-            together.
+            For each image the indices of the positives and of the negatives, at most
+            `batch_size_per_image` together.
         """
-        positive = torch.where(state == 1)[0]
-        negative = torch.where(state == 0)[0]
-        n_positive = min(positive.numel(), int(self.batch_size_per_image * self.positive_fraction))
-        n_negative = min(negative.numel(), self.batch_size_per_image - n_positive)
-        return (
-            positive[_permutation(positive, generator)[:n_positive]],
-            negative[_permutation(negative, generator)[:n_negative]],
-        )
+        found = [(torch.where(state == 1)[0], torch.where(state == 0)[0]) for state in states]
+        counts: list[Sequence[int]] = [(len(p), len(n)) for p, n in found]
+        drawn, first, mine = list(generators), 0, len(counts)
+        if self.gather is not None and not any(generators):
+            counts, first = self.gather(counts)
+            drawn = [None] * len(counts)
+        device = states[0].device
+        orders = [
+            [_permutation(count, generator, device) for count in row]
+            for row, generator in zip(counts, drawn, strict=True)
+        ][first : first + mine]
+        most = int(self.batch_size_per_image * self.positive_fraction)
+        chosen = []
+        for (positive, negative), order in zip(found, orders, strict=True):
+            kept = positive[order[0][:most]]
+            chosen.append((kept, negative[order[1][: self.batch_size_per_image - len(kept)]]))
+        return chosen
 
 
-def _permutation(values: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A random order of the entries of `values`."""
+def _permutation(n: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """A random order of `n` entries."""
     if generator is None:
-        return torch.randperm(values.numel(), device=values.device)
-    return torch.randperm(values.numel(), generator=generator).to(values.device)
+        return torch.randperm(n, device=device)
+    return torch.randperm(n, generator=generator).to(device)
 
 
 @dataclass(frozen=True)
@@ -208,9 +226,12 @@ def draw_samples(
     rows, positives, boxes, labels, regress = [], [], [], [], []
     counts, positive_counts = [], []
     first_row = first_sample = 0
-    for truth, of_image, generator in zip(truths, candidates, generators, strict=True):
-        matched, state = match(matcher, truth, of_image)
-        positive, negative = sampler.sample(state, generator)
+    pairs = zip(truths, candidates, strict=True)
+    matches, states = zip(*(match(matcher, *pair) for pair in pairs), strict=True)
+    chosen = sampler.sample(states, generators)
+    for truth, of_image, matched, (positive, negative) in zip(
+        truths, candidates, matches, chosen, strict=True
+    ):
         n_positive, n = len(positive), len(positive) + len(negative)
         index = matched[positive]
         rows += [positive + first_row, negative + first_row]

@@ -25,6 +25,11 @@ class StopRequest:
         self._signal: int | None = None
         self._before: dict[int, object] = {}
 
+    @property
+    def signal(self) -> int | None:
+        """The number of the signal that came, None before any."""
+        return self._signal
+
     def __enter__(self) -> "StopRequest":
         """Install the handlers."""
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from med_sslal.utils.distributed import World
 from med_sslal.utils.errors import DeviceError
 from med_sslal.utils.util import stable_hash
 
@@ -44,6 +45,32 @@ def resolve_devices(n_gpu: int | str) -> Devices:
     if wanted == 0:
         return Devices(torch.device("cpu"))
     return Devices(torch.device("cuda", 0), tuple(range(wanted)))
+
+
+def process_device(n_gpu: int | str, world: World) -> Devices:
+    """The one device of a process that torchrun started.
+
+    Args:
+        n_gpu: 0 for the CPU, 1 for a GPU per process, "auto" for that where there are GPUs.
+        world: The processes.
+
+    Raises:
+        DeviceError: Several GPUs are asked for, or the machine has fewer than processes.
+    """
+    if n_gpu not in ("auto", 0, 1):
+        raise DeviceError(
+            f"n_gpu is {n_gpu}, but torchrun starts one process for each GPU: set n_gpu to 1 or "
+            '"auto", and give the number of GPUs of a machine as torchrun\'s --nproc_per_node'
+        )
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if n_gpu == 0 or (n_gpu == "auto" and not found):
+        return Devices(torch.device("cpu"))
+    if found < world.local_size:
+        raise DeviceError(
+            f"{world.local_size} processes on this machine, {found} GPU(s) found: give torchrun a "
+            "smaller --nproc_per_node, or train.py --device cpu"
+        )
+    return Devices(torch.device("cuda", world.local_rank), (world.local_rank,))
 
 
 def restrict_visible_devices(device: str) -> int:
