@@ -1,6 +1,6 @@
 """The one streaming pass of the model over the pool."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +11,11 @@ from med_sslal.al.pool import Pool
 from med_sslal.al.record import PLAIN, PoolRecord, RecordHeader
 from med_sslal.al.record_writer import RecordWriter
 from med_sslal.al.views import View, change, parse_views
-from med_sslal.base.types import Batch, Detections, Extras
+from med_sslal.base.types import Batch, Detections, Extras, ImageInfo
 from med_sslal.model.inference import evaluating, infer, stream
+
+# The images of a batch, each with the detections of every view by name.
+SeenBatch = list[tuple[ImageInfo, dict[str, Detections]]]
 
 
 def score_pool(
@@ -27,6 +30,7 @@ def score_pool(
     dtype: torch.dtype | None,
     views: Sequence[str] = (PLAIN,),
     roi_features: bool = False,
+    merged: Callable[[Iterator[SeenBatch]], Iterable[SeenBatch]] = iter,
 ) -> PoolRecord:
     """Write what the model sees on every pool image; memory stays bounded for any pool.
 
@@ -43,6 +47,8 @@ def score_pool(
         views: The sections to record, see `al.views`; the plain one always is. Each view of the
             image costs a pass, from the one loading of a batch.
         roi_features: Whether the plain detections' RoI features are recorded.
+        merged: Adds what other processes see, each on its share of the images; they call
+            `see_pool` meanwhile.
 
     Returns:
         The finished record.
@@ -54,24 +60,49 @@ def score_pool(
     """
     scored: list[str] = []
     known: list[str] = []
-    others = parse_views(views)
-    names = [view.name for view in others]
+    names = [view.name for view in parse_views(views)]
+    streams = see_pool(model, unlabelled, labelled, device, dtype, views, roi_features)
     with RecordWriter(path, header, views=names, roi_features=roi_features) as writer:
-        for batch, found in _stream_views(model, unlabelled, device, dtype, others, roi_features):
-            for row, frame in enumerate(batch.frames):
-                seen = {name: detections[row] for name, detections in found.items()}
-                writer.add(frame.info, seen.pop(PLAIN), seen)
-                scored.append(frame.info.image_id)
-        for batch, output in stream(model, labelled, device, dtype):
-            for frame, detections in zip(batch.frames, output.detections, strict=True):
-                writer.add_labelled(frame.info, detections)
-                known.append(frame.info.image_id)
+        for batch in merged(streams[0]):
+            for info, found in batch:
+                writer.add(info, found.pop(PLAIN), found)
+                scored.append(info.image_id)
+        for batch in merged(streams[1]):
+            for info, found in batch:
+                writer.add_labelled(info, found[PLAIN])
+                known.append(info.image_id)
         if sorted(scored) != list(pool.unlabelled) or sorted(known) != sorted(pool.labelled):
             raise ValueError(
                 f"the loaders gave {len(scored)} unlabelled and {len(known)} labelled images, "
                 f"which are not the pool's {len(pool.unlabelled)} and {len(pool.labelled)}"
             )
         return writer.close()
+
+
+def see_pool(
+    model: nn.Module,
+    unlabelled: Iterable[Batch],
+    labelled: Iterable[Batch],
+    device: torch.device,
+    dtype: torch.dtype | None,
+    views: Sequence[str] = (PLAIN,),
+    roi_features: bool = False,
+) -> tuple[Iterator[SeenBatch], Iterator[SeenBatch]]:
+    """What the model sees on the unlabelled images, and on the labelled ones without other views.
+
+    The arguments are those of `score_pool`. Nothing runs before the streams are read.
+    """
+    others = parse_views(views)
+    return (
+        _stream_views(model, unlabelled, device, dtype, others, roi_features),
+        (
+            [
+                (frame.info, {PLAIN: found})
+                for frame, found in zip(batch.frames, output.detections, strict=True)
+            ]
+            for batch, output in stream(model, labelled, device, dtype)
+        ),
+    )
 
 
 def _stream_views(
@@ -81,8 +112,8 @@ def _stream_views(
     dtype: torch.dtype | None,
     views: Sequence[View],
     roi_features: bool,
-) -> Iterator[tuple[Batch, dict[str, list[Detections]]]]:
-    """Run all views of each batch in turn; yields it with each view's detections of its images."""
+) -> Iterator[SeenBatch]:
+    """Run all views of each batch in turn."""
     heads = [view for view in views if not view.is_full]
     extras = Extras(roi_features, tuple(view.number for view in heads))
     with evaluating(model, dtype):
@@ -97,4 +128,7 @@ def _stream_views(
                     images, frames = change(view, moved.images, moved.frames)
                     seen = replace(moved, images=images, frames=frames)
                     found[view.name] = infer(model, seen).detections
-            yield batch, found
+            yield [
+                (frame.info, {name: detections[row] for name, detections in found.items()})
+                for row, frame in enumerate(batch.frames)
+            ]

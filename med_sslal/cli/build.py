@@ -26,10 +26,12 @@ from med_sslal.model.parallel import ListDataParallel
 from med_sslal.model.weights import read_weights
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.trainer import TrainerSettings
-from med_sslal.utils.errors import CheckpointError, ConfigError
+from med_sslal.utils.distributed import ALONE, World
+from med_sslal.utils.errors import CheckpointError, ConfigError, DeviceError
 from med_sslal.utils.train_util import (
     Devices,
     autocast_dtype,
+    process_device,
     resolve_devices,
     restrict_visible_devices,
     seed_everything,
@@ -41,12 +43,20 @@ logger = logging.getLogger(__name__)
 DEFAULT_IMAGE_SIZE = 512
 
 
-def devices_of(config: ConfigParser, device: str | None) -> Devices:
-    """The devices that `--device`, or else `n_gpu`, means.
+def devices_of(config: ConfigParser, device: str | None, world: World = ALONE) -> Devices:
+    """The devices of this process that `--device`, or else `n_gpu`, means.
 
     Raises:
-        DeviceError: They are not there.
+        DeviceError: They are not there, or are several under torchrun.
     """
+    if world.launched:
+        if device not in (None, "cpu", "cuda"):
+            raise DeviceError(
+                f"--device {device} is for one process, but torchrun starts one for each GPU: "
+                f"leave it out and put CUDA_VISIBLE_DEVICES={device} before torchrun"
+            )
+        wanted = config["n_gpu"] if device is None else {"cpu": 0, "cuda": 1}[device]
+        return process_device(wanted, world)
     return resolve_devices(config["n_gpu"] if device is None else restrict_visible_devices(device))
 
 
@@ -77,7 +87,12 @@ def check_monitor(config: ConfigParser, dataset: BaseDataset) -> None:
 
 
 def build_setup(
-    config: ConfigParser, dataset: BaseDataset, devices: Devices, *, show_progress: bool
+    config: ConfigParser,
+    dataset: BaseDataset,
+    devices: Devices,
+    *,
+    show_progress: bool,
+    world: World = ALONE,
 ) -> RunSetup:
     """Everything a run is made of.
 
@@ -86,6 +101,7 @@ def build_setup(
         dataset: What `build_dataset` gave.
         devices: What `devices_of` gave.
         show_progress: Whether trainings report while they run.
+        world: The processes of the run.
 
     Raises:
         ConfigError: Initial set and first query do not fit the pool, the detector does not give
@@ -101,10 +117,11 @@ def build_setup(
             "batch_size is 1, but ssl_settings.include_pseudolabels fills half of each batch: set "
             "it to 2 or more"
         )
-    if config["batch_size"] < len(devices.ids):
+    n_shares, name = (world.size, "processes") if world.launched else (len(devices.ids), "devices")
+    if config["batch_size"] < n_shares:
         raise ConfigError(
-            f"batch_size is {config['batch_size']} for {len(devices.ids)} devices: each needs an "
-            "image at least"
+            f"batch_size is {config['batch_size']} for {n_shares} {name}: each needs an image at "
+            "least, and batch_size is that of all together"
         )
     dtype = autocast_dtype(config.get("trainer.precision"), devices.main)
     if config.get("trainer.compile"):
@@ -146,6 +163,7 @@ def build_setup(
         tensorboard=config.get("trainer.tensorboard"),
         config=config.resolved,
         config_hash=config.digest(),
+        world=world,
     )
 
 

@@ -30,7 +30,9 @@ def run_reported(main: Callable[[], int]) -> int:
         return main()
     except UserError as error:
         logging.getLogger("med_sslal").debug("ended by an error", exc_info=True)
-        sys.stderr.write(f"error: {error}\n")
+        # Not `error (rank 0)`: that is the run itself, whatever torchrun has started besides.
+        rank = os.environ.get("RANK", "0")
+        sys.stderr.write(f"error{'' if rank == '0' else f' (rank {rank})'}: {error}\n")
         return 2
     except BrokenPipeError:
         # The reader of our output (head, less) has left; point stdout away so that the

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from med_sslal.base.checkpoint import load_checkpoint, sidecar
+from med_sslal.base.types import Prediction
 from med_sslal.cli.build import build_dataset, build_setup, devices_of, load_weights
 from med_sslal.cli.registries import registries
 from med_sslal.cli.run_folder import find_run, finished_best
@@ -16,7 +17,9 @@ from med_sslal.eval.metric import evaluate
 from med_sslal.logger.logger import setup_logging
 from med_sslal.report.run_report import write_evaluation_pictures
 from med_sslal.report.table import metric_table
-from med_sslal.trainer.inference import loader_of, predict, split_labels
+from med_sslal.trainer.inference import predict_split, split_labels
+from med_sslal.trainer.setup import RunSetup
+from med_sslal.utils.distributed import World
 from med_sslal.utils.errors import CheckpointError, UserError
 from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.util import write_json
@@ -40,46 +43,59 @@ def test(args: Namespace) -> int:
     if "config" not in content:
         raise CheckpointError(f"{path} has no config in it: name a checkpoint of a cycle")
     config = ConfigParser.from_dict(content["config"], registries(), source=str(path))
-    setup_logging(config.get("trainer.verbosity"))
+    world = World.from_environment()
+    setup_logging(config.get("trainer.verbosity"), leads=world.is_main)
     for complaint in complaints:
         logger.warning("%s; falling back to %s", complaint, path)
     if not sidecar(path).exists():
         logger.warning("%s has no checksum file beside it: it is taken unverified", path)
-    devices = devices_of(config, args.device)
-    dataset = build_dataset(config)
-    if content["data_fingerprint"] != dataset.fingerprint():
-        logger.warning("the data is not that of the training: its images, labels or split differ")
-    setup = build_setup(config, dataset, devices, show_progress=True)
-    model = setup.make_model()
-    load_weights(model, content, path)
-    labels = split_labels(dataset, args.split)
-    ids = dataset.splits[args.split]
-    logger.info("evaluating %s on %d %s images", path, len(ids), args.split)
-    with StopRequest() as stop:
-        found, loss = predict(
-            setup.parallel(model.to(devices.main)),
-            loader_of(setup, ids, labels),
-            setup,
-            stop=stop,
-            title=args.split,
-        )
+    devices = devices_of(config, args.device, world)
+    with world.joined(devices.main):
+        dataset = world.local_first(lambda: build_dataset(config))
+        if content["data_fingerprint"] != dataset.fingerprint():
+            logger.warning(
+                "the data is not that of the training: its images, labels or split differ"
+            )
+        setup = build_setup(config, dataset, devices, show_progress=world.is_main, world=world)
+        load_weights(setup.make_model(), content, path)
+        n_images = len(dataset.splits[args.split])
+        logger.info("evaluating %s on %d %s images", path, n_images, args.split)
+        with StopRequest() as stop:
+            found, loss = predict_split(
+                setup, stop=stop, weights=content["model"], split=args.split, title=args.split
+            )
+    if not world.is_main:
+        return 0
+    folder = run.folder if run.checkpoint is None else path.resolve().parent
+    if (folder.parent / "config.json").exists():
+        folder = folder.parent
+    return _write(setup, found, loss, args.split, path, folder)
+
+
+def _write(
+    setup: RunSetup,
+    found: dict[str, Prediction],
+    loss: float | None,
+    split: str,
+    path: Path,
+    folder: Path,
+) -> int:
+    """Measure the predictions, and write all of it to a new folder inside `folder`."""
+    dataset, labels = setup.dataset, split_labels(setup.dataset, split)
     result = evaluate(
         setup.metrics, found, labels, dataset.infos, dataset.class_names, seed=setup.seed
     )
     result["values"]["loss"] = loss
-    folder = path.resolve().parent if run.checkpoint else run.folder
-    if (folder.parent / "config.json").exists():
-        folder = folder.parent
-    out = folder / f"{args.split}_{datetime.now():%Y%m%d_%H%M%S}"
+    out = folder / f"{split}_{datetime.now():%Y%m%d_%H%M%S}"
     try:
         out.mkdir()
     except OSError as error:
         raise UserError(f"cannot make the folder {out}: {error.strerror}") from error
-    write_json(out / "metrics.json", {"checkpoint": str(path), "split": args.split, **result})
+    write_json(out / "metrics.json", {"checkpoint": str(path), "split": split, **result})
     write_json(
         out / "predictions.json", to_coco_predictions(found, dataset.infos, dataset.class_names)
     )
-    title = f"{config['name']}: {args.split}, {len(ids)} images"
+    title = f"{setup.config['name']}: {split}, {len(found)} images"
     write_evaluation_pictures(out, result, found, labels, dataset, title)
     sys.stdout.write(metric_table(result) + "\n")
     logger.info("results: %s", out)

@@ -44,10 +44,11 @@ from med_sslal.eval.coco_utils import from_coco_predictions
 from med_sslal.logger.logger import add_log_file, remove_log_file, setup_logging
 from med_sslal.report.run_report import write_evaluation_pictures, write_learning_curve
 from med_sslal.report.table import cycle_table
-from med_sslal.trainer.cycle import CycleLoop
+from med_sslal.trainer.cycle import run_cycles
 from med_sslal.trainer.disk import disk_estimate
 from med_sslal.trainer.inference import split_labels
 from med_sslal.trainer.setup import RunSetup
+from med_sslal.utils.distributed import World
 from med_sslal.utils.errors import CheckpointError, ConfigError, UserError
 from med_sslal.utils.interrupt import Interrupted, StopRequest
 from med_sslal.utils.train_util import Devices, peak_memory
@@ -73,21 +74,39 @@ def train(args: Namespace) -> int:
     if args.print_config:
         sys.stdout.write(print_config(config))
         return 0
-    setup_logging(config.get("trainer.verbosity"))
-    devices = devices_of(config, args.device)
+    world = World.from_environment()
+    setup_logging(config.get("trainer.verbosity"), leads=world.is_main)
+    devices = devices_of(config, args.device, world)
     if config["n_gpu"] == "auto" and args.device is None and not devices.ids:
         logger.info('n_gpu is "auto" and there is no GPU: training on the CPU')
+    with world.joined(devices.main):
+        return _start(args, config, devices, world)
+
+
+def _start(args: Namespace, config: ConfigParser, devices: Devices, world: World) -> int:
+    """Begin a new run."""
     init_from = args.init_from and Path(args.init_from)
-    dataset = build_dataset(config)
+    dataset = world.local_first(lambda: build_dataset(config))
     if args.dry_run:
-        return _dry_run(config, dataset, devices, init_from)
+        return _dry_run(config, dataset, devices, init_from, world)
+    setup = build_setup(config, dataset, devices, show_progress=world.is_main, world=world)
+    if not world.is_main:
+        return _help(setup)
+    folder = _new_run(args, config, setup, init_from)
+    return _run(folder, setup, devices)
+
+
+def _new_run(
+    args: Namespace, config: ConfigParser, setup: RunSetup, init_from: Path | None
+) -> Path:
+    """Make the folder of a new run, with all that it starts from."""
+    dataset = setup.dataset
     source = args.cycle0_from and Path(args.cycle0_from)
     weights = None
     if source is None:
         weights = initial_weights(config, init_from)
     else:
         check_shared(source, config, dataset.fingerprint())
-    setup = build_setup(config, dataset, devices, show_progress=True)
     save_dir = Path(config.get("trainer.save_dir"))
     folder = new_run_folder(save_dir, config["name"], args.run_id, config["seed"])
     with filled_first(folder) as partial:
@@ -103,7 +122,14 @@ def train(args: Namespace) -> int:
     except UserError:
         shutil.rmtree(folder)
         raise
-    return _run(folder, setup, devices)
+    return folder
+
+
+def _help(setup: RunSetup) -> int:
+    """Compute what rank 0 asks for; returns the exit code."""
+    with StopRequest() as stop:
+        run_cycles(setup, Path(), stop)
+    return 0
 
 
 def _save_initial(
@@ -126,12 +152,13 @@ def _run(folder: Path, setup: RunSetup, devices: Devices) -> int:
         save_config(folder, setup.config)
         logger.info("run folder: %s", folder)
         logger.info("%s", disk_estimate(folder / "initial.pth", setup))
-        found = environment(str(devices), torch.get_num_threads())
+        several = f" x {setup.world.size}" if setup.world.size > 1 else ""
+        found = environment(f"{devices}{several}", torch.get_num_threads())
         _warn_of_changes(folder / "environment.json", found)
         write_json(folder / "environment.json", found)
         started = time.monotonic()
         with StopRequest() as stop:
-            rows = CycleLoop(setup, folder, stop).run()
+            rows = run_cycles(setup, folder, stop)
         _write_pictures(folder, setup, rows)
         sys.stdout.write(cycle_table(rows) + "\n")
         minutes = (time.monotonic() - started) / 60
@@ -197,13 +224,28 @@ def _resume(args: Namespace) -> int:
     if args.print_config:
         sys.stdout.write(print_config(config))
         return 0
-    setup_logging(config.get("trainer.verbosity"))
+    world = World.from_environment()
+    setup_logging(config.get("trainer.verbosity"), leads=world.is_main)
     before = ConfigParser.from_dict(saved, registries(), source=str(run.folder / "config.json"))
     _apply_resume_policy(before.resolved, config)
-    devices = devices_of(config, args.device)
-    dataset = build_dataset(config)
-    initial = _load_initial(run.folder)
-    setup = build_setup(config, dataset, devices, show_progress=True)
+    devices = devices_of(config, args.device, world)
+    with world.joined(devices.main):
+        return _go_on(run, named, config, devices, world)
+
+
+def _go_on(
+    run: RunPath,
+    named: dict[str, Any] | None,
+    config: ConfigParser,
+    devices: Devices,
+    world: World,
+) -> int:
+    """Continue a run whose config is checked."""
+    dataset = world.local_first(lambda: build_dataset(config))
+    initial = _load_initial(run.folder) if world.is_main else None
+    setup = build_setup(config, dataset, devices, show_progress=world.is_main, world=world)
+    if not world.is_main:
+        return _help(setup)
     for path, content in ((run.folder / "initial.pth", initial), (run.checkpoint, named)):
         if path is not None and content is not None:
             _check_fits(path, content, setup)
@@ -312,10 +354,14 @@ def _check_furthest(run: RunPath, named: Mapping[str, Any]) -> None:
 
 
 def _dry_run(
-    config: ConfigParser, dataset: BaseDataset, devices: Devices, init_from: Path | None
+    config: ConfigParser,
+    dataset: BaseDataset,
+    devices: Devices,
+    init_from: Path | None,
+    world: World,
 ) -> int:
     """One training step, one validation, one scoring and selection on a handful of images."""
-    setup = build_setup(config, dataset, devices, show_progress=False)
+    setup = build_setup(config, dataset, devices, show_progress=False, world=world)
     handful = copy(dataset)
     handful.splits = {
         "train": dataset.splits["train"][:DRY_POOL],
@@ -332,10 +378,12 @@ def _dry_run(
         tensorboard=False,
         n_workers=0,
     )
+    if not world.is_main:
+        return _help(small)
     with tempfile.TemporaryDirectory() as name, StopRequest() as stop:
         folder = Path(name)
         _save_initial(folder, handful, initial_weights(config, init_from), init_from)
-        rows = CycleLoop(small, folder, stop).run()
+        rows = run_cycles(small, folder, stop)
     sys.stdout.write(
         f"dry run: {len(rows)} training(s) of one step went through; nothing is left\n"
     )

@@ -52,15 +52,18 @@ class LogFile(logging.FileHandler):
         self._told = True
 
 
-def setup_logging(verbosity: int) -> None:
+def setup_logging(verbosity: int, *, leads: bool = True) -> None:
     """Configure the program's loggers from logger_config.json.
 
     Args:
         verbosity: 0 shows warnings only, 1 and 2 show information too.
+        leads: False for the processes besides rank 0, which log nothing but errors.
     """
     text = resources.files("med_sslal.logger").joinpath("logger_config.json").read_text()
     config = json.loads(text)
     config["handlers"]["console"]["level"] = CONSOLE_LEVELS[verbosity]
+    if not leads:
+        config["loggers"]["med_sslal"]["level"] = logging.ERROR
     logging.config.dictConfig(config)
 
 

@@ -14,9 +14,7 @@ from typing import Any
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import PoolRecord, RecordHeader
 from med_sslal.al.restrict import slice_positions
-from med_sslal.al.scoring import score_pool
 from med_sslal.al.selection_io import read_selection, write_detections, write_selection
-from med_sslal.base.base_model import BaseModel
 from med_sslal.base.base_trainer import resumable
 from med_sslal.base.checkpoint import weights_hash
 from med_sslal.base.types import Annotation, Prediction, Selection
@@ -24,12 +22,14 @@ from med_sslal.eval.coco_utils import from_coco_predictions, to_coco_predictions
 from med_sslal.eval.metric import evaluate
 from med_sslal.ssl.pseudo_labels import PseudoLabels
 from med_sslal.ssl.quality import hidden_truth_quality
-from med_sslal.trainer.inference import loader_of, predict, split_labels
+from med_sslal.trainer.crew import help_out, together
+from med_sslal.trainer.inference import predict_split, score, split_labels
 from med_sslal.trainer.initial_set import initial_set
 from med_sslal.trainer.results import note_seconds, write_results
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.training import load_best, train_cycle
-from med_sslal.utils.interrupt import StopRequest
+from med_sslal.utils.distributed import naming_lost_peers
+from med_sslal.utils.interrupt import Interrupted, StopRequest
 from med_sslal.utils.util import read_json, stable_hash, write_json
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,34 @@ class CycleState:
     number: int
     pool: Pool
     pseudo: PseudoLabels | None
+
+
+def run_cycles(setup: RunSetup, folder: Path, stop: StopRequest) -> list[dict[str, Any]]:
+    """Run what is left of a run in all of its processes.
+
+    Args:
+        setup: What the run is made of.
+        folder: The run folder, which only rank 0 touches.
+        stop: Checked between batches and stages.
+
+    Returns:
+        One row per finished cycle; none in other ranks than 0.
+
+    Raises:
+        Interrupted: A stop was asked for; what is done is on disk.
+        UserError: Among others, that another process of the run was lost.
+    """
+    with naming_lost_peers():
+        if not setup.world.is_main:
+            help_out(setup, stop)
+            return []
+        try:
+            rows = CycleLoop(setup, folder, stop).run()
+        except Interrupted:
+            setup.world.broadcast(None)
+            raise
+        setup.world.broadcast(None)
+        return rows
 
 
 class CycleLoop:
@@ -124,9 +152,11 @@ class CycleLoop:
             len(state.pool.labelled),
             n_pseudo,
         )
-        outcome = train_cycle(
+        outcome = together(
+            train_cycle,
             self._setup,
-            folder,
+            self._stop,
+            folder=folder,
             cycle=state.number,
             labels=self._labels(state),
             pseudo=state.pseudo.labels if state.pseudo else {},
@@ -134,7 +164,6 @@ class CycleLoop:
             initial=self._folder / "initial.pth",
             before=self.cycle_folder(state.number - 1) if state.number else None,
             fingerprint=self._fingerprint,
-            stop=self._stop,
         )
         # First: nothing comes back to them once the training has ended.
         if self._setup.keep_checkpoints != "all":
@@ -175,28 +204,22 @@ class CycleLoop:
         (folder / "training.json").unlink()
         return True
 
-    def _best_model(self, cycle: int) -> BaseModel:
-        """The cycle's best model on the main device."""
-        model = self._setup.make_model()
-        content = load_best(self.cycle_folder(cycle))
-        model.load_state_dict(content["model"])
-        return model.to(self._setup.devices.main)
-
     def _evaluate(self, state: CycleState) -> dict[str, Any]:
         """Measure the best model on val and test; returns the cycle's row."""
         folder = self.cycle_folder(state.number)
         if (folder / "metrics.json").exists():
             return read_json(folder / "metrics.json")["row"]
         setup, started = self._setup, time.monotonic()
-        model = setup.parallel(self._best_model(state.number))
+        weights = load_best(folder)["model"]
         results: dict[str, Any] = {}
         for split in ("val", "test"):
             labels = split_labels(setup.dataset, split)
-            found, loss = predict(
-                model,
-                loader_of(setup, setup.dataset.splits[split], labels),
+            found, loss = together(
+                predict_split,
                 setup,
-                stop=self._stop,
+                self._stop,
+                weights=weights,
+                split=split,
                 title=f"cycle {state.number} {split}",
             )
             results[split] = evaluate(
@@ -350,18 +373,18 @@ class CycleLoop:
             class_difficulty=best.get("class_difficulty", {}),
         )
         started = time.monotonic()
-        record = score_pool(
-            setup.parallel(self._best_model(state.number)),
-            state.pool,
-            self._stop.watch(loader_of(setup, state.pool.unlabelled, None)),
-            self._stop.watch(loader_of(setup, state.pool.labelled, None)),
-            folder / "record",
-            header,
-            device=setup.devices.main,
-            dtype=setup.dtype,
+        record = together(
+            score,
+            setup,
+            self._stop,
+            weights=best["model"],
+            pool=state.pool,
+            path=folder / "record",
+            header=header,
             views=setup.helper.views,
             roi_features=setup.helper.needs_roi_features,
         )
+        assert record is not None
         seconds = time.monotonic() - started
         note_seconds(folder, "scoring", seconds)
         logger.info(

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from med_sslal.utils.distributed import ALONE, World
+
 MOMENTUM = 0.99
 
 
@@ -23,12 +25,14 @@ class ClassDifficulty:
     Everything stays on the device until the values are asked for.
     """
 
-    def __init__(self, class_names: Sequence[str]) -> None:
+    def __init__(self, class_names: Sequence[str], world: World = ALONE) -> None:
         """Start with no class met.
 
         Args:
             class_names: K names without background.
+            world: The processes that share each step.
         """
+        self._world = world
         self._names = tuple(class_names)
         self._quality: Tensor | None = None
         self._weight: Tensor | None = None
@@ -40,7 +44,8 @@ class ClassDifficulty:
             quality: float32 [B, K, 2], sum and number by image and class.
             counted: bool [B], False for the images that do not count.
         """
-        total, number = (quality * counted[:, None, None]).sum(0).unbind(1)
+        sums = self._world.sum((quality * counted[:, None, None]).sum(0))
+        total, number = sums.unbind(1)
         if self._quality is None or self._weight is None:
             self._quality = self._weight = torch.zeros_like(total)
         met = (number > 0).to(total.dtype)

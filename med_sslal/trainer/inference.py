@@ -1,14 +1,18 @@
-"""Running a detector over a split: predictions, and the mean validation loss."""
+"""Running a detector over a split or the pool, in all processes of the run together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from med_sslal.al.pool import Pool
+from med_sslal.al.record import PoolRecord, RecordHeader
+from med_sslal.al.scoring import SeenBatch, score_pool, see_pool
 from med_sslal.base.base_data_loader import BaseDataLoader
 from med_sslal.base.base_dataset import BaseDataset
-from med_sslal.base.types import Annotation, Prediction
+from med_sslal.base.types import Annotation, Batch, Prediction
 from med_sslal.data.dataset import LabelledView, UnlabelledView
 from med_sslal.data.sampler import SequentialBatchSampler
 from med_sslal.logger.progress import track
@@ -21,11 +25,11 @@ from med_sslal.utils.interrupt import StopRequest
 def loader_of(
     setup: RunSetup, ids: Sequence[str], labels: Mapping[str, Annotation] | None
 ) -> BaseDataLoader:
-    """A loader without augmentation, in the order of `ids`.
+    """A loader of this process's share of `ids`, in their order and without augmentation.
 
     Args:
         setup: The run.
-        ids: The images.
+        ids: The images of all processes.
         labels: Their labels; None gives unlabelled samples that refuse to be asked for one.
     """
     view: Any
@@ -36,7 +40,7 @@ def loader_of(
         view = LabelledView(images, labels, ids, setup.eval_transform)
     return BaseDataLoader(
         view,
-        batch_sampler=SequentialBatchSampler(len(ids), setup.batch_size),
+        batch_sampler=SequentialBatchSampler(len(ids), setup.batch_size, setup.world),
         n_workers=setup.n_workers,
         pin_memory=setup.devices.main.type == "cuda",
     )
@@ -50,33 +54,119 @@ def predict(
     stop: StopRequest,
     title: str,
 ) -> tuple[dict[str, Prediction], float | None]:
-    """Detections of every image of the loader, and the mean loss where it gives labels.
+    """Detections of every image of the loader's view, and the mean loss where it gives labels.
+
+    All processes call it, each with the loader of its share.
 
     Returns:
         Image id to prediction in ORIGINAL pixels, and the mean over images of the summed losses
-        (None without labels).
+        (None without labels). In other ranks than 0: nothing, and None.
 
     Raises:
         Interrupted: A stop was asked for.
         UserError: The loss of an image is NaN or infinite; the text names the images.
     """
-    batches = track(stop.watch(loader), title, len(loader), show=setup.settings.show_progress)
-    predictions: dict[str, Prediction] = {}
-    losses: list[float] = []
-    for batch, output in stream(model, batches, setup.devices.main, setup.dtype):
-        for frame, found in zip(batch.frames, output.detections, strict=True):
-            predictions[frame.info.image_id] = found.prediction()
-        if output.losses:
-            found_losses = torch.stack(list(output.losses.values())).double().sum(0)
-            bad = (~found_losses.isfinite()).nonzero().flatten().tolist()
-            if bad:
-                names = ", ".join(batch.frames[row].info.image_id for row in bad)
-                raise UserError(
-                    f"the validation loss is not finite for the images {names} ({title}): the "
-                    "training has diverged; lower optimizer.args.lr or set trainer.grad_clip"
-                )
-            losses += found_losses.tolist()
+    view: Any = loader.dataset
+    watched = setup.world.watch(loader, stop)
+    batches = track(watched, title, len(loader), show=setup.settings.show_progress)
+    own = _seen(stream(model, batches, setup.devices.main, setup.dtype), title)
+    seen = {item[0]: item for part in setup.world.merged(own, stop) for item in part}
+    if not setup.world.is_main:
+        return {}, None
+    if seen.keys() != set(view.ids):
+        raise ValueError(f"{title}: {len(seen)} images were seen, {len(view.ids)} were to be")
+    ordered = [seen[image_id] for image_id in view.ids]
+    predictions = {image_id: prediction for image_id, prediction, _ in ordered}
+    losses = [loss for _, _, loss in ordered if loss is not None]
     return predictions, sum(losses) / len(losses) if losses else None
+
+
+def _seen(
+    outputs: Iterator[tuple[Batch, Any]], title: str
+) -> Iterator[list[tuple[str, Prediction, float | None]]]:
+    """Id, prediction and summed loss of the images of each batch."""
+    for batch, output in outputs:
+        names = [frame.info.image_id for frame in batch.frames]
+        losses: list[float | None] = [None] * len(names)
+        if output.losses:
+            losses = _finite_losses(output.losses, names, title)
+        found = [detections.prediction() for detections in output.detections]
+        yield list(zip(names, found, losses, strict=True))
+
+
+def _finite_losses(
+    losses: Mapping[str, Tensor], names: Sequence[str], title: str
+) -> list[float | None]:
+    """The summed losses of the images; UserError where one is not finite."""
+    found = torch.stack(list(losses.values())).double().sum(0)
+    bad = (~found.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise UserError(
+            f"the validation loss is not finite for the images {', '.join(names[i] for i in bad)} "
+            f"({title}): the training has diverged; lower optimizer.args.lr or set "
+            "trainer.grad_clip"
+        )
+    return found.tolist()
+
+
+def predict_split(
+    setup: RunSetup, *, stop: StopRequest, weights: Mapping[str, Tensor], split: str, title: str
+) -> tuple[dict[str, Prediction], float | None]:
+    """`predict` for a split and a detector of these weights; all processes call it."""
+    labels = split_labels(setup.dataset, split)
+    loader = loader_of(setup, setup.dataset.splits[split], labels)
+    return predict(_detector(setup, weights), loader, setup, stop=stop, title=title)
+
+
+def score(
+    setup: RunSetup,
+    *,
+    stop: StopRequest,
+    weights: Mapping[str, Tensor],
+    pool: Pool,
+    path: Path,
+    header: RecordHeader,
+    **recorded: Any,
+) -> PoolRecord | None:
+    """Score the pool with a detector of these weights; all processes call it.
+
+    Args:
+        setup: The run.
+        stop: Checked between batches.
+        weights: The detector's.
+        pool: What is to be scored.
+        path: Folder of the record, which only rank 0 writes.
+        header: What is scored and by what.
+        **recorded: `views` and `roi_features` of `score_pool`.
+
+    Returns:
+        The record in rank 0, None in the others.
+
+    Raises:
+        Interrupted: A stop was asked for.
+    """
+    model, world = _detector(setup, weights), setup.world
+    first, second = (
+        world.watch(loader_of(setup, ids, None), stop) for ids in (pool.unlabelled, pool.labelled)
+    )
+    recorded |= {"device": setup.devices.main, "dtype": setup.dtype}
+
+    def merged(seen: Iterator[SeenBatch]) -> Iterator[SeenBatch]:
+        return world.merged(seen, stop)
+
+    if world.is_main:
+        return score_pool(model, pool, first, second, path, header, merged=merged, **recorded)
+    for seen in see_pool(model, first, second, **recorded):
+        for _ in merged(seen):
+            raise AssertionError("only rank 0 gets what is seen")
+    return None
+
+
+def _detector(setup: RunSetup, weights: Mapping[str, Tensor]) -> nn.Module:
+    """A detector of these weights, on the devices of this process."""
+    model = setup.make_model()
+    model.load_state_dict(weights)
+    return setup.parallel(model.to(setup.devices.main))
 
 
 def split_labels(dataset: BaseDataset, split: str) -> dict[str, Annotation]:

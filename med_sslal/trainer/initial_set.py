@@ -6,10 +6,10 @@ from pathlib import Path
 
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import RecordHeader
-from med_sslal.al.scoring import score_pool
 from med_sslal.al.selection_io import read_selection, write_selection
 from med_sslal.base.checkpoint import load_checkpoint, weights_hash
-from med_sslal.trainer.inference import loader_of
+from med_sslal.trainer.crew import together
+from med_sslal.trainer.inference import score
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.interrupt import StopRequest
 
@@ -46,23 +46,21 @@ def initial_set(
                 "arch.args.pretrained, or give weights with --init-from"
             )
         logger.info("picking the initial set: scoring %d images", len(pool.unlabelled))
-        model = setup.make_model()
-        model.load_state_dict(content["model"])
-        record = score_pool(
-            setup.parallel(model.to(setup.devices.main)),
-            pool,
-            stop.watch(loader_of(setup, pool.unlabelled, None)),
-            (),
-            folder / "initial_record",
-            RecordHeader(
+        record = together(
+            score,
+            setup,
+            stop,
+            weights=content["model"],
+            pool=pool,
+            path=folder / "initial_record",
+            header=RecordHeader(
                 dataset_fingerprint=fingerprint,
                 model_hash=weights_hash(content["model"]),
                 config_hash=setup.config_hash,
                 class_names=setup.dataset.class_names,
             ),
-            device=setup.devices.main,
-            dtype=setup.dtype,
         )
+        assert record is not None
         selection = setup.helper.initial_query(record, pool)
         write_selection(chosen, selection, cycle=0, header=record.header)
     shutil.rmtree(folder / "initial_record", ignore_errors=True)

@@ -15,6 +15,7 @@ from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.base_model import BaseModel
 from med_sslal.ssl.pseudo_labels import PseudoLabeller
 from med_sslal.trainer.trainer import TrainerSettings
+from med_sslal.utils.distributed import ALONE, World
 from med_sslal.utils.train_util import Devices
 
 
@@ -38,8 +39,8 @@ class RunSetup:
         num_cycles: Queries; there is one training more.
         devices: Where to compute.
         dtype: Low precision inside the model, None for fp32.
-        batch_size: Images per step over all devices.
-        n_workers: Loader processes.
+        batch_size: Images per step over all devices and processes.
+        n_workers: Loader processes of each process.
         seed: Everything random derives from it.
         metrics: Names of METRICS.
         keep_checkpoints: "best", "best_last" or "all".
@@ -47,6 +48,7 @@ class RunSetup:
         tensorboard: Whether TensorBoard files are written.
         config: The resolved config, saved in every checkpoint.
         config_hash: Its digest.
+        world: The processes of the run.
     """
 
     dataset: BaseDataset
@@ -73,3 +75,4 @@ class RunSetup:
     tensorboard: bool
     config: Mapping[str, Any]
     config_hash: str
+    world: World = ALONE

@@ -7,12 +7,14 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -25,6 +27,7 @@ from med_sslal.logger.progress import Progress, duration
 from med_sslal.logger.visualization import TensorboardWriter
 from med_sslal.model.parallel import gather_outputs, scatter_parts
 from med_sslal.trainer.difficulty import ClassDifficulty
+from med_sslal.utils.distributed import ALONE, World
 from med_sslal.utils.errors import UserError
 from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.train_util import peak_memory
@@ -102,12 +105,13 @@ class Trainer(BaseTrainer):
         class_names: Sequence[str],
         title: str = "",
         cycles_left: int = 0,
+        world: World = ALONE,
     ) -> None:
         """Prepare a training.
 
         Args:
             folder: Where the checkpoints go; it exists.
-            model: What computes the losses: the detector, or its DataParallel.
+            model: What computes the losses: the detector, or what spreads it over devices.
             bare_model: The detector itself.
             optimizer: Over the detector's parameters.
             scheduler: None keeps the learning rate.
@@ -123,6 +127,7 @@ class Trainer(BaseTrainer):
             class_names: Names without background, for the difficulty of each class.
             title: For the progress line, such as "cycle 1/3".
             cycles_left: Trainings that follow, for the time left.
+            world: The processes that train together, with the sampler's and the model's.
         """
         self._batches = len(sampler)
         self._total_steps = settings.steps_per_cycle or settings.epochs * self._batches
@@ -133,6 +138,7 @@ class Trainer(BaseTrainer):
             save_period=settings.save_period,
             checkpoint_seconds=settings.checkpoint_seconds,
             identity=identity,
+            world=world,
         )
         self._model, self._bare, self._device = model, bare_model, device
         self._optimizer, self._scheduler, self._scaler = optimizer, scheduler, scaler
@@ -144,9 +150,9 @@ class Trainer(BaseTrainer):
         self._parameters = [p for p in bare_model.parameters() if p.requires_grad]
         self._base_lrs = base_lrs(optimizer)
         self._sums: dict[str, float] = {}
-        self._pending: list[tuple[list[str], dict[str, Tensor], Tensor]] = []
+        self._pending: list[tuple[list[str], dict[str, Tensor], Tensor, float]] = []
         self._last_validation = 0
-        self._difficulty = ClassDifficulty(class_names)
+        self._difficulty = ClassDifficulty(class_names, world)
 
     @property
     def step(self) -> int:
@@ -171,12 +177,12 @@ class Trainer(BaseTrainer):
         with Progress(text, total, done=self.batch, show=show) as progress:
             while self.batch < total:
                 try:
-                    self._stop.check()
+                    self.world.check(self._stop)
                 finally:
                     self._settle()
                 batch = next(batches)
                 self._train_step(batch.to(self._device))
-                self._seen += len(batch)
+                self._seen += sum(self._sampler.counts(self.batch))
                 self.batch += 1
                 if self._device.type == "cpu" or len(self._pending) >= LOSS_CHECK_STEPS:
                     self._settle()
@@ -211,14 +217,22 @@ class Trainer(BaseTrainer):
     def _train_step(self, batch: Batch) -> None:
         """One optimiser step; the gradients of the batch's parts add up to that of the batch."""
         self._optimizer.zero_grad(set_to_none=True)
+        n_own, n_all = len(self._sampler.share(self.batch)), sum(self._sampler.counts(self.batch))
         weights = self._image_weights(batch.pseudo)
-        parts = scatter_parts(batch.images, batch.targets, batch.frames, self._settings.accumulate)
+        if not n_own:
+            weights = torch.zeros_like(weights)
+        # The processes take as many parts, because they wait for each other in each.
+        n_parts = min(self._settings.accumulate, max(n_all // self.world.size, 1))
+        parts = scatter_parts(batch.images, batch.targets, batch.frames, n_parts)
         sizes = [len(images) for images, *_ in parts]
         outputs: list[ModelOutput] = []
         for part, weight in zip(parts, weights.split(sizes), strict=True):
-            outputs.append(self._model(*part))
-            loss = (torch.stack(list(outputs[-1].losses.values())).sum(0) * weight).sum()
-            (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+            with self._in_step(is_last=len(outputs) == len(parts) - 1):
+                outputs.append(self._model(*part))
+                loss = (torch.stack(list(outputs[-1].losses.values())).sum(0) * weight).sum()
+                # The gradients of the processes are averaged, and are to be added up.
+                loss = loss * self.world.size
+                (loss if self._scaler is None else self._scaler.scale(loss)).backward()
         output = gather_outputs(outputs, self._device)
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
@@ -226,23 +240,33 @@ class Trainer(BaseTrainer):
             nn.utils.clip_grad_norm_(self._parameters, self._settings.grad_clip)
         self._optimizer_step()
         if output.class_quality is not None:
-            self._difficulty.update(output.class_quality, ~batch.pseudo)
+            counted = ~batch.pseudo if n_own else torch.zeros_like(batch.pseudo)
+            self._difficulty.update(output.class_quality, counted)
         names = [frame.info.image_id for frame in batch.frames]
         losses = {name: value.detach() for name, value in output.losses.items()}
         loss = (torch.stack(list(losses.values())).sum(0) * weights).sum()
-        self._pending.append((names, losses, loss))
+        self._pending.append((names, losses, loss, n_own / n_all))
+
+    def _in_step(self, *, is_last: bool) -> AbstractContextManager[Any]:
+        """Several processes exchange gradients in the last part of a batch only."""
+        if is_last or not isinstance(self._model, DistributedDataParallel):
+            return nullcontext()
+        return self._model.no_sync()
 
     def _image_weights(self, pseudo: Tensor) -> Tensor:
         """Weights [B] of the images' losses, summed then.
 
-        They give the mean over the labelled images plus the weighted mean over the
-        pseudo-labelled ones.
+        They give the mean over the labelled images of the batch plus the weighted mean over its
+        pseudo-labelled ones, in whichever process these are.
         """
+        labelled, others = self._sampler.counts(self.batch)
         if not self._sampler.n_pseudo:
-            return torch.full(pseudo.shape, 1 / len(pseudo), device=pseudo.device)
+            return torch.full(pseudo.shape, 1 / labelled, device=pseudo.device)
         # The ramp lasts the first tenth of the steps: early pseudo-labels would drown the labels.
         ramp = min(1.0, self.step / max(0.1 * self._total_steps, 1.0))
-        n_pseudo, n_labelled = pseudo.sum(), (~pseudo).sum()
+        n_labelled, n_pseudo = (
+            torch.full((), number, device=pseudo.device) for number in (labelled, others)
+        )
         return torch.where(pseudo, self._settings.pseudo_weight * ramp / n_pseudo, 1 / n_labelled)
 
     def _optimizer_step(self) -> None:
@@ -268,7 +292,7 @@ class Trainer(BaseTrainer):
             UserError: A loss is NaN or infinite; the text names the batch's images.
         """
         pending, self._pending = self._pending, []
-        for names, losses, loss in pending:
+        for names, losses, loss, share in pending:
             value = loss.item()
             if not math.isfinite(value):
                 parts = {k: v.tolist() for k, v in losses.items() if not v.isfinite().all()}
@@ -277,9 +301,11 @@ class Trainer(BaseTrainer):
                     f"{', '.join(names)} ({', '.join(parts) or 'their sum'}): lower "
                     "optimizer.args.lr or set trainer.grad_clip"
                 )
-            self._sums["loss"] = self._sums.get("loss", 0.0) + value
-            for name, tensor in losses.items():
-                self._sums[name] = self._sums.get(name, 0.0) + tensor.mean().item()
+            values = {"loss": value}
+            values |= {name: tensor.mean().item() * share for name, tensor in losses.items()}
+            total = self.world.sum(torch.tensor(list(values.values()), dtype=torch.float64))
+            for name, number in zip(values, total.tolist(), strict=True):
+                self._sums[name] = self._sums.get(name, 0.0) + number
 
     def validation_due(self) -> bool:
         """Every `val_period` epochs, or `val_steps` steps where given."""

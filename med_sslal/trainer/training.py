@@ -18,6 +18,7 @@ from med_sslal.data.dataset import LabelledView
 from med_sslal.data.sampler import EpochBatchSampler
 from med_sslal.eval.metric import evaluate
 from med_sslal.logger.visualization import TensorboardWriter, draw_boxes
+from med_sslal.model.parallel import distribute
 from med_sslal.trainer.inference import loader_of, predict, split_labels
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.trainer import Trainer
@@ -47,6 +48,8 @@ def train_cycle(
 ) -> dict[str, Any]:
     """Train the model of one cycle, continuing where an interrupted training stopped.
 
+    All processes of the run call it; only rank 0 reads and writes files.
+
     Args:
         setup: The run.
         folder: The cycle's folder; it exists.
@@ -60,7 +63,8 @@ def train_cycle(
         stop: Checked before every batch.
 
     Returns:
-        Plain values: steps, epochs, best epoch, best value, seconds and history.
+        Plain values: steps, epochs, best epoch, best value, seconds and history; nothing in other
+        ranks than 0.
 
     Raises:
         Interrupted: A stop was asked for; the position is saved.
@@ -69,12 +73,14 @@ def train_cycle(
     both = labels.keys() & pseudo.keys()
     if both:
         raise ValueError(f"{len(both)} images are labelled and pseudo-labelled at once")
+    world = setup.world
     seed_everything(setup.seed, "training", cycle)
     model = setup.make_model()
     if before is not None and setup.helper.restart == "continue":
-        model.load_state_dict(load_best(before)["model"])
+        weights = world.from_main(lambda: load_best(before)["model"])
     else:
-        model.load_state_dict(load_checkpoint(initial)["model"])
+        weights = world.from_main(lambda: load_checkpoint(initial)["model"])
+    model.load_state_dict(weights)
     model.to(setup.devices.main)
     optimizer = setup.make_optimizer(model)
     sampler = EpochBatchSampler(
@@ -82,6 +88,7 @@ def train_cycle(
         len(pseudo),
         setup.batch_size * setup.settings.accumulate,
         stable_hash(setup.seed, "order", cycle),
+        world,
     )
     loader = BaseDataLoader(
         LabelledView(
@@ -98,12 +105,12 @@ def train_cycle(
     )
     fp16 = setup.dtype is torch.float16
     with TensorboardWriter(
-        folder.parent / "tensorboard" / folder.name, enabled=setup.tensorboard
+        folder.parent / "tensorboard" / folder.name, enabled=setup.tensorboard and world.is_main
     ) as writer:
         parallel = setup.parallel(model)
         trainer = Trainer(
             folder,
-            model=parallel,
+            model=parallel if world.size == 1 else distribute(model, world),
             bare_model=model,
             optimizer=optimizer,
             scheduler=setup.make_scheduler and setup.make_scheduler(optimizer),
@@ -125,6 +132,7 @@ def train_cycle(
             class_names=setup.dataset.class_names,
             title=f"cycle {cycle}/{setup.num_cycles}",
             cycles_left=setup.num_cycles - cycle,
+            world=world,
         )
         restored = trainer.resume()
         # From the start too: a run that was killed before its first checkpoint may have written.
@@ -140,6 +148,8 @@ def train_cycle(
         trainer.train()
         for name, value in trainer.model_facts()["class_difficulty"].items():
             logger.debug("cycle %d: training difficulty of %s: %.4f", cycle, name, value)
+    if not world.is_main:
+        return {}
     return {
         "steps": trainer.step,
         "epochs": trainer.epoch,
@@ -194,6 +204,13 @@ class Validation:
             stop=self._stop,
             title=f"{self._title} validation",
         )
+        return setup.world.from_main(lambda: self._measure(found, loss, epoch))
+
+    def _measure(
+        self, found: Mapping[str, Prediction], loss: float | None, epoch: int
+    ) -> dict[str, float | None]:
+        """The values and pictures of the predictions of all validation images."""
+        setup = self._setup
         result = evaluate(
             setup.metrics,
             found,
