@@ -1,0 +1,280 @@
+"""Several processes: each sees its share, and all together do what one does."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from tiny import make_voc, quick_config, run_train, write_config
+from torch import nn
+
+from med_sslal.cli.build import build_dataset, build_setup, devices_of
+from med_sslal.cli.registries import registries
+from med_sslal.config.parse_config import ConfigParser
+from med_sslal.data.sampler import EpochBatchSampler, SequentialBatchSampler
+from med_sslal.model.norm import share_batch_norm
+from med_sslal.utils.distributed import World
+from med_sslal.utils.errors import ConfigError, DeviceError
+from med_sslal.utils.util import read_json
+
+ROOT = Path(__file__).parents[1]
+STEPS = 20
+
+
+def worlds(size: int) -> list[World]:
+    return [World(rank, size, rank, size, launched=True) for rank in range(size)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    ("n", "n_pseudo", "batch_size"), [(10, 0, 4), (7, 20, 6), (1, 0, 4), (9, 2, 8), (3, 3, 2)]
+)
+def test_processes_share_every_batch_in_order(
+    n: int, n_pseudo: int, batch_size: int, size: int
+) -> None:
+    whole = list(EpochBatchSampler(n, n_pseudo, batch_size, seed=1))
+    samplers = [EpochBatchSampler(n, n_pseudo, batch_size, 1, world) for world in worlds(size)]
+    parts = [list(sampler) for sampler in samplers]
+    for number, batch in enumerate(whole):
+        shares = [sampler.share(number) for sampler in samplers]
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1 and len(shares[0]) > 0
+        own = [part[number] for part, share in zip(parts, shares, strict=True) if share]
+        assert [key for part in own for key in part] == batch
+        # Every process takes part in every step.
+        assert all(len(part[number]) >= 1 for part in parts)
+        pseudo = sum(position >= n for position, _ in batch)
+        assert samplers[0].counts(number) == (len(batch) - pseudo, pseudo)
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "size"), [(10, 4, 2), (10, 1, 3), (1, 4, 2), (0, 4, 2)]
+)
+def test_each_image_is_evaluated_by_one_process(n: int, batch_size: int, size: int) -> None:
+    parts = [SequentialBatchSampler(n, batch_size, world) for world in worlds(size)]
+    for rank, part in enumerate(parts):
+        assert [i for batch in part for i, _ in batch] == list(range(rank, n, size))
+        assert len(list(part)) == len(part)
+        assert all(len(batch) <= max(1, -(-batch_size // size)) for batch in part)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cycle 1 trains on 8 labelled and some pseudo-labelled images, one batch an epoch."""
+    folder = tmp_path_factory.mktemp("processes")
+    settings = quick_config(make_voc(folder / "voc"), folder / "runs")
+    settings["batch_size"] = 16
+    # Few anchors: of many, some are alike in objectness but for rounding, which differs between one
+    # process and two. They change places then, and others are sampled.
+    settings["arch"]["args"] |= {"fpn": False, "anchor_sizes": [[12, 16, 24, 32, 48]]}
+    settings["optimizer"]["args"]["lr"] = 0.001
+    settings["al_settings"]["num_cycles"] = 1
+    settings["al_settings"]["args"]["budget_num"] = 4
+    settings["trainer"] |= {"steps_per_cycle": STEPS, "val_period": 100, "monitor": "off"}
+    return write_config(folder / "config.json", settings)
+
+
+LAUNCH = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "message"),
+    [
+        pytest.param(
+            ("--device", "2,3"), LAUNCH, "CUDA_VISIBLE_DEVICES=2,3 before torchrun", id="device"
+        ),
+        pytest.param(("--set", "n_gpu=2"), LAUNCH, "--nproc_per_node", id="n_gpu"),
+        pytest.param((), {"RANK": "0"}, "not WORLD_SIZE", id="no torchrun"),
+    ],
+)
+def test_what_torchrun_cannot_take(
+    config: Path,
+    words: tuple[str, ...],
+    environment: dict[str, str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", **environment}.items():
+        monkeypatch.setenv(name, value)
+    assert run_train("-c", config, "--run-id", "refused", *words) == 2
+    assert message in capsys.readouterr().err
+    assert not (config.parent / "runs" / "tiny" / "refused").exists()
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch, config: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    parser = ConfigParser.from_file(config, registries())
+    with pytest.raises(DeviceError, match=r"2 processes on this machine, 1 GPU\(s\) found"):
+        devices_of(parser, "cuda", worlds(2)[0])
+
+
+def test_a_batch_needs_an_image_for_each_process(config: Path) -> None:
+    parser = ConfigParser.from_file(config, registries())
+    world = worlds(17)[0]
+    with pytest.raises(ConfigError, match="batch_size is 16 for 17 processes"):
+        build_setup(
+            parser,
+            build_dataset(parser),
+            devices_of(parser, "cpu", world),
+            show_progress=False,
+            world=world,
+        )
+
+
+def normalise(rank: int, world: World, port: int, folder: Path) -> None:
+    """One process's share of three images through a shared batch norm."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world.size)}
+    model = nn.Sequential(nn.BatchNorm2d(4))
+    images = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    own = images[: 2 if rank == 0 else 0] if rank == 0 else images[2:]
+    own.requires_grad_()
+    with World(rank, world.size).joined(torch.device("cpu")):
+        share_batch_norm(model)
+        result = model(own)
+        result.pow(3).sum().backward()
+    torch.save(
+        [result.detach(), own.grad, model[0].weight.grad, model.state_dict()], folder / f"{rank}.pt"
+    )
+
+
+@pytest.mark.slow
+def test_batch_norm_sees_the_images_of_all_processes(tmp_path: Path) -> None:
+    mp.spawn(normalise, (World(0, 2), free_port(), tmp_path), nprocs=2)
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    model = nn.Sequential(nn.BatchNorm2d(4))
+    images = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    result = model(images)
+    result.pow(3).sum().backward()
+    for place, whole in enumerate((result.detach(), images.grad)):
+        found = torch.cat([part[place] for part in parts])
+        torch.testing.assert_close(found, whole, atol=1e-4, rtol=1e-4)
+    slope = parts[0][2] + parts[1][2]
+    torch.testing.assert_close(slope, model[0].weight.grad, atol=1e-4, rtol=1e-4)
+    for part in parts:
+        assert part[3].keys() == model.state_dict().keys()
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(part[3][name], value)
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def torchrun(config: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts train.py in two processes of one thread each; nothing of them is left afterwards."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*words: str | Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+        command += [f"--master_port={free_port()}", str(ROOT / "train.py"), *map(str, words)]
+        started.append(
+            subprocess.Popen(
+                command,
+                cwd=config.parent,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+            process.communicate()
+
+
+@pytest.fixture(scope="module")
+def alone(config: Path) -> Path:
+    """The run of one process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert run_train("-c", config, "--run-id", "alone") == 0
+    torch.set_num_threads(threads)
+    return config.parent / "runs" / "tiny" / "alone"
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(
+    alone: Path, config: Path, torchrun: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """From the same model the same choice, and from it the same training with pseudo-labels."""
+    run = torchrun("-c", config, "--run-id", "two", "--cycle0-from", alone)
+    text, _ = run.communicate()
+    assert run.returncode == 0, text
+    assert text.count("report: ") == 1
+    folder = alone.with_name("two")
+    for name in ("selection.json", "pseudo_labels.json"):
+        one, two = (read_json(path / "cycle_00" / name) for path in (alone, folder))
+        assert one == two, name
+    assert one["labels"], "without pseudo-labels the test shows less"
+    histories = [
+        read_json(path / "cycle_01" / "training.json")["history"] for path in (alone, folder)
+    ]
+    assert [values["step"] for values in histories[0]] == list(range(1, STEPS + 1))
+    for one, two in zip(*histories, strict=True):
+        assert two == pytest.approx(one, abs=1e-4), one["step"]
+    weights = [torch.load(path / "cycle_01" / "checkpoint_last.pth") for path in (alone, folder)]
+    assert weights[0].keys() == weights[1].keys()
+    assert weights[0]["model"].keys() == weights[1]["model"].keys()
+
+
+def worker(run: subprocess.Popen[str], rank: int) -> int:
+    """The process id of a rank of torchrun's."""
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    for child in children:
+        if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text():
+            return int(child)
+    raise AssertionError(f"no rank {rank} among {children}")
+
+
+def wait_for(path: Path, run: subprocess.Popen[str]) -> None:
+    """Wait until a file is there."""
+    while not path.exists():
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.2)
+
+
+LONG = ("--set", "trainer.steps_per_cycle=100000", "--set", "trainer.checkpoint_seconds=0.5")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_what_ends_one_process_ends_the_other(
+    config: Path, torchrun: Callable[..., subprocess.Popen[str]], number: signal.Signals
+) -> None:
+    """A killed one within 30 s; one that is asked to stop at once, with all of it saved."""
+    name = f"ended_{number.name}"
+    last = config.parent / "runs" / "tiny" / name / "cycle_00" / "checkpoint_last.pth"
+    run = torchrun("-c", config, "--run-id", name, *LONG)
+    wait_for(last, run)
+    other = worker(run, 0)
+    os.kill(worker(run, 1), number)
+    killed = time.monotonic()
+    text, _ = run.communicate()
+    assert time.monotonic() - killed < 30
+    assert run.returncode != 0 and not Path(f"/proc/{other}").exists()
+    assert re.search(r"go on with: python train\.py --resume \S+", text), text
+    if number == signal.SIGKILL:
+        assert "another process of this run has ended" in text
+    else:
+        assert "another process of this run" not in text
+        assert not list(last.parent.glob(".*partial"))
+        # The random states of both.
+        assert len(torch.load(last)["random"]["others"]) == 1
