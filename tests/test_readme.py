@@ -15,6 +15,7 @@ import pytest
 from commands import blocks, languages, run_command
 from test_docs import PAGES, merged
 from tiny import make_voc
+from torch.distributed.run import get_args_parser
 
 from med_sslal.al.al_criteria import CRITERIA, SELECTORS
 from med_sslal.cli import download, study
@@ -70,6 +71,14 @@ def parses_as_study(command: str) -> None:
     StudyConfig.from_file(ROOT / args.config, registries(), args.overrides)
 
 
+def is_known_to_torchrun(command: str) -> None:
+    words = shlex.split(command)
+    args = get_args_parser().parse_args(words[words.index("torchrun") + 1 :])
+    assert args.training_script == "train.py"
+    train = parse_train_args(args.training_script_args)
+    assert train.resume or (ROOT / train.config).is_file()
+
+
 def names_files_that_pip_takes(command: str) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("-c", action="append")
@@ -105,6 +114,7 @@ PARSED: dict[str, Callable[[str], None]] = {
     r"python -m med_sslal download .*": parses_as_download,
     r"python -m med_sslal study .*": parses_as_study,
     r"python train\.py .*--device (cuda|[\d,]+)": parses_as_training,
+    r"(srun |CUDA_VISIBLE_DEVICES=\S+ )?torchrun .*": is_known_to_torchrun,
     r"python train\.py -c configs/deeplesion_lung\.json": parses_as_training,
 }
 
