@@ -5,15 +5,14 @@
 First every criterion of one pass, then every second stage: with the default candidates (2 x budget)
 and, where it reads embeddings only, over the whole pool as an arm of its own. Then
 `cald_consistency` against a loop over boxes, and `class_conditional_similarity` of 400 images of
-100 detections. Seconds are wall and CPU time; memory is the process's peak (Linux), which holds
-Python and torch (printed first) and the pages of the record that were touched.
+100 detections. Seconds are wall and CPU time. Memory is the process's peak (Linux): with the pages of
+the record that were touched, and without them; both hold Python and torch (printed first).
 """
 
 import argparse
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -21,43 +20,17 @@ import numpy as np
 import torch
 from scipy.stats import entropy
 
+from benchmarks.common import detections, measured
 from med_sslal.al.al_criteria import CRITERIA, SELECTORS
 from med_sslal.al.arrays import paired_iou
 from med_sslal.al.criteria.base import confidence
 from med_sslal.al.criteria.cald_consistency import AUGMENTATIONS, CaldConsistency
 from med_sslal.al.record import PLAIN, PoolRecord, RecordHeader
 from med_sslal.al.record_writer import RecordWriter
-from med_sslal.base.types import Detections, ImageInfo
+from med_sslal.base.types import ImageInfo
 
-EMBEDDING, ROI_FEATURES, PROPOSALS, LABELLED = 512, 256, 20, 500
+LABELLED = 500
 ONLY_EMBEDDINGS = ("k_means_diversity", "k_means_plus_plus", "k_center")
-
-
-def detections(generator: np.random.Generator, n_boxes: int, n_classes: int) -> Detections:
-    """One image of 512 x 512 pixels."""
-
-    def uniform(*shape: int) -> torch.Tensor:
-        return torch.from_numpy(generator.random(shape, dtype=np.float32))
-
-    def boxes(rows: int) -> torch.Tensor:
-        corners = uniform(rows, 2) * 450
-        return torch.cat([corners, corners + 8 + uniform(rows, 2) * 54], dim=1)
-
-    logits = torch.from_numpy(generator.normal(size=(n_boxes, n_classes + 1)).astype(np.float32))
-    probs = torch.softmax(2 * logits, dim=1)
-    scores, labels = probs[:, 1:].max(dim=1)
-    found = boxes(n_boxes)
-    return Detections(
-        boxes=found,
-        labels=labels + 1,
-        scores=scores.clamp(min=0.05),
-        class_probs=probs,
-        proposals=found + 4 * uniform(n_boxes, 4),
-        embedding=uniform(EMBEDDING),
-        top_proposals=boxes(PROPOSALS),
-        top_objectness=uniform(PROPOSALS),
-        roi_features=uniform(n_boxes, ROI_FEATURES),
-    )
 
 
 def write_record(
@@ -97,19 +70,6 @@ def write_record(
         return writer.close()
 
 
-def measured(name: str, run: Callable[[], object]) -> float:
-    """Run once, print what it took, and return the wall seconds."""
-    Path("/proc/self/clear_refs").write_text("5")  # Resets the peak.
-    cpu, started = time.process_time(), time.perf_counter()
-    run()
-    wall, cpu = time.perf_counter() - started, time.process_time() - cpu
-    status = Path("/proc/self/status").read_text()
-    peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
-    sys.stdout.write(f"{name:<44}{wall:8.2f} s {cpu:8.2f} s CPU {peak:8.0f} MiB\n")
-    sys.stdout.flush()
-    return wall
-
-
 def criteria_and_selectors(folder: Path, args: argparse.Namespace) -> None:
     record = write_record(folder / "pool", args.images, args.detections, args.classes)
     measured("nothing (Python, torch)", lambda: None)
@@ -122,13 +82,15 @@ def criteria_and_selectors(folder: Path, args: argparse.Namespace) -> None:
         title = f"{name}, {args.budget} of {len(candidates)}"
         ranked = {"entropy": values["entropy"], **values}
         selector = SELECTORS[name]()
-        return measured(title, lambda: selector.select(record, candidates, ranked, args.budget, 1))
+        return measured(
+            title, lambda: selector.select(record, candidates, ranked, args.budget, 1)
+        ).seconds
 
     one_pass = [name for name, cls in CRITERIA.items() if set(cls().views) <= {PLAIN}]
-    total = sum(measured(name, partial(rate, name)) for name in one_pass)
+    total = sum(measured(name, partial(rate, name)).seconds for name in one_pass)
     ranking = np.argsort(-values["entropy"], kind="stable")
     total += sum(select(name, ranking[: 2 * args.budget]) for name in SELECTORS)
-    sys.stdout.write(f"{'all of these':<44}{total:8.2f} s\n")
+    sys.stdout.write(f"{'all of these':<50}{total:8.2f} s\n")
     for name in ONLY_EMBEDDINGS:
         select(name, ranking)
 
@@ -163,15 +125,11 @@ def cald(folder: Path, n_images: int, n_boxes: int, n_classes: int) -> None:
     record = write_record(
         folder / "cald", n_images, n_boxes, n_classes, views=AUGMENTATIONS, roi_features=False
     )
-    found: list[np.ndarray] = []
-    own = measured(
-        f"cald_consistency, {n_images} images", lambda: found.append(CaldConsistency()(record, 1))
-    )
-    loop = measured(
-        "the same by a loop over boxes", lambda: found.append(np.array(cald_by_loop(record)))
-    )
-    largest = np.abs(found[0] - found[1]).max()
-    sys.stdout.write(f"loop / ours = {loop / own:.0f}, largest difference {largest:.1e}\n")
+    own = measured(f"cald_consistency, {n_images} images", lambda: CaldConsistency()(record, 1))
+    loop = measured("the same by a loop over boxes", lambda: np.array(cald_by_loop(record)))
+    largest = np.abs(own.value - loop.value).max()
+    ratio = loop.seconds / own.seconds
+    sys.stdout.write(f"loop / ours = {ratio:.0f}, largest difference {largest:.1e}\n")
 
 
 def similarity(folder: Path, n_classes: int) -> None:

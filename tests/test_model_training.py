@@ -248,6 +248,22 @@ def test_val_loss_depends_on_the_image_id_and_not_on_the_global_generator():
     assert not torch.equal(first["loss_objectness"], other["loss_objectness"])
 
 
+def test_seeded_images_draw_the_same_in_any_batch_and_global_state():
+    model, images = small_model(norm="group").train(), images_of(3)
+    frames = [replace(frame, seed=i) for i, frame in enumerate(frames_of("a", "b", "c"))]
+    torch.manual_seed(1)
+    random_state = torch.get_rng_state()
+    together = model(images, TARGETS, frames).losses
+    assert torch.equal(torch.get_rng_state(), random_state)
+    torch.manual_seed(2)
+    alone = [model(images[i : i + 1], TARGETS[i : i + 1], frames[i : i + 1]) for i in range(3)]
+    for name in LOSSES:
+        found = torch.cat([output.losses[name] for output in alone])
+        torch.testing.assert_close(together[name], found, atol=1e-4, rtol=1e-3)
+    other = model(images[:1], TARGETS[:1], [replace(frames[0], seed=7)]).losses
+    assert not torch.equal(other["loss_objectness"], alone[0].losses["loss_objectness"])
+
+
 def test_val_loss_is_independent_of_batch_mates():
     model = small_model().eval()
     images, frames = images_of(3), frames_of("a", "b", "c")

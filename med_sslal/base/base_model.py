@@ -1,7 +1,7 @@
 """What a detector is: images in, losses or Detections out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -22,11 +22,6 @@ ABILITIES: Mapping[str, str] = MappingProxyType(
         "views": "boxes mapped back from mirrored and turned images",
     }
 )
-
-
-# Given one row of counts per image of this process, the rows of the whole batch over all processes
-# and the place of the first own one.
-GatherRows = Callable[[Sequence[Sequence[int]]], tuple[list[Sequence[int]], int]]
 
 
 class BaseModel(nn.Module, ABC):
@@ -71,17 +66,6 @@ class BaseModel(nn.Module, ABC):
         """Lay the convolutions' weights, and so what they compute, out with channels last."""
         self.memory_format = torch.channels_last
         self.to(memory_format=torch.channels_last)
-
-    def draw_together(self, gather: GatherRows) -> None:
-        """Let training draw at random as one process with the whole batch would.
-
-        Called once before a training with several processes, whose global generators are alike. A
-        detector that draws nothing, or may draw otherwise, has nothing to do.
-
-        Args:
-            gather: Brings the processes' counts together; all of them call it alike.
-        """
-        return
 
     @abstractmethod
     def forward(

@@ -186,11 +186,14 @@ class Frame:
             ORIGINAL pixels.
         valid_size: (height, width) of the picture, which starts in the upper left corner, in pixels
             of the model's frame; None where `to_original` tells it.
+        seed: Of what a training step draws at random for this image; None leaves that to the global
+            generator.
     """
 
     info: ImageInfo
     to_original: Tensor
     valid_size: tuple[float, float] | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)

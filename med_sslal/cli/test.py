@@ -19,6 +19,7 @@ from med_sslal.report.run_report import write_evaluation_pictures
 from med_sslal.report.table import metric_table
 from med_sslal.trainer.inference import predict_split, split_labels
 from med_sslal.trainer.setup import RunSetup
+from med_sslal.utils.deterministic import deterministic_algorithms
 from med_sslal.utils.distributed import World
 from med_sslal.utils.errors import CheckpointError, UserError
 from med_sslal.utils.interrupt import StopRequest
@@ -50,7 +51,7 @@ def test(args: Namespace) -> int:
     if not sidecar(path).exists():
         logger.warning("%s has no checksum file beside it: it is taken unverified", path)
     devices = devices_of(config, args.device, world)
-    with world.joined(devices.main):
+    with deterministic_algorithms(config["deterministic"]), world.joined(devices.main):
         dataset = world.local_first(lambda: build_dataset(config))
         if content["data_fingerprint"] != dataset.fingerprint():
             logger.warning(

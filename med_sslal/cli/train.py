@@ -48,6 +48,7 @@ from med_sslal.trainer.cycle import run_cycles
 from med_sslal.trainer.disk import disk_estimate
 from med_sslal.trainer.inference import split_labels
 from med_sslal.trainer.setup import RunSetup
+from med_sslal.utils.deterministic import deterministic_algorithms
 from med_sslal.utils.distributed import World
 from med_sslal.utils.errors import CheckpointError, ConfigError, UserError
 from med_sslal.utils.interrupt import Interrupted, StopRequest
@@ -79,7 +80,7 @@ def train(args: Namespace) -> int:
     devices = devices_of(config, args.device, world)
     if config["n_gpu"] == "auto" and args.device is None and not devices.ids:
         logger.info('n_gpu is "auto" and there is no GPU: training on the CPU')
-    with world.joined(devices.main):
+    with deterministic_algorithms(config["deterministic"]), world.joined(devices.main):
         return _start(args, config, devices, world)
 
 
@@ -229,7 +230,7 @@ def _resume(args: Namespace) -> int:
     before = ConfigParser.from_dict(saved, registries(), source=str(run.folder / "config.json"))
     _apply_resume_policy(before.resolved, config)
     devices = devices_of(config, args.device, world)
-    with world.joined(devices.main):
+    with deterministic_algorithms(config["deterministic"]), world.joined(devices.main):
         return _go_on(run, named, config, devices, world)
 
 

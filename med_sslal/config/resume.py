@@ -24,6 +24,7 @@ _FREE_UPWARD = ("trainer.epochs", "trainer.steps_per_cycle", "al_settings.num_cy
 # May change, and the log says so. The place of the data may: a fingerprint tells if it is the same.
 _WARNED = (
     "n_gpu",
+    "deterministic",
     "batch_size",
     "metrics",
     "optimizer.args.lr",

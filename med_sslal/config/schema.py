@@ -127,6 +127,12 @@ SCHEMA: tuple[Key | TypeSection, ...] = (
         rule=Rule("0 or more", lambda value: value == "auto" or value >= 0),
     ),
     Key("seed", int, "everything random derives from it", 0, rule=_NON_NEGATIVE),
+    Key(
+        "deterministic",
+        bool,
+        "take slower operations on a GPU that give the same bits in every run; a CPU always does",
+        False,
+    ),
     Key("n_workers", int, "loader processes; 0 = load in the main process", 2, rule=_NON_NEGATIVE),
     Key("batch_size", int, "images per step, over all devices", 4, rule=_POSITIVE),
     Key(

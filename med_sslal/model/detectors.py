@@ -21,7 +21,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops.poolers import initLevelMapper
 
-from med_sslal.base.base_model import ABILITIES, BaseModel, GatherRows
+from med_sslal.base.base_model import ABILITIES, BaseModel
 from med_sslal.base.types import Detections, Frame, ModelOutput, Target
 from med_sslal.model.arguments import problems_of
 from med_sslal.model.backbone import BACKBONES, BackboneSpec, build_backbone
@@ -204,11 +204,6 @@ class FasterRCNN(BaseModel):
         """The backbone and the head of the RPN; the rest depends on how many boxes there are."""
         return self.backbone, self.rpn.head
 
-    def draw_together(self, gather: GatherRows) -> None:
-        """Sample anchors and proposals as one process would (see BaseModel.draw_together)."""
-        for stage in (self.rpn, self.roi_heads):
-            stage.fg_bg_sampler.gather = gather
-
     def _load_pretrained(self, spec: BackboneSpec, name: str, pretrained: bool | str) -> None:
         """Load ImageNet weights or a weights file."""
         if isinstance(pretrained, str):
@@ -225,9 +220,11 @@ class FasterRCNN(BaseModel):
         """Run the detector (see BaseModel.forward).
 
         Losses are normalised per image: their mean over the batch is torchvision's loss where
-        every image has the full number of samples. In eval mode they are computed on the test-time
-        proposals of the same pass, with samplers seeded by the image id (one seed for all images
-        without frames); the global random state and the norms' statistics stay untouched.
+        every image has the full number of samples. Samplers draw from the global generator as
+        torchvision's do, or for a frame with a seed from one of its own. In eval mode losses are
+        computed on the test-time proposals of the same pass, with samplers seeded by the image id
+        (one seed for all images without frames); the global random state and the norms' statistics
+        stay untouched.
 
         Raises:
             DataError: Images or targets are not what they must be.
@@ -246,8 +243,7 @@ class FasterRCNN(BaseModel):
             if targets is not None:
                 resized = resize_targets(targets, batch.given_sizes, batch.resized_sizes)
                 truths = read_targets(resized, self.num_classes, names)
-                if not self.training:
-                    generators = _private_generators(len(truths), names)
+                generators = self._generators(len(truths), frames, images[0].device)
             dtype = self.autocast_dtype
             with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
                 features, c5 = self.backbone(
@@ -269,6 +265,20 @@ class FasterRCNN(BaseModel):
                 for found in self._sample(features, results, batch, names)
             )
         return ModelOutput(losses, detections, head_passes=passes)
+
+    def _generators(
+        self, n: int, frames: Sequence[Frame] | None, device: torch.device
+    ) -> list[torch.Generator | None]:
+        """The samplers' generator for each image; None is the global one."""
+        seeds: list[int | None] = [None] * n
+        if not self.training:
+            names = [frame.info.image_id for frame in frames] if frames is not None else [""] * n
+            seeds = [stable_hash("val_loss", name) for name in names]
+        elif frames is not None:
+            seeds = [frame.seed for frame in frames]
+        return [
+            None if seed is None else torch.Generator(device).manual_seed(seed) for seed in seeds
+        ]
 
     def _sample(
         self,
@@ -373,14 +383,6 @@ def _roi_pool(strides: Sequence[int]) -> RoIPool:
     pool.scales = [1 / stride for stride in strides]
     pool.map_levels = initLevelMapper(int(math.log2(strides[0])), int(math.log2(strides[-1])))
     return pool
-
-
-def _private_generators(n: int, names: Sequence[str] | None) -> list[torch.Generator | None]:
-    """A sampler's generator for each image, seeded by its id."""
-    return [
-        torch.Generator().manual_seed(stable_hash("val_loss", names[i] if names else ""))
-        for i in range(n)
-    ]
 
 
 def _check_finite(rpn_logits: Tensor, class_logits: Tensor, names: Sequence[str] | None) -> None:

@@ -80,7 +80,6 @@ def distribute(model: BaseModel, world: World) -> nn.Module:
     if world.size == 1:
         return model
     share_batch_norm(model)
-    model.draw_together(world.gather_rows)
     # Norm statistics are alike in all processes without being sent around. Newer versions of torch
     # have a new name for that, and complain of the old one.
     known = signature(DistributedDataParallel).parameters

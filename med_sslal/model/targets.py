@@ -12,7 +12,6 @@ from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
 from torchvision.ops import box_iou
 
-from med_sslal.base.base_model import GatherRows
 from med_sslal.base.types import Target
 from med_sslal.utils.errors import DataError
 
@@ -137,51 +136,25 @@ class Sampler(BalancedPositiveNegativeSampler):
     """torchvision's sampler, giving indices, with a private generator on request.
 
     Without a generator it draws exactly what the stock sampler draws from the global one.
-
-    Attributes:
-        gather: Where several processes share the batch, each draws for all its images from the
-            global generator, which is alike in all, and keeps what is for its own.
     """
 
-    gather: GatherRows | None = None
-
-    def sample(
-        self, states: Sequence[Tensor], generators: Sequence[torch.Generator | None]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Draw positives and negatives of every image.
+    def sample(self, state: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Draw positives and negatives of an image.
 
         Args:
-            states: B tensors int64 [N]: 1 positive, 0 negative, -1 neither.
-            generators: B CPU generators, or None for the global one of the device.
+            state: int64 [N]: 1 positive, 0 negative, -1 neither.
+            generator: One of the state's device, or None for the global one.
 
         Returns:
-            For each image the indices of the positives and of the negatives, at most
-            `batch_size_per_image` together.
+            Indices of the positives and of the negatives, at most `batch_size_per_image` together.
         """
-        found = [(torch.where(state == 1)[0], torch.where(state == 0)[0]) for state in states]
-        counts: list[Sequence[int]] = [(len(p), len(n)) for p, n in found]
-        drawn, first, mine = list(generators), 0, len(counts)
-        if self.gather is not None and not any(generators):
-            counts, first = self.gather(counts)
-            drawn = [None] * len(counts)
-        device = states[0].device
-        orders = [
-            [_permutation(count, generator, device) for count in row]
-            for row, generator in zip(counts, drawn, strict=True)
-        ][first : first + mine]
-        most = int(self.batch_size_per_image * self.positive_fraction)
-        chosen = []
-        for (positive, negative), order in zip(found, orders, strict=True):
-            kept = positive[order[0][:most]]
-            chosen.append((kept, negative[order[1][: self.batch_size_per_image - len(kept)]]))
-        return chosen
-
-
-def _permutation(n: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """A random order of `n` entries."""
-    if generator is None:
-        return torch.randperm(n, device=device)
-    return torch.randperm(n, generator=generator).to(device)
+        positive, negative = torch.where(state == 1)[0], torch.where(state == 0)[0]
+        first, second = (
+            torch.randperm(len(found), generator=generator, device=state.device)
+            for found in (positive, negative)
+        )
+        kept = positive[first[: int(self.batch_size_per_image * self.positive_fraction)]]
+        return kept, negative[second[: self.batch_size_per_image - len(kept)]]
 
 
 @dataclass(frozen=True)
@@ -226,12 +199,9 @@ def draw_samples(
     rows, positives, boxes, labels, regress = [], [], [], [], []
     counts, positive_counts = [], []
     first_row = first_sample = 0
-    pairs = zip(truths, candidates, strict=True)
-    matches, states = zip(*(match(matcher, *pair) for pair in pairs), strict=True)
-    chosen = sampler.sample(states, generators)
-    for truth, of_image, matched, (positive, negative) in zip(
-        truths, candidates, matches, chosen, strict=True
-    ):
+    for truth, of_image, generator in zip(truths, candidates, generators, strict=True):
+        matched, state = match(matcher, truth, of_image)
+        positive, negative = sampler.sample(state, generator)
         n_positive, n = len(positive), len(positive) + len(negative)
         index = matched[positive]
         rows += [positive + first_row, negative + first_row]

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from med_sslal.base.base_data_loader import BaseDataLoader
 from med_sslal.base.base_trainer import BaseTrainer
 from med_sslal.base.monitor import Monitor
-from med_sslal.base.types import Batch, ModelOutput
+from med_sslal.base.types import Batch, Frame, ModelOutput
 from med_sslal.data.sampler import EpochBatchSampler
 from med_sslal.logger.progress import Progress, duration
 from med_sslal.logger.visualization import TensorboardWriter
@@ -31,6 +31,7 @@ from med_sslal.utils.distributed import ALONE, World
 from med_sslal.utils.errors import UserError
 from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.train_util import peak_memory
+from med_sslal.utils.util import stable_hash
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +224,7 @@ class Trainer(BaseTrainer):
             weights = torch.zeros_like(weights)
         # The processes take as many parts, because they wait for each other in each.
         n_parts = min(self._settings.accumulate, max(n_all // self.world.size, 1))
-        parts = scatter_parts(batch.images, batch.targets, batch.frames, n_parts)
+        parts = scatter_parts(batch.images, batch.targets, self._seeded(batch.frames), n_parts)
         sizes = [len(images) for images, *_ in parts]
         outputs: list[ModelOutput] = []
         for part, weight in zip(parts, weights.split(sizes), strict=True):
@@ -246,6 +247,15 @@ class Trainer(BaseTrainer):
         losses = {name: value.detach() for name, value in output.losses.items()}
         loss = (torch.stack(list(losses.values())).sum(0) * weights).sum()
         self._pending.append((names, losses, loss, n_own / n_all))
+
+    def _seeded(self, frames: Sequence[Frame]) -> list[Frame]:
+        """The frames with seeds of their own in this step.
+
+        What is drawn for an image is then the same in whichever process, device or part of the
+        batch it is.
+        """
+        key = ("samples", self._sampler.seed, self.step)
+        return [replace(frame, seed=stable_hash(*key, frame.info.image_id)) for frame in frames]
 
     def _in_step(self, *, is_last: bool) -> AbstractContextManager[Any]:
         """Several processes exchange gradients in the last part of a batch only."""

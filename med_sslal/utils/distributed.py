@@ -5,7 +5,7 @@ Rank 0 leads: it alone writes files, logs and shows progress. The others compute
 
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -117,15 +117,6 @@ class World:
         boxes: list[Any] | None = [None] * self.size if self.is_main else None
         dist.gather_object(_packed(value), boxes, dst=0)
         return [_unpacked(box) for box in boxes or ()]
-
-    def gather_rows(self, rows: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], int]:
-        """The rows of all processes by rank, and the place of this one's first row among them."""
-        if self.size == 1:
-            return list(rows), 0
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, rows)
-        before = sum(len(part) for part in found[: self.rank])
-        return [row for part in found for row in part], before
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes; one process gets its tensor back."""
