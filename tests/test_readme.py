@@ -44,6 +44,7 @@ SMALL = (
     "al_settings.args.budget_num=2",
     "trainer.steps_per_cycle=1",
     "trainer.val_steps=1",
+    'trainer.keep_checkpoints="best"',
     "lr_scheduler=null",
     "arch.args.norm=group",
     "arch.args.box_head_size=32",

@@ -1,0 +1,23 @@
+"""What all tests share: they leave no folders behind, because checkpoints fill a disk."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module_folders(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Remove what a module's fixtures made, unless one of its tests failed."""
+    base, failed = tmp_path_factory.getbasetemp(), request.session.testsfailed
+    before = set(base.iterdir())
+    yield
+    if request.session.testsfailed > failed:
+        return
+    for path in set(base.iterdir()) - before:
+        if path.is_symlink():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
