@@ -5,8 +5,8 @@
 First every criterion of one pass, then every second stage: with the default candidates (2 x budget)
 and, where it reads embeddings only, over the whole pool as an arm of its own. Then
 `cald_consistency` against a loop over boxes, and `class_conditional_similarity` of 400 images of
-100 detections. Seconds are wall and CPU time. Memory is the process's peak (Linux): with the pages of
-the record that were touched, and without them; both hold Python and torch (printed first).
+100 detections. Seconds are wall and CPU time. Memory is the process's peak (Linux), with the pages
+of the record that were touched, and without them; both hold Python and torch (printed first).
 """
 
 import argparse
