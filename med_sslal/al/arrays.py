@@ -21,7 +21,9 @@ def round_scores(scores: np.ndarray) -> np.ndarray:
 
 def round_embeddings(embeddings: np.ndarray) -> np.ndarray:
     """Embeddings as float64, rounded to 1e-3, without negative zeros."""
-    return np.round(np.asarray(embeddings, dtype=np.float64), EMBEDDING_DECIMALS) + 0.0
+    rounded = np.array(embeddings, dtype=np.float64)
+    np.round(rounded, EMBEDDING_DECIMALS, out=rounded)
+    return np.add(rounded, 0.0, out=rounded)
 
 
 def whole_embeddings(embeddings: np.ndarray) -> np.ndarray:
@@ -34,12 +36,20 @@ def whole_embeddings(embeddings: np.ndarray) -> np.ndarray:
     return np.rint(scaled, out=scaled)
 
 
-def squared_distances(points: np.ndarray, centers: np.ndarray) -> np.ndarray:
+def squared_lengths(points: np.ndarray) -> np.ndarray:
+    """Squared Euclidean length of each row: float64 [N] for float64 [N, D]."""
+    return np.einsum("nd,nd->n", points, points)
+
+
+def squared_distances(
+    points: np.ndarray, centers: np.ndarray, lengths: np.ndarray | None = None
+) -> np.ndarray:
     """Squared Euclidean distance of every point to every center.
 
     Args:
         points: float64 [N, D], from `whole_embeddings`.
         centers: float64 [K, D], likewise.
+        lengths: `squared_lengths(points)`, from who asks for the same points again and again.
 
     Returns:
         float64 [N, K], in units of 1e-6, at least 0.
@@ -48,8 +58,12 @@ def squared_distances(points: np.ndarray, centers: np.ndarray) -> np.ndarray:
         >>> squared_distances(np.array([[0.0, 0.0], [3.0, 4.0]]), np.array([[0.0, 0.0]])).tolist()
         [[0.0], [25.0]]
     """
-    lengths = [np.einsum("nd,nd->n", rows, rows) for rows in (points, centers)]
-    squared = lengths[0][:, None] + lengths[1] - 2 * (points @ centers.T)
+    if lengths is None:
+        lengths = squared_lengths(points)
+    squared = points @ centers.T
+    squared *= -2
+    squared += lengths[:, None]
+    squared += squared_lengths(centers)
     return np.maximum(squared, 0.0, out=squared)
 
 

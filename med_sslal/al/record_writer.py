@@ -234,13 +234,9 @@ class RecordWriter:
         sizes: Mapping[str, int],
     ) -> None:
         """Write one column of a view in the order of the image ids."""
-        key = f"{view}.{name}"
-        merged = open_memmap(
-            self._partial / view / f"{name}.npy",
-            mode="w+",
-            dtype=self._dtype(key, ALL_COLUMNS[name][0]),
-            shape=column_shape(name, sizes),
-        )
+        key, file = f"{view}.{name}", self._partial / view / f"{name}.npy"
+        dtype, shape = self._dtype(key, ALL_COLUMNS[name][0]), column_shape(name, sizes)
+        open_memmap(file, mode="w+", dtype=dtype, shape=shape).flush()
         start = 0
         for shard in self._shards:
             part, n_boxes = _load(shard, key), _load(shard, f"{view}.counts")
@@ -249,11 +245,13 @@ class RecordWriter:
             if name in _PER_BOX:
                 shift = offsets[rows] - (np.cumsum(n_boxes) - n_boxes)
                 rows = np.repeat(shift, n_boxes) + np.arange(len(part))
+            # Mapped anew for each shard: pages of a mapping count as this process's memory.
+            merged = open_memmap(file, mode="r+")
             if name in _PADDED:
                 merged[rows, : part.shape[1]] = part
             else:
                 merged[rows] = part
-        merged.flush()
+            merged.flush()
 
     def _check_ids(self, ids: np.ndarray) -> None:
         """Raise ValueError unless every image was added once, as one thing."""

@@ -143,6 +143,10 @@ class BoxCriterion(DetectionCriterion):
         return aggregate_boxes(values[counted], sure[counted], offsets, self.aggregate)
 
 
-def confidence(section: RecordSection) -> np.ndarray:
-    """P_j, the highest foreground probability of each box: float64 [M], rounded to 1e-4."""
-    return round_scores(section.class_probs[:, 1:].max(axis=1, initial=0.0))
+def confidence(section: RecordSection, rows: np.ndarray | None = None) -> np.ndarray:
+    """P_j, the highest foreground probability of each box, or of `rows` alone: float64 [M].
+
+    It is rounded to 1e-4.
+    """
+    probs = section.class_probs if rows is None else section.class_probs[rows]
+    return round_scores(probs[:, 1:].max(axis=1, initial=0.0))

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from med_sslal.al.arrays import js_divergence, round_scores
-from med_sslal.al.record import PLAIN, PoolRecord
+from med_sslal.al.criteria.base import BLOCK_IMAGES
+from med_sslal.al.record import PLAIN, PoolRecord, RecordSection
 from med_sslal.al.selectors.base import Choice, Selector
 
 
@@ -45,12 +46,16 @@ class ClassBalance(Selector):
 
 def _divergence(record: PoolRecord, labelled: np.ndarray) -> np.ndarray:
     """Divergence of every image of the record from the labelled boxes per class: float64 [N]."""
-    section = record.section(PLAIN)
+    blocks = record.section(PLAIN).blocks(BLOCK_IMAGES)
+    values = [_block_divergence(block, labelled) for block in blocks]
+    return round_scores(np.concatenate(values)) if values else np.zeros(0)
+
+
+def _block_divergence(section: RecordSection, labelled: np.ndarray) -> np.ndarray:
+    """The same of a block of images, not rounded."""
+    owners = section.owners
     predicted = np.stack(
-        [
-            np.bincount(section.owners, column, len(section))
-            for column in np.asarray(section.class_probs[:, 1:]).T
-        ],
+        [np.bincount(owners, column, len(section)) for column in section.class_probs[:, 1:].T],
         axis=1,
     )
     total = predicted.sum(axis=1)
@@ -58,4 +63,4 @@ def _divergence(record: PoolRecord, labelled: np.ndarray) -> np.ndarray:
     divergence = np.zeros(len(section))
     shares = predicted[known] / total[known, None]
     divergence[known] = js_divergence(shares, labelled / max(labelled.sum(), 1.0))
-    return round_scores(divergence)
+    return divergence

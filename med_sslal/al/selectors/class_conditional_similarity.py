@@ -64,7 +64,7 @@ def _distances(
     owners = np.repeat(np.arange(len(candidates)), counts)
     shift = section.offsets[candidates] - (np.cumsum(counts) - counts)
     rows = np.arange(len(owners)) + np.repeat(shift, counts)
-    labels, sure = section.labels[rows], confidence(section)[rows].clip(min=1 / WHOLE)
+    labels, sure = section.labels[rows], confidence(section, rows).clip(min=1 / WHOLE)
     features = np.asarray(roi_features[rows], dtype=np.float32)
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     features = np.divide(features, norms, out=np.zeros_like(features), where=norms > 0)

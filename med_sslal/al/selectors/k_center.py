@@ -4,7 +4,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from med_sslal.al.arrays import EMBEDDING_DECIMALS, squared_distances, whole_embeddings
+from med_sslal.al.arrays import (
+    EMBEDDING_DECIMALS,
+    squared_distances,
+    squared_lengths,
+    whole_embeddings,
+)
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.al.selectors.base import Choice, Selector
 
@@ -36,14 +41,14 @@ class KCenter(Selector):
     ) -> list[Choice]:
         """Take the farthest candidate until the budget is spent."""
         points = whole_embeddings(record.section(PLAIN).embeddings[candidates])
-        nearest = np.full(len(candidates), np.inf)
-        _approach(nearest, points, whole_embeddings(record.labelled_embeddings))
+        nearest, lengths = np.full(len(candidates), np.inf), squared_lengths(points)
+        _approach(nearest, points, lengths, whole_embeddings(record.labelled_embeddings))
         choices: list[Choice] = []
         while len(choices) < budget:
             taken = _round(nearest, points, budget - len(choices))
             places = [place for place, _ in taken]
             choices += [Choice(int(candidates[place]), _reason(far)) for place, far in taken]
-            _approach(nearest, points, points[places])
+            _approach(nearest, points, lengths, points[places])
             # Below every distance, also that of an equal embedding.
             nearest[places] = -1.0
         return choices
@@ -81,10 +86,13 @@ def _round(nearest: np.ndarray, points: np.ndarray, budget: int) -> list[tuple[i
     return taken
 
 
-def _approach(nearest: np.ndarray, points: np.ndarray, centers: np.ndarray) -> None:
+def _approach(
+    nearest: np.ndarray, points: np.ndarray, lengths: np.ndarray, centers: np.ndarray
+) -> None:
     """Lower `nearest`, in place, to the squared distance of each point to the nearest center."""
     for start in range(0, len(centers), BLOCK_CENTERS):
-        distances = squared_distances(points, centers[start : start + BLOCK_CENTERS])
+        block = centers[start : start + BLOCK_CENTERS]
+        distances = squared_distances(points, block, lengths)
         np.minimum(nearest, distances.min(axis=1), out=nearest)
 
 

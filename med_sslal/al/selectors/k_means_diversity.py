@@ -33,8 +33,10 @@ class KMeansDiversity(Selector):
         # k-means sees the rows in the record's order, which is that of the ids.
         order = np.argsort(candidates)
         embeddings = round_embeddings(record.section(PLAIN).embeddings[candidates[order]])
-        n_distinct = len(np.unique(embeddings, axis=0))
-        k_means = KMeans(min(budget, n_distinct), n_init=1, random_state=seed % 2**32)
+        # It may change the embeddings: a copy of them would be the largest thing in memory.
+        k_means = KMeans(
+            _n_distinct(embeddings, budget), n_init=1, random_state=seed % 2**32, copy_x=False
+        )
         labels = np.empty_like(candidates)
         labels[order] = k_means.fit(embeddings).labels_
         turn, cluster = _turns(labels)
@@ -48,6 +50,16 @@ class KMeansDiversity(Selector):
             )
             for i in taken
         ]
+
+
+def _n_distinct(rows: np.ndarray, most: int) -> int:
+    """How many different rows there are, counted up to `most`."""
+    found: set[bytes] = set()
+    for row in rows:
+        found.add(row.tobytes())
+        if len(found) == most:
+            break
+    return len(found)
 
 
 def _turns(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,12 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.stats import rankdata
 
-from med_sslal.al.arrays import EMBEDDING_DECIMALS, squared_distances, whole_embeddings
+from med_sslal.al.arrays import (
+    EMBEDDING_DECIMALS,
+    squared_distances,
+    squared_lengths,
+    whole_embeddings,
+)
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.al.selectors.base import Choice, Selector
 
@@ -33,6 +38,7 @@ class KMeansPlusPlus(Selector):
         score = next(iter(values.values()))
         weights = rankdata(score[candidates])
         points = whole_embeddings(record.section(PLAIN).embeddings[candidates])
+        lengths = squared_lengths(points)
         generator = np.random.default_rng(seed)
         nearest = np.ones(len(candidates))
         free = np.ones(len(candidates), dtype=bool)
@@ -45,7 +51,7 @@ class KMeansPlusPlus(Selector):
             else:
                 place = int(free.argmax())
             choices.append(Choice(int(candidates[place]), _reason(number, nearest[place])))
-            distances = squared_distances(points, points[[place]])[:, 0]
+            distances = squared_distances(points, points[[place]], lengths)[:, 0]
             nearest = distances if number == 0 else np.minimum(nearest, distances)
             free[place] = False
         return choices
