@@ -1,4 +1,4 @@
-"""RoI pooling: torchvision's, and a faster one for the CPU.
+"""RoI pooling: torchvision's, and one that is faster on the CPU and deterministic on a GPU.
 
 Shape shorthand: B images, R RoIs, L levels, C channels, P bins along a side, S samples along a side
 of a bin.
@@ -20,6 +20,10 @@ class RoIPool(MultiScaleRoIAlign):
     is one bag of `F.embedding_bag` over the cells' rows of C values, which takes an eighth of the
     time with its gradient. It gives the same within rounding of the coordinates, so a pass in
     eval mode at full precision, which is torchvision's bit for bit, keeps torchvision's kernel.
+
+    On a GPU torchvision's kernel is the fast one, but the order of the additions in its gradient
+    is left to chance. With deterministic algorithms the bags stand in: their gradient sorts the
+    cells. torchvision's own substitute sorts an entry for every channel of every sample.
     """
 
     scales: list[float] | None
@@ -38,8 +42,11 @@ class RoIPool(MultiScaleRoIAlign):
             [R, C, P, P] in the dtype of the maps.
         """
         levels = [x[name] for name in self.featmap_names]
-        exact = not self.training and levels[0].dtype == torch.float32
-        if exact or levels[0].device.type != "cpu" or self.scales is None:
+        if levels[0].device.type == "cpu":
+            stock = not self.training and levels[0].dtype == torch.float32
+        else:
+            stock = not torch.are_deterministic_algorithms_enabled()
+        if stock or self.scales is None:
             return super().forward(x, boxes, image_shapes)
         return self._bags(levels, boxes, self.scales)
 
@@ -48,18 +55,20 @@ class RoIPool(MultiScaleRoIAlign):
     ) -> Tensor:
         """Pool by weighted sums of cells."""
         rois = torch.cat(list(boxes))
-        n_cells = torch.tensor([level[0, 0].numel() for level in levels])
+        device = rois.device
+        n_cells = torch.tensor([level[0, 0].numel() for level in levels], device=device)
         starts = (n_cells * len(boxes)).cumsum(0) - n_cells * len(boxes)
-        owners = torch.arange(len(boxes)).repeat_interleave(
-            torch.tensor([len(of_image) for of_image in boxes])
-        )
+        counts = torch.tensor([len(of_image) for of_image in boxes])
+        owners = torch.arange(len(boxes)).repeat_interleave(counts, output_size=len(rois))
+        owners = owners.to(device)
         if len(levels) == 1:
             numbers = torch.zeros_like(owners)
         else:
             assert self.map_levels is not None
             numbers = self.map_levels(list(boxes))
-        sides = torch.tensor([(level.shape[3], level.shape[2]) for level in levels])[numbers]
-        cells, weights = self._samples(rois * torch.tensor(scales)[numbers][:, None], sides)
+        sides = torch.tensor([level.shape[:1:-1] for level in levels], device=device)[numbers]
+        own_scales = torch.tensor(scales, device=device)[numbers]
+        cells, weights = self._samples(rois * own_scales[:, None], sides)
         # [R, P, 2S] rows and columns become [R, P, P, 2S, 2S] cells of all maps in a row.
         first = starts[numbers] + owners * n_cells[numbers]
         rows = first[:, None, None] + cells[:, 1] * sides[:, :1, None]
@@ -67,7 +76,7 @@ class RoIPool(MultiScaleRoIAlign):
         shares = weights[:, 1][:, :, None, :, None] * weights[:, 0][:, None, :, None, :]
         size = bags.shape[-1] ** 2
         values = torch.cat([level.permute(0, 2, 3, 1).flatten(0, 2) for level in levels])
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(device.type, enabled=False):
             pooled = F.embedding_bag(
                 bags.view(-1, size),
                 values.float(),
@@ -91,8 +100,10 @@ class RoIPool(MultiScaleRoIAlign):
         low, high = rois[:, :2, None, None], rois[:, 2:, None, None]
         sides_of_bin = (high - low).clamp(min=1) / n_bins
         # In RoIAlign's order, so that it rounds alike.
-        starts = low + torch.arange(n_bins)[:, None] * sides_of_bin
-        places = (starts + (torch.arange(per_bin) + 0.5) * sides_of_bin / per_bin).flatten(2)
+        bins = torch.arange(n_bins, device=rois.device)[:, None]
+        samples = torch.arange(per_bin, device=rois.device)
+        starts = low + bins * sides_of_bin
+        places = (starts + (samples + 0.5) * sides_of_bin / per_bin).flatten(2)
         ends = sides[:, :, None].to(places.dtype)
         # As in RoIAlign: a sample more than a cell outside counts as 0, others move to the border.
         counts = (places >= -1) & (places <= ends)
