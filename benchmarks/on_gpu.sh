@@ -10,7 +10,7 @@
 #   batch8     images/s and peak memory of ResNet50-FPN at 512x512 against torchvision's, in training,
 #   batch16    evaluation and scoring; torchvision once in fp32 and once in bf16
 #   batch32    (any other number goes too)
-#   switches   each optimisation on and off at batch 16, as far as it is a key of the config
+#   switches   each optimisation on and off at batch 16, and deterministic operations
 #   loading    training with its loader at batch 16; loader, COCO and FROC evaluation by themselves
 #
 # SMALL=1 runs them with tiny sizes on the CPU. DEVICE (cuda), WORKERS (12, loader processes),
@@ -45,11 +45,6 @@ else
   batches=(--batch-size 16) pairs=(--pairs 8) bare=(fp32 bf16)
   tests=()
 fi
-keys=$("$python" train.py --help-config)
-
-known() { # KEY=VALUE: whether the config has the key
-  grep -q "^ *${1%%=*} (" <<<"$keys"
-}
 
 part() { # NAME WORD...: one benchmark, unless its file is there
   local name=$1
@@ -63,9 +58,7 @@ part() { # NAME WORD...: one benchmark, unless its file is there
     "$python" -m med_sslal benchmark "$@" --out "$out/$name.json" 2>&1 | tee -a "$out/log.txt"
 }
 
-for key in trainer.precision=bf16 trainer.compile=true; do
-  if known "$key"; then model+=(--set "$key"); fi
-done
+model+=(--set trainer.precision=bf16 --set trainer.compile=true)
 
 throughput() { # BATCH
   local precision
@@ -89,8 +82,8 @@ checks() {
 switches() {
   local key words=()
   for key in trainer.precision=fp32 trainer.compile=false trainer.channels_last=false \
-    trainer.fused_optimizer=false trainer.deterministic=true deterministic=true; do
-    if known "$key"; then words+=(--switch "$key"); fi
+    optimizer.args.fused=false deterministic=true; do
+    words+=(--switch "$key")
   done
   part switches "${model[@]}" "${batches[@]}" "${pairs[@]}" --in-memory --only switches "${words[@]}"
 }

@@ -37,6 +37,7 @@ from med_sslal.model.norm import norm_layer
 from med_sslal.trainer.inference import predict
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.trainer import Trainer
+from med_sslal.utils.deterministic import deterministic_algorithms, fix_workspace
 from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.train_util import autocast_dtype, seed_everything
 
@@ -142,7 +143,7 @@ class Workload:
         )
 
     def _tap(self, loader: BaseDataLoader) -> Tap:
-        return Tap(list(loader) if self.options.in_memory else loader)
+        return Tap(list(loader) if self.options.in_memory else loader, loader.dataset)
 
 
 @contextmanager
@@ -155,6 +156,10 @@ def workload(options: Options) -> Iterator[Workload]:
     with TemporaryDirectory() as name:
         folder = Path(name)
         config = _config(options, folder)
+        switched = [_config(options, folder, [switch]) for switch in options.switches]
+        if any(one["deterministic"] for one in (config, *switched)):
+            # Both sides get the workspace then: cuBLAS asks once in a process.
+            fix_workspace()
         devices = devices_of(config, options.device)
         dataset = build_dataset(config)
         setup = build_setup(config, dataset, devices, show_progress=False)
@@ -248,7 +253,8 @@ def own_training(work: Workload, model: BaseModel) -> Side:
 
     def run() -> None:
         trainer.batch = 0
-        trainer.train_epoch()
+        with deterministic_algorithms(setup.config["deterministic"]):
+            trainer.train_epoch()
 
     return Side(run, len(work.data.infos), parallel, optimizer, tap)
 
@@ -270,7 +276,8 @@ def own_evaluation(work: Workload, model: BaseModel) -> Side:
 def predictions(setup: RunSetup, model: nn.Module, batches: Tap) -> dict[str, Prediction]:
     """The evaluation pass of ours, by image id."""
     loader = cast(BaseDataLoader, batches)
-    return predict(model, loader, setup, stop=StopRequest(), title="")[0]
+    with deterministic_algorithms(setup.config["deterministic"]):
+        return predict(model, loader, setup, stop=StopRequest(), title="")[0]
 
 
 def scoring_sides(work: Workload) -> tuple[Side, Side]:
@@ -286,16 +293,17 @@ def scoring_sides(work: Workload) -> tuple[Side, Side]:
 def score(work: Workload, model: nn.Module, batches: Tap | Sequence[Batch]) -> PoolRecord:
     """The scoring pass of ours over all images of the workload."""
     header = RecordHeader("data", "model", "config", work.data.class_names)
-    return score_pool(
-        model,
-        Pool((), work.data.splits["train"]),
-        batches,
-        (),
-        work.new_folder("scoring") / "record",
-        header,
-        device=work.device,
-        dtype=work.setup.dtype,
-    )
+    with deterministic_algorithms(work.setup.config["deterministic"]):
+        return score_pool(
+            model,
+            Pool((), work.data.splits["train"]),
+            batches,
+            (),
+            work.new_folder("scoring") / "record",
+            header,
+            device=work.device,
+            dtype=work.setup.dtype,
+        )
 
 
 def _bare_inference(work: Workload, stock: nn.Module) -> Side:

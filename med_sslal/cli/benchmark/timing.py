@@ -44,11 +44,15 @@ class PhaseClock:
 
 
 class Tap:
-    """Stands in for a loader, and tells a clock when a batch has come."""
+    """Stands in for a loader, and tells a clock when a batch has come.
 
-    def __init__(self, loader: Any) -> None:
-        """Wrap a loader, or a list of batches."""
-        self.loader = loader
+    Attributes:
+        dataset: The view that the loader reads.
+    """
+
+    def __init__(self, loader: Any, dataset: Any) -> None:
+        """Wrap a loader, or a list of batches, over `dataset`."""
+        self.loader, self.dataset = loader, dataset
         self.clock: PhaseClock | None = None
 
     def __len__(self) -> int:
