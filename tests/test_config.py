@@ -198,6 +198,7 @@ def test_help_config_tells_type_default_and_meaning() -> None:
         ("trainer.verbosity=0", "free"),
         ("trainer.save_period=1", "free"),
         ("n_gpu=0", "warned"),
+        ("deterministic=true", "warned"),
         ("optimizer.args.lr=1", "warned"),
         ("batch_size=8", "warned"),
         ("augmentation.args.mirror=false", "warned"),

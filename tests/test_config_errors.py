@@ -62,6 +62,8 @@ def test_misspelt_key_names_its_path_and_the_right_one(
         ("trainer.epochs=2.0", "found 2.0; allowed: integer"),
         ("trainer.epochs=true", "found true; allowed: integer"),
         ("trainer.tensorboard=1", "found 1; allowed: true or false"),
+        ("deterministic=yes", 'deterministic: found the string "yes"; allowed: true or false'),
+        ("trainer.deterministic=true", "Did you mean 'deterministic' at the top level?"),
         ("trainer.verbosity=3", "found 3; allowed: 0 or 1 or 2"),
         ("trainer.verbosity=true", "found true; allowed: 0 or 1 or 2"),
         ("trainer.precision=bf61", 'Did you mean "bf16"? Allowed: "fp32" or "bf16"'),
