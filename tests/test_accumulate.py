@@ -13,7 +13,8 @@ from med_sslal.data.transforms import EvalTransform
 from med_sslal.data.voc import PascalVOC
 from med_sslal.logger.visualization import TensorboardWriter
 from med_sslal.model.detectors import FasterRCNN
-from med_sslal.trainer.trainer import Trainer, TrainerSettings
+from med_sslal.trainer.settings import TrainerSettings
+from med_sslal.trainer.trainer import Trainer
 from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.util import read_json
 

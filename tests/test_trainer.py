@@ -32,7 +32,8 @@ from med_sslal.data.dataset import LabelledView
 from med_sslal.data.sampler import EpochBatchSampler
 from med_sslal.data.transforms import EvalTransform
 from med_sslal.logger.visualization import TensorboardWriter
-from med_sslal.trainer.trainer import Trainer, TrainerSettings
+from med_sslal.trainer.settings import TrainerSettings
+from med_sslal.trainer.trainer import Trainer
 from med_sslal.utils.errors import UserError
 from med_sslal.utils.interrupt import Interrupted, StopRequest
 

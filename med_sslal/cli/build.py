@@ -24,8 +24,8 @@ from med_sslal.eval.metric import metric_keys
 from med_sslal.model.compiling import check_compiler, compile_parts
 from med_sslal.model.parallel import ListDataParallel
 from med_sslal.model.weights import read_weights
+from med_sslal.trainer.settings import TrainerSettings
 from med_sslal.trainer.setup import RunSetup
-from med_sslal.trainer.trainer import TrainerSettings
 from med_sslal.utils.distributed import ALONE, World
 from med_sslal.utils.errors import CheckpointError, ConfigError, DeviceError
 from med_sslal.utils.train_util import (

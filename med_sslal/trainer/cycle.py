@@ -21,11 +21,10 @@ from med_sslal.base.types import Annotation, Prediction, Selection
 from med_sslal.eval.coco_utils import from_coco_predictions, to_coco_predictions
 from med_sslal.eval.metric import evaluate
 from med_sslal.ssl.pseudo_labels import PseudoLabels
-from med_sslal.ssl.quality import hidden_truth_quality
 from med_sslal.trainer.crew import help_out, together
 from med_sslal.trainer.inference import predict_split, score, split_labels
 from med_sslal.trainer.initial_set import initial_set
-from med_sslal.trainer.results import note_seconds, write_results
+from med_sslal.trainer.results import cycle_row, note_seconds, write_results
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.training import load_best, train_cycle
 from med_sslal.utils.distributed import naming_lost_peers
@@ -236,61 +235,17 @@ class CycleLoop:
             write_json(folder / name, content)
         seconds = time.monotonic() - started
         note_seconds(folder, "evaluation", seconds)
-        row = self._row(state, results, seconds)
+        row = cycle_row(
+            setup,
+            number=state.number,
+            labels=self._labels(state),
+            pseudo=state.pseudo,
+            training=read_json(folder / "training.json"),
+            results=results,
+            seconds=seconds,
+        )
         write_json(folder / "metrics.json", {"row": row, **results})
         return row
-
-    def _row(self, state: CycleState, results: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """The cycle's line of the summary."""
-        training = read_json(self.cycle_folder(state.number) / "training.json")
-        labels = self._labels(state)
-        n_boxes = sum(label.n_objects for label in labels.values())
-        values = {
-            f"{split}_{name}": value
-            for split in ("val", "test")
-            for name, value in results[split]["values"].items()
-        }
-        interval = results["test"]["intervals"].get("sens_mean") or (None, None)
-        return {
-            "cycle": state.number,
-            "labelled_images": len(labels),
-            "labelled_boxes": n_boxes,
-            "labelled_seconds": round(self._setup.helper.costs.seconds(len(labels), n_boxes), 1),
-            "pseudo_images": len(state.pseudo.labels) if state.pseudo else 0,
-            "pseudo_boxes": (
-                sum(label.n_objects for label in state.pseudo.labels.values())
-                if state.pseudo
-                else 0
-            ),
-            "pseudo_precision": self._pseudo_precision(state),
-            "steps": training["steps"],
-            "best_epoch": training["best_epoch"],
-            **values,
-            "test_sens_mean_low": interval[0],
-            "test_sens_mean_high": interval[1],
-            "minutes": round((training["seconds"] + seconds) / 60, 3),
-        }
-
-    def _pseudo_precision(self, state: CycleState) -> float | None:
-        """Share of this cycle's pseudo-labels that are right, by the truth that the run hides.
-
-        It is written down and used for nothing: this is what a simulation can know.
-        """
-        if state.pseudo is None:
-            return None
-        dataset = self._setup.dataset
-        graded = hidden_truth_quality(state.pseudo.labels, dataset.annotations, dataset.class_names)
-        for name, quality in graded.items():
-            logger.info(
-                "cycle %d: pseudo-labels of %s: precision %s, recall %s",
-                state.number,
-                name,
-                *("-" if value is None else f"{value:.3f}" for value in quality),
-            )
-        defined = [
-            quality.precision for quality in graded.values() if quality.precision is not None
-        ]
-        return sum(defined) / len(defined) if defined else None
 
     def _query(self, state: CycleState) -> CycleState | None:
         """Score the pool, choose the next labels, make pseudo-labels: the next cycle's state.

@@ -2,14 +2,87 @@
 
 import csv
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from med_sslal.base.types import Annotation
+from med_sslal.ssl.pseudo_labels import PseudoLabels
+from med_sslal.ssl.quality import hidden_truth_quality
+from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.util import atomic_write, read_json, write_json
+
+logger = logging.getLogger(__name__)
 
 SUMMARY_VERSION = 1
 TIMING_FILE = "timing.json"
+
+
+def cycle_row(
+    setup: RunSetup,
+    *,
+    number: int,
+    labels: Mapping[str, Annotation],
+    pseudo: PseudoLabels | None,
+    training: Mapping[str, Any],
+    results: Mapping[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """One cycle's line of the table.
+
+    Args:
+        setup: The run.
+        number: The cycle.
+        labels: The labelled set that it trained on.
+        pseudo: The pseudo-labels besides, None in cycle 0 and without any.
+        training: Its `training.json`.
+        results: What `evaluate` gave, by split.
+        seconds: How long the evaluation took.
+    """
+    n_boxes = sum(label.n_objects for label in labels.values())
+    added = pseudo.labels if pseudo else {}
+    values = {
+        f"{split}_{name}": value
+        for split in ("val", "test")
+        for name, value in results[split]["values"].items()
+    }
+    interval = results["test"]["intervals"].get("sens_mean") or (None, None)
+    return {
+        "cycle": number,
+        "labelled_images": len(labels),
+        "labelled_boxes": n_boxes,
+        "labelled_seconds": round(setup.helper.costs.seconds(len(labels), n_boxes), 1),
+        "pseudo_images": len(added),
+        "pseudo_boxes": sum(label.n_objects for label in added.values()),
+        "pseudo_precision": _pseudo_precision(setup, number, pseudo),
+        "steps": training["steps"],
+        "best_epoch": training["best_epoch"],
+        **values,
+        "test_sens_mean_low": interval[0],
+        "test_sens_mean_high": interval[1],
+        "minutes": round((training["seconds"] + seconds) / 60, 3),
+    }
+
+
+def _pseudo_precision(setup: RunSetup, number: int, pseudo: PseudoLabels | None) -> float | None:
+    """Share of a cycle's pseudo-labels that are right, by the truth that the run hides.
+
+    It is written down and used for nothing: this is what a simulation can know.
+    """
+    if pseudo is None:
+        return None
+    dataset = setup.dataset
+    graded = hidden_truth_quality(pseudo.labels, dataset.annotations, dataset.class_names)
+    for name, quality in graded.items():
+        logger.info(
+            "cycle %d: pseudo-labels of %s: precision %s, recall %s",
+            number,
+            name,
+            *("-" if value is None else f"{value:.3f}" for value in quality),
+        )
+    defined = [quality.precision for quality in graded.values() if quality.precision is not None]
+    return sum(defined) / len(defined) if defined else None
 
 
 def write_results(folder: Path, rows: Sequence[Mapping[str, Any]], *, finished: bool) -> None:

@@ -14,7 +14,7 @@ from med_sslal.al.oracle import SimulatedOracle
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.base_model import BaseModel
 from med_sslal.ssl.pseudo_labels import PseudoLabeller
-from med_sslal.trainer.trainer import TrainerSettings
+from med_sslal.trainer.settings import TrainerSettings
 from med_sslal.utils.distributed import ALONE, World
 from med_sslal.utils.train_util import Devices
 
