@@ -194,8 +194,12 @@ class BaseTrainer(ABC):
         path, content = found
         self.load_state_dict(content["model"], content["state"])
         states = [content["random"], *content["random"].get("others", ())]
-        # Another number of processes than before: all take up rank 0's.
-        restore_random_states(states[self.world.rank if len(states) == self.world.size else 0])
+        if len(states) == self.world.size:
+            restore_random_states(states[self.world.rank])
+        else:
+            # Another number of processes than before: all take up rank 0's, whose GPU is the first.
+            gpus = states[0]["cuda"]
+            restore_random_states({**states[0], "cuda": gpus[:1] * len(gpus)})
         self.monitor.load_state_dict(content["monitor"])
         self.epoch, self.batch = content["epoch"], content["batch"]
         self.seconds, self.history = content["seconds"], content["history"]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from med_sslal.utils.errors import UserError
+from med_sslal.utils.interrupt import Interrupted
 
 # Full or read-only disks and folders of others: whatever was to be written, the user can mend it.
 _DISK = {
@@ -23,29 +24,49 @@ def run_reported(main: Callable[[], int]) -> int:
     """Run `main` and turn the errors a user can mend into a sentence and exit code 2.
 
     Returns:
-        What `main` returned, or 2. Anything else that is raised is a bug: it shows its traceback
-        and Python exits with 1.
+        What `main` returned, or 2; after a signal, 128 and its number. Anything else that is raised
+        is a bug: it shows its traceback and Python exits with 1. Of the processes of torchrun, only
+        the first one to end in an error tells of it.
     """
     try:
         return main()
-    except UserError as error:
-        logging.getLogger("med_sslal").debug("ended by an error", exc_info=True)
-        # Not `error (rank 0)`: that is the run itself, whatever torchrun has started besides.
-        rank = os.environ.get("RANK", "0")
-        sys.stderr.write(f"error{'' if rank == '0' else f' (rank {rank})'}: {error}\n")
-        return 2
     except BrokenPipeError:
         # The reader of our output (head, less) has left; point stdout away so that the
         # interpreter's last flush is silent too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        logging.getLogger("med_sslal").debug("ended by an error", exc_info=True)
-        where = f" {error.filename}" if error.filename else ""
-        sys.stderr.write(f"error: cannot read or write{where}: {error.strerror}\n")
-        return 2
     except KeyboardInterrupt:
         sys.stderr.write("stopped at once; the last checkpoint on disk is where --resume goes on\n")
         return 130
+    except Interrupted as request:
+        return request.exit_code
+    except Exception as error:
+        tells, sentence = _is_first_to_fail(), _sentence(error)
+        if sentence is None:
+            raise
+        logging.getLogger("med_sslal").debug("ended by an error", exc_info=True)
+        if tells:
+            rank = os.environ.get("RANK", "0")
+            # Rank 0 is the run itself, whatever torchrun has started besides.
+            sys.stderr.write(f"error{'' if rank == '0' else f' (rank {rank})'}: {sentence}\n")
+        return 2
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to tell of an error that the user can mend; None of a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _DISK:
+        where = f" {error.filename}" if error.filename else ""
+        return f"cannot read or write{where}: {error.strerror}"
+    return None
+
+
+def _is_first_to_fail() -> bool:
+    """Whether no other process of the run has told of an error."""
+    if "RANK" not in os.environ:
+        return True
+    # Here, because torch takes seconds to load.
+    from med_sslal.utils.distributed import is_first_to_fail
+
+    return is_first_to_fail()

@@ -16,6 +16,7 @@ import torch
 
 from med_sslal.base.base_trainer import BEST
 from med_sslal.base.checkpoint import newest_good
+from med_sslal.utils.distributed import World
 from med_sslal.utils.errors import CheckpointError, UserError
 from med_sslal.utils.util import UNFINISHED, fsync_folder, remove_unfinished, write_json
 
@@ -135,6 +136,16 @@ def finished_best(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
     if not done:
         raise CheckpointError(f"no cycle of {folder} is finished yet: continue it with --resume")
     return newest_good(done[::-1])
+
+
+def resume_command(folder: Path, world: World) -> str:
+    """The command line that goes on with a run in as many processes."""
+    script = f"train.py --resume {folder}"
+    if not world.launched:
+        return f"python {script}"
+    if world.local_size < world.size:
+        return f"torchrun, on each machine with the options of before, {script}"
+    return f"torchrun --standalone --nproc_per_node={world.size} {script}"
 
 
 def clear_unfinished(folder: Path) -> None:

@@ -5,6 +5,7 @@ import sys
 from argparse import Namespace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from med_sslal.base.checkpoint import load_checkpoint, sidecar
 from med_sslal.base.types import Prediction
@@ -34,43 +35,48 @@ def test(args: Namespace) -> int:
     Raises:
         UserError: Something the user can mend.
     """
-    run = find_run(args.resume, Path("exp_results"))
-    complaints: list[str] = []
+    world = World.from_environment()
+    with world.joined(gpus=args.device != "cpu"):
+        path, content, complaints = world.from_main(lambda: _find(args.resume))
+        config = ConfigParser.from_dict(content["config"], registries(), source=str(path))
+        setup_logging(config.get("trainer.verbosity"), leads=world.is_main)
+        for complaint in complaints:
+            logger.warning("%s", complaint)
+        devices = devices_of(config, args.device, world)
+        with deterministic_algorithms(config["deterministic"]), StopRequest() as stop:
+            dataset = world.local_first(lambda: build_dataset(config))
+            if content["data_fingerprint"] != dataset.fingerprint():
+                logger.warning(
+                    "the data is not that of the training: its images, labels or split differ"
+                )
+            setup = build_setup(config, dataset, devices, show_progress=world.is_main, world=world)
+            load_weights(setup.make_model(), content, path)
+            n_images = len(dataset.splits[args.split])
+            logger.info("evaluating %s on %d %s images", path, n_images, args.split)
+            found, loss = predict_split(
+                setup, stop=stop, weights=content["model"], split=args.split, title=args.split
+            )
+    return _write(setup, found, loss, args.split, path) if world.is_main else 0
+
+
+def _find(name: str) -> tuple[Path, dict[str, Any], list[str]]:
+    """The checkpoint that was named, its content, and what is to be said of it.
+
+    Raises:
+        CheckpointError: There is none that is good.
+    """
+    run, complaints = find_run(name, Path("exp_results")), []
     if run.checkpoint is None:
-        path, content, complaints = finished_best(run.folder)
+        path, content, damaged = finished_best(run.folder)
+        complaints = [f"{sentence}; falling back to {path}" for sentence in damaged]
     else:
         path = run.checkpoint
         content = load_checkpoint(path, require_checksum=False)
     if "config" not in content:
         raise CheckpointError(f"{path} has no config in it: name a checkpoint of a cycle")
-    config = ConfigParser.from_dict(content["config"], registries(), source=str(path))
-    world = World.from_environment()
-    setup_logging(config.get("trainer.verbosity"), leads=world.is_main)
-    for complaint in complaints:
-        logger.warning("%s; falling back to %s", complaint, path)
     if not sidecar(path).exists():
-        logger.warning("%s has no checksum file beside it: it is taken unverified", path)
-    devices = devices_of(config, args.device, world)
-    with deterministic_algorithms(config["deterministic"]), world.joined(devices.main):
-        dataset = world.local_first(lambda: build_dataset(config))
-        if content["data_fingerprint"] != dataset.fingerprint():
-            logger.warning(
-                "the data is not that of the training: its images, labels or split differ"
-            )
-        setup = build_setup(config, dataset, devices, show_progress=world.is_main, world=world)
-        load_weights(setup.make_model(), content, path)
-        n_images = len(dataset.splits[args.split])
-        logger.info("evaluating %s on %d %s images", path, n_images, args.split)
-        with StopRequest() as stop:
-            found, loss = predict_split(
-                setup, stop=stop, weights=content["model"], split=args.split, title=args.split
-            )
-    if not world.is_main:
-        return 0
-    folder = run.folder if run.checkpoint is None else path.resolve().parent
-    if (folder.parent / "config.json").exists():
-        folder = folder.parent
-    return _write(setup, found, loss, args.split, path, folder)
+        complaints.append(f"{path} has no checksum file beside it: it is taken unverified")
+    return path, content, complaints
 
 
 def _write(
@@ -79,9 +85,11 @@ def _write(
     loss: float | None,
     split: str,
     path: Path,
-    folder: Path,
 ) -> int:
-    """Measure the predictions, and write all of it to a new folder inside `folder`."""
+    """Measure the predictions, and write all of it to a new folder of the checkpoint's run."""
+    folder = path.resolve().parent
+    if (folder.parent / "config.json").exists():
+        folder = folder.parent
     dataset, labels = setup.dataset, split_labels(setup.dataset, split)
     result = evaluate(
         setup.metrics, found, labels, dataset.infos, dataset.class_names, seed=setup.seed

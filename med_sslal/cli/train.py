@@ -34,6 +34,7 @@ from med_sslal.cli.run_folder import (
     find_run,
     new_run_folder,
     point_to,
+    resume_command,
     save_config,
 )
 from med_sslal.cli.shared_cycle import check_shared, take_over
@@ -80,7 +81,8 @@ def train(args: Namespace) -> int:
     devices = devices_of(config, args.device, world)
     if config["n_gpu"] == "auto" and args.device is None and not devices.ids:
         logger.info('n_gpu is "auto" and there is no GPU: training on the CPU')
-    with deterministic_algorithms(config["deterministic"]), world.joined(devices.main):
+    gpus = bool(devices.ids)
+    with deterministic_algorithms(config["deterministic"]), world.joined(gpus=gpus):
         return _start(args, config, devices, world)
 
 
@@ -171,14 +173,13 @@ def _run(folder: Path, setup: RunSetup, devices: Devices) -> int:
     except Interrupted as request:
         logger.debug("%s", request)
         # Not logged: it is told at every verbosity.
-        sys.stdout.write(f"stopped; go on with: python train.py --resume {folder}\n")
+        sys.stdout.write(f"stopped; go on with: {resume_command(folder, setup.world)}\n")
         return request.exit_code
     except Exception as error:
         logger.debug("ended by an error", exc_info=True)
         if isinstance(error, UserError | OSError):
-            sys.stdout.write(
-                f"what is done is kept; go on with: python train.py --resume {folder}\n"
-            )
+            command = resume_command(folder, setup.world)
+            sys.stdout.write(f"what is done is kept; go on with: {command}\n")
         raise
     finally:
         remove_log_file(handler)
@@ -215,23 +216,23 @@ def _warn_of_changes(path: Path, found: Mapping[str, Any]) -> None:
 
 
 def _resume(args: Namespace) -> int:
-    """Continue a run in its own folder."""
-    run = find_run(args.resume, _save_dir(args))
-    named = None if run.checkpoint is None else _named_checkpoint(run)
-    saved = read_json(run.folder / "config.json")
-    config = ConfigParser.from_dict(
-        saved, registries(), args.overrides, source=str(run.folder / "config.json")
-    )
-    if args.print_config:
-        sys.stdout.write(print_config(config))
-        return 0
+    """Continue a run in its own folder, which only rank 0 touches."""
     world = World.from_environment()
-    setup_logging(config.get("trainer.verbosity"), leads=world.is_main)
-    before = ConfigParser.from_dict(saved, registries(), source=str(run.folder / "config.json"))
-    _apply_resume_policy(before.resolved, config)
-    devices = devices_of(config, args.device, world)
-    with deterministic_algorithms(config["deterministic"]), world.joined(devices.main):
-        return _go_on(run, named, config, devices, world)
+    with world.joined(gpus=args.device != "cpu"):
+        run = world.from_main(lambda: find_run(args.resume, _save_dir(args)))
+        named = _named_checkpoint(run) if run.checkpoint is not None and world.is_main else None
+        saved = world.from_main(lambda: read_json(run.folder / "config.json"))
+        source = str(run.folder / "config.json")
+        config = ConfigParser.from_dict(saved, registries(), args.overrides, source=source)
+        if args.print_config:
+            sys.stdout.write(print_config(config) if world.is_main else "")
+            return 0
+        setup_logging(config.get("trainer.verbosity"), leads=world.is_main)
+        before = ConfigParser.from_dict(saved, registries(), source=source)
+        _apply_resume_policy(before.resolved, config)
+        devices = devices_of(config, args.device, world)
+        with deterministic_algorithms(config["deterministic"]):
+            return _go_on(run, named, config, devices, world)
 
 
 def _go_on(

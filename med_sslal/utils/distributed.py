@@ -23,6 +23,8 @@ T = TypeVar("T")
 # What a process waits for the others: rank 0 selects and measures alone meanwhile. The death of a
 # process does not need it, because its connections close.
 TIMEOUT = timedelta(hours=1)
+# What an ending process waits for torchrun.
+FAREWELL = timedelta(seconds=5)
 # What the errors of a lost connection have in common; torch raises plain RuntimeErrors for gloo's.
 _LOST = ("gloo", "NCCL", "onnection closed by peer", "onnection reset by peer")
 
@@ -72,11 +74,11 @@ class World:
         return self.rank == 0
 
     @contextmanager
-    def joined(self, device: torch.device) -> Iterator[None]:
+    def joined(self, *, gpus: bool) -> Iterator[None]:
         """Connect the processes for the time of the context; one process needs no connection.
 
         Args:
-            device: What this process computes on.
+            gpus: Whether they may compute on GPUs, where there are any.
 
         Raises:
             UserError: The processes do not find each other, or one of them was lost.
@@ -84,10 +86,7 @@ class World:
         if self.size == 1:
             yield
             return
-        backend = "gloo"
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-            backend = "cpu:gloo,cuda:nccl"
+        backend = "cpu:gloo,cuda:nccl" if gpus and torch.cuda.is_available() else "gloo"
         with naming_lost_peers():
             dist.init_process_group(backend, timeout=TIMEOUT)
             yield
@@ -201,9 +200,25 @@ def naming_lost_peers() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and not any(s in str(error) for s in _LOST):
             raise
         raise UserError(
-            "another process of this run has ended or cannot be reached: its own message, above or "
-            f"on its machine, says why ({str(error).splitlines()[0][:200]})"
+            "another process of this run was killed or cannot be reached: torchrun says which; "
+            "what is on disk is good, and --resume goes on from it"
         ) from error
+
+
+def is_first_to_fail() -> bool:
+    """Whether this process is the first of its run to end in an error: it alone tells of it.
+
+    The others end because of it, or meet the same error. torchrun keeps count; without it, or
+    where it has gone, each process tells.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        store = dist.TCPStore(address, port, is_master=False, timeout=FAREWELL)
+        return store.add(f"failed/{os.environ['TORCHELASTIC_RESTART_COUNT']}", 1) == 1
+    except dist.DistError:
+        return True
 
 
 def _next(items: Iterator[T]) -> Iterator[T]:

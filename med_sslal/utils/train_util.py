@@ -48,7 +48,7 @@ def resolve_devices(n_gpu: int | str) -> Devices:
 
 
 def process_device(n_gpu: int | str, world: World) -> Devices:
-    """The one device of a process that torchrun started.
+    """The one device of a process that torchrun started; a GPU becomes the current one.
 
     Args:
         n_gpu: 0 for the CPU, 1 for a GPU per process, "auto" for that where there are GPUs.
@@ -70,6 +70,7 @@ def process_device(n_gpu: int | str, world: World) -> Devices:
             f"{world.local_size} processes on this machine, {found} GPU(s) found: give torchrun a "
             "smaller --nproc_per_node, or train.py --device cpu"
         )
+    torch.cuda.set_device(world.local_rank)
     return Devices(torch.device("cuda", world.local_rank), (world.local_rank,))
 
 
