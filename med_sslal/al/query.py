@@ -88,6 +88,8 @@ class Query:
         self._tell_shortage(len(ids), len(free) + len(close), budget)
         free, close = _payable(free, close, costs, budget)
         choices = self._choose(record, free, close, values, costs, budget, seed)
+        for section in record.sections.values():
+            section.release()
         return Selection(
             items=self._items(choices, record, values, ranking),
             scores={

@@ -10,6 +10,7 @@ On disk a record is a folder: `header.json`, `labelled_embeddings.npy`, and one 
 A column that a view has in common with `plain` is stored in `plain` alone.
 """
 
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -151,6 +152,18 @@ class RecordSection:
                 if name != "offsets" and getattr(self, name) is not None
             }
             yield RecordSection(offsets=self.offsets[start : stop + 1] - first, **parts)
+            self.release()
+
+    def release(self) -> None:
+        """Let go of the mapped pages, which count as this process's memory.
+
+        The columns stay readable: what is read again comes from the system's cache, or the disk.
+        """
+        for name in ALL_COLUMNS:
+            # What np.load mapped is an array over the mapping; made-up columns are not.
+            mapping = getattr(getattr(self, name), "base", None)
+            if isinstance(mapping, mmap.mmap) and hasattr(mapping, "madvise"):
+                mapping.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,25 @@
 """Offline pseudo-labels: confident detections on unlabelled images, taken as labels.
 
-They come from the pool record of the cycle's own scoring pass, so they cost no inference. Shape
-shorthand as in `med_sslal.al.record`: N images, M detections of all of them.
+They come from the pool record of the cycle's own scoring pass, so they cost no inference.
 """
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from med_sslal.al.arrays import SCORE_DECIMALS, round_scores
+from med_sslal.al.arrays import SCORE_DECIMALS
 from med_sslal.al.pool import Pool
-from med_sslal.al.record import PLAIN, RECORD_FLOOR, PoolRecord, RecordSection
+from med_sslal.al.record import PLAIN, RECORD_FLOOR, PoolRecord
 from med_sslal.base.types import Annotation, Prediction
+from med_sslal.ssl.blocks import BOX_DECIMALS, annotations, blocks_of, by_class, joined
 from med_sslal.ssl.quality import found_and_false
 from med_sslal.utils.errors import ConfigError, DataError
-from med_sslal.utils.util import read_json, stable_hash, write_json
-
-# Coordinates are rounded to a hundredth of a pixel, far below what a label means.
-BOX_DECIMALS = 2
-
+from med_sslal.utils.util import atomic_write, read_json, stable_hash
 
 FORMAT_VERSION = 1
 
@@ -56,17 +53,20 @@ class PseudoLabels:
     stats: Mapping[str, ClassStats]
 
     def write(self, path: Path) -> None:
-        """Write them atomically as JSON.
+        """Write them atomically as JSON, one line per image.
 
         Raises:
             UserError: The file cannot be written.
         """
-        content = {
-            "format_version": FORMAT_VERSION,
-            "stats": {name: asdict(stats) for name, stats in self.stats.items()},
-            "labels": {name: _image_to_json(label) for name, label in self.labels.items()},
-        }
-        write_json(path, content)
+        atomic_write(path, lambda stream: stream.writelines(line.encode() for line in self._json()))
+
+    def _json(self) -> Iterator[str]:
+        """The file in pieces: a large pool's as one text, or as plain lists, would fill memory."""
+        stats = {name: asdict(stats) for name, stats in self.stats.items()}
+        yield f'{{"format_version": {FORMAT_VERSION},\n"stats": {_dumps(stats)},\n"labels": {{'
+        for place, (name, label) in enumerate(self.labels.items()):
+            yield f"{',' if place else ''}\n{_dumps(name)}: {_dumps(_image_to_json(label))}"
+        yield "\n}}\n"
 
     @classmethod
     def read(cls, path: Path) -> "PseudoLabels":
@@ -75,17 +75,18 @@ class PseudoLabels:
         Raises:
             DataError: The file is missing, damaged, or written by a newer version.
         """
-        content = read_json(path)
         try:
+            content = read_json(path, _label_or_same)
             if content["format_version"] > FORMAT_VERSION:
                 raise DataError(
                     f"{path} has format version {content['format_version']}, this program reads up "
                     f"to {FORMAT_VERSION}: update the program"
                 )
-            return cls(
-                {name: _image_from_json(label) for name, label in content["labels"].items()},
-                {name: ClassStats(**stats) for name, stats in content["stats"].items()},
-            )
+            strangers = [n for n, v in content["labels"].items() if not isinstance(v, Annotation)]
+            if strangers:
+                raise TypeError(f"the entry of {strangers[0]} is no label")
+            stats = {name: ClassStats(**stats) for name, stats in content["stats"].items()}
+            return cls(content["labels"], stats)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path} holds no pseudo-labels: {error}") from error
 
@@ -234,117 +235,96 @@ class PseudoLabeller:
         Raises:
             DataError: The record lacks an unlabelled image, or low scores that the rules need.
         """
-        section = record.section(PLAIN)
-        ids = section.image_ids.tolist()
-        missing = set(pool.unlabelled).difference(ids)
+        usable = self._usable(record, pool)
+        if not labelled_annotations:
+            raise ValueError("pseudo-labels need labelled images to be measured against")
+        section, names = record.section(PLAIN), record.header.class_names
+        lowest = np.array([thresholds[name] for name in names])
+        sure = [
+            by_class(block, block.valid & (block.scores >= lowest[block.labels - 1]), len(names))
+            for block in blocks_of(section, usable)
+        ]
+        limits = self._limits(joined(sure, len(names)), lowest, labelled_annotations, usable.sum())
+        labels: dict[str, Annotation] = {}
+        sure, negatives = [], []
+        for block in blocks_of(section, usable):
+            kept = block.valid & (block.scores >= limits[block.labels - 1])
+            ignored = block.valid & ~kept & (block.scores >= self.ignore_floor)
+            labels |= annotations(block, kept, ignored)
+            sure.append(by_class(block, kept, len(names)))
+            best = np.zeros(len(block.section))
+            np.maximum.at(best, block.section.owners, block.scores)
+            empty = block.usable & (best < self.negative_floor)
+            negatives += block.section.image_ids[empty].tolist()
+        n_empty = sum(label.n_objects == 0 for label in labelled_annotations.values())
+        n_filled = len(labelled_annotations) - n_empty
+        n_negatives = n_empty * len(labels) // n_filled if n_filled else 0
+        negatives.sort(key=lambda image_id: stable_hash("negative", seed, image_id))
+        for image_id in negatives[:n_negatives]:
+            labels[image_id] = Annotation.empty()
+        assert not labels.keys() & set(pool.labelled), "pseudo-labels on labelled images"
+        stats = map(_stats, joined(sure, len(names)), limits.tolist())
+        return PseudoLabels(dict(sorted(labels.items())), dict(zip(names, stats, strict=True)))
+
+    def _usable(self, record: PoolRecord, pool: Pool) -> np.ndarray:
+        """Which images of the record are unlabelled: bool [N].
+
+        Raises:
+            DataError: The record lacks one of them, or low scores that the rules need.
+        """
+        unlabelled, ids = set(pool.unlabelled), record.image_ids.tolist()
+        missing = unlabelled.difference(ids)
         if missing:
             raise DataError(
                 f"record {record.path} lacks {len(missing)} unlabelled image(s), the first is "
                 f"{min(missing)}: score the pool again"
             )
-        if not labelled_annotations:
-            raise ValueError("pseudo-labels need labelled images to be measured against")
         floor = min(self.ignore_floor, self.negative_floor)
         if record.header.record_floor > floor:
             raise DataError(
                 f"record {record.path} keeps scores from {record.header.record_floor} on, "
                 f"pseudo-labels need them from {floor} on: score the pool again"
             )
-        unlabelled = set(pool.unlabelled)
-        usable = np.array([image_id in unlabelled for image_id in ids], dtype=bool)
-        boxes = np.round(np.asarray(section.boxes), BOX_DECIMALS)
-        scores = round_scores(section.scores)
-        valid = usable[section.owners] & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        names = record.header.class_names
-        limits = self._limits(
-            [scores[valid & (section.labels == n)] for n in range(1, len(names) + 1)],
-            [thresholds[name] for name in names],
-            labelled_annotations,
-            int(usable.sum()),
-        )
-        kept = valid & (scores >= limits[section.labels - 1])
-        ignored = valid & ~kept & (scores >= self.ignore_floor)
-        labels = _annotations(section, boxes, kept, ignored)
-        n_empty = sum(label.n_objects == 0 for label in labelled_annotations.values())
-        n_filled = len(labelled_annotations) - n_empty
-        n_negatives = n_empty * len(labels) // n_filled if n_filled else 0
-        for image_id in self._negatives(section, usable, scores, seed)[:n_negatives]:
-            labels[image_id] = Annotation.empty()
-        assert not labels.keys() & set(pool.labelled), "pseudo-labels on labelled images"
-        stats = {
-            name: _stats(scores[kept & (section.labels == number)], float(limits[number - 1]))
-            for number, name in enumerate(names, start=1)
-        }
-        return PseudoLabels(dict(sorted(labels.items())), stats)
+        return np.array([image_id in unlabelled for image_id in ids], dtype=bool)
 
     def _limits(
         self,
         scores_by_class: Sequence[np.ndarray],
-        thresholds: Sequence[float],
+        thresholds: np.ndarray,
         labelled: Mapping[str, Annotation],
         n_images: int,
     ) -> np.ndarray:
         """Thresholds of the classes, raised where a class would exceed the density cap.
 
         Args:
-            scores_by_class: Scores of each class's boxes on the unlabelled images, rounded.
-            thresholds: One for each class.
+            scores_by_class: Scores of each class's boxes on the unlabelled images, rounded, from
+                its threshold on.
+            thresholds: float64, one for each class.
             labelled: Labels of the labelled images.
             n_images: Number of unlabelled images.
         """
-        limits = np.array(thresholds, dtype=np.float64)
+        limits = thresholds.copy()
         for number, scores in enumerate(scores_by_class, start=1):
             n_boxes = sum(
                 int(((label.labels == number) & ~label.ignore).sum()) for label in labelled.values()
             )
             # The slack keeps a product such as 1.2 * 5 at 6 whatever its last bit says.
             allowed = math.floor(self.density_cap * n_boxes * n_images / len(labelled) + 1e-9)
-            above = np.sort(scores[scores >= limits[number - 1]])[::-1]
-            if len(above) > allowed:
-                limits[number - 1] = round(above[allowed] + 10.0**-SCORE_DECIMALS, SCORE_DECIMALS)
+            if len(scores) > allowed:
+                highest = np.sort(scores)[::-1]
+                limits[number - 1] = round(highest[allowed] + 10.0**-SCORE_DECIMALS, SCORE_DECIMALS)
         return limits
-
-    def _negatives(
-        self, section: RecordSection, usable: np.ndarray, scores: np.ndarray, seed: int
-    ) -> list[str]:
-        """Ids of the usable images whose best score is below the floor, in a seeded order."""
-        best = np.zeros(len(section))
-        np.maximum.at(best, section.owners, scores)
-        ids = section.image_ids[usable & (best < self.negative_floor)].tolist()
-        return sorted(ids, key=lambda image_id: stable_hash("negative", seed, image_id))
-
-
-def _annotations(
-    section: RecordSection, boxes: np.ndarray, kept: np.ndarray, ignored: np.ndarray
-) -> dict[str, Annotation]:
-    """Labels of the images with a kept box: kept boxes first, then the ignore regions.
-
-    Args:
-        section: The record's section.
-        boxes: float32 [M, 4], rounded.
-        kept: bool [M].
-        ignored: bool [M], disjoint from `kept`.
-    """
-    labels = {}
-    for row in np.unique(section.owners[kept]).tolist():
-        first, last = section.offsets[row], section.offsets[row + 1]
-        rows = np.concatenate(
-            [first + np.flatnonzero(mask[first:last]) for mask in (kept, ignored)]
-        )
-        labels[str(section.image_ids[row])] = Annotation(
-            boxes=boxes[rows],
-            labels=np.asarray(section.labels[rows]),
-            ignore=ignored[rows],
-            # Nobody checked that these boxes fit tightly.
-            regress=np.zeros(len(rows), dtype=bool),
-        )
-    return labels
 
 
 def _stats(scores: np.ndarray, threshold: float) -> ClassStats:
     """The numbers of one class from the scores of its pseudo-labels."""
     mean = round(float(scores.mean()), SCORE_DECIMALS) if len(scores) else None
     return ClassStats(len(scores), mean, threshold)
+
+
+def _dumps(content: Any) -> str:
+    """JSON on one line."""
+    return json.dumps(content, allow_nan=False)
 
 
 def _image_to_json(label: Annotation) -> dict[str, Any]:
@@ -365,3 +345,14 @@ def _image_from_json(content: Mapping[str, Any]) -> Annotation:
         ignore=np.array(content["ignore"], dtype=bool),
         regress=np.zeros(n, dtype=bool),
     )
+
+
+def _label_or_same(content: dict[str, Any]) -> Any:
+    """The label that an object describes; another object stays."""
+    if content.keys() != {"boxes", "labels", "ignore"} or not isinstance(content["boxes"], list):
+        return content
+    try:
+        return _image_from_json(content)
+    except ValueError as error:
+        # To the reader of JSON a ValueError means that it is none.
+        raise TypeError(str(error)) from error

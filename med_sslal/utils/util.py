@@ -74,14 +74,18 @@ def write_json(path: Path, content: Any) -> None:
     atomic_write(path, lambda stream: stream.write(text.encode()))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """Read a JSON file written by this program.
+
+    Args:
+        path: The file.
+        object_hook: Called with each object as soon as it is parsed; its result takes the place.
 
     Raises:
         DataError: The file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_hook=object_hook)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:

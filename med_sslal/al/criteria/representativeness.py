@@ -19,13 +19,13 @@ class Representativeness(Criterion):
 
     def image_values(self, record: PoolRecord, seed: int) -> np.ndarray:
         """Mean cosine similarity, as the product of each unit vector with the mean unit vector."""
-        embeddings = record.section(PLAIN).embeddings
-        starts = range(0, len(embeddings), BLOCK_IMAGES)
-        blocks = [slice(start, start + BLOCK_IMAGES) for start in starts]
-        total = np.zeros(embeddings.shape[1])
-        for block in blocks:
-            total += _unit(embeddings[block]).sum(axis=0)
-        values = [_unit(embeddings[block]) @ total / len(embeddings) for block in blocks]
+        section = record.section(PLAIN)
+        total = np.zeros(section.embeddings.shape[1])
+        for block in section.blocks(BLOCK_IMAGES):
+            total += _unit(block.embeddings).sum(axis=0)
+        values = [
+            _unit(block.embeddings) @ total / len(section) for block in section.blocks(BLOCK_IMAGES)
+        ]
         return np.concatenate(values) if values else np.zeros(0)
 
 
