@@ -8,9 +8,10 @@ built from config.json: loader, scoring pass, record, queries, selection files, 
 queries are that of config.json, localization_tightness with k_means_diversity, every criterion of
 one pass, every second stage, both arms over the whole pool, and the rules around a query.
 
-Memory is the process's peak of each stage (Linux): with the mapped pages of the record, which the
-system drops when it needs room, and without them. Loader processes are added to the peak with all
-that they share with it. The exit code is 1 where the peak is above the limit.
+Memory is the process's peak of each stage (Linux): with mapped files (libraries, the record), whose
+pages the system drops when it needs room, and without. Loader processes are added to the stages
+that have them, although they share most of theirs. The exit code is 1 where the highest sum is
+above the limit.
 
 Not here: criteria that need further passes (each view is as large a record again), and
 `k_means_diversity` over the whole pool (`candidate_factor: null`), whose memory fits but whose time
@@ -19,7 +20,6 @@ grows with images x budget. `class_conditional_similarity` needs `--roi-features
 """
 
 import argparse
-import logging
 import resource
 import shutil
 import sys
@@ -55,27 +55,33 @@ T = TypeVar("T")
 
 
 class Stages:
-    """Runs stage after stage and keeps the highest peak."""
+    """Runs stage after stage and keeps the highest peaks, in MiB.
+
+    Attributes:
+        own: Of this process, without mapped files.
+        peak: Of this process, with them.
+        total: With its loader processes.
+    """
 
     def __init__(self, workers: int) -> None:
         """Nothing has run.
 
         Args:
-            workers: Loader processes at most.
+            workers: Loader processes of a stage that loads.
         """
         self._workers = workers
-        self.own = self.peak = 0.0
+        self.own = self.peak = self.total = 0.0
 
-    def __call__(self, name: str, run: Callable[[], T]) -> T:
-        """Run a stage."""
-        used = measured(name, run)
+    def __call__(self, name: str, run: Callable[[], T], *, loads: bool = False) -> T:
+        """Run a stage; `loads` where it has loader processes."""
+        used, loaders = measured(name, run), 0.0
+        if loads and self._workers:
+            each = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+            loaders = self._workers * each
+            sys.stdout.write(f"  {self._workers} loader processes of {each:.0f} MiB at most\n")
         self.own, self.peak = max(self.own, used.own), max(self.peak, used.peak)
+        self.total = max(self.total, used.peak + loaders)
         return used.value
-
-    @property
-    def loaders(self) -> float:
-        """MiB of all loader processes at most, with all that they share."""
-        return self._workers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
 
 def config_of(args: argparse.Namespace) -> ConfigParser:
@@ -127,6 +133,7 @@ def score_pool(
             views=setup.helper.views,
             roi_features=args.roi_features,
         ),
+        loads=True,
     )
     assert record is not None
     section = record.section(PLAIN)
@@ -205,7 +212,7 @@ def pseudo_label(
         found, _ = predict_split(setup, stop=StopRequest(), weights={}, split="val", title="val")
         return labeller.thresholds(found, split_labels(dataset, "val"), names)
 
-    limits = stages("pseudo-labels: thresholds from validation", thresholds)
+    limits = stages("pseudo-labels: thresholds from validation", thresholds, loads=True)
     labels = setup.oracle.label(pool.labelled)
     pseudo = stages(
         "pseudo-labels made",
@@ -257,7 +264,6 @@ def main(words: Sequence[str] | None = None) -> int:
     args = parser().parse_args(words)
     if args.images < LABELLED + args.budget:
         parser().error(f"--images: {LABELLED + args.budget} or more, found {args.images}")
-    logging.getLogger("med_sslal").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         needed, free = bytes_on_disk(args) / 1e9, shutil.disk_usage(name).free / 1e9
         sys.stdout.write(
@@ -269,12 +275,12 @@ def main(words: Sequence[str] | None = None) -> int:
             return 2
         stages = Stages(args.workers)
         run_stages(Path(name), stages, args)
-    total = (stages.peak + stages.loaders) * 2**20 / 1e9
+    own, peak, total = (mib * 2**20 / 1e9 for mib in (stages.own, stages.peak, stages.total))
     kept = total <= args.limit_gb
     sys.stdout.write(
-        f"The peak was {stages.peak:.0f} MiB ({stages.own:.0f} MiB without mapped files), and "
-        f"{stages.loaders:.0f} MiB of loader processes at most: {total:.2f} GB, "
-        f"{'under' if kept else 'ABOVE'} the limit of {args.limit_gb:g} GB.\n"
+        f"The peak was {own:.2f} GB without mapped files, {peak:.2f} GB with them, and "
+        f"{total:.2f} GB with the loader processes: {'under' if kept else 'ABOVE'} the limit of "
+        f"{args.limit_gb:g} GB.\n"
     )
     return 0 if kept else 1
 
