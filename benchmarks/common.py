@@ -86,7 +86,7 @@ def measured(name: str, run: Callable[[], T]) -> Usage[T]:
         done.set()
         sampler.join()
     peak, most = _mebibytes("VmHWM"), max(*own, _mebibytes("RssAnon"))
-    sys.stdout.write(f"{name:<50}{wall:8.2f} s {cpu:8.2f} s CPU {peak:7.0f} MiB {most:7.0f} MiB\n")
+    sys.stdout.write(f"{name:<54}{wall:8.2f} s {cpu:8.2f} s CPU {peak:7.0f} MiB {most:7.0f} MiB\n")
     sys.stdout.flush()
     return Usage(value, wall, cpu, peak, most)
 

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 from med_sslal.al.arrays import round_scores
+from med_sslal.al.criteria.base import BLOCK_IMAGES
 from med_sslal.al.record import PLAIN, PoolRecord
 
 BudgetUnit = Literal["images", "boxes", "seconds"]
@@ -81,8 +82,11 @@ def predicted_boxes(record: PoolRecord) -> np.ndarray:
     Returns:
         float64 [N], rounded to 1e-4.
     """
-    section = record.section(PLAIN)
-    sums = np.bincount(section.owners, round_scores(section.scores), len(section))
+    found = [
+        np.bincount(block.owners, round_scores(block.scores), len(block))
+        for block in record.section(PLAIN).blocks(BLOCK_IMAGES)
+    ]
+    sums = np.concatenate(found) if found else np.zeros(0)
     n_boxes = sum(record.header.class_counts.values())
     if not len(sums) or not record.labelled_ids or not n_boxes:
         return round_scores(sums)
