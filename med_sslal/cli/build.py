@@ -22,6 +22,7 @@ from med_sslal.config.parse_config import ConfigParser
 from med_sslal.data.transforms import EvalTransform
 from med_sslal.eval.metric import metric_keys
 from med_sslal.model.compiling import check_compiler, compile_parts
+from med_sslal.model.norm import learns_batch_norm
 from med_sslal.model.parallel import ListDataParallel
 from med_sslal.model.weights import read_weights
 from med_sslal.trainer.settings import TrainerSettings
@@ -41,6 +42,7 @@ from med_sslal.utils.util import stable_hash
 logger = logging.getLogger(__name__)
 
 DEFAULT_IMAGE_SIZE = 512
+ENOUGH_FOR_BATCH_NORM = 8
 
 
 def devices_of(config: ConfigParser, device: str | None, world: World = ALONE) -> Devices:
@@ -165,6 +167,36 @@ def build_setup(
         config_hash=config.digest(),
         world=world,
     )
+
+
+def training_setup(
+    config: ConfigParser,
+    dataset: BaseDataset,
+    devices: Devices,
+    *,
+    show_progress: bool,
+    world: World = ALONE,
+) -> RunSetup:
+    """`build_setup` for a run that trains, which batch norm needs enough images for.
+
+    Raises:
+        ConfigError: As there, or batch norm would learn from single images.
+    """
+    setup = build_setup(config, dataset, devices, show_progress=show_progress, world=world)
+    # Processes share their statistics, devices of one process do not.
+    n_devices = max(len(devices.ids), 1)
+    n_images = setup.batch_size // n_devices
+    if n_images >= ENOUGH_FOR_BATCH_NORM or not learns_batch_norm(setup.make_model()):
+        return setup
+    text = (
+        f"batch_size {setup.batch_size} gives batch norm {n_images} image(s) a device, and it "
+        f"wants {ENOUGH_FOR_BATCH_NORM}: set batch_size to {ENOUGH_FOR_BATCH_NORM * n_devices}, or "
+        'arch.args.norm to "group" ("frozen" with pretrained weights)'
+    )
+    if n_images == 1:
+        raise ConfigError(text)
+    logger.warning("%s", text)
+    return setup
 
 
 def _check_pool(helper: ActiveLearningHelper, dataset: BaseDataset, num_cycles: int) -> None:

@@ -93,6 +93,11 @@ def share_batch_norm(model: nn.Module) -> None:
             share_batch_norm(child)
 
 
+def learns_batch_norm(model: nn.Module) -> bool:
+    """Whether a model takes statistics over the images of a batch in training."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
 def _group_norm(channels: int) -> nn.GroupNorm:
     """Group norm in 32 groups, or in as many as divide both 32 and the channels."""
     return nn.GroupNorm(math.gcd(32, channels), channels)
