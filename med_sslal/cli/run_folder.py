@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from med_sslal.base.base_trainer import BEST
-from med_sslal.base.checkpoint import newest_good
+from med_sslal.base.checkpoint import load_checkpoint, newest_good
 from med_sslal.utils.distributed import World
 from med_sslal.utils.errors import CheckpointError, UserError
 from med_sslal.utils.util import UNFINISHED, fsync_folder, remove_unfinished, write_json
@@ -119,6 +119,20 @@ def find_run(path: str, save_dir: Path) -> RunPath:
     if where.is_file():
         return RunPath(where.resolve().parent.parent, where)
     raise CheckpointError(f"there is no checkpoint or run folder {where}")
+
+
+def load_named(path: Path, *, require_checksum: bool = True) -> dict[str, Any]:
+    """Read a checkpoint that the command line names: nothing stands in for a bad one.
+
+    Raises:
+        CheckpointError: As of `load_checkpoint`, with what to do.
+    """
+    try:
+        return load_checkpoint(path, require_checksum=require_checksum)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; name another one, or the run folder for its newest good one"
+        ) from error
 
 
 def finished_best(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:

@@ -1,17 +1,18 @@
 """`python test.py`: evaluate a checkpoint with its run's own config."""
 
 import logging
+import shutil
 import sys
 from argparse import Namespace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from med_sslal.base.checkpoint import load_checkpoint, sidecar
+from med_sslal.base.checkpoint import sidecar
 from med_sslal.base.types import Prediction
 from med_sslal.cli.build import build_dataset, build_setup, devices_of, load_weights
 from med_sslal.cli.registries import registries
-from med_sslal.cli.run_folder import find_run, finished_best
+from med_sslal.cli.run_folder import find_run, finished_best, load_named
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.eval.coco_utils import to_coco_predictions
 from med_sslal.eval.metric import evaluate
@@ -71,7 +72,7 @@ def _find(name: str) -> tuple[Path, dict[str, Any], list[str]]:
         complaints = [f"{sentence}; falling back to {path}" for sentence in damaged]
     else:
         path = run.checkpoint
-        content = load_checkpoint(path, require_checksum=False)
+        content = load_named(path, require_checksum=False)
     if "config" not in content:
         raise CheckpointError(f"{path} has no config in it: name a checkpoint of a cycle")
     if not sidecar(path).exists():
@@ -100,12 +101,16 @@ def _write(
         out.mkdir()
     except OSError as error:
         raise UserError(f"cannot make the folder {out}: {error.strerror}") from error
-    write_json(out / "metrics.json", {"checkpoint": str(path), "split": split, **result})
-    write_json(
-        out / "predictions.json", to_coco_predictions(found, dataset.infos, dataset.class_names)
-    )
-    title = f"{setup.config['name']}: {split}, {len(found)} images"
-    write_evaluation_pictures(out, result, found, labels, dataset, title)
+    # First: a disk that is full does not take the numbers away.
     sys.stdout.write(metric_table(result) + "\n")
+    coco = to_coco_predictions(found, dataset.infos, dataset.class_names)
+    title = f"{setup.config['name']}: {split}, {len(found)} images"
+    try:
+        write_json(out / "metrics.json", {"checkpoint": str(path), "split": split, **result})
+        write_json(out / "predictions.json", coco)
+        write_evaluation_pictures(out, result, found, labels, dataset, title)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
     logger.info("results: %s", out)
     return 0

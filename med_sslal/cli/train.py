@@ -19,10 +19,10 @@ from med_sslal.base.base_trainer import resumable
 from med_sslal.base.checkpoint import load_checkpoint, newest_good, save_checkpoint
 from med_sslal.cli.build import (
     build_dataset,
-    build_setup,
     devices_of,
     initial_weights,
     load_weights,
+    training_setup,
 )
 from med_sslal.cli.registries import registries
 from med_sslal.cli.report import write_run
@@ -32,6 +32,7 @@ from med_sslal.cli.run_folder import (
     environment,
     filled_first,
     find_run,
+    load_named,
     new_run_folder,
     point_to,
     resume_command,
@@ -92,7 +93,7 @@ def _start(args: Namespace, config: ConfigParser, devices: Devices, world: World
     dataset = world.local_first(lambda: build_dataset(config))
     if args.dry_run:
         return _dry_run(config, dataset, devices, init_from, world)
-    setup = build_setup(config, dataset, devices, show_progress=world.is_main, world=world)
+    setup = training_setup(config, dataset, devices, show_progress=world.is_main, world=world)
     if not world.is_main:
         return _help(setup)
     folder = _new_run(args, config, setup, init_from)
@@ -245,7 +246,7 @@ def _go_on(
     """Continue a run whose config is checked."""
     dataset = world.local_first(lambda: build_dataset(config))
     initial = _load_initial(run.folder) if world.is_main else None
-    setup = build_setup(config, dataset, devices, show_progress=world.is_main, world=world)
+    setup = training_setup(config, dataset, devices, show_progress=world.is_main, world=world)
     if not world.is_main:
         return _help(setup)
     for path, content in ((run.folder / "initial.pth", initial), (run.checkpoint, named)):
@@ -307,7 +308,7 @@ def _named_checkpoint(run: RunPath) -> dict[str, Any]:
         CheckpointError: It is no good checkpoint, holds no training state, or lies in no run.
     """
     assert run.checkpoint is not None
-    content = load_checkpoint(run.checkpoint)
+    content = load_named(run.checkpoint)
     if "state" not in content:
         raise CheckpointError(
             f"{run.checkpoint} holds a model but no training state: resume the run folder, or "
@@ -329,7 +330,8 @@ def _check_fits(path: Path, content: Mapping[str, Any], setup: RunSetup) -> None
     """
     if content["data_fingerprint"] != setup.dataset.fingerprint():
         raise CheckpointError(
-            f"the data is not that of {path}: its images, labels or split have changed"
+            f"the data is not that of {path}: its images, labels or split have changed; give the "
+            "run its own again, or start a new one with --init-from"
         )
     load_weights(setup.make_model(), content, path)
 
@@ -363,7 +365,7 @@ def _dry_run(
     world: World,
 ) -> int:
     """One training step, one validation, one scoring and selection on a handful of images."""
-    setup = build_setup(config, dataset, devices, show_progress=False, world=world)
+    setup = training_setup(config, dataset, devices, show_progress=False, world=world)
     handful = copy(dataset)
     handful.splits = {
         "train": dataset.splits["train"][:DRY_POOL],
