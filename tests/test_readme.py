@@ -116,6 +116,7 @@ PARSED: dict[str, Callable[[str], None]] = {
     r"python -m med_sslal study .*": parses_as_study,
     r"python train\.py .*--device (cuda|[\d,]+)": parses_as_training,
     r"(srun |CUDA_VISIBLE_DEVICES=\S+ )?torchrun .*": is_known_to_torchrun,
+    r"#!/bin/bash|#SBATCH( --[a-z-]+=[\d:]+)+|head=\$\(scontrol .*\)": stands_for_itself,
     r"python train\.py -c configs/deeplesion_lung\.json": parses_as_training,
 }
 

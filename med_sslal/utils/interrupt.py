@@ -1,11 +1,16 @@
 """Ctrl-C and SIGTERM end a run at the next safe point; a second Ctrl-C ends it at once."""
 
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import TypeVar
 
 T = TypeVar("T")
+
+# A cluster signals all processes of a job, and torchrun hands on what it got: within these seconds
+# a second SIGTERM is the first one again.
+SAME_SECONDS = 5.0
 
 
 class Interrupted(Exception):
@@ -23,6 +28,7 @@ class StopRequest:
     def __init__(self) -> None:
         """No request yet."""
         self._signal: int | None = None
+        self._came = 0.0
         self._before: dict[int, object] = {}
 
     @property
@@ -47,9 +53,11 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None:
+        now = time.monotonic()
+        if self._signal is None:
+            self._signal, self._came = number, now
+        elif number != signal.SIGTERM or now - self._came > SAME_SECONDS:
             raise KeyboardInterrupt
-        self._signal = number
 
     def check(self) -> None:
         """Raise where a stop was asked for.
