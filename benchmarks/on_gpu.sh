@@ -10,7 +10,9 @@
 #   batch8     images/s and peak memory of ResNet50-FPN at 512x512 against torchvision's, in training,
 #   batch16    evaluation and scoring; torchvision once in fp32 and once in bf16
 #   batch32    (any other number goes too)
-#   switches   each optimisation on and off at batch 16, and deterministic operations
+#   switches   low precision and compiling on and off at batch 16
+#   layout     channels last and the fused optimiser on and off at batch 16
+#   exact      deterministic operations on and off at batch 16
 #   loading    training with its loader at batch 16; loader, COCO and FROC evaluation by themselves
 #
 # SMALL=1 runs them with tiny sizes on the CPU. DEVICE (cuda), WORKERS (12, loader processes),
@@ -22,12 +24,13 @@ shift
 python=${PYTHON:-python}
 slices=("$@")
 if [ ${#slices[@]} -eq 0 ]; then
-  slices=(checks batch8 batch16 batch32 switches loading)
-  if [ -n "${SMALL:-}" ]; then slices=(checks batch2 switches loading); fi
+  slices=(checks batch8 batch16 batch32 switches layout exact loading)
+  if [ -n "${SMALL:-}" ]; then slices=(checks batch2 switches layout exact loading); fi
 fi
 for slice in "${slices[@]}"; do
-  if [[ ! $slice =~ ^(checks|batch[1-9][0-9]*|switches|loading)$ ]]; then
-    echo "no slice '$slice': there are checks, batch8, batch16, batch32, switches, loading" >&2
+  if [[ ! $slice =~ ^(checks|batch[1-9][0-9]*|switches|layout|exact|loading)$ ]]; then
+    echo "no slice '$slice': there are checks, batch8, batch16, batch32, switches, layout, exact," \
+      "loading" >&2
     exit 2
   fi
 done
@@ -58,7 +61,9 @@ part() { # NAME WORD...: one benchmark, unless its file is there
     "$python" -m med_sslal benchmark "$@" --out "$out/$name.json" 2>&1 | tee -a "$out/log.txt"
 }
 
-model+=(--set trainer.precision=bf16 --set trainer.compile=true)
+model+=(--set trainer.precision=bf16)
+# Compiling is not for trials: there it is what is switched on.
+if [ -z "${SMALL:-}" ]; then model+=(--set trainer.compile=true); fi
 
 throughput() { # BATCH
   local precision
@@ -79,13 +84,23 @@ checks() {
   "$python" -m pytest -q tests/test_parallel.py "${tests[@]}" 2>&1 | tee -a "$out/log.txt"
 }
 
+switch() { # KEY=VALUE: ours against ours with it
+  part "switch_${1%%=*}" "${model[@]}" "${batches[@]}" "${pairs[@]}" --in-memory \
+    --only switches --switch "$1"
+}
+
 switches() {
-  local key words=()
-  for key in trainer.precision=fp32 trainer.compile=false trainer.channels_last=false \
-    optimizer.args.fused=false deterministic=true; do
-    words+=(--switch "$key")
-  done
-  part switches "${model[@]}" "${batches[@]}" "${pairs[@]}" --in-memory --only switches "${words[@]}"
+  switch trainer.precision=fp32
+  switch "trainer.compile=$([ -n "${SMALL:-}" ] && echo true || echo false)"
+}
+
+layout() {
+  switch trainer.channels_last=false
+  switch optimizer.args.fused=false
+}
+
+exact() {
+  switch deterministic=true
 }
 
 loading() {

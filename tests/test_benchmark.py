@@ -188,10 +188,15 @@ def test_on_gpu_runs_on_the_cpu_in_its_small_mode(tmp_path: Path) -> None:
     done = call()
     assert done.returncode == 0, done.stdout + done.stderr
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    wanted = {"checks", "batch2_bare_fp32", "switches", "loading"}
+    keys = ("precision", "compile", "channels_last")
+    switched = {f"switch_trainer.{key}" for key in keys}
+    switched |= {"switch_optimizer.args.fused", "switch_deterministic"}
+    wanted = {"checks", "batch2_bare_fp32", "loading", *switched}
     assert names == {*(f"{name}.json" for name in wanted), "log.txt"}
-    switches = read_json(tmp_path / "out" / "switches.json")["comparisons"]
-    assert any("trainer.precision=fp32" in comparison["name"] for comparison in switches)
+    for name in switched:
+        comparisons = read_json(tmp_path / "out" / f"{name}.json")["comparisons"]
+        key = name.removeprefix("switch_")
+        assert [f"with {key}=" in comparison["name"] for comparison in comparisons] == [True, True]
     again = call("switches")
-    assert again.returncode == 0 and again.stdout.count("there already") == 1
+    assert again.returncode == 0 and again.stdout.count("there already") == 2
     assert call("batches").returncode == 2
