@@ -493,7 +493,7 @@ def test_architecture_without_reading_the_weights():
         ({"norm": "frozen"}, "norm", "pretrained"),
         ({"pretrained": True, "norm": "group"}, "norm", "frozen or batch"),
         ({"backbone_name": "resnet81"}, "backbone_name", "Did you mean 'resnet18'"),
-        ({"num_classes": 1}, "num_classes", "background"),
+        ({"num_classes": 1}, "num_classes", "found 1; allowed: 2 or more"),
         ({"pretrained": "no/such.pth"}, "pretrained", "no/such.pth"),
         ({"anchor_sizes": ((16,), (32,))}, "anchor_sizes", "5 lists"),
         ({"anchor_sizes": ((16, 32), (32,), (64,), (8,), (9,))}, "anchor_sizes", "same number"),

@@ -50,7 +50,10 @@ def _numbers(args: Mapping[str, Any]) -> list[Problem]:
     # None: left out, which is for the config to say.
     if args["num_classes"] is not None and args["num_classes"] < 2:
         problems.append(
-            ("num_classes", f"counts background too, so it is 2 or more: {args['num_classes']}")
+            (
+                "num_classes",
+                f"found {args['num_classes']}; allowed: 2 or more, as it counts background too",
+            )
         )
     problems += [
         (name, f"must be 1 or more, found {args[name]}") for name in _COUNTS if args[name] < 1
