@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -279,11 +280,17 @@ def test_voc_bad_arguments(tmp_path, args, text):
         PascalVOC(root, **args)
 
 
-def test_missing_roots(tmp_path):
-    with pytest.raises(DataError, match=r"dataset\.args\.root"):
-        PascalVOC(str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match=r"dataset\.args\.root"):
-        COCO(str(tmp_path / "nowhere"), annotations="a.json")
+@pytest.mark.parametrize(
+    ("kind", "below"),
+    [(PascalVOC, "Annotations"), (partial(COCO, annotations="a.json", images="png"), "png")],
+    ids=["voc", "coco"],
+)
+def test_missing_roots(tmp_path, kind, below):
+    root = tmp_path / "nowhere"
+    for gone in (root, root / below):
+        with pytest.raises(DataError, match=f"{gone} does not exist; .*dataset.args.root"):
+            kind(str(root))
+        root.mkdir(exist_ok=True)
 
 
 def test_list_outside_the_root(tmp_path):

@@ -70,9 +70,10 @@ class COCO(BaseDataset):
             check_split_names(annotations, "annotations")
         files = annotations if isinstance(annotations, dict) else {"all": annotations}
         if not self._folder.is_dir():
+            gone = self._folder if self.root.is_dir() else self.root
             raise DataError(
-                f"no COCO data at {root}: folder {self._folder} is missing; set dataset.args.root "
-                "and dataset.args.images"
+                f"no COCO data at {root}: folder {gone} does not exist; set dataset.args.root and "
+                "dataset.args.images"
             )
         bad = BadSamples(on_bad_sample, str(self.root))
         names: list[str] = []

@@ -182,9 +182,11 @@ def _xml_files(root: Path) -> dict[str, Path]:
     folder = root / "Annotations"
     files = {path.stem: path for path in sorted(folder.glob("*.xml"))}
     if not files:
+        gone = next((path for path in (root, folder) if not path.is_dir()), None)
+        problem = f"{folder} has no XML file" if gone is None else f"folder {gone} does not exist"
         raise DataError(
-            f"no Pascal VOC data at {root}: {folder} has no XML file; set dataset.args.root to "
-            "the folder that holds Annotations and JPEGImages"
+            f"no Pascal VOC data at {root}: {problem}; set dataset.args.root to the folder that "
+            "holds Annotations and JPEGImages"
         )
     return files
 
@@ -193,7 +195,7 @@ def _pictures(root: Path) -> dict[str, Path]:
     """Image id to picture, by the name of the file: the `filename` in the XML is often wrong."""
     folder = root / "JPEGImages"
     if not folder.is_dir():
-        raise DataError(f"no Pascal VOC data at {root}: folder {folder} is missing")
+        raise DataError(f"no Pascal VOC data at {root}: folder {folder} does not exist")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
