@@ -91,6 +91,13 @@ def test_a_wrong_name_is_one_sentence(
     assert not said.out and len(said.err.splitlines()) == 1 and sentence in said.err
 
 
+def test_help_says_of_each_command_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    commands = capsys.readouterr().out.split("positional arguments:")[1]
+    assert "download  Fetch a data set" in commands and "`" not in commands
+
+
 @pytest.mark.parametrize("words", [["--help"], ["criteria", "--help"], ["select", "--help"]])
 def test_help_loads_no_torch_and_the_list_neither(words: list[str]) -> None:
     code = (

@@ -1,4 +1,4 @@
-"""`python -m med_sslal download`: fetch a data set from links that the user names."""
+"""Fetch a data set from links that the user names."""
 
 import argparse
 import zipfile
