@@ -148,8 +148,9 @@ def test_a_training_without_its_best_model_says_what_to_do(
     cut(cycle, "training.json", "metrics.json", "model_best_previous.pth")
     (cycle / "model_best.pth").write_bytes(b"")
     assert run_train("--resume", copy) == 2
-    error = sentence(capsys)
+    said, error = capsys.readouterr()
     assert f"Remove {cycle}: --resume trains this cycle anew" in error
+    assert "go on with" not in said, "the same command would end alike"
     assert f"{cycle / 'model_best.pth'} is damaged" in error
     cut(copy, "cycle_01")
     assert run_train("--resume", copy) == 0

@@ -364,3 +364,18 @@ def test_a_signal_saves_and_says_how_to_go_on(
     assert f"go on with: python train.py --resume {run}" in said
     load_checkpoint(run / "cycle_00" / "checkpoint_last.pth")
     assert not (run / "cycle_00" / "training.json").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_behind_the_last_cycle_waits_for_the_end(config: Path, tmp_path: Path) -> None:
+    words = command(ROOT / "train.py", "-c", config, "--run-id", "x")
+    words += ["--set", "al_settings.num_cycles=0", "--set", "trainer.steps_per_cycle=1"]
+    run = tmp_path / "runs" / "tiny" / "x"
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        while not (run / "learning_curve.png").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "report: " in said
+    assert (run / "overlays.png").exists() and (run / "report.html").exists()

@@ -163,14 +163,15 @@ def _run(folder: Path, setup: RunSetup, devices: Devices) -> int:
         started = time.monotonic()
         with StopRequest() as stop:
             rows = run_cycles(setup, folder, stop)
-        _write_pictures(folder, setup, rows)
-        sys.stdout.write(cycle_table(rows) + "\n")
-        minutes = (time.monotonic() - started) / 60
-        memory = peak_memory(devices.main)
-        logger.info("finished after %.1f minutes; peak memory %s", minutes, memory)
-        logger.info("results: %s", folder)
-        # Last, when everything else is on disk: an error in it loses nothing of the run.
-        sys.stdout.write(f"report: {write_run(folder, setup.dataset)}\n")
+            # Seconds, with nothing left to go on with: a request to stop waits for their end.
+            _write_pictures(folder, setup, rows)
+            sys.stdout.write(cycle_table(rows) + "\n")
+            minutes = (time.monotonic() - started) / 60
+            memory = peak_memory(devices.main)
+            logger.info("finished after %.1f minutes; peak memory %s", minutes, memory)
+            logger.info("results: %s", folder)
+            # Last, when everything else is on disk: an error in it loses nothing of the run.
+            sys.stdout.write(f"report: {write_run(folder, setup.dataset)}\n")
     except Interrupted as request:
         logger.debug("%s", request)
         # Not logged: it is told at every verbosity.
@@ -178,7 +179,8 @@ def _run(folder: Path, setup: RunSetup, devices: Devices) -> int:
         return request.exit_code
     except Exception as error:
         logger.debug("ended by an error", exc_info=True)
-        if isinstance(error, UserError | OSError):
+        # A damaged checkpoint would stop the continuation again; its error says what to remove.
+        if isinstance(error, UserError | OSError) and not isinstance(error, CheckpointError):
             command = resume_command(folder, setup.world)
             sys.stdout.write(f"what is done is kept; go on with: {command}\n")
         raise

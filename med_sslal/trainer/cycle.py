@@ -371,6 +371,17 @@ class CycleLoop:
             seed=stable_hash(setup.seed, "pseudo", state.number),
         )
         note_seconds(folder, "pseudo_labels", time.monotonic() - started)
+        for name, stats in pseudo.stats.items():
+            found_at, used = thresholds[name], stats.threshold
+            capped = f", raised from {found_at:.3f} by density_cap" if used > found_at else ""
+            logger.info(
+                "cycle %d: %d pseudo-labels of %s, from a score of %.3f on%s",
+                state.number,
+                stats.count,
+                name,
+                used,
+                capped,
+            )
         pseudo.write(path)
         return pseudo
 
