@@ -267,6 +267,17 @@ def test_dry_run_leaves_nothing(
     assert "nothing is left" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("num_cycles", "warned"), [(3, True), (2, True), (1, False)])
+def test_more_queries_than_the_pool_feeds_are_told_at_the_start(
+    config: Path, num_cycles: int, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--dry-run", "--set", f"al_settings.num_cycles={num_cycles}")
+    assert run_train("-c", config, *words) == 0
+    said = "".join(capsys.readouterr())
+    told = f"al_settings.num_cycles is {num_cycles}, but all 12 images of the pool are labelled"
+    assert (told in said) == warned
+
+
 def test_print_config_is_a_config_again(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
