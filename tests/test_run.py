@@ -267,7 +267,7 @@ def test_dry_run_leaves_nothing(
     assert "nothing is left" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("num_cycles", "warned"), [(3, True), (2, True), (1, False)])
+@pytest.mark.parametrize(("num_cycles", "warned"), [(3, True), (2, False)])
 def test_more_queries_than_the_pool_feeds_are_told_at_the_start(
     config: Path, num_cycles: int, warned: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:

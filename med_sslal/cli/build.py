@@ -219,13 +219,14 @@ def _check_pool(helper: ActiveLearningHelper, dataset: BaseDataset, num_cycles: 
         left = pool if helper.cold_start else pool.label(helper.initial(pool))
         groups = [dataset.infos[image_id].group_id for image_id in left.unlabelled]
         check_groups(groups, helper.budget_num, helper.max_per_group)
-        if n_initial + num_cycles * helper.budget_num > len(pool):
+        enough = math.ceil((len(pool) - n_initial) / helper.budget_num)
+        if enough < num_cycles:
             logger.warning(
                 "al_settings.num_cycles is %d, but all %d images of the pool are labelled after "
                 "%d: the run ends there",
                 num_cycles,
                 len(pool),
-                math.ceil((len(pool) - n_initial) / helper.budget_num),
+                enough,
             )
     cheapest = min(
         helper.costs.cost(1, dataset.annotations[image_id].n_objects)
