@@ -1,5 +1,6 @@
 """Plots, contact sheets and the table: what is drawn, where, and what happens to gaps."""
 
+import re
 import subprocess
 import sys
 
@@ -9,8 +10,10 @@ import pytest
 
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
 from med_sslal.eval.metric import evaluate
-from med_sslal.report.overlays import best_and_worst, contact_sheet
-from med_sslal.report.plots import froc_lines, plot_froc, plot_learning_curve
+from med_sslal.report.labels import place_labels
+from med_sslal.report.overlays import best_and_worst, contact_sheet, whole_rows
+from med_sslal.report.plots import FrocLine, froc_lines, plot_froc, plot_learning_curve
+from med_sslal.report.svg import Axis, Chart
 from med_sslal.report.table import cycle_table
 from med_sslal.utils.errors import UserError
 
@@ -136,6 +139,24 @@ def test_froc_without_any_curve_or_detection(tmp_path):
     assert near(picture_of(tmp_path / "zero.png"), BLUE).any()
 
 
+def test_froc_values_stay_out_of_the_axis_labels(tmp_path):
+    low = FrocLine([1.0], [0.01], 20.0, [0.0, 0.01, 0.02, 0.06], [None] * 4, 0.02, None)
+    plot_froc({}, tmp_path / "none.png", "FROC")
+    plot_froc({"lesion": low}, tmp_path / "low.png", "FROC")
+    none, drawn = picture_of(tmp_path / "none.png"), picture_of(tmp_path / "low.png")
+    rows = slice(int(0.868 * len(none)), int(0.91 * len(none)))
+    assert near(none[rows], (34, 34, 34), 60).any(), "the axis' numbers are here"
+    assert (none[rows] == drawn[rows]).all()
+
+    chart = Chart(Axis("x", 0.1, 20, log=True), Axis("y", 0, 1), "title")
+    for value in (0.0, 0.05, 0.5):
+        chart.value(1, value, f"at {value:g}", "below")
+    heights = [float(y) for y in re.findall(r'y="([\d.]+)" class="value"', chart.to_html())]
+    points = [264 - 250 * value for value in (0.0, 0.05, 0.5)]
+    assert len(heights) == 3 and max(heights) < 264
+    assert [y > point for y, point in zip(heights, points, strict=True)] == [False, False, True]
+
+
 def test_equal_plots_are_equal_bytes_and_pyplot_stays_out(tmp_path):
     code = (
         "import sys; from pathlib import Path; import med_sslal.report.overlays\n"
@@ -185,6 +206,39 @@ def test_best_and_worst_order():
     assert by_id["clean"].caption == "1 of 1 found, none false"
     assert by_id["worst"].caption == "0 of 1 found, false 0.95"
     assert by_id["empty"].caption == "no lesion, none false"
+
+
+def test_none_is_best_where_nothing_was_found():
+    nothing = {"missed": found((*B, 0.4)), "worse": found((*B, 0.9)), "empty": found()}
+    annotations = {name: ANNOTATIONS["empty" if name == "empty" else "missed"] for name in nothing}
+    best, worst = best_and_worst(nothing, annotations, infos_of(nothing), ["lesion"])
+    assert best == [] and [r.image_id for r in worst] == ["worse", "missed", "empty"]
+
+
+@pytest.mark.parametrize(("n", "left"), [(0, 0), (3, 3), (4, 4), (5, 4), (8, 8)])
+def test_no_row_of_a_sheet_is_begun_for_one_image(n, left):
+    assert whole_rows(list(range(n))) == list(range(left))
+
+
+def test_labels_stay_inside_and_apart():
+    boxes = np.array([(90, 50, 99, 60), (92, 52, 99, 60), (93, 51, 99, 59), (91, 53, 99, 60),
+                      (5, 0, 40, 30), (70, 50, 80, 99)], dtype=np.float32)  # fmt: skip
+    places = place_labels(boxes, [30] * 6, 8, (100, 100))
+    assert places[0] == (70, 42), "shifted to the left, above the box"
+    assert places[2] is None, "no room beside two better ones"
+    assert places[4] == (5, 0)
+    drawn = [place for place in places if place is not None]
+    for i, (x, y) in enumerate(drawn):
+        assert 0 <= x <= 70 and 0 <= y <= 92
+        assert all(abs(x - a) >= 30 or abs(y - b) >= 8 for a, b in drawn[:i])
+
+
+def test_sheet_draws_the_best_ten_only(tmp_path):
+    rows = [(0, 0, 2 * i + 2, 60, 0.9 - 0.01 * i) for i in range(14)]
+    annotations = {"i": truth(A)}
+    ten, all_ = (sheet(tmp_path, {"i": found(*rows[:n])}, annotations) for n in (10, 14))
+    nine = sheet(tmp_path, {"i": found(*rows[:9])}, annotations)
+    assert (ten == all_).all() and (ten != nine).any()
 
 
 def test_lower_floor_finds_the_missed_one():

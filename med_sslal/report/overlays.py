@@ -16,12 +16,18 @@ from matplotlib.patheffects import withStroke
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
 from med_sslal.eval.eval_utils import columns
 from med_sslal.eval.matching import match
+from med_sslal.report.labels import label_text, place_labels
 from med_sslal.report.plots import FAINT, INK, new_figure, save_png
 
 TRUTH, PREDICTED, IGNORED = "#2CD5A5", "#FFB000", "#F0F0F0"
 
+MAX_BOXES = 10
+"""Drawn on one image at most, best first: a weak detector finds a hundred boxes everywhere."""
+
 _PER_ROW = 4
 _CELL, _GAP = 3.0, 0.12
+
+_FONT, _LETTER = 6.5, 0.6
 
 
 class Captioned(Protocol):
@@ -85,8 +91,8 @@ def best_and_worst(
         min_score: Detections below are taken as not made.
 
     Returns:
-        The best (with at least one lesion), best first, and the worst, worst first. Equal ones
-        are in the order of their ids.
+        The best (at most half of those with a lesion, each with one found), best first, and the
+        worst, worst first. Equal ones are in the order of their ids.
 
     Raises:
         DataError: The inputs do not fit (see `eval_utils.columns`).
@@ -115,17 +121,29 @@ def best_and_worst(
         for i, image_id in enumerate(table.image_ids)
     ]
     # A sort is stable, and `ranked` is in the order of the ids.
-    best = sorted((r for r in ranked if r.n_lesions), key=lambda r: -r.quality)
-    best = best[: min(n, (len(best) + 1) // 2)]
+    half = (int((n_lesions > 0).sum()) + 1) // 2
+    best = sorted((r for r in ranked if r.n_found), key=lambda r: -r.quality)[: min(n, half)]
     taken = {r.image_id for r in best}
     worst = sorted((r for r in ranked if r.image_id not in taken), key=lambda r: r.quality)
     return best, worst[:n]
 
 
+def whole_rows(images: list[RankedImage]) -> list[RankedImage]:
+    """The first images, so many that no row of a sheet but the only one is begun."""
+    n = len(images)
+    return images if n < _PER_ROW else images[: n - n % _PER_ROW]
+
+
 def above(prediction: Prediction, min_score: float) -> Prediction:
-    """The detections with a score of `min_score` or more."""
+    """The detections with a score of `min_score` or more, in their order."""
     keep = prediction.scores >= min_score
     return Prediction(prediction.boxes[keep], prediction.labels[keep], prediction.scores[keep])
+
+
+def _best(prediction: Prediction, n: int) -> Prediction:
+    """The `n` detections with the highest scores, best first; equal ones in their order."""
+    order = np.argsort(-prediction.scores, kind="stable")[:n]
+    return Prediction(prediction.boxes[order], prediction.labels[order], prediction.scores[order])
 
 
 def contact_sheet(
@@ -140,7 +158,7 @@ def contact_sheet(
     min_score: float = 0.3,
     note: str | None = None,
 ) -> None:
-    """Draw groups of images with their boxes on one sheet.
+    """Draw groups of images with their labels and their MAX_BOXES best detections on one sheet.
 
     Args:
         groups: Heading to images, for example best and worst.
@@ -176,7 +194,7 @@ def contact_sheet(
                 (x / width, bottom / height, _CELL / width, picture / height), anchor="N"
             )
             image_id = item.image_id
-            kept = above(predictions[image_id], min_score)
+            kept = _best(above(predictions[image_id], min_score), MAX_BOXES)
             truth = Annotation.empty() if annotations is None else annotations[image_id]
             draw_boxes(axes, pictures[image_id], truth, kept, class_names)
             below = f"{_short(image_id)}\n{item.caption}"
@@ -191,7 +209,7 @@ def contact_sheet(
 
 def _explain(figure: Figure, min_score: float, *, with_truth: bool) -> None:
     """The legend at the foot of a sheet."""
-    predicted = f"prediction, score {min_score:.2f} or more"
+    predicted = f"prediction: the {MAX_BOXES} best, score {min_score:.2f} or more"
     true = Line2D([], [], color=TRUTH, linewidth=2, label="truth")
     found = Line2D([], [], color=PREDICTED, linewidth=2, linestyle="--", label=predicted)
     ignored = Line2D([], [], color=FAINT, linewidth=2, linestyle=":", label="ignore region")
@@ -232,20 +250,27 @@ def draw_boxes(
         spine.set_visible(False)
     for box, ignore in zip(annotation.boxes, annotation.ignore, strict=True):
         _rectangle(axes, box, IGNORED if ignore else TRUTH, ":" if ignore else "-")
-    several = len(class_names) > 1
-    for box, label, score in zip(
-        prediction.boxes, prediction.labels, prediction.scores, strict=True
-    ):
+    for box in prediction.boxes:
         _rectangle(axes, box, PREDICTED, "--")
-        # Above the box, or below its upper edge where the image ends.
-        inside = box[1] < 0.06 * height
+    # Points to the picture's pixels: it fills the cell in one of the two directions.
+    cell = axes.get_window_extent()
+    point = max(width / cell.width, height / cell.height) * axes.figure.dpi / 72
+    texts = [
+        label_text(class_names, label, score)
+        for label, score in zip(prediction.labels.tolist(), prediction.scores.tolist(), strict=True)
+    ]
+    widths = [(_LETTER * _FONT * len(text) + 2) * point for text in texts]
+    places = place_labels(prediction.boxes, widths, 1.5 * _FONT * point, (height, width))
+    for text, place in zip(texts, places, strict=True):
+        if place is None:
+            continue
         axes.text(
-            float(box[0]),
-            float(box[1]),
-            f"{class_names[label - 1]} {score:.2f}" if several else f"{score:.2f}",
-            fontsize=6.5,
+            place[0] + point,
+            place[1] + point,
+            text,
+            fontsize=_FONT,
             color="#FFD37A",
-            va="top" if inside else "bottom",
+            va="top",
             clip_on=True,
             bbox={"facecolor": (0, 0, 0, 0.55), "edgecolor": "none", "pad": 0.8},
         )

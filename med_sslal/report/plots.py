@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from med_sslal.utils.util import atomic_write
@@ -23,6 +24,8 @@ MARKS = (0.5, 1.0, 2.0, 4.0)
 
 _FPS_RANGE = (0.1, 20.0)
 _FPS_TICKS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+# Sensitivity down to which there is room for a value below its point.
+_LOW = 0.07
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,9 @@ def _draw_marks(
             axes.annotate(
                 f"{value:.2f}",
                 (x, value),
-                xytext=(6, -12),
+                # Below the lowest points the axis has its own numbers.
+                xytext=(6, -12 if value > _LOW else 5),
+                path_effects=[withStroke(linewidth=2.5, foreground="white")],
                 textcoords="offset points",
                 fontsize=9,
                 color=INK,

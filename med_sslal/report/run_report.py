@@ -6,7 +6,7 @@ from typing import Any
 
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.types import Annotation, Prediction
-from med_sslal.report.overlays import best_and_worst, contact_sheet
+from med_sslal.report.overlays import best_and_worst, contact_sheet, whole_rows
 from med_sslal.report.plots import froc_lines, plot_froc, plot_learning_curve
 
 
@@ -35,7 +35,7 @@ def write_evaluation_pictures(
         plot_froc(froc_lines(evaluation), folder / "froc.png", title, dataset.note)
     best, worst = best_and_worst(predictions, annotations, dataset.infos, dataset.class_names)
     contact_sheet(
-        {"Best": best, "Worst": worst},
+        {"Best (at least one object found)": whole_rows(best), "Worst": whole_rows(worst)},
         dataset.picture,
         predictions,
         annotations,

@@ -9,10 +9,7 @@ import numpy as np
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.types import Prediction, Selected, Selection
-from med_sslal.report.overlays import contact_sheet
-
-# Drawn on one image at most, best first: a weak detector finds a hundred boxes everywhere.
-MAX_BOXES = 10
+from med_sslal.report.overlays import MAX_BOXES, contact_sheet
 
 
 def selection_table(
@@ -75,7 +72,7 @@ def draw_selection(
         path,
         title=", ".join(selection.criteria),
         min_score=floor,
-        note="; ".join([f"the {MAX_BOXES} best of each image", *filter(None, [images.note])]),
+        note=images.note,
     )
 
 

@@ -183,9 +183,10 @@ class Chart:
     def value(
         self, x: float, y: float, text: str, side: Literal["above", "below"] = "above"
     ) -> None:
-        """Write a value beside a point."""
-        shift = -9 if side == "above" else 17
-        self._text(self._px(x) + 2, self._py(y) + shift, text, class_="value")
+        """Write a value beside a point; above it in any case where the axis' labels lie below."""
+        lowest = self._py(y) + 17
+        down = side == "below" and lowest <= _HEIGHT - _BOTTOM - 2
+        self._text(self._px(x) + 5, lowest if down else lowest - 26, text, class_="value")
 
     def to_html(self) -> Html:
         """The finished chart."""
