@@ -8,14 +8,18 @@ import numpy as np
 
 from med_sslal.base.types import Annotation, Prediction
 from med_sslal.report.html import Content, Html, data_uri, tag
+from med_sslal.report.labels import label_text, place_labels
 
 MAX_PICTURES = 240
 """Pictures of one page: with MAX_PICTURE_BYTES this keeps a page far below `html.MAX_BYTES`."""
 
 MAX_PICTURE_BYTES = 30_000
 
-# Every box is drawn, and scores are written beside the best few: more would hide each other.
-_LABELLED, _CONFIDENT = 4, 0.3
+# Detections that are drawn, and those of them with their score: more would hide each other.
+_DRAWN, _LABELLED, _CONFIDENT = 10, 4, 0.3
+
+# Of the longer side and of the font size; wide enough for every system's letters.
+_FONT, _LETTER = 0.062, 0.62
 
 _SIDES_AND_QUALITIES = ((320, 82), (320, 65), (240, 60), (160, 50), (96, 40))
 
@@ -60,6 +64,7 @@ def gallery(pictures: Sequence[Picture], class_names: Sequence[str]) -> Html:
 
 def key(*, with_detections: bool = True) -> Html:
     """What the lines in a gallery mean."""
+    found = f"prediction: the best {_DRAWN}, where there is room the best {_LABELLED} with score"
 
     def entry(kind: str, text: str) -> Html:
         box = tag("rect", x=4, y=3, width=18, height=10, class_=kind)
@@ -68,7 +73,7 @@ def key(*, with_detections: bool = True) -> Html:
     return tag(
         "p",
         entry("truth", "truth"),
-        entry("found", "prediction; the best 4 with their score") if with_detections else None,
+        entry("found", found) if with_detections else None,
         entry("ignored", "ignore region"),
         class_="key",
     )
@@ -110,25 +115,34 @@ def _drawing(picture: Picture, class_names: Sequence[str]) -> Html:
         parts.append(_box(box, "ignored" if ignore else "truth"))
     if picture.found is not None:
         found = picture.found
-        size = 0.062 * max(height, width)
-        rows = zip(found.boxes, found.labels, found.scores.tolist(), strict=True)
-        for rank, (box, label, score) in enumerate(rows):
+        drawn = slice(_DRAWN)
+        for box, score in zip(found.boxes[drawn], found.scores[drawn].tolist(), strict=True):
             parts.append(_box(box, "found" if score >= _CONFIDENT else "found faint"))
-            if rank >= _LABELLED:
-                continue
-            # Below the upper edge where the picture ends above it.
-            y = float(box[1]) + (size if box[1] < 1.2 * size else -0.25 * size)
-            name = f"{class_names[label - 1]} " if len(class_names) > 1 else ""
-            parts.append(
-                tag(
-                    "text",
-                    f"{name}{score:.2f}",
-                    x=float(box[0]),
-                    y=y,
-                    style=f"font-size:{size:.4g}px;stroke-width:{size / 5:.3g}px",
-                )
-            )
+        # After all boxes, so that none crosses a label.
+        parts.append(_labels(found, class_names, (height, width)))
     return tag("svg", parts, view_box=f"0 0 {width} {height}", role="img")
+
+
+def _labels(found: Prediction, class_names: Sequence[str], shape: tuple[int, int]) -> list[Html]:
+    """Class and score of the best detections."""
+    size = _FONT * max(shape)
+    scores = found.scores[:_LABELLED].tolist()
+    texts = [
+        label_text(class_names, label, score)
+        for label, score in zip(found.labels[:_LABELLED].tolist(), scores, strict=True)
+    ]
+    widths, height = [_LETTER * size * len(text) for text in texts], 1.2 * size
+    places = place_labels(found.boxes[:_LABELLED], widths, height, shape)
+    parts = []
+    for text, width, place in zip(texts, widths, places, strict=True):
+        if place is not None:
+            left, top = place
+            plate = {"x": left, "y": top, "width": width, "height": height}
+            parts.append(tag("rect", class_="plate", **plate))
+            # A text stands on its baseline.
+            at = {"x": left + 0.1 * size, "y": top + 0.92 * size}
+            parts.append(tag("text", text, **at, style=f"font-size:{size:.4g}px"))
+    return parts
 
 
 def _box(box: np.ndarray, kind: str) -> list[Html]:

@@ -155,6 +155,7 @@ def table(
     *,
     caption: Content = None,
     text_columns: int = 1,
+    stacked: bool = False,
 ) -> Html:
     """A table in a box of its own, which scrolls where the page is narrow.
 
@@ -163,11 +164,14 @@ def table(
         rows: Cells; those that are markup already may be whole `td` elements.
         caption: What it shows.
         text_columns: So many first columns are text, set left; numbers stand right.
+        stacked: Whether a phone shows the cells of a line one below the other, with the heading
+            (plain text) before each but the first: for long values that cannot be broken.
     """
 
     def cells(name: str, row: Sequence[Content]) -> list[Html]:
+        labels = [str(heading) if stacked and name == "td" else None for heading in headings]
         return [
-            tag(name, cell, class_="text" if i < text_columns else None)
+            tag(name, cell, class_="text" if i < text_columns else None, data_label=labels[i])
             for i, cell in enumerate(row)
         ]
 
@@ -178,6 +182,7 @@ def table(
             caption and tag("caption", caption),
             tag("thead", tag("tr", cells("th", headings))),
             tag("tbody", [tag("tr", cells("td", row)) for row in rows]),
+            class_="stacked" if stacked else None,
         ),
         class_="scroll",
         # So that the keyboard can scroll it.

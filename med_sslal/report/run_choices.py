@@ -18,6 +18,9 @@ from med_sslal.utils.util import python_generator
 # Pictures of each query: by rank, those of them that are not folded away, and left ones.
 N_QUERIED, N_OPEN, N_CONTRAST = 30, 10, 5
 
+# Sizes of the box-count bias from which a criterion leans on the number of boxes, or counts them.
+_LEANS, _COUNTS = 0.3, 0.8
+
 
 def queries_section(run: RunData) -> Section:
     """The images of each query by rank, and some that were left."""
@@ -57,8 +60,8 @@ def _query(
         facts.append(f"The first {len(taken)} by rank are shown; {n_more} more were taken.")
     if bias is not None:
         facts.append(
-            f"The rank correlation of score and number of detections is {bias:.2f}: near 1, the "
-            "criterion counts boxes."
+            f"The rank correlation of score and number of detections is {bias:.2f}: "
+            f"{_bias_in_words(bias)}."
         )
     parts: list[Content] = [tag("h3", heading), facts and tag("p", " ".join(facts), class_="aside")]
     pictures = [
@@ -80,6 +83,16 @@ def _query(
         )
         parts.append(gallery(pictures, dataset.class_names))
     return parts
+
+
+def _bias_in_words(bias: float) -> str:
+    """What a rank correlation of a criterion's value and the number of detections means."""
+    kind = "many" if bias > 0 else "few"
+    if abs(bias) >= _COUNTS:
+        return f"the criterion hardly does more than count boxes, and prefers images with {kind}"
+    if abs(bias) >= _LEANS:
+        return f"images with {kind} detections tend to score higher"
+    return "the score depends little on how many boxes were found"
 
 
 def _contrast(cycle: CycleData) -> list[str]:
@@ -238,8 +251,20 @@ def pseudo_section(run: RunData) -> Section:
         "Precision: objects met over objects met plus boxes that meet none. Recall: objects met "
         "over all objects of the images used."
     )
+    if any(stats.threshold > 1 for c in made if c.pseudo for stats in c.pseudo.stats.values()):
+        aside += (
+            " None passes: more boxes than the density cap allows have the highest score, so that "
+            "the threshold lies above it."
+        )
     body = [table(headings, rows, text_columns=2), tag("p", aside, class_="aside")]
     return Section("pseudo-labels", heading, lead, body)
+
+
+def _threshold(threshold: float) -> str:
+    """A threshold of scores as text; two decimals must not make a 1 of what is none."""
+    if threshold > 1:
+        return "none passes"
+    return number(threshold, 2 if threshold < 0.995 else 4)
 
 
 def _pseudo_rows(run: RunData, cycle: CycleData) -> list[list[Content]]:
@@ -260,7 +285,7 @@ def _pseudo_rows(run: RunData, cycle: CycleData) -> list[list[Content]]:
                 name,
                 len(pseudo.labels),
                 stats.count,
-                number(stats.threshold, 2),
+                _threshold(stats.threshold),
                 number(stats.mean_score, 2),
                 number(quality.precision if quality else None, 2),
                 number(quality.recall if quality else None, 2),

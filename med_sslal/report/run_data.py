@@ -104,6 +104,29 @@ class RunData:
         return last.number >= self.n_cycles or not last.pool.unlabelled
 
     @property
+    def early_end(self) -> str | None:
+        """Why a finished run has fewer trainings than were planned; None where it has all."""
+        if not self.finished or self.cycles[-1].number >= self.n_cycles:
+            return None
+        if not self.cycles[-1].pool.unlabelled:
+            return "every image of the pool is labelled"
+        return "the budget pays for none of the images to label next"
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all stages of all cycles."""
+        return sum(sum(cycle.seconds.values()) for cycle in self.cycles)
+
+    @property
+    def resampled(self) -> str:
+        """What the bootstrap of test metrics draws: patients, or images where there are none."""
+        if self.dataset is None:
+            return "test patients (images where the data names no patient)"
+        infos = self.dataset.infos
+        alone = all(infos[name].group_id == name for name in self.dataset.splits["test"])
+        return "test images" if alone else "test patients"
+
+    @property
     def strategy(self) -> str:
         """The criteria in order of use, as one name."""
         args = self.config["al_settings"].get("args", {})

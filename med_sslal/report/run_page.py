@@ -11,6 +11,7 @@ from med_sslal.report.run_sections import (
     config_section,
     curve_section,
     cycles_section,
+    duration,
     froc_section,
     headline_metrics,
     number,
@@ -106,11 +107,16 @@ def _intro(run: RunData) -> list[Content]:
         entries += [(name, number(last.get(key)), _interval(last, key)) for key, name in metrics]
     entries += [
         ("labelled images", last["labelled_images"], f"{last['labelled_boxes']} boxes"),
-        ("trainings", len(run.rows), f"of {run.n_cycles + 1} planned"),
+        ("trainings", len(run.rows), _planned(run)),
+        ("time", duration(run.seconds), "all stages of all cycles"),
     ]
-    minutes = sum(row["minutes"] for row in run.rows)
-    entries.append(("minutes", number(minutes, 1), "training and evaluation"))
     return [*parts, tiles(entries)]
+
+
+def _planned(run: RunData) -> str:
+    """How the number of trainings compares with the plan."""
+    planned = f"of {run.n_cycles + 1} planned"
+    return planned if run.early_end is None else f"{planned}, ended: {run.early_end}"
 
 
 def _finding(first: Any, last: Any, key: str, name: str) -> str:

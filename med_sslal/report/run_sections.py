@@ -78,6 +78,7 @@ def cycles_section(run: RunData) -> Section:
         if marks
         else "Each line is one training, measured on the test images."
     )
+    lead += " Minutes are those of training and evaluation."
     return Section("cycles", "Cycles", lead, table(headings, rows))
 
 
@@ -105,7 +106,7 @@ def curve_section(run: RunData) -> Section:
     aside = (
         "Mean sensitivity is that at 0.5, 1, 2 and 4 false positives per image; its band is the "
     )
-    aside += "95 % bootstrap interval over test patients."
+    aside += f"95 % bootstrap interval over {run.resampled}."
     body = [figures(charts), lines, tag("p", aside, class_="aside") if band else None]
     return Section("label-efficiency", "Label efficiency", lead, body)
 
@@ -164,13 +165,14 @@ def froc_section(run: RunData) -> Section | None:
     last = measured[-1][0]
     entries = [(f"cycle {last}", colour, "")]
     if len(measured) > 1:
-        earlier = f"cycle{'s' if last > 1 else ''} {measured[0][0]}"
-        earlier += f" to {measured[-2][0]}" if len(measured) > 2 else ""
-        entries.append((f"{earlier}, later ones stronger", "var(--faint)", ""))
+        earlier = f"cycle{'s' if len(measured) > 2 else ''} {measured[0][0]}"
+        if len(measured) > 2:
+            earlier += f" to {measured[-2][0]}, later ones stronger"
+        entries.append((earlier, "var(--faint)", ""))
     lead = "The share of objects found, against how many false alarms per image one must look at."
     aside = (
         "Marks are at 0.5, 1, 2 and 4 false positives per image, with 95 % bootstrap intervals "
-        "over test patients; a hollow mark lies beyond the end of its curve."
+        f"over {run.resampled}; a hollow mark lies beyond the end of its curve."
     )
     if len(classes) > MAX_CHARTS:
         aside += f" The first {MAX_CHARTS} of {len(classes)} classes are shown."
@@ -298,16 +300,19 @@ def time_section(run: RunData) -> Section | None:
             for name, colour in STAGES.items()
         ]
         bar = tag("div", parts, class_="stack")
-        cells = [_duration(cycle.seconds.get(name)) for name in known]
-        rows.append([cycle.number, bar, *cells, _duration(total)])
-    total = sum(sum(cycle.seconds.values()) for cycle in timed)
-    lead = f"Where the {_duration(total)} went; the bars share one scale."
+        cells = [duration(cycle.seconds.get(name)) for name in known]
+        rows.append([cycle.number, bar, *cells, duration(total)])
+    lead = (
+        f"Where the {duration(run.seconds)} of the stages below went; the bars share one scale. "
+        "The time that the program tells at its end counts from its last start, with what lies "
+        "between the stages and the drawing of the pictures."
+    )
     marks = legend([(known[name], colour, "") for name, colour in STAGES.items()])
     headings = ["Cycle", "", *(name.capitalize() for name in known.values()), "Together"]
     return Section("time", "Time per stage", lead, [table(headings, rows, text_columns=2), marks])
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
     """Seconds in the unit that a person would use."""
     if seconds is None:
         return "\N{EN DASH}"
@@ -322,10 +327,10 @@ def config_section(run: RunData, command: str) -> Section:
     body: list[Content] = [tag("pre", command)]
     if run.differences:
         rows = [
-            [tag("code", key), tag("code", show(value), class_="wrap"), tag("code", show(default))]
+            [tag("code", key), tag("code", show(value)), tag("code", show(default))]
             for key, value, default in run.differences
         ]
-        changes = table(["Key", "Value", "Default"], rows, text_columns=3)
+        changes = table(["Key", "Value", "Default"], rows, text_columns=3, stacked=True)
         body += [tag("h3", "What the config changes"), changes]
     elif run.differences is not None:
         body.append(tag("p", "The config leaves every default as it is."))

@@ -351,22 +351,21 @@ def _run_cell(study: StudyData, arm: str, seed: int) -> Content:
 def _reproduce(study: StudyData) -> Section:
     """What the arms are."""
     changes = [
-        [arm, tag("code", key), tag("code", show(value), class_="wrap")]
+        [arm, tag("code", key), tag("code", show(value))]
         for arm, own in study.strategies.items()
         for key, value in own.items()
     ]
-    shared = [
-        [tag("code", key), tag("code", show(value), class_="wrap")]
-        for key, value in study.shared.items()
-    ]
+    shared = [[tag("code", key), tag("code", show(value))] for key, value in study.shared.items()]
     lead = (
         "What each arm changes, and what all share; initial set, initial weights, steps and "
         "validation are the same for all arms of a seed."
     )
     body: list[Content] = [
         tag("pre", "python -m med_sslal study -c STUDY.json"),
-        table(["Arm", "Key", "Value"], changes, text_columns=3),
+        table(["Arm", "Key", "Value"], changes, text_columns=3, stacked=True),
         tag("h3", "Common to all arms"),
-        table(["Key", "Value"], shared, text_columns=2) if shared else tag("p", "Nothing."),
+        table(["Key", "Value"], shared, text_columns=2, stacked=True)
+        if shared
+        else tag("p", "Nothing."),
     ]
     return Section("reproduce", "How to reproduce", lead, body)

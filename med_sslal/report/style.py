@@ -4,7 +4,7 @@ CSS = """
 :root {
   --ink: #1b1f24; --muted: #5c6570; --faint: #8b949e; --rule: #d9dde2; --grid: #e8ebee;
   --paper: #ffffff; --wash: #f5f6f8; --accent: #0072b2;
-  --notice: #fff6e5; --notice-edge: #e69f00;
+  --notice: #fff6e5; --notice-edge: #e69f00; --shade: rgba(20, 28, 38, 0.38);
   --serif: "Charter", "Bitstream Charter", "Source Serif 4", "Cambria", Georgia, serif;
   --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
 }
@@ -12,7 +12,7 @@ CSS = """
   :root {
     --ink: #e6e8eb; --muted: #a9b1ba; --faint: #7d8590; --rule: #363c44; --grid: #2a2f36;
     --paper: #14171b; --wash: #1c2026; --accent: #56b4e9;
-    --notice: #2b2415; --notice-edge: #b37b00;
+    --notice: #2b2415; --notice-edge: #b37b00; --shade: rgba(190, 210, 235, 0.4);
   }
 }
 * { box-sizing: border-box; }
@@ -28,7 +28,8 @@ p { margin: 10px 0; max-width: 74ch; overflow-wrap: anywhere; }
 a { color: var(--accent); text-underline-offset: 2px; }
 code, pre { font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 code { overflow-wrap: anywhere; }
-pre { background: var(--wash); padding: 12px 14px; overflow-x: auto; border-radius: 4px; }
+pre { background: var(--wash); padding: 12px 14px; border-radius: 4px; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
 section { margin-top: 52px; scroll-margin-top: 12px; }
 .kicker { color: var(--muted); font-size: 13px; letter-spacing: 0.08em; text-transform: uppercase;
   margin: 0 0 8px; }
@@ -55,7 +56,12 @@ dl:not(.tiles) { display: grid; grid-template-columns: max-content 1fr; gap: 5px
   margin: 12px 0; font-size: 15px; }
 dt { color: var(--muted); }
 dd { margin: 0; overflow-wrap: anywhere; min-width: 0; }
-.scroll { overflow-x: auto; margin: 14px 0; }
+/* Where a table goes on beyond an edge, that edge is in shade: what scrolls along covers it. */
+.scroll { overflow-x: auto; margin: 14px 0; background:
+  linear-gradient(to right, var(--paper) 35%, transparent) 0 0 / 44px 100% no-repeat local,
+  linear-gradient(to left, var(--paper) 35%, transparent) 100% 0 / 44px 100% no-repeat local,
+  linear-gradient(to right, var(--shade), transparent) 0 0 / 14px 100% no-repeat scroll,
+  linear-gradient(to left, var(--shade), transparent) 100% 0 / 14px 100% no-repeat scroll; }
 .scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 3px; }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums;
   min-width: 100%; border-bottom: 1px solid var(--faint); }
@@ -70,6 +76,8 @@ tbody tr:last-child td { border-bottom: 0; }
 th.text, td.text { text-align: left; }
 td small { color: var(--muted); font-size: 12px; }
 td.wrap, .wrap { white-space: normal; min-width: 14em; }
+.stacked td { white-space: normal; }
+.stacked td:not(:first-child) { min-width: 12em; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(400px, 100%), 1fr));
   gap: 26px 34px; margin: 18px 0; align-items: start; }
 .figures.wide { grid-template-columns: minmax(0, 1fr); }
@@ -79,7 +87,8 @@ figcaption { color: var(--muted); font-size: 14px; margin-top: 6px; overflow-wra
 .wide .chart svg.plot { max-width: 780px; }
 .plot line, .plot polyline { vector-effect: non-scaling-stroke; }
 .plot text { font: 12px var(--sans); fill: var(--muted); font-variant-numeric: tabular-nums; }
-.plot text.value { fill: var(--ink); font-size: 11px; }
+.plot text.value { fill: var(--ink); font-size: 11px; paint-order: stroke;
+  stroke: var(--paper); stroke-width: 3px; }
 .plot .grid { stroke: var(--grid); stroke-width: 1; }
 .plot .axis { stroke: var(--faint); stroke-width: 1; }
 .plot .halo { stroke: var(--paper); }
@@ -100,8 +109,8 @@ figcaption { color: var(--muted); font-size: 14px; margin-top: 6px; overflow-wra
 .found { stroke: #ffb000; stroke-width: 1.8; stroke-dasharray: 5 3; }
 .faint { stroke-opacity: 0.65; }
 .ignored { stroke: #f0f0f0; stroke-width: 1.6; stroke-dasharray: 1.5 3; }
-.gallery text { fill: #ffd98a; stroke: rgba(0, 0, 0, 0.75); paint-order: stroke;
-  font-family: var(--sans); }
+.gallery .plate { fill: rgba(0, 0, 0, 0.7); }
+.gallery text { fill: #ffd98a; font-family: var(--sans); }
 details { margin: 4px 0 10px; }
 summary { cursor: pointer; color: var(--accent); font-size: 14px; }
 .key { display: flex; flex-wrap: wrap; gap: 4px 22px; color: var(--muted); font-size: 14px;
@@ -133,6 +142,13 @@ footer { margin-top: 64px; padding-top: 14px; border-top: 1px solid var(--rule);
   .tiles { grid-template-columns: 1fr 1fr; }
   .tiles dd { font-size: 21px; }
   .gallery { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 14px 10px; }
+  .stacked, .stacked tbody, .stacked tr, .stacked td { display: block; }
+  .stacked thead { display: none; }
+  .stacked td { padding: 0 0 2px; border: 0; }
+  .stacked tr { padding: 7px 0; border-bottom: 1px solid var(--grid); }
+  .stacked td:first-child { font-weight: 600; }
+  .stacked td:not(:first-child)::before { content: attr(data-label) ": "; color: var(--muted); }
+  .stack { min-width: 90px; }
   dl:not(.tiles) { grid-template-columns: 1fr; gap: 0; }
   dl:not(.tiles) dd { margin-bottom: 8px; }
   .plot text { font-size: 14px; }
@@ -147,7 +163,7 @@ footer { margin-top: 64px; padding-top: 14px; border-top: 1px solid var(--rule);
   section { margin-top: 26px; }
   figure, tr, .notice, .tiles { break-inside: avoid; }
   h2, h3, .lead { break-after: avoid; }
-  .scroll { overflow: visible; }
+  .scroll { overflow: visible; background: none; }
   th, td { padding: 3px 6px; font-size: 8.5pt; white-space: normal; }
   .gallery { grid-template-columns: repeat(5, 1fr); }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
