@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -36,8 +35,6 @@ def run_command(command: str, folder: Path, more: Sequence[str] = ()) -> int:
     assert program == "python"
     as_module = words[0] == "-m"
     target, *arguments = words[as_module:]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(folder)
@@ -51,5 +48,4 @@ def run_command(command: str, folder: Path, more: Sequence[str] = ()) -> int:
                 runpy.run_module(target, run_name="__main__")
             else:
                 runpy.run_path(target, run_name="__main__")
-    torch.set_num_threads(threads)
     return int(ended.value.code or 0)

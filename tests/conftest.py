@@ -1,9 +1,19 @@
-"""What all tests share: they leave no folders behind, because checkpoints fill a disk."""
+"""What all tests share: one thread, and no folders left behind, because checkpoints fill a disk."""
 
 import shutil
 from collections.abc import Iterator
 
 import pytest
+import torch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small models gain nothing from more, and another number of threads gives other bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", autouse=True)

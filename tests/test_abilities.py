@@ -1,12 +1,10 @@
 """A detector that lacks what the strategy reads is refused before anything is trained."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tiny import files_of, make_voc, quick_config, run_train, write_config
 from torch import nn
 
@@ -52,14 +50,6 @@ class Embeddings(Criterion):
 
     def image_values(self, record: PoolRecord, seed: int) -> Any:
         raise NotImplementedError
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

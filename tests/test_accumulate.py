@@ -21,14 +21,6 @@ from med_sslal.utils.util import read_json
 N_IMAGES, N_PSEUDO, BATCH = 7, 2, 6
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> PascalVOC:
     return PascalVOC(root=str(make_voc(tmp_path_factory.mktemp("data") / "voc")), eval_split=0.4)

@@ -25,14 +25,6 @@ CPU = torch.device("cpu")
 SMALL = ("benchmark", "--small", "--device", "cpu")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def options(*words: str) -> Options:
     """What the command line makes of these words, without running it."""
     parser = argparse.ArgumentParser()

@@ -50,18 +50,15 @@ def flags() -> tuple[bool, bool, bool]:
 
 @pytest.fixture(scope="module", autouse=True)
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A user's folder with a detector, one thread; the environment is put back."""
+    """A user's folder with a detector; the environment is put back."""
     folder = tmp_path_factory.mktemp("lab")
     (folder / "det_lab.py").write_text(MODULE)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         patch.setenv(WORKSPACE, "")
         patch.delenv(WORKSPACE)
         yield folder
         sys.modules.pop("det_lab", None)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -17,14 +17,6 @@ from med_sslal.model.parallel import gather_outputs, scatter_parts
 SIDE, N_CLASSES = 96, 4
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def model() -> FasterRCNN:
     """A detector whose samplers take everything, so that nothing is left to chance."""

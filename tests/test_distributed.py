@@ -271,10 +271,7 @@ def torchrun(config: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 @pytest.fixture(scope="module")
 def alone(config: Path) -> Path:
     """The run of one process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     assert run_train("-c", config, "--run-id", "alone") == 0
-    torch.set_num_threads(threads)
     return config.parent / "runs" / "tiny" / "alone"
 
 

@@ -21,14 +21,6 @@ from med_sslal.trainer.trainer import Trainer
 from med_sslal.utils.interrupt import StopRequest
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def detector(channels_last: bool) -> FasterRCNN:
     torch.manual_seed(0)
     model = FasterRCNN(

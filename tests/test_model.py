@@ -33,14 +33,6 @@ SMALL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def spread(model: nn.Module, seed: int = 0) -> nn.Module:
     """Random weights that give many classes, scores and shapes (fresh heads give none).
 

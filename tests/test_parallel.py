@@ -21,14 +21,6 @@ CPU = torch.device("cpu")
 N_IMAGES = 5
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def model() -> FasterRCNN:
     torch.manual_seed(0)

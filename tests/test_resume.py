@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from same_run import assert_same_run, read
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import files_of, make_voc, quick_config, run_train, write_config
@@ -21,14 +20,6 @@ from med_sslal.base.checkpoint import load_checkpoint
 from med_sslal.utils.interrupt import Interrupted, StopRequest
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

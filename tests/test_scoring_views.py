@@ -30,14 +30,6 @@ SIDE = 64
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def view_of(name: str) -> View:
     [view] = parse_views([name])
     return view

@@ -3,14 +3,13 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-import torch
 from commands import blocks, run_command
 from records import detections, random_images, write_record
 from test_docs import merged
@@ -35,14 +34,6 @@ def select(record: str | Path, *more: str | Path) -> int:
 def chosen(out: Path) -> dict[str, Any]:
     result: dict[str, Any] = json.loads((out / "selection.json").read_text())
     return result
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

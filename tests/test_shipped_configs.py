@@ -3,11 +3,9 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from tiny import make_voc, run_test, run_train
 
 from med_sslal.cli.registries import registries
@@ -26,14 +24,6 @@ SHRINK = {
     "al_settings.args.init_num": 4,
     "al_settings.args.budget_num": 2,
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def check(name: str, folder: Path, **settings: object) -> None:
