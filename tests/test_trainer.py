@@ -570,4 +570,4 @@ def test_a_detector_learns_bright_rectangles(tmp_path: Path) -> None:
     cycle = tmp_path / "runs" / "tiny" / "x" / "cycle_00"
     history = json.loads((cycle / "training.json").read_text())["history"]
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
-    assert json.loads((cycle / "metrics.json").read_text())["test"]["values"]["AP50"] > 0.25
+    assert json.loads((cycle / "metrics.json").read_text())["test"]["values"]["AP50"] > 0.4
