@@ -1,1 +1,1 @@
-"""Benchmarks that are no part of the program: `python -m benchmarks.selection`, `.pool`."""
+"""Timing, no part of the program: `python -m benchmarks`, `.selection`, `.pool`."""

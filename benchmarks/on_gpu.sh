@@ -58,7 +58,7 @@ part() { # NAME WORD...: one benchmark, unless its file is there
   fi
   echo "== $name: $*" | tee -a "$out/log.txt"
   timeout "${SECONDS_PER_PART:-260}" \
-    "$python" -m med_sslal benchmark "$@" --out "$out/$name.json" 2>&1 | tee -a "$out/log.txt"
+    "$python" -m benchmarks "$@" --out "$out/$name.json" 2>&1 | tee -a "$out/log.txt"
 }
 
 model+=(--set trainer.precision=bf16)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from med_sslal.cli import benchmark, criteria, download, phantom, report, select, study
+from med_sslal.cli import criteria, download, phantom, report, select, study
 from med_sslal.cli.errors import run_reported
 
 
@@ -24,7 +24,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "report": report,
         "phantom": phantom,
         "download": download,
-        "benchmark": benchmark,
     }
     for name, module in modules.items():
         text = (module.__doc__ or "").split("\n")[0]

@@ -1,6 +1,5 @@
 """The benchmark: both sides compute the same thing, and every part runs and reports."""
 
-import argparse
 import os
 import subprocess
 import sys
@@ -10,26 +9,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from med_sslal.__main__ import main
-from med_sslal.cli import benchmark
-from med_sslal.cli.benchmark.metrics import plain_ap50, plain_sensitivity, random_split
-from med_sslal.cli.benchmark.options import Options
-from med_sslal.cli.benchmark.sides import stock_model, training_sides, workload
-from med_sslal.cli.benchmark.timing import Side, compare
+import benchmarks.__main__ as benchmark
+from benchmarks.__main__ import main
+from benchmarks.metrics import plain_ap50, plain_sensitivity, random_split
+from benchmarks.options import Options
+from benchmarks.sides import stock_model, training_sides, workload
+from benchmarks.timing import Side, compare
 from med_sslal.eval.coco_eval import coco_ap
 from med_sslal.eval.froc import sensitivity_k_fps
 from med_sslal.utils.util import read_json
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
-SMALL = ("benchmark", "--small", "--device", "cpu")
+SMALL = ("--small", "--device", "cpu")
 
 
 def options(*words: str) -> Options:
     """What the command line makes of these words, without running it."""
-    parser = argparse.ArgumentParser()
-    benchmark.add_arguments(parser)
-    return benchmark.options_of(parser.parse_args([*SMALL[1:], *words]))
+    return benchmark.options_of(benchmark.parser().parse_args([*SMALL, *words]))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +160,7 @@ def test_wrong_options(words: list[str], sentence: str, capsys: pytest.CaptureFi
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_missing_gpu_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["benchmark", "--small", "--device", "cuda"]) == 2
+    assert main(["--small", "--device", "cuda"]) == 2
     assert "--device cpu" in capsys.readouterr().err
 
 

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops.poolers import initLevelMapper
 
-from med_sslal.__main__ import main
+from benchmarks.__main__ import main
 from med_sslal.base.checkpoint import load_checkpoint
 from med_sslal.model.roi_pool import RoIPool
 from med_sslal.utils.deterministic import deterministic_algorithms
@@ -107,7 +107,7 @@ def test_an_operation_without_a_deterministic_form(
     """In every command it is one sentence."""
     run = Path(shutil.copytree(runs[True], tmp_path / "run"))
     (run / "cycle_01" / "metrics.json").unlink()
-    small = ["benchmark", "--small", "--device", "cpu", "--set", "arch.type=det_lab.Net"]
+    small = ["--small", "--device", "cpu", "--set", "arch.type=det_lab.Net"]
     commands: dict[str, Callable[[], int]] = {
         "start": lambda: run_train("-c", config, "--dry-run", *ON),
         "resume": lambda: run_train("--resume", run),

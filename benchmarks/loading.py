@@ -3,9 +3,9 @@
 import torch
 from torch.utils.data import DataLoader
 
+from benchmarks.sides import Repeated, Workload
+from benchmarks.timing import Comparison, Side, compare
 from med_sslal.base.base_data_loader import collate
-from med_sslal.cli.benchmark.sides import Repeated, Workload
-from med_sslal.cli.benchmark.timing import Comparison, Side, compare
 from med_sslal.data.dataset import LabelledView
 from med_sslal.data.phantom_dataset import DeepLesionPhantom
 from med_sslal.data.sampler import EpochBatchSampler

@@ -9,23 +9,23 @@ from typing import Any
 
 import torch
 
-from med_sslal.cli.benchmark.checks import (
+from benchmarks.checks import (
     drift_check,
     precision_check,
     switch_comparisons,
     trained,
 )
-from med_sslal.cli.benchmark.loading import loader_comparisons
-from med_sslal.cli.benchmark.metrics import coco_comparison, froc_comparisons
-from med_sslal.cli.benchmark.options import Options
-from med_sslal.cli.benchmark.sides import (
+from benchmarks.loading import loader_comparisons
+from benchmarks.metrics import coco_comparison, froc_comparisons
+from benchmarks.options import Options
+from benchmarks.sides import (
     Workload,
     evaluation_sides,
     scoring_sides,
     training_sides,
     workload,
 )
-from med_sslal.cli.benchmark.timing import Comparison, Side, compare
+from benchmarks.timing import Comparison, Side, compare
 from med_sslal.cli.run_folder import environment
 from med_sslal.utils.util import write_json
 

@@ -10,9 +10,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_iou
 
+from benchmarks.options import Options
+from benchmarks.timing import Comparison, Side, compare
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
-from med_sslal.cli.benchmark.options import Options
-from med_sslal.cli.benchmark.timing import Comparison, Side, compare
 from med_sslal.eval.coco_eval import coco_ap
 from med_sslal.eval.froc import LIMITS, sensitivity_k_fps
 

@@ -7,12 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from med_sslal.al.al_helpers import ActiveLearningHelper
-from med_sslal.al.pool import Pool
-from med_sslal.al.record import PLAIN, PoolRecord
-from med_sslal.base.base_model import BaseModel
-from med_sslal.base.types import Prediction
-from med_sslal.cli.benchmark.sides import (
+from benchmarks.sides import (
     Repeated,
     Workload,
     own_evaluation,
@@ -20,7 +15,12 @@ from med_sslal.cli.benchmark.sides import (
     predictions,
     score,
 )
-from med_sslal.cli.benchmark.timing import Comparison, compare
+from benchmarks.timing import Comparison, compare
+from med_sslal.al.al_helpers import ActiveLearningHelper
+from med_sslal.al.pool import Pool
+from med_sslal.al.record import PLAIN, PoolRecord
+from med_sslal.base.base_model import BaseModel
+from med_sslal.base.types import Prediction
 from med_sslal.eval.metric import evaluate
 
 BATCH_SIZES = (1, 3, 8)

@@ -1,10 +1,16 @@
-"""Time ours against a bare torchvision loop of the same model and data, and check low precision."""
+"""Time ours against a bare torchvision loop of the same model and data, and check low precision.
+
+python -m benchmarks [--only training,evaluation] [--device cuda] [--small] ...
+"""
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.options import Options
 from med_sslal.cli.args import add_device, add_overrides
-from med_sslal.cli.benchmark.options import Options
+from med_sslal.cli.errors import run_reported
 
 TIMINGS = ("training", "evaluation", "scoring", "loader", "coco", "froc")
 CHECKS = ("switches", "precision", "drift")
@@ -21,8 +27,31 @@ SIZES = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options to `parser`."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and write; returns the exit code."""
+    args = parser().parse_args(argv)
+
+    def run() -> int:
+        # torch takes seconds to load, and `--help` must not wait.
+        from benchmarks.report import benchmark
+
+        return benchmark(options_of(args), args.only, args.out)
+
+    return run_reported(run)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    text = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=text, allow_abbrev=False
+    )
+    _add_what_and_model(parser)
+    _add_data(parser)
+    return parser
+
+
+def _add_what_and_model(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to do")
     what.add_argument(
         "--only",
@@ -77,6 +106,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         option="--switch",
         dest="switches",
     )
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("the data: the phantom, made anew")
     data.add_argument("--image-size", type=_count, metavar="S", help="side (192)")
     data.add_argument("--batch-size", type=_count, metavar="B", help="images (8)")
@@ -104,18 +136,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measure, print and write; returns the exit code.
-
-    Raises:
-        UserError: Anything that the user can mend.
-    """
-    # torch takes seconds to load, and `--help` must not wait.
-    from med_sslal.cli.benchmark.report import benchmark
-
-    return benchmark(options_of(args), args.only, args.out)
-
-
 def options_of(args: argparse.Namespace) -> Options:
     """What to measure with, by default or tiny sizes where none are given."""
     given = {name: value for name, value in vars(args).items() if value is not None}
@@ -137,3 +157,7 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"takes a whole number of 1 or more; found '{text}'")
     return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,6 +17,8 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import FrozenBatchNorm2d
 
+from benchmarks.options import ANCHORS, Options
+from benchmarks.timing import Side, Tap
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import PoolRecord, RecordHeader
 from med_sslal.al.scoring import score_pool
@@ -24,8 +26,6 @@ from med_sslal.base.base_data_loader import BaseDataLoader
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.types import Batch, Prediction
-from med_sslal.cli.benchmark.options import ANCHORS, Options
-from med_sslal.cli.benchmark.timing import Side, Tap
 from med_sslal.cli.build import build_dataset, build_setup, devices_of
 from med_sslal.cli.registries import registries
 from med_sslal.config.overrides import Override
