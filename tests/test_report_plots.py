@@ -16,6 +16,7 @@ from med_sslal.report.plots import FrocLine, froc_lines, plot_froc, plot_learnin
 from med_sslal.report.svg import Axis, Chart
 from med_sslal.report.table import cycle_table
 from med_sslal.utils.errors import UserError
+from med_sslal.utils.text_table import text_table
 
 BLUE, ORANGE = (0, 114, 178), (213, 94, 0)
 TRUTH, PREDICTED = (44, 213, 165), (255, 176, 0)
@@ -332,3 +333,9 @@ def test_table_of_gaps_and_classes():
     ]  # fmt: skip
     assert line.split() == ["0", *["-"] * 7, "0.500", "-", "0.250", "-"]
     assert len(cycle_table([]).splitlines()) == 2
+
+
+def test_a_text_table_of_no_rows_and_one_rule():
+    assert text_table([["arm", "area"]], "<>").splitlines() == ["arm  area", "---  ----"]
+    rows = [["a", "b", "c"], ["longer", "2", ""]]
+    assert text_table(rows, "<>", rule=False).splitlines() == ["a       b  c", "longer  2"]

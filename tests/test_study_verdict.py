@@ -7,7 +7,7 @@ import pytest
 
 from med_sslal.eval.label_efficiency import Curve, compare_arms
 from med_sslal.eval.verdict import CHANCE, verdict
-from med_sslal.report.study_table import study_table, win_table
+from med_sslal.report.study_table import study_table
 
 
 def flat(height, labels=(20, 40)):
@@ -107,13 +107,3 @@ def test_study_table_by_hand():
     cells = "a 2 0.550 +0.100 (+0.100 to +0.100) > 40 (1/2) > 40 (1/2) +0.100 0.5 0.5 2/0/0"
     assert lines[3].split() == cells.split()
     assert "20 to 40 images" in lines[5]
-
-
-def test_win_table_by_hand():
-    result = compare_arms(arms_of(random=[0.4, 0.5], a=[0.5, 0.4]), None)
-    assert win_table(result).splitlines() == [
-        "wins/ties/losses against      1      2",
-        "------------------------  -----  -----",
-        "1 random                      -  1/0/1",
-        "2 a                       1/0/1      -",
-    ]

@@ -4,7 +4,8 @@ import inspect
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import chain, islice
 from typing import Any
 
 from med_sslal.al.al_criteria import CRITERIA, SELECTORS, describe, find_criterion, find_selector
@@ -15,6 +16,7 @@ from med_sslal.config import values
 from med_sslal.config.show import entry_lines
 from med_sslal.config.signature import load_class, signature
 from med_sslal.utils.errors import ConfigError
+from med_sslal.utils.text_table import text_table
 
 _HEAD = ("name", "passes", "aggregate", "needs", "what it is")
 
@@ -32,10 +34,11 @@ def overview() -> str:
         "Second stages, which choose among the best candidates of the criteria": dict(SELECTORS),
     }
     tables = {title: _rows(group) for title, group in groups.items() if group}
-    rows = [_HEAD, *(row for table in tables.values() for row in table)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    # One table, so that all groups have the same columns, cut where a group ends.
+    lines = iter(text_table([_HEAD, *chain(*tables.values())], rule=False).splitlines())
+    head = next(lines)
     blocks = [
-        "\n".join([f"{title}:", *(_line(row, widths) for row in (_HEAD, *table))])
+        "\n  ".join([f"{title}:", head, *islice(lines, len(table))])
         for title, table in tables.items()
     ]
     return "\n\n".join([*blocks, "All about one of them: python -m med_sslal criteria NAME\n"])
@@ -99,12 +102,6 @@ def _rows(group: Mapping[str, type]) -> list[tuple[str, ...]]:
         (name, _passes(cls()), _aggregate(cls()), _needs(cls()), texts[name])
         for name, cls in group.items()
     ]
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """One line of the table; the last cell is as long as it is."""
-    padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-    return ("  " + "  ".join(padded)).rstrip()
 
 
 def _passes(one: Criterion | Selector) -> str:

@@ -1,6 +1,5 @@
 """A query as a person sees it: a table with reasons, and pictures without labels."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.types import Prediction, Selected, Selection
 from med_sslal.report.overlays import MAX_BOXES, contact_sheet
+from med_sslal.utils.text_table import text_table
 
 
 def selection_table(
@@ -38,7 +38,7 @@ def selection_table(
     lines = [
         f"{', '.join(selection.criteria)}: {len(selection.items)} of {len(record.image_ids)} "
         f"unlabelled images, seed {selection.seed}, cycle {cycle}",
-        *_aligned(rows),
+        text_table(rows, rule=False),
         "rank correlation of the value and the number of detections: "
         + ("undefined" if bias is None else f"{bias:.2f}"),
     ]
@@ -112,12 +112,3 @@ def _overlap(selection: Selection, own: Selection) -> str:
         f"{both} of these {len(selection.items)} are among the {len(own.items)} that the run took "
         f"({', '.join(own.criteria)})"
     )
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of equal columns, numbers or not to the left; the last one is as long as it is."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

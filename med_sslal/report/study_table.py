@@ -1,8 +1,7 @@
-"""The tables that a study ends with: one line per arm, and who beat whom."""
-
-from collections.abc import Sequence
+"""The table that a study ends with: one line per arm."""
 
 from med_sslal.eval.study_result import ArmResult, Comparison, Estimate, Goal, StudyResult
+from med_sslal.utils.text_table import text_table
 
 
 def study_table(result: StudyResult) -> str:
@@ -30,24 +29,7 @@ def study_table(result: StudyResult) -> str:
             f"to 90 %, to 95 %: {result.unit} at which that part of the full-supervision score is "
             "first reached, median over seeds; (k/n): k of n seeds did not get there"
         )
-    return "\n".join([*_aligned([headings, *body]), "", *notes, *result.notes])
-
-
-def win_table(result: StudyResult) -> str:
-    """Wins/ties/losses of every arm (line) against every other (column), by area per seed."""
-    names = list(result.arms)
-    numbers = [str(i) for i in range(1, len(names) + 1)]
-    body = [
-        [
-            f"{number} {name}",
-            *(
-                "/".join(map(str, result.matrix[name][other])) if other != name else "-"
-                for other in names
-            ),
-        ]
-        for number, name in zip(numbers, names, strict=True)
-    ]
-    return "\n".join(_aligned([["wins/ties/losses against", *numbers], *body]))
+    return "\n".join([text_table([headings, *body], "<>"), "", *notes, *result.notes])
 
 
 def _row(name: str, arm: ArmResult, result: StudyResult) -> list[str]:
@@ -86,16 +68,3 @@ def _goal(goal: Goal) -> str:
     text = f"> {goal.budget:.0f}" if goal.median is None else f"{goal.median:.0f}"
     missed = f" ({goal.n_censored}/{len(goal.per_seed)})" if goal.n_censored else ""
     return text + missed
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Cells as columns, the first to the left, with a rule under the heading."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    ruled = [lines[0], ["-" * width for width in widths], *lines[1:]]
-    return [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in ruled
-    ]

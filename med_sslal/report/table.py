@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from med_sslal.utils.text_table import text_table
+
 _COUNTS = (
     ("cycle", "cycle"),
     ("images", "labelled_images"),
@@ -42,12 +44,7 @@ def cycle_table(rows: Sequence[Mapping[str, Any]], prefix: str = "test_") -> str
         cells.append(_mean(row, f"{prefix}sens_mean"))
         cells += [_cell(row.get(key), ".3f") for key in (f"{prefix}AP50", *per_class)]
         body.append([*cells, _cell(row.get("minutes"), ".1f")])
-    widths = [max(map(len, column)) for column in zip(headings, *body, strict=True)]
-    lines = [headings, ["-" * width for width in widths], *body]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
+    return text_table([headings, *body], ">")
 
 
 def metric_table(evaluation: Mapping[str, Any]) -> str:
@@ -56,14 +53,11 @@ def metric_table(evaluation: Mapping[str, Any]) -> str:
     Args:
         evaluation: What `eval.metric.evaluate` returned.
     """
-    intervals = evaluation["intervals"]
-    width = max(map(len, evaluation["values"]), default=0)
-    lines = []
+    rows = []
     for name, value in evaluation["values"].items():
-        pair = intervals.get(name)
-        interval = f"  ({pair[0]:.3f}-{pair[1]:.3f})" if pair else ""
-        lines.append(f"{name.ljust(width)}  {_cell(value, '.3f')}{interval}")
-    return "\n".join(lines)
+        pair = evaluation["intervals"].get(name)
+        rows.append([name, _cell(value, ".3f"), "({:.3f}-{:.3f})".format(*pair) if pair else ""])
+    return text_table(rows, rule=False)
 
 
 def _mean(row: Mapping[str, Any], key: str) -> str:
