@@ -1,4 +1,4 @@
-"""`python -m med_sslal COMMAND`: everything beside training and testing."""
+"""`med-sslal COMMAND`, which is `python -m med_sslal COMMAND`."""
 
 import argparse
 import sys
@@ -32,6 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sub.set_defaults(run=module.run)
     args = parser.parse_args(argv)
     return run_reported(lambda: args.run(args))
+
+
+def console() -> int:
+    """`med-sslal`: what `python -m` does, which finds a user's modules in the working folder."""
+    sys.path.insert(0, "")
+    return main()
 
 
 if __name__ == "__main__":
