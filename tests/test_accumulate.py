@@ -18,7 +18,7 @@ from med_sslal.trainer.trainer import Trainer
 from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.util import read_json
 
-N_IMAGES, N_PSEUDO, BATCH = 7, 2, 6
+N_IMAGES, N_PSEUDO, BATCH = 8, 2, 4
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def trained(folder: Path, dataset: PascalVOC, norm: str, accumulate: int) -> Tra
 
 @pytest.mark.parametrize("norm", ["group", "frozen"])
 def test_weights_are_those_of_the_whole_batch(tmp_path: Path, dataset: PascalVOC, norm: str):
-    """Parts of 2, 3 and 1 images, with pseudo-labelled ones, batches of 6 and 2 images."""
+    """Parts of 3, 2 and 1 images, of batches of 4 + 2 and 2 + 2 images."""
     whole = trained(tmp_path / "whole", dataset, norm, 1)
     for accumulate in (2, 3, 6):
         parts = trained(tmp_path / str(accumulate), dataset, norm, accumulate)

@@ -110,15 +110,14 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
         ["trainer.monitor=max val_AP50", 'metrics=["sensitivity_k_fps"]'],
         "no value 'val_AP50'",
     ),
-    "batch of one with pseudo-labels": (["batch_size=1"], "batch_size is 1, but"),
     "fp16 on the CPU": (["trainer.precision=fp16"], "fp16 needs a GPU"),
     "GPUs that are not there": (["n_gpu=64"], "64 GPU(s) asked for"),
     "a schedule that ends too soon": (
         [
-            'lr_scheduler={"type":"OneCycleLR","args":{"max_lr":0.02,"total_steps":9},'
+            'lr_scheduler={"type":"OneCycleLR","args":{"max_lr":0.02,"total_steps":5},'
             '"interval":"step"}'
         ],
-        "OneCycleLR ends after 9 moves (lr_scheduler.args), but a cycle may take 12",
+        "OneCycleLR ends after 5 moves (lr_scheduler.args), but a cycle may take 6",
     ),
     "a rate that the schedule overrules": (
         [

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from same_run import assert_same_run, read
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import files_of, make_voc, quick_config, run_train, write_config
+from tiny import files_of, make_voc, quick_config, run_test, run_train, write_config
 
-from med_sslal.base.checkpoint import load_checkpoint
+from med_sslal.base.checkpoint import load_checkpoint, save_checkpoint
 from med_sslal.utils.interrupt import Interrupted, StopRequest
 
 ROOT = Path(__file__).parents[1]
@@ -75,14 +75,14 @@ def stop_at(patch: pytest.MonkeyPatch, number: int, error: type[Exception] | Non
 
 
 # The looks of this run, in order: cycle 0 has two epochs of one batch and a validation of two
-# batches each, evaluation of 2 + 2 batches, scoring of 2 + 1, then cycle 1 (5 batches an epoch).
+# batches each, evaluation of 2 + 2 batches, scoring of 2 + 1, then cycle 1 (2 batches an epoch).
 PLACES = {
     "before anything": 1,
     "last validation": 6,
     "scoring": 13,
     "after the query": 15,
-    "mid-epoch of cycle 1": 24,
-    "validation of cycle 1": 28,
+    "mid-epoch of cycle 1": 21,
+    "validation of cycle 1": 22,
 }
 
 
@@ -250,7 +250,7 @@ def test_more_epochs_continue_a_training_whose_query_is_not_made(
     assert (old["epoch"], new["epoch"]) == (2, 3) and new["history"][:2] == old["history"]
     assert (copy / "cycle_00" / "training.json").read_bytes() == first
     rows = read(copy / "summary.json")["cycles"]
-    assert rows[1]["steps"] == read(copy / "cycle_01" / "training.json")["steps"] == 15
+    assert rows[1]["steps"] == read(copy / "cycle_01" / "training.json")["steps"] == 6
     # And a run that was stopped in that continuation, or not changed any more, stays as it is.
     code, said = resume_with(copy, capsys)
     assert code == 0 and "goes on to" not in said
@@ -262,7 +262,7 @@ def test_a_new_learning_rate_is_warned_of_and_used(
     code, said = resume_with(copy, capsys, "trainer.epochs=3", "optimizer.args.lr=0.04")
     assert code == 0
     assert "warning: optimizer.args.lr: 0.02 -> 0.04; the run is no longer of one piece" in said
-    steps = 15
+    steps = 6
     last = load_checkpoint(copy / "cycle_01" / "checkpoint_last.pth")
     assert last["history"][-1]["lr"] == pytest.approx(0.04 * 0.5 ** (steps // 2))
     assert last["state"]["base_lrs"] == [0.04]
@@ -301,6 +301,22 @@ def test_a_config_of_an_older_version_lacks_keys(copy: Path, whole: Path) -> Non
     assert run_train("--resume", copy) == 0
     assert_same_run(whole, copy)
     assert read(copy / "config.json") == read(whole / "config.json")
+
+
+def test_a_run_of_an_older_program_does_not_go_on(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of its batches was pseudo-labelled: its curve would be of two kinds."""
+    path = copy / "initial.pth"
+    save_checkpoint(path, {**load_checkpoint(path), "format_version": 1})
+    assert run_train("--resume", copy) == 2
+    said = capsys.readouterr().err
+    assert f"{path} is of an older program (format_version 1, now 2)" in said
+    line = ("-c", copy.parent / "x.json", "--cycle0-from", copy)
+    write_config(line[1], json.loads((copy / "config.json").read_text()))
+    assert run_train(*line) == 2
+    assert "is of an older program" in capsys.readouterr().err
+    assert run_test("-r", copy) == 0, "it can be tested"
 
 
 def test_a_checkpoint_may_be_named(copy: Path, whole: Path) -> None:

@@ -10,8 +10,8 @@ def positions(sampler):
     return [[position for position, _ in batch] for batch in sampler]
 
 
-def shuffled(n, n_pseudo, batch_size, seed=0, epoch=0):
-    sampler = EpochBatchSampler(n, n_pseudo, batch_size, seed)
+def shuffled(n, n_pseudo, batch_size, seed=0, epoch=0, per_step=None):
+    sampler = EpochBatchSampler(n, n_pseudo, batch_size, seed, per_step=per_step)
     sampler.set_epoch(epoch)
     return sampler
 
@@ -25,10 +25,10 @@ def shuffled(n, n_pseudo, batch_size, seed=0, epoch=0):
         pytest.param(1, 0, 4, [1], id="a single image is all there is"),
         pytest.param(3, 0, 8, [3], id="fewer than a batch"),
         pytest.param(3, 0, 1, [1, 1, 1], id="batches of one"),
-        pytest.param(8, 20, 4, [4, 4, 4, 4], id="half pseudo"),
-        pytest.param(5, 20, 4, [4, 4, 2], id="last batch half pseudo"),
-        pytest.param(6, 20, 5, [5, 5], id="odd batch: more labelled"),
-        pytest.param(14, 1, 8, [8, 8], id="one pseudo image"),
+        pytest.param(8, 20, 4, [8, 8], id="as many pseudo on top"),
+        pytest.param(6, 20, 4, [8, 6], id="smaller last batch with pseudo"),
+        pytest.param(14, 1, 8, [9, 7], id="one pseudo image"),
+        pytest.param(3, 2, 1, [2, 2, 2], id="one and one"),
     ],
 )
 def test_sizes(n, n_pseudo, batch_size, sizes):
@@ -38,23 +38,33 @@ def test_sizes(n, n_pseudo, batch_size, sizes):
     assert len(sampler) == len(sizes)
     labelled = [i for batch in batches for i in batch if i < n]
     assert len(set(labelled)) == len(labelled), "an epoch is ONE pass"
-    assert len(labelled) == (n - 1 if (n, n_pseudo, batch_size) == (9, 0, 4) else n)
+    assert len(labelled) == (n - 1 if (n, batch_size) == (9, 4) else n)
     assert all(len(set(batch)) == len(batch) for batch in batches)
     assert all(0 <= i < n + n_pseudo for batch in batches for i in batch)
 
 
-def test_half_of_each_batch_is_pseudo():
-    for batch in positions(shuffled(12, 30, 6)):
-        assert sum(i >= 12 for i in batch) == 3
+@pytest.mark.parametrize("n_pseudo", [1, 3, 40])
+@pytest.mark.parametrize("per_step", [None, 1, 2, 9])
+@pytest.mark.parametrize(("n", "batch_size"), [(8, 4), (9, 4), (10, 4), (3, 8), (5, 1), (1, 3)])
+def test_no_arm_sees_fewer_labelled_images_a_step_than_its_baseline(
+    n, batch_size, per_step, n_pseudo
+):
+    """The labelled images are those of the supervised training, step by step, in every epoch."""
+    for epoch in range(3):
+        baseline = positions(shuffled(n, 0, batch_size, epoch=epoch))
+        arm = positions(shuffled(n, n_pseudo, batch_size, epoch=epoch, per_step=per_step))
+        assert [[i for i in batch if i < n] for batch in arm] == baseline
+        wanted = min(per_step or batch_size, n_pseudo)
+        assert {sum(i >= n for i in batch) for batch in arm} == {wanted}
 
 
 def test_pseudo_images_come_evenly():
     """Few pseudo-labelled images go round: each comes as often as the others, or once more."""
-    batches = positions(shuffled(20, 5, 4))
+    batches = positions(shuffled(20, 5, 4, per_step=2))
     pseudo = [i for batch in batches for i in batch if i >= 20]
     counts = [pseudo.count(i) for i in range(20, 25)]
-    assert len(pseudo) == 20
-    assert counts == [4] * 5
+    assert len(pseudo) == 10
+    assert counts == [2] * 5
 
 
 def test_order_depends_on_seed_and_epoch_only():
@@ -73,7 +83,7 @@ def test_order_depends_on_seed_and_epoch_only():
 
 @pytest.mark.parametrize("start", [0, 1, 4, 5])
 def test_resume_is_a_slice(start):
-    sampler = shuffled(14, 3, 6, epoch=2)
+    sampler = shuffled(14, 3, 3, epoch=2)
     whole = list(sampler)
     assert len(whole) == 5
     sampler.set_start(start)
@@ -93,7 +103,6 @@ def test_start_beyond_the_epoch():
     [
         pytest.param((0, 0, 4, 0), "one labelled image", id="no image"),
         pytest.param((4, 0, 0, 0), "at least 1", id="empty batch"),
-        pytest.param((4, 2, 1, 0), "at least 2", id="no room for pseudo-labels"),
     ],
 )
 def test_refused(args, text):

@@ -114,7 +114,7 @@ def trainer_of(
     graded: bool = True,
     **settings: Any,
 ) -> tuple[Trainer, Slope]:
-    """A trainer over batches of two."""
+    """A trainer over batches of two, and of two more that are pseudo-labelled."""
     folder.mkdir(exist_ok=True)
     data, model = Flat(brightness), Slope(graded)
     ids = data.splits["train"]
@@ -188,7 +188,8 @@ def test_a_batch_in_parts_gives_the_steps_of_the_whole(tmp_path: Path, n_pseudo:
             tmp_path / str(parts), brightness=brightness, n_pseudo=n_pseudo, accumulate=parts
         )
         trainer.train()
-        assert all(len(shown) == 2 // parts for shown in model.shown)
+        size = 4 if n_pseudo else 2
+        assert all(len(shown) == size // parts for shown in model.shown)
         found.append((model.seen[::parts], model.w.item(), trainer.history, trainer.model_facts()))
     assert found[0] == found[1]
 
@@ -238,13 +239,13 @@ def test_reduce_on_plateau_follows_the_validation(tmp_path: Path) -> None:
         pytest.param(4, 1.0, [1.0, 1.25, *[1.5] * 18], id="the ramp is a tenth of the steps"),
         pytest.param(4, 2.0, [1.0, 1.5, *[2.0] * 18], id="weighted"),
         pytest.param(4, 0.0, [1.0] * 20, id="weight 0"),
+        pytest.param(1, 2.0, [1.0, 1.5, *[2.0] * 18], id="one image weighs as much as two"),
     ],
 )
 def test_weight_of_pseudo_labels(
     tmp_path: Path, n_pseudo: int, weight: float, wanted: list[float]
 ) -> None:
-    # Half of each batch of two: 10 labelled images of brightness 1, 4 pseudo ones of 0.5.
-    brightness = [1.0] * (10 if n_pseudo else 8) + [0.5] * n_pseudo
+    brightness = [1.0] * (20 if n_pseudo else 8) + [0.5] * n_pseudo
     trainer, model = trainer_of(
         tmp_path, brightness=brightness, n_pseudo=n_pseudo, lr=1.0, pseudo_weight=weight
     )

@@ -12,7 +12,8 @@ import torch
 from med_sslal.utils.errors import CheckpointError, UserError
 from med_sslal.utils.util import atomic_write, sha256_file
 
-FORMAT_VERSION = 1
+# 2: batch_size became the number of LABELLED images, and a training's state that of its step.
+FORMAT_VERSION = 2
 
 
 def plain(value: Any) -> Any:
@@ -105,6 +106,25 @@ def load_checkpoint(path: Path, *, require_checksum: bool = True) -> dict[str, A
             f"{FORMAT_VERSION}: update the program"
         )
     return content
+
+
+def check_can_go_on(content: Mapping[str, Any], path: Path) -> None:
+    """Refuse to continue what an older program trained by other rules: it is good to test.
+
+    Args:
+        content: What `load_checkpoint` gave.
+        path: Where it was read.
+
+    Raises:
+        CheckpointError: It is of an older format.
+    """
+    version = content["format_version"]
+    if version < FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} is of an older program (format_version {version}, now {FORMAT_VERSION}), "
+            "whose steps were made of other images: its run can be tested, but not go on; start a "
+            "new one, from these weights with --init-from if they are wanted"
+        )
 
 
 def load_tensors(path: Path, *, require_checksum: bool = False) -> Any:

@@ -115,11 +115,6 @@ def build_setup(
     if config.get("al_settings.num_cycles"):
         check_detector(config, helper)
     pseudo = config.get("ssl_settings.include_pseudolabels")
-    if pseudo and config["batch_size"] * config.get("trainer.accumulate") < 2:
-        raise ConfigError(
-            "batch_size is 1, but ssl_settings.include_pseudolabels fills half of each batch: set "
-            "it to 2 or more"
-        )
     n_shares, name = (world.size, "processes") if world.launched else (len(devices.ids), "devices")
     if config["batch_size"] < n_shares:
         raise ConfigError(
@@ -293,6 +288,7 @@ def trainer_settings(config: ConfigParser, *, show_progress: bool) -> TrainerSet
         **{name: trainer[name] for name in names},
         lr_interval=(config["lr_scheduler"] or {}).get("interval", "epoch"),
         pseudo_weight=config.get("ssl_settings.weight"),
+        per_step=config.get("ssl_settings.per_step"),
         show_progress=show_progress,
     )
 

@@ -54,7 +54,5 @@ def _most_moves(config: ConfigParser, helper: ActiveLearningHelper, pool_size: i
         return steps if by_step else math.ceil(steps / batches)
     queries = config.get("al_settings.num_cycles")
     labelled = helper.n_initial(pool_size) + queries * helper.costs.most_images(helper.budget_num)
-    pseudo = config.get("ssl_settings.include_pseudolabels")
-    share = batch_size - batch_size // 2 if pseudo else batch_size
-    batches = math.ceil(min(labelled, pool_size) / share)
+    batches = math.ceil(min(labelled, pool_size) / batch_size)
     return trainer["epochs"] * (batches if by_step else 1)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from med_sslal.base.base_trainer import BEST
-from med_sslal.base.checkpoint import load_checkpoint, sidecar
+from med_sslal.base.checkpoint import check_can_go_on, load_checkpoint, sidecar
 from med_sslal.cli.registries import registries
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import compare_for_resume
@@ -58,7 +58,9 @@ def check_shared(source: Path, config: ConfigParser, fingerprint: str) -> None:
             f"--cycle0-from: {key} is {old!r} in {source} and {new!r} here, so its cycle 0 is not "
             "that of this run: train it anew"
         )
-    if load_checkpoint(source / "initial.pth")["data_fingerprint"] != fingerprint:
+    initial = load_checkpoint(source / "initial.pth")
+    check_can_go_on(initial, source / "initial.pth")
+    if initial["data_fingerprint"] != fingerprint:
         raise CheckpointError(f"--cycle0-from: {source} was trained on other data")
 
 

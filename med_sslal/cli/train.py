@@ -16,7 +16,7 @@ import torch
 
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.base_trainer import resumable
-from med_sslal.base.checkpoint import load_checkpoint, newest_good, save_checkpoint
+from med_sslal.base.checkpoint import check_can_go_on, load_checkpoint, newest_good, save_checkpoint
 from med_sslal.cli.build import (
     build_dataset,
     devices_of,
@@ -253,6 +253,7 @@ def _go_on(
         return _help(setup)
     for path, content in ((run.folder / "initial.pth", initial), (run.checkpoint, named)):
         if path is not None and content is not None:
+            check_can_go_on(content, path)
             _check_fits(path, content, setup)
     if named is not None:
         _check_furthest(run, named)

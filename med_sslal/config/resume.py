@@ -33,6 +33,7 @@ _WARNED = (
     "arch.args.*thresh*",
     "ssl_settings.args.*",
     "ssl_settings.weight",
+    "ssl_settings.per_step",
     "dataset.args.root",
     "dataset.args.cache*",
     "trainer.monitor",

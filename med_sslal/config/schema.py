@@ -134,7 +134,7 @@ SCHEMA: tuple[Key | TypeSection, ...] = (
         False,
     ),
     Key("n_workers", int, "loader processes; 0 = load in the main process", 2, rule=_NON_NEGATIVE),
-    Key("batch_size", int, "images per step, over all devices", 4, rule=_POSITIVE),
+    Key("batch_size", int, "labelled images per step, over all devices", 4, rule=_POSITIVE),
     Key(
         "image_size",
         int | tuple[int, int] | None,
@@ -182,6 +182,12 @@ SCHEMA: tuple[Key | TypeSection, ...] = (
         "weight of the pseudo-labelled loss, reached after a tenth of the steps",
         1.0,
         rule=Rule("0 or more", lambda value: value >= 0),
+    ),
+    Key(
+        "ssl_settings.per_step",
+        int | None,
+        "pseudo-labelled images on top of the batch_size labelled ones; null = as many",
+        rule=_POSITIVE,
     ),
     TypeSection("ssl_settings", "pseudo-labels", has_type=False),
     Key("trainer.epochs", int, "passes over the labelled images per cycle", 50, rule=_POSITIVE),

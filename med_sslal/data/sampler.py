@@ -15,14 +15,14 @@ Key = tuple[int, int]
 class EpochBatchSampler(Sampler[list[Key]]):
     """Shuffled batches of (position, epoch); an epoch is one pass over the labelled images.
 
-    Positions 0 to n_labelled - 1 are labelled images, those behind them pseudo-labelled ones. With
-    pseudo-labelled images, they fill half of each batch (less where there are fewer of them than
-    that: no image comes twice in a batch) in a shuffled order that starts afresh each epoch and
-    goes round when it is used up.
+    Positions 0 to n_labelled - 1 are labelled images, those behind them pseudo-labelled ones. The
+    labelled images of each batch are the same whether or not pseudo-labelled ones come on top:
+    `per_step` of these (fewer where there are not so many: no image comes twice in a batch) in a
+    shuffled order that starts afresh each epoch and goes round when it is used up.
 
-    The last batch of an epoch may be smaller. A single image that would be left for it sits out
-    this epoch (another one in the next), because batch norm learns nothing from one image; it
-    stays where it is the only batch.
+    The last batch of an epoch may have fewer labelled images. A single one that would be left for
+    it sits out this epoch (another one in the next), because batch norm learns nothing from one
+    image; it stays where it is the only batch.
 
     Of several processes each gets its share of every batch, in order, so that all of them together
     see what one would. Where a batch has fewer images than there are processes, those without one
@@ -30,32 +30,38 @@ class EpochBatchSampler(Sampler[list[Key]]):
     """
 
     def __init__(
-        self, n_labelled: int, n_pseudo: int, batch_size: int, seed: int, world: World = ALONE
+        self,
+        n_labelled: int,
+        n_pseudo: int,
+        batch_size: int,
+        seed: int,
+        world: World = ALONE,
+        *,
+        per_step: int | None = None,
     ) -> None:
         """Set the counts.
 
         Args:
             n_labelled: Number of labelled images, at least 1.
             n_pseudo: Number of pseudo-labelled images; 0 for supervised training.
-            batch_size: Images in a batch, both kinds together and over all processes.
+            batch_size: Labelled images in a batch, over all processes.
             seed: Seed of the order.
             world: The processes.
+            per_step: Pseudo-labelled images on top of them; None takes as many.
 
         Raises:
-            ConfigError: `batch_size` is too small, or there is no labelled image.
+            ConfigError: `batch_size` is below 1, or there is no labelled image.
         """
         if n_labelled < 1:
             raise ConfigError("training needs one labelled image at least, found none")
-        smallest = 2 if n_pseudo else 1
-        if batch_size < smallest:
-            why = " (half of a batch is pseudo-labelled)" if n_pseudo else ""
-            raise ConfigError(f"batch_size must be at least {smallest}{why}, found {batch_size}")
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, found {batch_size}")
         self.n_labelled = n_labelled
         self.n_pseudo = n_pseudo
         self.seed = seed
         self._world = world
-        self._pseudo_share = min(batch_size // 2, n_pseudo)
-        self._labelled_share = batch_size - self._pseudo_share
+        self._batch_size = batch_size
+        self._per_step = min(batch_size if per_step is None else per_step, n_pseudo)
         self._epoch = 0
         self._start = 0
 
@@ -75,16 +81,14 @@ class EpochBatchSampler(Sampler[list[Key]]):
 
     def __len__(self) -> int:
         """Number of batches of a WHOLE epoch, whatever the start."""
-        full, left = divmod(self.n_labelled, self._labelled_share)
-        lonely = left == 1 and full > 0 and self._pseudo_share == 0
+        full, left = divmod(self.n_labelled, self._batch_size)
+        lonely = left == 1 and full > 0
         return full + (left > 0 and not lonely)
 
     def counts(self, batch: int) -> tuple[int, int]:
         """Labelled and pseudo-labelled images of a batch (0-based), over all processes."""
-        first = batch * self._labelled_share
-        labelled = min(self._labelled_share, self.n_labelled - first)
-        # A smaller last batch keeps the proportion as far as whole images can.
-        return labelled, min(self._pseudo_share, labelled)
+        labelled = min(self._batch_size, self.n_labelled - batch * self._batch_size)
+        return labelled, self._per_step
 
     def share(self, batch: int) -> range:
         """This process's part of a batch; it may be empty."""
@@ -100,11 +104,9 @@ class EpochBatchSampler(Sampler[list[Key]]):
         labelled = generator.permutation(self.n_labelled)
         pseudo = self.n_labelled + generator.permutation(self.n_pseudo)
         for batch in range(start, len(self)):
-            first = batch * self._labelled_share
-            positions = labelled[first : first + self._labelled_share]
-            if self._pseudo_share:
-                _, count = self.counts(batch)
-                turn = batch * self._pseudo_share + np.arange(count)
+            positions = labelled[batch * self._batch_size :][: self._batch_size]
+            if self._per_step:
+                turn = batch * self._per_step + np.arange(self._per_step)
                 positions = np.concatenate([positions, pseudo[turn % self.n_pseudo]])
             share = self.share(batch) or range(1)
             yield [(int(positions[place]), epoch) for place in share]

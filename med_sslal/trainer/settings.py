@@ -21,6 +21,7 @@ class TrainerSettings:
         warmup_steps: Steps over which the learning rate rises linearly from zero.
         lr_interval: "epoch" or "step": when the scheduler steps.
         pseudo_weight: Weight of the pseudo-labelled loss after its ramp.
+        per_step: Pseudo-labelled images on top of each batch; None takes as many as labelled ones.
         show_progress: Whether progress is shown.
     """
 
@@ -37,6 +38,7 @@ class TrainerSettings:
     warmup_steps: int = 0
     lr_interval: str = "epoch"
     pseudo_weight: float = 1.0
+    per_step: int | None = None
     show_progress: bool = True
 
     @property

@@ -83,12 +83,14 @@ def train_cycle(
     model.load_state_dict(weights)
     model.to(setup.devices.main)
     optimizer = setup.make_optimizer(model)
+    parts, per_step = setup.settings.accumulate, setup.settings.per_step
     sampler = EpochBatchSampler(
         len(labels),
         len(pseudo),
-        setup.batch_size * setup.settings.accumulate,
+        setup.batch_size * parts,
         stable_hash(setup.seed, "order", cycle),
         world,
+        per_step=per_step and per_step * parts,
     )
     loader = BaseDataLoader(
         LabelledView(
