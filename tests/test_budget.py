@@ -16,6 +16,7 @@ from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.budget import CostModel, predicted_boxes
 from med_sslal.al.oracle import SimulatedOracle
 from med_sslal.al.pool import Pool
+from med_sslal.al.purchase import purchase
 from med_sslal.al.restrict import slice_positions
 from med_sslal.base.types import Annotation, ImageInfo
 from med_sslal.cli.build import build_dataset
@@ -23,6 +24,7 @@ from med_sslal.cli.registries import registries
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.data.phantom_dataset import DeepLesionPhantom
 from med_sslal.utils.errors import ConfigError, DataError
+from med_sslal.utils.util import stable_hash
 
 BOXES = CostModel("boxes")
 SECONDS = CostModel("seconds", 2.0, 10.0)
@@ -179,7 +181,6 @@ def test_labels_are_revealed_in_order_until_the_next_one_would_exceed(costs, bud
     found = oracle.label_within(truth, costs, budget)
     assert "".join(found) == paid
     assert costs.cost(len(found), sum(truth[name] for name in found)) <= budget
-    assert (oracle.n_images, oracle.n_boxes) == (len(paid), sum(truth[name] for name in paid))
     with pytest.raises(DataError, match="no label for 1 image"):
         oracle.label_within(["a", "z"], costs, budget)
 
@@ -207,6 +208,20 @@ def test_an_image_beyond_the_whole_budget_blocks_no_other():
     oracle = SimulatedOracle({"a": label(9), "b": label(2), "c": label(4), "d": label(0)})
     assert list(oracle.label_within("abcd", BOXES, 5)) == ["b"], "c ends the query"
     assert list(oracle.label_within("a", BOXES, 5)) == []
+
+
+@pytest.mark.parametrize("second", ["top_k", "k_center", "greedy_box_cost"])
+def test_where_no_planned_image_can_be_paid_cheaper_ones_are_asked_for(record, second):
+    ids = record.image_ids.tolist()
+    strategy = helper("entropy", second, budget=4, budget_unit="boxes", max_per_group=1)
+    pool = Pool(("x",), tuple(ids))
+    for cheap in (ids[:1], ids[-3:]):
+        oracle = SimulatedOracle({name: label(3 if name in cheap else 9) for name in ids})
+        bought = purchase(strategy, oracle, record, pool, 0, {})
+        assert len(bought.items) == 1 and set(bought.image_ids) <= set(cheap)
+        assert set(bought.scores["entropy"]) == set(ids), "every image keeps its value"
+    dear = SimulatedOracle({name: label(5) for name in ids})
+    assert purchase(strategy, dear, record, pool, 0, {}).items == ()
 
 
 # What the config may say.
@@ -378,21 +393,32 @@ def test_a_run_with_a_budget_in_boxes_never_exceeds_it(tmp_path, capsys):
     assert "al_settings.args.budget_unit was 'boxes'" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_run_whose_budget_pays_for_nothing_more_ends_there(tmp_path, capsys):
+def config_of_one_box(tmp_path, pick, **args):
+    """A run that may buy one box a cycle: one image, which `pick` finds, has one, the others two.
+
+    Returns:
+        The config's file, and the id of that image.
+    """
     voc = make_voc(tmp_path / "voc", classes=2)
     config = quick_config(voc, tmp_path / "runs")
     config["arch"]["args"]["num_classes"] = 3
-    config["al_settings"]["args"] |= {"budget_unit": "boxes", "budget_num": 1}
+    config["al_settings"]["args"] |= {"budget_unit": "boxes", "budget_num": 1, **args}
     config["trainer"] |= {"epochs": 1, "verbosity": 1}
     path = write_config(tmp_path / "config.json", config)
     parser = ConfigParser.from_file(path, registries())
     pool = Pool((), build_dataset(parser).splits["train"])
-    first = parser.init_obj("al_settings", seed=config["seed"]).initial(pool)[0]
-    # One image of one box, and it is labelled from the start; the others have two.
-    label_file = voc / "Annotations" / f"{Path(first).stem}.xml"
+    initial = parser.init_obj("al_settings", seed=config["seed"]).initial(pool)
+    picked = pick(config["seed"], pool.label(initial))
+    label_file = voc / "Annotations" / f"{Path(picked).stem}.xml"
     text = label_file.read_text()
     label_file.write_text(text[: text.rindex("<object>")] + "</annotation>")
+    return path, picked
+
+
+@pytest.mark.slow
+def test_a_run_whose_budget_pays_for_nothing_more_ends_there(tmp_path, capsys):
+    # The image of one box is labelled from the start.
+    path, _ = config_of_one_box(tmp_path, lambda seed, pool: pool.labelled[0])
     assert run_train("-c", path, "--run-id", "x") == 0
     folder = tmp_path / "runs" / "tiny" / "x"
     summary = read(folder / "summary.json")
@@ -402,3 +428,18 @@ def test_a_run_whose_budget_pays_for_nothing_more_ends_there(tmp_path, capsys):
     assert "cycle 0 is the last: budget_num 1 boxes pays for none" in capsys.readouterr().out
     assert run_train("--resume", folder) == 0
     assert read(folder / "summary.json") == summary
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_to_an_image_it_can_pay_for(tmp_path, capsys):
+    def last_by_random(seed, pool):
+        drawn = stable_hash("query", seed, 0)
+        return min(pool.unlabelled, key=lambda name: stable_hash("random", drawn, name))
+
+    path, cheap = config_of_one_box(tmp_path, last_by_random, al_criterion=["random"])
+    assert run_train("-c", path, "--run-id", "x") == 0
+    folder = tmp_path / "runs" / "tiny" / "x"
+    assert read(folder / "cycle_00" / "selection.json")["image_ids"] == [cheap]
+    rows = read(folder / "summary.json")["cycles"]
+    assert [row["labelled_boxes"] for row in rows] == [8, 9]
+    assert "cycle 1 is the last: budget_num 1 boxes pays for none" in capsys.readouterr().out

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import copy
 from dataclasses import replace
 from typing import Any, Literal
@@ -231,6 +231,7 @@ class ActiveLearningHelper:
         budget: int,
         cycle: int,
         positions: Mapping[str, Position] | None = None,
+        without: Collection[str] = (),
     ) -> Selection:
         """The next images to label.
 
@@ -242,6 +243,7 @@ class ActiveLearningHelper:
                 plan on predicted boxes: label in its order, until the budget is spent.
             cycle: Number of the cycle, part of the seed.
             positions: Series and slice index of every image of the pool, for `suppress_adjacent`.
+            without: Images that are rated and not chosen.
 
         Returns:
             The images in order with all values and reasons.
@@ -260,7 +262,7 @@ class ActiveLearningHelper:
             self.seed,
         )
         seed = stable_hash("query", self.seed, cycle)
-        selection = query.select(record, pool, budget, seed, positions or {})
+        selection = query.select(record, pool, budget, seed, positions or {}, without)
         bias = selection.box_count_bias
         logger.info(
             "cycle %d: rank correlation of %s and the number of detections: %s",

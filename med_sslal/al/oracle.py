@@ -8,7 +8,7 @@ from med_sslal.utils.errors import DataError
 
 
 class SimulatedOracle:
-    """Stands for the person who annotates: it knows every label and counts what it revealed."""
+    """Stands for the person who annotates: it knows every label, and charges for those it tells."""
 
     def __init__(self, annotations: Mapping[str, Annotation]) -> None:
         """Hold the hidden labels.
@@ -17,7 +17,6 @@ class SimulatedOracle:
             annotations: Image id to label, for every image that may be asked for.
         """
         self._annotations = annotations
-        self._revealed: set[str] = set()
 
     def label(self, image_ids: Iterable[str]) -> dict[str, Annotation]:
         """Reveal labels; asking again for the same image costs nothing.
@@ -30,7 +29,6 @@ class SimulatedOracle:
         """
         wanted = tuple(image_ids)
         self._check(wanted)
-        self._revealed.update(wanted)
         return {image_id: self._annotations[image_id] for image_id in wanted}
 
     def label_within(
@@ -65,7 +63,6 @@ class SimulatedOracle:
                 break
             paid[image_id] = label
             n_boxes += label.n_objects
-        self._revealed.update(paid)
         return paid
 
     def _check(self, wanted: Iterable[str]) -> None:
@@ -76,13 +73,3 @@ class SimulatedOracle:
                 f"the oracle has no label for {len(unknown)} image(s), the first is '{unknown[0]}':"
                 " ask only for images of the data set's training split"
             )
-
-    @property
-    def n_images(self) -> int:
-        """Number of images revealed so far."""
-        return len(self._revealed)
-
-    @property
-    def n_boxes(self) -> int:
-        """Number of boxes revealed so far, ignore regions left out."""
-        return sum(self._annotations[image_id].n_objects for image_id in self._revealed)

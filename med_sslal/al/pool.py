@@ -1,8 +1,7 @@
 """Which images are labelled and which are not: ids only, so no label can leak through it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,3 @@ class Pool:
     def state_dict(self) -> dict[str, list[str]]:
         """Plain containers, for a checkpoint."""
         return {"labelled": list(self.labelled), "unlabelled": list(self.unlabelled)}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "Pool":
-        """The pool that `state_dict` described."""
-        return cls(tuple(state["labelled"]), tuple(state["unlabelled"]))

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,7 @@ class Query:
         budget: int,
         seed: int,
         positions: Mapping[str, Position],
+        without: Collection[str] = (),
     ) -> Selection:
         """Choose images.
 
@@ -66,6 +67,7 @@ class Query:
             seed: For all that is random, ties included.
             positions: Series and slice index of every image of the pool; read only where
                 `suppress_adjacent` is set.
+            without: Images that are rated and not chosen.
 
         Raises:
             DataError: The record is of other images than the pool's unlabelled ones.
@@ -84,7 +86,10 @@ class Query:
         costs = self.costs.predicted(record)
         if self.costs.unit != "images":
             values[PREDICTED_COST] = costs
-        free, close = self._allowed(record, pool, ranking, positions)
+        open_to = ranking
+        if without:
+            open_to = ranking[~np.isin(record.image_ids[ranking], list(without))]
+        free, close = self._allowed(record, pool, open_to, positions)
         self._tell_shortage(len(ids), len(free) + len(close), budget)
         free, close = _payable(free, close, costs, budget)
         choices = self._choose(record, free, close, values, costs, budget, seed)

@@ -7,17 +7,18 @@ is there already, so a resumed run is the same walk over the same files.
 import logging
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from med_sslal.al.pool import Pool
+from med_sslal.al.purchase import purchase
 from med_sslal.al.record import PoolRecord, RecordHeader
 from med_sslal.al.restrict import slice_positions
 from med_sslal.al.selection_io import read_selection, write_detections, write_selection
 from med_sslal.base.base_trainer import resumable
 from med_sslal.base.checkpoint import weights_hash
-from med_sslal.base.types import Annotation, Prediction, Selection
+from med_sslal.base.types import Annotation, Prediction
 from med_sslal.eval.coco_utils import from_coco_predictions, to_coco_predictions
 from med_sslal.eval.metric import evaluate
 from med_sslal.ssl.pseudo_labels import PseudoLabels
@@ -258,14 +259,10 @@ class CycleLoop:
         if not chosen.exists():
             record = self._score(state)
             started = time.monotonic()
-            plan = setup.helper.query(
-                record,
-                state.pool,
-                setup.helper.budget_num,
-                state.number,
-                slice_positions(setup.dataset.infos),
+            positions = slice_positions(setup.dataset.infos)
+            selection = purchase(
+                setup.helper, setup.oracle, record, state.pool, state.number, positions
             )
-            selection = self._buy(plan, state.number)
             note_seconds(folder, "selection", time.monotonic() - started)
             # First: where a selection is, what the report shows of it is there too.
             write_detections(folder, selection, record, setup.dataset.infos, state.number)
@@ -273,7 +270,7 @@ class CycleLoop:
         ids = read_selection(chosen).image_ids
         if not ids:
             logger.warning(
-                "cycle %d is the last: budget_num %d %s pays for none of the images to label next",
+                "cycle %d is the last: budget_num %d %s pays for none of the unlabelled images",
                 state.number,
                 setup.helper.budget_num,
                 setup.helper.costs.unit,
@@ -289,22 +286,6 @@ class CycleLoop:
         pseudo = self._pseudo_label(state, pool, record)
         self._drop_old_records(state.number)
         return CycleState(state.number + 1, pool, pseudo)
-
-    def _buy(self, plan: Selection, cycle: int) -> Selection:
-        """The part of a plan whose labels the budget pays for."""
-        costs, budget = self._setup.helper.costs, self._setup.helper.budget_num
-        paid = self._setup.oracle.label_within(plan.image_ids, costs, budget)
-        if costs.unit != "images":
-            logger.info(
-                "cycle %d: %d of %d planned images labelled, for %g of %d %s",
-                cycle,
-                len(paid),
-                len(plan.items),
-                costs.cost(len(paid), sum(label.n_objects for label in paid.values())),
-                budget,
-                costs.unit,
-            )
-        return replace(plan, items=tuple(item for item in plan.items if item.image_id in paid))
 
     def _score(self, state: CycleState) -> PoolRecord:
         """The one streaming pass of the best model over the unlabelled pool."""

@@ -1,0 +1,62 @@
+"""A query in research mode: what a plan asks for, and what its budget pays for."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+
+from med_sslal.al.al_helpers import ActiveLearningHelper
+from med_sslal.al.oracle import SimulatedOracle
+from med_sslal.al.pool import Pool
+from med_sslal.al.record import PoolRecord
+from med_sslal.al.restrict import Position
+from med_sslal.base.types import Selection
+
+logger = logging.getLogger(__name__)
+
+
+def purchase(
+    helper: ActiveLearningHelper,
+    oracle: SimulatedOracle,
+    record: PoolRecord,
+    pool: Pool,
+    cycle: int,
+    positions: Mapping[str, Position],
+) -> Selection:
+    """Query the pool, and keep of the plan what the budget pays for.
+
+    A plan knows predicted boxes alone. Where each of its images turns out to cost more than the
+    whole budget, the next plan leaves them out; it may be twice as long, so that few are needed.
+
+    Args:
+        helper: The strategy.
+        oracle: Has the labels, and charges what they cost.
+        record: What the pass over exactly the unlabelled images of `pool` saw.
+        pool: The pool before the query.
+        cycle: Number of the cycle.
+        positions: See `ActiveLearningHelper.query`.
+
+    Returns:
+        The images that were paid for; none only where no unlabelled image can be.
+    """
+    budget, costs = helper.budget_num, helper.costs
+    plan = helper.query(record, pool, budget, cycle, positions)
+    paid, n_planned = oracle.label_within(plan.image_ids, costs, budget), len(plan.items)
+    beyond: set[str] = set()
+    longer = budget
+    while not paid and plan.items and len(beyond) + len(plan.items) < len(pool.unlabelled):
+        beyond |= set(plan.image_ids)
+        longer *= 2
+        plan = helper.query(record, pool, longer, cycle, positions, without=beyond)
+        paid = oracle.label_within(plan.image_ids, costs, budget)
+        n_planned += len(plan.items)
+    if costs.unit != "images":
+        logger.info(
+            "cycle %d: %d of %d planned images labelled, for %g of %d %s",
+            cycle,
+            len(paid),
+            n_planned,
+            costs.cost(len(paid), sum(label.n_objects for label in paid.values())),
+            budget,
+            costs.unit,
+        )
+    return replace(plan, items=tuple(item for item in plan.items if item.image_id in paid))
