@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from records import detections, random_images, write_full_record, write_record
+from tiny import make_voc, run_train, tiny_config, write_config
 
 from med_sslal.al.al_criteria import CRITERIA, SELECTORS
 from med_sslal.al.al_helpers import ActiveLearningHelper
@@ -381,3 +382,35 @@ def test_a_damaged_selection_is_refused(tmp_path, text, words):
     (tmp_path / "selection.json").write_text(text)
     with pytest.raises(DataError, match=words):
         read_selection(tmp_path / "selection.json")
+
+
+OWN_HELPERS = """
+from med_sslal.al.al_helpers import ActiveLearningHelper
+
+
+class AlwaysTwo(ActiveLearningHelper):
+    def __init__(self, budget_num: int, criterion: str = "entropy", *, seed: int) -> None:
+        super().__init__(2, budget_num, [criterion], seed=seed)
+
+
+class NoHelper:
+    def __init__(self, budget_num: int, *, seed: int) -> None:
+        self.budget_num = budget_num
+"""
+
+
+def test_a_users_own_helper_may_take_other_arguments(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_helpers.py").write_text(OWN_HELPERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = tiny_config(make_voc(tmp_path / "voc"), tmp_path / "runs")
+    config["al_settings"] |= {"type": "my_helpers.AlwaysTwo", "args": {"budget_num": 3}}
+    path = write_config(tmp_path / "config.json", config)
+    assert run_train("-c", path, "--dry-run") == 0
+    capsys.readouterr()
+    change = ["--set", "al_settings.args.criterion=entropi"]
+    assert run_train("-c", path, *change) == 2
+    assert "Did you mean 'entropy'?" in capsys.readouterr().err
+    assert run_train("-c", path, "--set", "al_settings.type=my_helpers.NoHelper") == 2
+    said = capsys.readouterr().err
+    assert "al_settings.type: my_helpers.NoHelper is no strategy" in said
+    assert not (tmp_path / "runs").exists()

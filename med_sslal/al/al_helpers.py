@@ -32,6 +32,8 @@ class ActiveLearningHelper:
     record, the budget and the seed.
     """
 
+    _COSTS = frozenset({"budget_num", "budget_unit", "seconds_per_image", "seconds_per_box"})
+
     def __init__(
         self,
         init_num: int | Literal["all"],
@@ -124,7 +126,8 @@ class ActiveLearningHelper:
         """Find what is wrong between arguments of the right types.
 
         Args:
-            args: The arguments with their defaults, as the config gives them.
+            args: The arguments with their defaults, as the config gives them; a subclass may take
+                others, and its constructor then checks what it hands on.
 
         Returns:
             (argument or path into one, sentence) for each problem.
@@ -137,20 +140,24 @@ class ActiveLearningHelper:
                 ("max_per_group", ", or null"),
                 ("suppress_adjacent", ", or null"),
             )
-            if args[name] not in ("all", None) and args[name] < 1
+            if args.get(name) not in ("all", None) and args[name] < 1
         ]
-        factor = args["candidate_factor"]
+        factor = args.get("candidate_factor")
         if factor not in ("auto", None) and not 1 <= factor < math.inf:
             problems.append(
                 ("candidate_factor", f'found {factor}; allowed: 1 or more, "auto", or null')
             )
-        problems += _check_costs(args)
+        if args.keys() >= cls._COSTS:
+            problems += _check_costs(args)
+        if "al_criterion" not in args:
+            return problems
         wrong = check_stages(args["al_criterion"], _defaults(args))
         problems += [(("al_criterion", *at), sentence) for at, sentence in wrong]
         if not wrong:
+            given_empty = args.get("empty_images")
             given = {**_defaults(args), "empty_images": None}
-            if args["empty_images"] != "median":
-                given["empty_images"] = args["empty_images"]
+            if given_empty not in ("median", None):
+                given["empty_images"] = given_empty
             problems += [
                 (name, f"the criterion has no '{name}': leave it out")
                 for name in unused_defaults(args["al_criterion"], given)
@@ -275,7 +282,7 @@ class ActiveLearningHelper:
 
 def _defaults(args: Mapping[str, Any]) -> dict[str, Any]:
     """What the top level says for all criteria that do not say so themselves."""
-    return {name: args[name] for name in ("aggregate", "empty_images")}
+    return {name: args.get(name) for name in ("aggregate", "empty_images")}
 
 
 def _check_costs(args: Mapping[str, Any]) -> list[tuple[str | KeyPath, str]]:

@@ -110,6 +110,11 @@ def build_setup(
         ConfigError: Initial set and first query do not fit the pool, the detector does not give
             what the strategy reads, or batch size or schedule do not fit.
     """
+    if not issubclass(config.init_class("al_settings"), ActiveLearningHelper):
+        raise ConfigError(
+            f"al_settings.type: {config.get('al_settings.type')} is no strategy: it must be a "
+            f"subclass of {ActiveLearningHelper.__module__}.{ActiveLearningHelper.__name__}"
+        )
     helper = config.init_obj("al_settings", seed=config["seed"])
     _check_pool(helper, dataset, config.get("al_settings.num_cycles"))
     if config.get("al_settings.num_cycles"):
