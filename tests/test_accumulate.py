@@ -38,6 +38,7 @@ def trained(folder: Path, dataset: PascalVOC, norm: str, accumulate: int) -> Tra
         norm=norm,
         rpn_pre_nms_top_n_train=60,
         rpn_post_nms_top_n_train=30,
+        fpn_channels=64,
         box_head_size=32,
     )
     # With samplers that take everything, nothing is left to chance.

@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[1]
 
 def detector() -> FasterRCNN:
     torch.manual_seed(0)
-    return FasterRCNN(num_classes=2, backbone_name="resnet18", norm="group", box_head_size=32)
+    return FasterRCNN(
+        num_classes=2, backbone_name="resnet18", norm="group", fpn_channels=64, box_head_size=32
+    )
 
 
 @pytest.mark.slow

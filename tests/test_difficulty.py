@@ -20,7 +20,7 @@ SIDE, N_CLASSES = 96, 4
 @pytest.fixture(scope="module")
 def model() -> FasterRCNN:
     """A detector whose samplers take everything, so that nothing is left to chance."""
-    torch.manual_seed(0)
+    torch.manual_seed(3)
     detector = FasterRCNN(
         num_classes=N_CLASSES,
         backbone_name="resnet18",
@@ -28,6 +28,7 @@ def model() -> FasterRCNN:
         anchor_sizes=((12,), (20,), (32,), (56,), (96,)),
         rpn_pre_nms_top_n_train=1000,
         rpn_post_nms_top_n_train=1000,
+        fpn_channels=64,
         box_head_size=64,
     )
     torch.nn.init.normal_(detector.roi_heads.box_predictor.bbox_pred.weight, std=0.3)

@@ -29,6 +29,7 @@ def detector(channels_last: bool) -> FasterRCNN:
         norm="group",
         rpn_pre_nms_top_n_train=60,
         rpn_post_nms_top_n_train=30,
+        fpn_channels=64,
         box_head_size=32,
     )
     if channels_last:

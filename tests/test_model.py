@@ -29,6 +29,7 @@ SMALL = {
     "backbone_name": "resnet18",
     "rpn_pre_nms_top_n_test": 60,
     "rpn_post_nms_top_n_test": 40,
+    "fpn_channels": 64,
     "box_head_size": 64,
 }
 
@@ -202,6 +203,18 @@ def test_every_backbone_builds_and_detects(name, fpn):
     assert item.embedding.shape == ((960,) if "mobile" in name else (item.embedding.numel(),))
     assert item.top_proposals.shape[1] == 4
     assert model.backbone.strides == ((4, 8, 16, 32) if fpn else (32,))
+
+
+@pytest.mark.parametrize("fpn", [True, False], ids=["fpn", "one level"])
+def test_the_width_of_the_pyramid_is_that_of_all_that_reads_it(fpn):
+    model = small_model(fpn=fpn, fpn_channels=24)
+    with torch.no_grad():
+        levels, c5 = model.backbone(torch.rand(1, 3, 64, 64))
+        [item] = model(torch.rand(1, 3, 64, 64)).detections
+    assert {level.shape[1] for level in levels.values()} == {24} and c5.shape[1] == 512
+    assert model.rpn.head.cls_logits.in_channels == 24
+    assert model.roi_heads.box_head.fc6.in_features == 24 * 7 * 7
+    assert len(item.boxes) > 0
 
 
 def three_stages(norm_layer) -> nn.Sequential:
@@ -496,6 +509,7 @@ def test_architecture_without_reading_the_weights():
         ({"pretrained": True, "trainable_layers": 9}, "trainable_layers", "0 to 5"),
         ({"min_size": 100}, "max_size", "together"),
         ({"box_score_thresh": 1.5}, "box_score_thresh", "0 to 1"),
+        ({"fpn_channels": 0}, "fpn_channels", "1 or more"),
         ({"rpn_post_nms_top_n_test": 0}, "rpn_post_nms_top_n_test", "1 or more"),
         ({"aspect_ratios": (0.0,)}, "aspect_ratios", "positive"),
     ],

@@ -24,6 +24,7 @@ SMALL = {
     "rpn_pre_nms_top_n_test": 100,
     "rpn_post_nms_top_n_test": 50,
     "box_batch_size_per_image": 32,
+    "fpn_channels": 64,
     "box_head_size": 64,
 }
 LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
@@ -88,7 +89,7 @@ def pair() -> tuple[StockFasterRCNN, FasterRCNN]:
         # Else it draws a size from the global generator, even from one.
         _skip_resize=True,
     )
-    ours = FasterRCNN(**(SMALL | {"box_head_size": 1024}))
+    ours = FasterRCNN(**(SMALL | {"fpn_channels": 256, "box_head_size": 1024}))
     ours.load_state_dict(stock.state_dict())
     for model in (stock, ours):
         model.train()

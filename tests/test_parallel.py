@@ -31,6 +31,7 @@ def model() -> FasterRCNN:
         rpn_post_nms_top_n_train=40,
         rpn_post_nms_top_n_test=40,
         box_batch_size_per_image=16,
+        fpn_channels=64,
         box_head_size=64,
         box_detections_per_img=30,
     )

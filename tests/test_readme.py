@@ -47,6 +47,7 @@ SMALL = (
     'trainer.keep_checkpoints="best"',
     "lr_scheduler=null",
     "arch.args.norm=group",
+    "arch.args.fpn_channels=64",
     "arch.args.box_head_size=32",
 )
 SMALL_PHANTOM = (*SMALL, "dataset.args.patients=12", "dataset.args.size=64")

@@ -227,6 +227,7 @@ def model():
         fpn=False,
         anchor_sizes=((8, 16, 32),),
         rpn_post_nms_top_n_test=50,
+        fpn_channels=64,
         box_head_size=64,
         box_detections_per_img=10,
     )

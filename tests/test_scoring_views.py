@@ -61,6 +61,7 @@ def detector(**args) -> FasterRCNN:
             "anchor_sizes": ((8,), (12,), (16,), (24,), (32,)),
             "rpn_pre_nms_top_n_test": 60,
             "rpn_post_nms_top_n_test": 30,
+            "fpn_channels": 64,
             "box_head_size": 32,
             "box_score_thresh": 0.1,
             "box_detections_per_img": 12,
@@ -430,7 +431,7 @@ def test_dropout_has_the_stock_names_and_acts_in_training_alone():
             with_dropout(images).detections, without(images).detections, strict=True
         ):
             assert torch.equal(one.boxes, other.boxes) and torch.equal(one.scores, other.scores)
-        pooled = torch.rand(3, 256, 7, 7)
+        pooled = torch.rand(3, 64, 7, 7)
         heads = with_dropout.roi_heads.box_head, without.roi_heads.box_head
         assert torch.equal(heads[0](pooled), heads[1](pooled))
         trained = [head.train()(pooled) for head in heads]

@@ -105,6 +105,7 @@ def test_deeplesion_lung_on_a_phantom(tmp_path: Path) -> None:
         dataset__args__eval_split=0.4,
         arch__args__backbone_name="resnet18",
         arch__args__pretrained=False,
+        arch__args__fpn_channels=64,
         arch__args__box_head_size=32,
         arch__args__rpn_post_nms_top_n_train=50,
         arch__args__rpn_post_nms_top_n_test=30,

@@ -55,6 +55,7 @@ def tiny_config(data: Path, save_dir: Path) -> dict[str, Any]:
             "args": {
                 "backbone_name": "resnet18",
                 "fpn": True,
+                "fpn_channels": 64,
                 "pretrained": False,
                 "num_classes": 2,
                 "norm": "group",

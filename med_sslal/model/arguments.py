@@ -8,6 +8,7 @@ from typing import Any
 from med_sslal.model.backbone import BackboneSpec
 
 _COUNTS = (
+    "fpn_channels",
     "rpn_pre_nms_top_n_train",
     "rpn_pre_nms_top_n_test",
     "rpn_post_nms_top_n_train",

@@ -27,8 +27,6 @@ from torchvision.models._api import WeightsEnum
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
-OUT_CHANNELS = 256
-
 Features = dict[str, Tensor]
 
 
@@ -97,10 +95,12 @@ class PyramidBackbone(BackboneWithFPN):
         strides: Pixels of the input per cell, for every returned stage.
     """
 
-    def __init__(self, network: nn.Module, names: Sequence[str], shapes: "BodyShapes") -> None:
-        """Make the pyramid on the children `names` of `network`."""
+    def __init__(
+        self, network: nn.Module, names: Sequence[str], shapes: "BodyShapes", channels: int
+    ) -> None:
+        """Make the pyramid, `channels` wide, on the children `names` of `network`."""
         levels = {name: str(level) for level, name in enumerate(names)}
-        super().__init__(network, levels, list(shapes.channels), OUT_CHANNELS)
+        super().__init__(network, levels, list(shapes.channels), channels)
         self.strides = shapes.strides
 
     def forward(self, x: Tensor) -> tuple[Features, Tensor]:
@@ -110,7 +110,7 @@ class PyramidBackbone(BackboneWithFPN):
             x: [B, 3, H, W], normalised.
 
         Returns:
-            Level name ("0", "1", ..., "pool") to [B, 256, h, w]; C5 [B, D, h, w].
+            Level name ("0", "1", ..., "pool") to [B, channels, h, w]; C5 [B, D, h, w].
         """
         stages = self.body(x)
         c5 = next(reversed(stages.values()))
@@ -118,23 +118,23 @@ class PyramidBackbone(BackboneWithFPN):
 
 
 class SingleLevelBackbone(nn.Module):
-    """A backbone without FPN: C5 reduced to 256 channels.
+    """A backbone without FPN: C5 reduced to fewer channels.
 
     Attributes:
         out_channels: Channels of the only level.
         strides: Pixels of the input per cell.
     """
 
-    def __init__(self, network: nn.Module, name: str, shapes: "BodyShapes") -> None:
-        """Make it on the child `name` of `network`."""
+    def __init__(self, network: nn.Module, name: str, shapes: "BodyShapes", channels: int) -> None:
+        """Make it, `channels` wide, on the child `name` of `network`."""
         super().__init__()
         self.body = IntermediateLayerGetter(network, {name: "0"})
-        self.reduce = nn.Conv2d(shapes.channels[-1], OUT_CHANNELS, kernel_size=1)
-        self.out_channels = OUT_CHANNELS
+        self.reduce = nn.Conv2d(shapes.channels[-1], channels, kernel_size=1)
+        self.out_channels = channels
         self.strides = shapes.strides[-1:]
 
     def forward(self, x: Tensor) -> tuple[Features, Tensor]:
-        """Compute {"0": [B, 256, h, w]} and C5 [B, D, h, w] from [B, 3, H, W]."""
+        """Compute {"0": [B, channels, h, w]} and C5 [B, D, h, w] from [B, 3, H, W]."""
         c5 = self.body(x)["0"]
         return OrderedDict([("0", self.reduce(c5))]), c5
 
@@ -169,6 +169,7 @@ def build_backbone(
     fpn: bool,
     returned_stages: Sequence[int],
     trainable_layers: int,
+    channels: int,
 ) -> PyramidBackbone | SingleLevelBackbone:
     """Make a backbone with random weights.
 
@@ -178,6 +179,7 @@ def build_backbone(
         fpn: Build the pyramid; else only the last of `returned_stages` is used.
         returned_stages: Stages that feed the pyramid, finest first.
         trainable_layers: Number of stages, from the last, that learn.
+        channels: Width of every level.
     """
     network = spec.build(norm_layer=norm_layer)
     n_frozen = len(spec.stages) - trainable_layers
@@ -188,5 +190,5 @@ def build_backbone(
     names = [spec.stages[stage][0] for stage in returned_stages]
     shapes = body_shapes(network, names)
     if fpn:
-        return PyramidBackbone(network, names, shapes)
-    return SingleLevelBackbone(network, names[-1], shapes)
+        return PyramidBackbone(network, names, shapes, channels)
+    return SingleLevelBackbone(network, names[-1], shapes, channels)

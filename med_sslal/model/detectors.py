@@ -63,6 +63,7 @@ class FasterRCNN(BaseModel):
         num_classes: int,
         backbone_name: str = "resnet50",
         fpn: bool = True,
+        fpn_channels: int = 256,
         pretrained: bool | str = False,
         load_pretrained: bool = True,
         norm: NormName | None = None,
@@ -94,6 +95,8 @@ class FasterRCNN(BaseModel):
             num_classes: Number of classes with background.
             backbone_name: resnet18, resnet34, resnet50, resnet101 or mobilenet_v3_large.
             fpn: Use a feature pyramid; without it there is one level at stride 32.
+            fpn_channels: Channels of every level, and of the RPN and the RoIs that are pooled
+                from them; also without pyramid. Weights of another width do not fit.
             pretrained: true downloads ImageNet weights of the backbone; a path loads a weights
                 file (ImageNet backbone, torchvision detector or a checkpoint of this program).
             load_pretrained: false builds the architecture that `pretrained` implies without
@@ -152,6 +155,7 @@ class FasterRCNN(BaseModel):
             fpn=fpn,
             returned_stages=returned_layers or spec.returned_stages,
             trainable_layers=trainable_layers,
+            channels=fpn_channels,
         )
         strides = self.backbone.strides
         self.transform = DetectionTransform(

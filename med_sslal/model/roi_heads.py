@@ -115,7 +115,7 @@ class RoIHeads(StockRoIHeads):
         """Classify and refine the proposals.
 
         Args:
-            features: Level name to [B, 256, h, w].
+            features: Level name to [B, channels, h, w].
             proposals: B tensors float32 [*, 4].
             image_shapes: B valid (height, width).
             truths: B labels; losses are computed where they are given (training mode needs them).
@@ -171,7 +171,7 @@ class RoIHeads(StockRoIHeads):
         """Look at the detections' proposals again, with dropout in the box head.
 
         Args:
-            features: Level name to [B, 256, h, w].
+            features: Level name to [B, channels, h, w].
             results: B images' detections.
             image_shapes: B valid (height, width).
             image_ids: B ids, part of the seed.

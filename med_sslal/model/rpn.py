@@ -83,7 +83,7 @@ class RegionProposals(RegionProposalNetwork):
 
         Args:
             images: The padded batch and the valid size of each image.
-            features: Level name to [B, 256, h, w].
+            features: Level name to [B, channels, h, w].
             truths: B labels; losses are computed where they are given.
             generators: B private generators of the sampler, None for the global one.
             dtype: Low precision of the head, None for fp32.
