@@ -43,9 +43,9 @@ def switch_comparisons(work: Workload) -> list[Comparison]:
 
 def trained(work: Workload) -> tuple[Workload, BaseModel]:
     """A detector of ours after a short training, and the images of the other patients."""
-    dataset = work.setup.dataset
-    sides = [dataset.splits["train"], (*dataset.splits["val"], *dataset.splits["test"])]
-    learn, rest = (replace(work, data=Repeated(dataset, len(ids), ids)) for ids in sides)
+    splits = work.dataset.images.splits
+    sides = [splits["train"], (*splits["val"], *splits["test"])]
+    learn, rest = (replace(work, data=Repeated(work.dataset, len(ids), ids)) for ids in sides)
     model = work.model()
     side = own_training(learn, model)
     assert side.optimizer is not None and side.tap is not None
@@ -63,14 +63,19 @@ def precision_check(work: Workload, model: BaseModel) -> dict[str, Any]:
         By precision: `AP50`, the boxes' `dtype`, and the share of their coordinates that bf16
         could hold (`bf16_share`): near 1 would mean that boxes were computed in bf16.
     """
-    labels = work.data.annotations
+    labels = work.data.labels.annotations
     found: dict[str, Any] = {}
     for name, dtype in (("fp32", None), ("bf16", torch.bfloat16)):
         tap = work.eval_loader(labels=True)
         setup = replace(work.setup, dtype=dtype)
         found_boxes = predictions(setup, setup.parallel(model), tap)
         result = evaluate(
-            ["coco_ap"], found_boxes, labels, work.data.infos, work.data.class_names, draws=0
+            ["coco_ap"],
+            found_boxes,
+            labels,
+            work.data.images.infos,
+            work.data.labels.class_names,
+            draws=0,
         )
         found[name] = {"AP50": result["values"]["AP50"], **_boxes(found_boxes)}
     return found
@@ -113,11 +118,13 @@ def drift_check(work: Workload, model: BaseModel) -> dict[str, Any]:
 
 def _chosen(work: Workload, record: PoolRecord) -> set[str]:
     """A quarter of the images by localization_tightness."""
-    budget = max(1, len(work.data.infos) // 4)
+    budget = max(1, len(work.data.images.infos) // 4)
     helper = ActiveLearningHelper(
         init_num=1, budget_num=budget, al_criterion=["localization_tightness"], seed=0
     )
-    return set(helper.query(record, Pool((), work.data.splits["train"]), budget, 0).image_ids)
+    return set(
+        helper.query(record, Pool((), work.data.images.splits["train"]), budget, 0).image_ids
+    )
 
 
 def _best_scores(record: PoolRecord, n: int = 20) -> np.ndarray:

@@ -20,15 +20,20 @@ def loader_comparisons(work: Workload) -> list[Comparison]:
     args = options.config(str(work.folder / "phantom"), "")["dataset"]["args"]
     from_png = DeepLesionPhantom(**{**args, "cache_dir": None})
     from_cache = DeepLesionPhantom(**{**args, "cache_dir": str(work.folder / "loader_cache")})
-    ids = sorted(from_png.infos)[: 4 * options.steps]
+    ids = sorted(from_png.images.infos)[: 4 * options.steps]
 
     def decode(dataset: DeepLesionPhantom) -> Side:
-        return Side(lambda: [dataset.read(image_id) for image_id in ids], len(ids))
+        return Side(lambda: [dataset.images.read(image_id) for image_id in ids], len(ids))
 
-    n = len(work.data.infos)
+    n = len(work.data.images.infos)
     sampler = EpochBatchSampler(n, 0, options.batch_size, 0)
     plain, cached = (
-        LabelledView(data, data.annotations, data.splits["train"], work.setup.train_transform)
+        LabelledView(
+            data.images,
+            data.labels.annotations,
+            data.images.splits["train"],
+            work.setup.train_transform,
+        )
         for data in (Repeated(from_png, n), Repeated(from_cache, n))
     )
     bare = DataLoader(

@@ -44,7 +44,7 @@ from med_sslal.config import jsonc
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.ssl.pseudo_labels import PseudoLabels
 from med_sslal.ssl.quality import hidden_truth_quality
-from med_sslal.trainer.inference import predict_split, score, split_labels
+from med_sslal.trainer.inference import predict_split, score
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.util import write_json
@@ -112,7 +112,7 @@ def score_pool(
     setup: RunSetup, pool: Pool, folder: Path, stages: Stages, args: argparse.Namespace
 ) -> PoolRecord:
     """The scoring pass of a run."""
-    names = setup.dataset.class_names
+    names = setup.class_names
     header = RecordHeader(
         "data",
         "model",
@@ -174,17 +174,17 @@ def query_all(
     """Every query that reads the plain section alone; the choices are dropped."""
     for title, (criterion, more) in strategies(args).items():
         helper = ActiveLearningHelper(LABELLED, args.budget, criterion, seed=setup.seed, **more)
-        positions = slice_positions(setup.dataset.infos)
+        positions = slice_positions(setup.images.infos)
         query = partial(helper.query, record, pool, args.budget, 0, positions)
         stages(f"query: {title}", query)
 
 
 def select(setup: RunSetup, pool: Pool, record: PoolRecord, folder: Path, stages: Stages) -> Pool:
     """The query of config.json, and the files that a run writes about it; the pool after it."""
-    dataset, helper, path = setup.dataset, setup.helper, folder / "selection.json"
+    infos, helper, path = setup.images.infos, setup.helper, folder / "selection.json"
 
     def write() -> None:
-        write_detections(folder, selection, record, dataset.infos, 0)
+        write_detections(folder, selection, record, infos, 0)
         write_selection(path, selection, 0, record.header)
 
     def label() -> Pool:
@@ -194,7 +194,7 @@ def select(setup: RunSetup, pool: Pool, record: PoolRecord, folder: Path, stages
 
     selection = stages(
         "query of config.json",
-        lambda: helper.query(record, pool, helper.budget_num, 0, slice_positions(dataset.infos)),
+        lambda: helper.query(record, pool, helper.budget_num, 0, slice_positions(infos)),
     )
     stages("selection.json written, with detections", write)
     return stages("selection.json read, pool.json written", label)
@@ -204,13 +204,13 @@ def pseudo_label(
     setup: RunSetup, pool: Pool, record: PoolRecord, folder: Path, stages: Stages
 ) -> None:
     """Thresholds from validation, then pseudo-labels made, written, read and graded."""
-    dataset, labeller, path = setup.dataset, setup.labeller, folder / "pseudo_labels.json"
+    labeller, path = setup.labeller, folder / "pseudo_labels.json"
     assert labeller is not None
-    names = dataset.class_names
+    names = setup.class_names
 
     def thresholds() -> dict[str, float]:
         found, _ = predict_split(setup, stop=StopRequest(), weights={}, split="val", title="val")
-        return labeller.thresholds(found, split_labels(dataset, "val"), names)
+        return labeller.thresholds(found, setup.split_labels("val"), names)
 
     limits = stages("pseudo-labels: thresholds from validation", thresholds, loads=True)
     labels = setup.oracle.label(pool.labelled)
@@ -230,7 +230,7 @@ def pseudo_label(
     pseudo = stages("pseudo-labels read", lambda: PseudoLabels.read(path))
     stages(
         "pseudo-labels graded by the hidden truth",
-        lambda: hidden_truth_quality(pseudo.labels, dataset.annotations, names),
+        lambda: hidden_truth_quality(pseudo.labels, setup.oracle.audit(pseudo.labels), names),
     )
 
 
@@ -239,7 +239,7 @@ def run_stages(folder: Path, stages: Stages, args: argparse.Namespace) -> None:
     config = config_of(args)
     dataset = stages("data set: infos and labels", lambda: build_dataset(config))
     setup = build_setup(config, dataset, devices_of(config, None), show_progress=False)
-    pool = Pool((), dataset.splits["train"])
+    pool = Pool((), setup.images.splits["train"])
     pool = stages("initial set", lambda: pool.label(setup.helper.initial(pool)))
     record = score_pool(setup, pool, folder, stages, args)
     query_all(setup, pool, record, stages, args)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import detections
-from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.base_dataset import BaseDataset, Images, Labels
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.types import Annotation, Detections, Frame, ImageInfo, ModelOutput, Target
 from med_sslal.utils.util import stable_hash
@@ -138,19 +138,23 @@ class ReplayImages(BaseDataset):
             classes: Classes without background.
             detections: Detections of an image, about.
         """
-        self.class_names = tuple(f"class{number}" for number in range(1, classes + 1))
+        names = tuple(f"class{number}" for number in range(1, classes + 1))
         ids = [f"image{number:07d}" for number in range(images + 2 * N_EVALUATED)]
-        self.infos = {name: _info(name, number) for number, name in enumerate(ids)}
+        infos = {name: _info(name, number) for number, name in enumerate(ids)}
         label = partial(_label, recording(detections, classes))
-        self.annotations = {name: label(name) for name in ids}
-        self.splits = {
+        splits = {
             "train": tuple(ids[:images]),
             "val": tuple(ids[images : images + N_EVALUATED]),
             "test": tuple(ids[images + N_EVALUATED :]),
         }
+        super().__init__(_Grey(infos, splits), Labels(names, {name: label(name) for name in ids}))
+
+
+class _Grey(Images):
+    """A small grey picture in place of each file."""
 
     def read(self, image_id: str) -> np.ndarray:
-        """A small grey picture in place of the file."""
+        """float32 [16, 16, 3]."""
         return np.full((16, 16, 3), 0.5, dtype=np.float32)
 
 

@@ -1,6 +1,6 @@
 """Ours and the bare torchvision loop, with the same weights, data and knobs."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +23,7 @@ from med_sslal.al.pool import Pool
 from med_sslal.al.record import PoolRecord, RecordHeader
 from med_sslal.al.scoring import score_pool
 from med_sslal.base.base_data_loader import BaseDataLoader
-from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.base_dataset import BaseDataset, Images, Labels
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.types import Batch, Prediction
 from med_sslal.cli.build import build_dataset, build_setup, devices_of
@@ -45,27 +45,34 @@ from med_sslal.utils.train_util import autocast_dtype, seed_everything
 _BRANCH = 0.2
 
 
+class _RepeatedImages(Images):
+    """Images under other ids."""
+
+    def __init__(self, images: Images, sources: Mapping[str, str]) -> None:
+        """Take the images that `sources` names, from new id to theirs; all are in `train`."""
+        infos = {
+            name: replace(images.infos[source], image_id=name) for name, source in sources.items()
+        }
+        super().__init__(infos, {"train": tuple(sources), "val": (), "test": ()}, images.note)
+        self._images, self._sources = images, sources
+
+    def read(self, image_id: str) -> np.ndarray:
+        """Decode an image: float32 [H, W, 3] in [0, 1], ORIGINAL pixels."""
+        return self._images.read(self._sources[image_id])
+
+
 class Repeated(BaseDataset):
     """The images of a data set over and over, under ids of their own, all in `train`."""
 
     def __init__(self, dataset: BaseDataset, n: int, ids: Sequence[str] | None = None) -> None:
         """Take `n` images from those of `ids`; None takes from all."""
-        ids = sorted(dataset.infos) if ids is None else ids
-        self._dataset = dataset
-        self._source = {f"{number:06d}": ids[number % len(ids)] for number in range(n)}
-        self.class_names, self.note = dataset.class_names, dataset.note
-        self.infos = {
-            name: replace(dataset.infos[source], image_id=name)
-            for name, source in self._source.items()
-        }
-        self.annotations = {
-            name: dataset.annotations[source] for name, source in self._source.items()
-        }
-        self.splits = {"train": tuple(self._source), "val": (), "test": ()}
-
-    def read(self, image_id: str) -> np.ndarray:
-        """Decode an image: float32 [H, W, 3] in [0, 1], ORIGINAL pixels."""
-        return self._dataset.read(self._source[image_id])
+        ids = sorted(dataset.images.infos) if ids is None else ids
+        sources = {f"{number:06d}": ids[number % len(ids)] for number in range(n)}
+        known = dataset.labels.annotations
+        labels = {name: known[source] for name, source in sources.items()}
+        super().__init__(
+            _RepeatedImages(dataset.images, sources), Labels(dataset.labels.class_names, labels)
+        )
 
 
 @dataclass
@@ -75,12 +82,14 @@ class Workload:
     Attributes:
         options: What was asked for.
         folder: For the files of trainers and records.
+        dataset: All images and labels.
         setup: Ours, as a run would be built.
         data: As many images as a timing takes.
     """
 
     options: Options
     folder: Path
+    dataset: BaseDataset
     setup: RunSetup
     data: Repeated
 
@@ -92,7 +101,7 @@ class Workload:
     def switched(self, switch: Override) -> "Workload":
         """The same, with one key of ours changed."""
         config, devices = _config(self.options, self.folder, [switch]), self.setup.devices
-        setup = build_setup(config, self.setup.dataset, devices, show_progress=False)
+        setup = build_setup(config, self.dataset, devices, show_progress=False)
         return replace(self, setup=setup)
 
     def new_folder(self, name: str) -> Path:
@@ -114,10 +123,10 @@ class Workload:
 
     def training_loader(self) -> tuple[Tap, EpochBatchSampler]:
         """Augmented, shuffled batches, the same ones in every round; and their sampler."""
-        ids = self.data.splits["train"]
+        ids = self.data.images.splits["train"]
         sampler = EpochBatchSampler(len(ids), 0, self.options.batch_size, 0)
         view = LabelledView(
-            self.data.without_labels(), self.data.annotations, ids, self.setup.train_transform
+            self.data.images, self.data.labels.annotations, ids, self.setup.train_transform
         )
         return self._tap(self.loader(view, sampler)), sampler
 
@@ -125,11 +134,11 @@ class Workload:
         self, *, labels: bool, ids: Sequence[str] | None = None, batch_size: int | None = None
     ) -> Tap:
         """Batches in order, without augmentation."""
-        ids = self.data.splits["train"] if ids is None else ids
-        images, transform = self.data.without_labels(), self.setup.eval_transform
+        ids = self.data.images.splits["train"] if ids is None else ids
+        images, transform = self.data.images, self.setup.eval_transform
         view: Any = UnlabelledView(images, ids, transform)
         if labels:
-            view = LabelledView(images, self.data.annotations, ids, transform)
+            view = LabelledView(images, self.data.labels.annotations, ids, transform)
         size = batch_size or self.options.batch_size
         return self._tap(self.loader(view, SequentialBatchSampler(len(ids), size)))
 
@@ -164,7 +173,7 @@ def workload(options: Options) -> Iterator[Workload]:
         dataset = build_dataset(config)
         setup = build_setup(config, dataset, devices, show_progress=False)
         data = Repeated(dataset, options.batch_size * options.steps)
-        yield Workload(options, folder, setup, data)
+        yield Workload(options, folder, dataset, setup, data)
 
 
 def _config(options: Options, folder: Path, more: Sequence[Override] = ()) -> ConfigParser:
@@ -248,7 +257,7 @@ def own_training(work: Workload, model: BaseModel) -> Side:
         writer=TensorboardWriter(folder, enabled=False),
         stop=StopRequest(),
         identity={},
-        class_names=work.data.class_names,
+        class_names=work.data.labels.class_names,
     )
 
     def run() -> None:
@@ -256,7 +265,7 @@ def own_training(work: Workload, model: BaseModel) -> Side:
         with deterministic_algorithms(setup.config["deterministic"]):
             trainer.train_epoch()
 
-    return Side(run, len(work.data.infos), parallel, optimizer, tap)
+    return Side(run, len(work.data.images.infos), parallel, optimizer, tap)
 
 
 def evaluation_sides(work: Workload) -> tuple[Side, Side]:
@@ -270,7 +279,7 @@ def own_evaluation(work: Workload, model: BaseModel) -> Side:
     """Ours: predictions and validation loss of `steps` batches."""
     parallel, tap = work.setup.parallel(model), work.eval_loader(labels=True)
     run = partial(predictions, work.setup, parallel, tap)
-    return Side(run, len(work.data.infos), parallel, None, tap)
+    return Side(run, len(work.data.images.infos), parallel, None, tap)
 
 
 def predictions(setup: RunSetup, model: nn.Module, batches: Tap) -> dict[str, Prediction]:
@@ -282,21 +291,21 @@ def predictions(setup: RunSetup, model: nn.Module, batches: Tap) -> dict[str, Pr
 
 def scoring_sides(work: Workload) -> tuple[Side, Side]:
     """Bare and ours: unlabelled batches, twice `steps`; ours writes the record."""
-    work = replace(work, data=Repeated(work.setup.dataset, 2 * len(work.data.infos)))
+    work = replace(work, data=Repeated(work.dataset, 2 * len(work.data.images.infos)))
     model = work.model()
     bare = _bare_inference(work, stock_model(work.options, model, work.device))
     parallel, tap = work.setup.parallel(model), work.eval_loader(labels=False)
-    run = Side(lambda: score(work, parallel, tap), len(work.data.infos), parallel, None, tap)
+    run = Side(lambda: score(work, parallel, tap), len(work.data.images.infos), parallel, None, tap)
     return bare, run
 
 
 def score(work: Workload, model: nn.Module, batches: Tap | Sequence[Batch]) -> PoolRecord:
     """The scoring pass of ours over all images of the workload."""
-    header = RecordHeader("data", "model", "config", work.data.class_names)
+    header = RecordHeader("data", "model", "config", work.data.labels.class_names)
     with deterministic_algorithms(work.setup.config["deterministic"]):
         return score_pool(
             model,
-            Pool((), work.data.splits["train"]),
+            Pool((), work.data.images.splits["train"]),
             batches,
             (),
             work.new_folder("scoring") / "record",
@@ -323,7 +332,7 @@ def _bare_inference(work: Workload, stock: nn.Module) -> Side:
                 for value in item.values():
                     value.cpu()
 
-    return Side(run, len(work.data.infos), stock, None, tap)
+    return Side(run, len(work.data.images.infos), stock, None, tap)
 
 
 def _bare_precision(work: Workload) -> torch.dtype | None:

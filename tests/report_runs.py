@@ -22,7 +22,7 @@ from med_sslal.eval.metric import evaluate
 from med_sslal.eval.study_result import Curve
 from med_sslal.eval.verdict import verdict
 from med_sslal.ssl.pseudo_labels import ClassStats, PseudoLabels
-from med_sslal.trainer.inference import split_labels
+from med_sslal.ssl.quality import hidden_truth_quality
 from med_sslal.trainer.results import note_seconds, write_results
 from med_sslal.utils.util import write_json
 
@@ -65,11 +65,13 @@ def make_run(
     dataset = build_dataset(config)
     folder = root / "runs" / "tiny" / "one"
     folder.mkdir(parents=True)
-    write_json(folder / "split.json", {name: list(ids) for name, ids in dataset.splits.items()})
+    write_json(
+        folder / "split.json", {name: list(ids) for name, ids in dataset.images.splits.items()}
+    )
     write_json(folder / "config.json", config.resolved)
     write_json(folder / "environment.json", {"python": "3.11", "packages": {"torch": "2.8.0"},
                                              "device": device, "gpu": None})  # fmt: skip
-    ids = dataset.splits["train"]
+    ids = dataset.images.splits["train"]
     pool = Pool(ids[:INIT], ids[INIT:])
     rows = []
     for number in range(queries + 1):
@@ -89,18 +91,18 @@ def _measure(
     cycle: Path, dataset: BaseDataset, pool: Pool, number: int, *, seen: bool
 ) -> dict[str, Any]:
     """Write training and evaluation of a cycle; returns its row."""
-    labels = split_labels(dataset, "test")
+    labels = dataset.labels.of(dataset.images.splits["test"])
     found = {name: _noticed(label, number, seen=seen) for name, label in labels.items()}
-    names = dataset.class_names
+    names = dataset.labels.class_names
     test = evaluate(
-        ["sensitivity_k_fps", "coco_ap"], found, labels, dataset.infos, names, draws=20
+        ["sensitivity_k_fps", "coco_ap"], found, labels, dataset.images.infos, names, draws=20
     )  # fmt: skip
     test["values"]["loss"] = 0.5
     write_json(cycle / "training.json", {"steps": 5, "best_epoch": 1, "seconds": 60.0})
     note_seconds(cycle, "evaluation", 30.0)
-    write_json(cycle / "predictions.json", to_coco_predictions(found, dataset.infos, names))
+    write_json(cycle / "predictions.json", to_coco_predictions(found, dataset.images.infos, names))
     low, high = test["intervals"]["sens_mean"] or (None, None)
-    bought = [dataset.annotations[name] for name in pool.labelled]
+    bought = [dataset.labels.annotations[name] for name in pool.labelled]
     row = {
         "cycle": number,
         "labelled_images": len(bought),
@@ -111,7 +113,12 @@ def _measure(
         "test_sens_mean_high": high,
         "minutes": 1.5,
     }
-    write_json(cycle / "metrics.json", {"row": row, "test": test})
+    before, graded = cycle.parent / f"cycle_{number - 1:02d}" / "pseudo_labels.json", {}
+    if before.exists():
+        pseudo = PseudoLabels.read(before).labels
+        quality = hidden_truth_quality(pseudo, dataset.labels.annotations, names)
+        graded = {name: each._asdict() for name, each in quality.items()}
+    write_json(cycle / "metrics.json", {"row": row, "test": test, "pseudo_quality": graded})
     return row
 
 
@@ -136,11 +143,11 @@ def _query(
     images = {
         name: detections(
             [0.9, 0.4, 0.3, 0.2, 0.15, 0.1, 0.06] if seen else [],
-            n_classes=len(dataset.class_names),
+            n_classes=len(dataset.labels.class_names),
         )
         for name in pool.unlabelled
     }
-    names = dataset.class_names
+    names = dataset.labels.class_names
     record = write_record(cycle / "record", images, n_classes=len(names))
     values = {name: 0.5 - 0.01 * i for i, name in enumerate(pool.unlabelled)}
     items = [
@@ -154,7 +161,7 @@ def _query(
         3,
         0.25,
     )
-    write_detections(cycle, selection, record, dataset.infos, number)
+    write_detections(cycle, selection, record, dataset.images.infos, number)
     # The helper's classes have names of their own.
     path = cycle / "selection_detections.json"
     content = json.loads(path.read_text())
@@ -168,13 +175,13 @@ def _query(
 def _pseudo_label(cycle: Path, dataset: BaseDataset, pool: Pool) -> None:
     """Write the truth of one image and one false box on another as pseudo-labels."""
     right, wrong = pool.unlabelled[:2]
-    label = dataset.annotations[right]
+    label = dataset.labels.annotations[right]
     false = Annotation(
         np.array([[0, 0, 3, 3]], dtype=np.float32), np.array([1]), np.array([False])
     )  # fmt: skip
     stats = {
         name: ClassStats(2 if place == 0 else 1, 0.9, 0.8)
-        for place, name in enumerate(dataset.class_names)
+        for place, name in enumerate(dataset.labels.class_names)
     }
     PseudoLabels({right: label, wrong: false}, stats).write(cycle / "pseudo_labels.json")
 

@@ -44,10 +44,14 @@ def trained(folder: Path, dataset: PascalVOC, norm: str, accumulate: int) -> Tra
     # With samplers that take everything, nothing is left to chance.
     for part in (model.rpn, model.roi_heads):
         part.fg_bg_sampler.batch_size_per_image = 100_000
-    ids = dataset.splits["train"][:N_IMAGES]
+    ids = dataset.images.splits["train"][:N_IMAGES]
     sampler = EpochBatchSampler(N_IMAGES - N_PSEUDO, N_PSEUDO, BATCH, seed=0)
     view = LabelledView(
-        dataset, dataset.annotations, ids, EvalTransform(SIDE), frozenset(ids[-N_PSEUDO:])
+        dataset.images,
+        dataset.labels.annotations,
+        ids,
+        EvalTransform(SIDE),
+        frozenset(ids[-N_PSEUDO:]),
     )
     folder.mkdir()
     trainer = Trainer(
@@ -67,7 +71,7 @@ def trained(folder: Path, dataset: PascalVOC, norm: str, accumulate: int) -> Tra
         writer=TensorboardWriter(folder, enabled=False),
         stop=StopRequest(),
         identity={},
-        class_names=dataset.class_names,
+        class_names=dataset.labels.class_names,
     )
     trainer.train()
     return trainer

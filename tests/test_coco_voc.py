@@ -94,26 +94,26 @@ def read_coco(root, **args):
 def test_voc_converts_boxes(tmp_path):
     objects = [voc_object(box=(1, 1, 40, 30)), voc_object("blob", (5, 6, 20, 18), difficult=1)]
     data = PascalVOC(voc(tmp_path, objects))
-    label = data.annotations["p1_0"]
-    assert data.class_names == ("blob", "cell")
+    label = data.labels.annotations["p1_0"]
+    assert data.labels.class_names == ("blob", "cell")
     assert label.boxes.tolist() == [[0, 0, 40, 30], [4, 5, 20, 18]]
     assert label.labels.tolist() == [2, 1]
     assert label.ignore.tolist() == [False, True]
-    info = data.infos["p1_0"]
+    info = data.images.infos["p1_0"]
     assert (info.orig_size, info.file_name) == ((30, 40), "JPEGImages/p1_0.png")
     data.check_num_classes(3)
 
 
 def test_voc_class_order_from_config(tmp_path):
     data = PascalVOC(voc(tmp_path, [voc_object("blob")]), classes=["cell", "blob"])
-    assert data.annotations["p1_0"].labels.tolist() == [2]
+    assert data.labels.annotations["p1_0"].labels.tolist() == [2]
 
 
 def test_colours_are_rgb_between_0_and_1(tmp_path):
     data = PascalVOC(voc(tmp_path))
     path = tmp_path / "JPEGImages" / "p1_0.png"
     cv2.imwrite(str(path), np.full((30, 40, 3), (0, 51, 255), dtype=np.uint8))
-    image = data.read("p1_0")
+    image = data.images.read("p1_0")
     assert image.shape == (30, 40, 3)
     assert image.dtype == np.float32
     np.testing.assert_allclose(image[0, 0], (1.0, 0.2, 0.0), atol=1e-6)
@@ -122,29 +122,31 @@ def test_colours_are_rgb_between_0_and_1(tmp_path):
 def test_grey_pictures_have_three_channels(tmp_path):
     data = PascalVOC(voc(tmp_path))
     cv2.imwrite(str(tmp_path / "JPEGImages" / "p1_0.png"), np.full((30, 40), 51, dtype=np.uint8))
-    np.testing.assert_allclose(data.read("p1_0"), np.full((30, 40, 3), 0.2), atol=1e-6)
+    np.testing.assert_allclose(data.images.read("p1_0"), np.full((30, 40, 3), 0.2), atol=1e-6)
 
 
 def test_voc_split_by_patient(tmp_path):
     root = voc(tmp_path, n=12)
     data = PascalVOC(root, group_pattern=r"^(p\d+)_", eval_split=0.5)
     patients = {
-        name: {data.infos[i].group_id for i in ids} for name, ids in data.splits.items() if ids
+        name: {data.images.infos[i].group_id for i in ids}
+        for name, ids in data.images.splits.items()
+        if ids
     }
     assert sum(map(len, patients.values())) == len(set.union(*patients.values())) == 6
-    assert sorted(sum(data.splits.values(), ())) == list(data.infos)
+    assert sorted(sum(data.images.splits.values(), ())) == list(data.images.infos)
     again = PascalVOC(root, group_pattern=r"^(p\d+)_", eval_split=0.5)
-    assert again.fingerprint() == data.fingerprint()
+    assert again.images.fingerprint() == data.images.fingerprint()
     other = PascalVOC(root, group_pattern=r"^(p\d+)_", eval_split=0.5, split_seed=3)
-    assert other.splits != data.splits
+    assert other.images.splits != data.images.splits
 
 
 def test_voc_split_by_lists(tmp_path):
     root = voc(tmp_path)
     write_lists(tmp_path, train=["p1_0", "p1_1  1"], val=["p2_1"], test=["p3_0"])
     data = PascalVOC(root, split_lists=LISTS)
-    assert data.splits == {"train": ("p1_0", "p1_1"), "val": ("p2_1",), "test": ("p3_0",)}
-    assert sorted(data.infos) == ["p1_0", "p1_1", "p2_1", "p3_0"]
+    assert data.images.splits == {"train": ("p1_0", "p1_1"), "val": ("p2_1",), "test": ("p3_0",)}
+    assert sorted(data.images.infos) == ["p1_0", "p1_1", "p2_1", "p3_0"]
 
 
 @pytest.mark.parametrize(
@@ -187,8 +189,8 @@ def test_voc_bad_box(tmp_path, caplog, bad, text):
     assert "p1_0.xml, object 2" in str(caught.value)
     with caplog.at_level(logging.WARNING):
         data = PascalVOC(root, classes=["cell"], on_bad_sample="skip")
-    assert data.annotations["p1_0"].boxes.tolist() == [[4, 5, 20, 18]]
-    assert len(data.infos) == 6, "the image stays"
+    assert data.labels.annotations["p1_0"].boxes.tolist() == [[4, 5, 20, 18]]
+    assert len(data.images.infos) == 6, "the image stays"
     assert "1 bad sample(s) skipped" in caplog.text
 
 
@@ -202,12 +204,12 @@ def test_voc_lists_all_problems_at_once(tmp_path):
 
 def test_box_over_the_edge_is_clipped(tmp_path):
     data = PascalVOC(voc(tmp_path, [voc_object(box=(0, -2, 20, 18))]))
-    assert data.annotations["p1_0"].boxes.tolist() == [[0, 0, 20, 18]]
+    assert data.labels.annotations["p1_0"].boxes.tolist() == [[0, 0, 20, 18]]
 
 
 def test_voc_image_without_boxes(tmp_path):
     data = PascalVOC(voc(tmp_path, []))
-    assert data.annotations["p1_0"].boxes.shape == (0, 4)
+    assert data.labels.annotations["p1_0"].boxes.shape == (0, 4)
 
 
 BOMB = """<?xml version="1.0"?><!DOCTYPE a [<!ENTITY x "lol"><!ENTITY y "&x;&x;&x;">]>
@@ -234,7 +236,7 @@ def test_voc_bad_xml(tmp_path, text, message):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError, match=message):
         PascalVOC(root)
-    assert len(PascalVOC(root, on_bad_sample="skip").infos) == 5
+    assert len(PascalVOC(root, on_bad_sample="skip").images.infos) == 5
 
 
 @pytest.mark.parametrize("kind", ["missing", "truncated", "no picture", "16 bits"])
@@ -252,15 +254,15 @@ def test_bad_picture(tmp_path, kind):
     with pytest.raises(DataError, match="p1_0"):
         PascalVOC(root)
     data = PascalVOC(root, on_bad_sample="skip")
-    assert "p1_0" not in data.infos
-    assert len(data.infos) == 5
+    assert "p1_0" not in data.images.infos
+    assert len(data.images.infos) == 5
 
 
 def test_picture_replaced_after_opening(tmp_path):
     data = PascalVOC(voc(tmp_path))
     picture(tmp_path / "JPEGImages" / "p1_0.png", height=10, width=10)
     with pytest.raises(DataError, match="10x10 pixels now"):
-        data.read("p1_0")
+        data.images.read("p1_0")
 
 
 @pytest.mark.parametrize(
@@ -310,44 +312,46 @@ def test_bccd(caplog):
     with caplog.at_level(logging.WARNING):
         data = PascalVOC(root, classes=classes, split_lists=LISTS, on_bad_sample="skip")
     assert "2 bad sample(s) skipped" in caplog.text
-    assert len(data.infos) == 364
-    assert {name: len(ids) for name, ids in data.splits.items()} == {
+    assert len(data.images.infos) == 364
+    assert {name: len(ids) for name, ids in data.images.splits.items()} == {
         "train": 205,
         "val": 87,
         "test": 72,
     }
-    counts = np.bincount(np.concatenate([a.labels for a in data.annotations.values()]))
+    counts = np.bincount(np.concatenate([a.labels for a in data.labels.annotations.values()]))
     assert counts.tolist() == [0, 4153, 372, 361]
-    boxes = np.concatenate([a.boxes for a in data.annotations.values()])
+    boxes = np.concatenate([a.boxes for a in data.labels.annotations.values()])
     # 1-based files: the edge is reached on both sides, and nothing beyond it.
     assert boxes.min() == 0
     assert boxes[:, 2].max() == 640
     assert boxes[:, 3].max() == 480
-    assert data.read("BloodImage_00000").shape == (480, 640, 3)
+    assert data.images.read("BloodImage_00000").shape == (480, 640, 3)
 
 
 def test_coco_reads_boxes_and_ids(tmp_path):
     rows = [{}, {"category_id": 9, "bbox": [0, 0, 40, 30.0], "iscrowd": 1}]
     data = read_coco(coco(tmp_path, coco_document(boxes=rows)))
-    assert data.class_names == ("mass", "nodule"), "in order of the category ids"
-    assert list(data.infos) == [f"a/p{i}" for i in range(6)]
-    label = data.annotations["a/p0"]
+    assert data.labels.class_names == ("mass", "nodule"), "in order of the category ids"
+    assert list(data.images.infos) == [f"a/p{i}" for i in range(6)]
+    label = data.labels.annotations["a/p0"]
     assert label.boxes.tolist() == [[4, 5, 20, 18], [0, 0, 40, 30]]
     assert label.labels.tolist() == [1, 2]
     assert label.ignore.tolist() == [False, True]
-    assert data.infos["a/p0"].file_name == "images/a/p0.png"
-    assert data.read("a/p0").shape == (30, 40, 3)
+    assert data.images.infos["a/p0"].file_name == "images/a/p0.png"
+    assert data.images.read("a/p0").shape == (30, 40, 3)
 
 
 def test_coco_image_without_boxes(tmp_path):
     data = read_coco(coco(tmp_path, coco_document(boxes=[])))
-    assert data.annotations["a/p0"].boxes.shape == (0, 4)
+    assert data.labels.annotations["a/p0"].boxes.shape == (0, 4)
 
 
 def test_coco_split_by_patient(tmp_path):
     data = read_coco(coco(tmp_path, coco_document(8)), group_key="patient", eval_split=0.5)
     for i in range(0, 8, 2):
-        sides = [name for name, ids in data.splits.items() if {f"a/p{i}", f"a/p{i + 1}"} & {*ids}]
+        sides = [
+            name for name, ids in data.images.splits.items() if {f"a/p{i}", f"a/p{i + 1}"} & {*ids}
+        ]
         assert len(sides) == 1
 
 
@@ -357,7 +361,7 @@ def test_coco_order_of_the_file_does_not_matter(tmp_path):
     reference = read_coco(root)
     document["images"].reverse()
     coco(tmp_path, document)
-    assert read_coco(root).fingerprint() == reference.fingerprint()
+    assert read_coco(root).images.fingerprint() == reference.images.fingerprint()
 
 
 def test_coco_one_file_per_split(tmp_path):
@@ -372,8 +376,8 @@ def test_coco_one_file_per_split(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
         files[name] = f"{name}.json"
     data = COCO(str(tmp_path), annotations=files)
-    assert data.splits["val"] == ("a/p4",)
-    assert len(data.splits["train"]) == 4
+    assert data.images.splits["val"] == ("a/p4",)
+    assert len(data.images.splits["train"]) == 4
     with pytest.raises(DataError, match=r"second image 'a/p4'"):
         COCO(str(tmp_path), annotations=files | {"test": "val.json"})
     with pytest.raises(ConfigError, match="annotations"):
@@ -401,8 +405,8 @@ def test_coco_bad_box(tmp_path, row, text):
     with pytest.raises(DataError, match=text):
         read_coco(root, classes=["mass"])
     data = read_coco(root, classes=["mass"], on_bad_sample="skip")
-    assert data.annotations["a/p0"].boxes.tolist() == [[4, 5, 20, 18]]
-    assert len(data.infos) == 6
+    assert data.labels.annotations["a/p0"].boxes.tolist() == [[4, 5, 20, 18]]
+    assert len(data.images.infos) == 6
 
 
 @pytest.mark.parametrize(
@@ -427,7 +431,7 @@ def test_coco_bad_image(tmp_path, change, text):
     with pytest.raises(DataError, match=text):
         read_coco(root, **args)
     data = read_coco(root, on_bad_sample="skip", **args)
-    assert sorted(data.infos) == [f"a/p{i}" for i in range(5)]
+    assert sorted(data.images.infos) == [f"a/p{i}" for i in range(5)]
 
 
 @pytest.mark.parametrize(

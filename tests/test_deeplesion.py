@@ -103,12 +103,12 @@ def test_real_excerpt_parses():
 )
 def test_layouts(tmp_path: Path, place, layout, neighbours):
     data = DeepLesion(str(write_tree(tmp_path, patients(), layout, place, neighbours)))
-    assert list(data.infos) == [f"{p:06d}_01_02_010" for p in range(1, 7)]
-    info = data.infos["000003_01_02_010"]
+    assert list(data.images.infos) == [f"{p:06d}_01_02_010" for p in range(1, 7)]
+    info = data.images.infos["000003_01_02_010"]
     assert info.group_id == "000003" and info.orig_size == (SIDE, SIDE)
     assert info.spacing_mm == pytest.approx(0.8)
     assert (tmp_path / info.file_name).is_file()
-    image = data.read("000003_01_02_010")
+    image = data.images.read("000003_01_02_010")
     assert image.shape == (SIDE, SIDE, 3) and image.dtype == np.float32
     # 2 mm of 5 mm: 0.4 slices, 10 HU each; without neighbours the key slice three times.
     step = 4.0 * neighbours
@@ -129,7 +129,7 @@ def test_layouts(tmp_path: Path, place, layout, neighbours):
 )
 def test_slice_modes(tmp_path: Path, arguments, expected):
     data = DeepLesion(str(write_tree(tmp_path, patients(3))), **arguments)
-    image = data.read("000001_01_02_010")
+    image = data.images.read("000001_01_02_010")
     assert [hu_of(image, c) for c in range(3)] == pytest.approx(expected, abs=2e-3)
 
 
@@ -137,23 +137,23 @@ def test_window_and_cache_and_pickle(tmp_path: Path):
     root = str(write_tree(tmp_path / "data", patients(3)))
     plain = DeepLesion(root, window=(0, 200))
     cached = DeepLesion(root, window=(0, 200), cache_dir=str(tmp_path / "cache"))
-    image = plain.read("000001_01_02_010")
+    image = plain.images.read("000001_01_02_010")
     assert image[0, 0, 1] == pytest.approx(0.5) and image.max() <= 1 and image.min() >= 0
     for _ in range(2):
-        assert (cached.read("000001_01_02_010") == image).all()
+        assert (cached.images.read("000001_01_02_010") == image).all()
     assert len(list((tmp_path / "cache").rglob("*.npy"))) == 3
     # Loader workers may be started by spawn.
-    assert (pickle.loads(pickle.dumps(cached)).read("000001_01_02_010") == image).all()
+    assert (pickle.loads(pickle.dumps(cached)).images.read("000001_01_02_010") == image).all()
 
 
 def test_boxes_are_zero_based_clipped_and_measured(tmp_path: Path):
     rows = [*patients(3), row(1, Bounding_boxes="-3, 40, 20, 60", Coarse_lesion_type=4)]
     data = DeepLesion(str(write_tree(tmp_path, rows)))
-    label = data.annotations["000001_01_02_010"]
+    label = data.labels.annotations["000001_01_02_010"]
     assert label.boxes.tolist() == [[10, 10, 30, 35], [0, 39, 19, 48]]
     assert label.sizes_mm == pytest.approx([14.4, 14.4]) and label.subtypes == ("lung", "liver")
     assert label.labels.tolist() == [1, 1] and not label.ignore.any()
-    assert len(data.infos) == 3
+    assert len(data.images.infos) == 3
 
 
 def test_noisy_and_other_types_are_ignore_regions(tmp_path: Path, caplog):
@@ -168,28 +168,28 @@ def test_noisy_and_other_types_are_ignore_regions(tmp_path: Path, caplog):
     root = str(write_tree(tmp_path, rows))
     with caplog.at_level(logging.INFO):
         data = DeepLesion(root, lesion_type="lung")
-    assert list(data.infos) == [f"{p:06d}_01_02_010" for p in range(1, 5)]
-    assert data.annotations["000001_01_02_010"].ignore.tolist() == [False, True, True]
+    assert list(data.images.infos) == [f"{p:06d}_01_02_010" for p in range(1, 5)]
+    assert data.labels.annotations["000001_01_02_010"].ignore.tolist() == [False, True, True]
     assert "only slices with such a lesion" in caplog.text
     assert "2 ignore regions" in caplog.text
     everything = DeepLesion(root)
-    assert len(everything.infos) == 6
-    assert everything.annotations["000001_01_02_010"].ignore.tolist() == [False, True, False]
+    assert len(everything.images.infos) == 6
+    assert everything.labels.annotations["000001_01_02_010"].ignore.tolist() == [False, True, False]
 
 
 def test_split_by_patient_and_official(tmp_path: Path):
     rows = [row(p, index) for p in range(1, 11) for index in (10, 20)]
     root = str(write_tree(tmp_path, rows))
     data = DeepLesion(root, eval_split=0.4)
-    groups = {name: {i[:6] for i in ids} for name, ids in data.splits.items()}
+    groups = {name: {i[:6] for i in ids} for name, ids in data.images.splits.items()}
     assert [len(groups[name]) for name in ("train", "val", "test")] == [6, 2, 2]
     assert len(set.union(*groups.values())) == 10
-    assert DeepLesion(root, eval_split=0.4, split_seed=1).splits != data.splits
+    assert DeepLesion(root, eval_split=0.4, split_seed=1).images.splits != data.images.splits
     official = DeepLesion(root, dataset_type="official")
-    assert official.splits["val"] == tuple(
+    assert official.images.splits["val"] == tuple(
         f"{p:06d}_01_02_{i:03d}" for p in (1, 4, 7, 10) for i in (10, 20)
     )
-    assert official.fingerprint() != data.fingerprint()
+    assert official.images.fingerprint() != data.images.fingerprint()
 
 
 def test_official_split_without_typed_training_images(tmp_path: Path):
@@ -197,7 +197,7 @@ def test_official_split_without_typed_training_images(tmp_path: Path):
     root = str(write_tree(tmp_path, rows))
     with pytest.raises(ConfigError, match=r"no image in train.*non-specified"):
         DeepLesion(root, dataset_type="official", lesion_type="lung")
-    assert len(DeepLesion(root, lesion_type="lung").infos) == 6
+    assert len(DeepLesion(root, lesion_type="lung").images.infos) == 6
 
 
 def test_official_split_must_keep_patients_together(tmp_path: Path):
@@ -249,7 +249,7 @@ def test_bad_key_slices(tmp_path: Path, caplog, kind):
         DeepLesion(str(root))
     assert words in str(caught.value)
     data = DeepLesion(str(root), on_bad_sample="skip")
-    assert len(data.infos) == 5 and "000001_01_02_010" not in data.infos
+    assert len(data.images.infos) == 5 and "000001_01_02_010" not in data.images.infos
     assert words in caplog.text and "bad sample(s) skipped" in caplog.text
 
 
@@ -261,9 +261,9 @@ def test_damaged_neighbour_counts_as_missing(tmp_path: Path, caplog):
     with pytest.raises(DataError, match=r"2 bad[\s\S]*0(12|08)\.png"):
         DeepLesion(str(root), slice_step_mm=10)
     data = DeepLesion(str(root), slice_step_mm=10, on_bad_sample="skip")
-    image = data.read("000001_01_02_010")
+    image = data.images.read("000001_01_02_010")
     assert [hu_of(image, c) for c in range(3)] == pytest.approx([90, 100, 110], abs=2e-3)
-    assert len(data.infos) == 6
+    assert len(data.images.infos) == 6
 
 
 @pytest.mark.parametrize(
@@ -293,8 +293,8 @@ def test_bad_rows(tmp_path: Path, caplog, changes, words):
     with pytest.raises(DataError, match=words):
         DeepLesion(str(root))
     data = DeepLesion(str(root), on_bad_sample="skip")
-    assert len(data.infos) == 6 and words in caplog.text
-    assert len(data.annotations["000001_01_02_010"].boxes) == 1
+    assert len(data.images.infos) == 6 and words in caplog.text
+    assert len(data.labels.annotations["000001_01_02_010"].boxes) == 1
 
 
 def write_rows(root: Path, rows: list[dict[str, object]]) -> None:
@@ -376,9 +376,9 @@ def test_wrong_arguments_name_their_key(tmp_path: Path, arguments):
 def test_file_damaged_after_the_check(tmp_path: Path):
     root = write_tree(tmp_path, patients(3))
     data = DeepLesion(str(root))
-    (root / data.infos["000001_01_02_010"].file_name).write_bytes(b"")
+    (root / data.images.infos["000001_01_02_010"].file_name).write_bytes(b"")
     with pytest.raises(DataError, match=r"010\.png is damaged"):
-        data.read("000001_01_02_010")
+        data.images.read("000001_01_02_010")
 
 
 def test_every_argument_has_a_meaning_for_help_config():

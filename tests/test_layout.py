@@ -69,9 +69,9 @@ def trainer_of(
     folder: Path, data: PascalVOC, *, channels_last: bool = True, steps: int = 2, fused: bool
 ) -> Trainer:
     model = detector(channels_last)
-    ids = data.splits["train"][:4]
+    ids = data.images.splits["train"][:4]
     sampler = EpochBatchSampler(4, 0, 2, seed=0)
-    view = LabelledView(data, data.annotations, ids, EvalTransform(SIDE))
+    view = LabelledView(data.images, data.labels.annotations, ids, EvalTransform(SIDE))
     folder.mkdir(exist_ok=True)
     return Trainer(
         folder,
@@ -90,7 +90,7 @@ def trainer_of(
         writer=TensorboardWriter(folder, enabled=False),
         stop=StopRequest(),
         identity={},
-        class_names=data.class_names,
+        class_names=data.labels.class_names,
     )
 
 

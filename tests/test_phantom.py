@@ -301,13 +301,13 @@ def test_dataset_is_made_once_and_read_as_deeplesion(tmp_path):
     (folder,) = (tmp_path / "data").iterdir()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     rows = table(folder)
-    assert set(dataset.infos) == {row["File_name"][:-4] for row in rows}
-    assert sum(len(label.boxes) for label in dataset.annotations.values()) == len(rows)
-    assert all(dataset.splits[name] for name in ("train", "val", "test"))
-    image = dataset.read(next(iter(dataset.infos)))
+    assert set(dataset.images.infos) == {row["File_name"][:-4] for row in rows}
+    assert sum(len(label.boxes) for label in dataset.labels.annotations.values()) == len(rows)
+    assert all(dataset.images.splits[name] for name in ("train", "val", "test"))
+    image = dataset.images.read(next(iter(dataset.images.infos)))
     assert image.shape == (64, 64, 3)
     assert image.dtype == np.float32
-    assert DeepLesionPhantom(**arguments).fingerprint() == dataset.fingerprint()
+    assert DeepLesionPhantom(**arguments).images.fingerprint() == dataset.images.fingerprint()
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
@@ -315,12 +315,16 @@ def test_dataset_of_one_type_by_the_phantoms_own_split(tmp_path):
     dataset = DeepLesionPhantom(
         root=str(tmp_path), patients=12, size=64, lesion_type="lung", dataset_type="official"
     )
-    assert {name for label in dataset.annotations.values() for name in label.subtypes} == {"lung"}
-    assert all(dataset.splits[name] for name in ("train", "val", "test"))
+    assert {name for label in dataset.labels.annotations.values() for name in label.subtypes} == {
+        "lung"
+    }
+    assert all(dataset.images.splits[name] for name in ("train", "val", "test"))
 
 
 def _open(root: str, queue: multiprocessing.Queue) -> None:
-    queue.put(DeepLesionPhantom(root=root, patients=3, size=64, eval_split=0.6).fingerprint())
+    queue.put(
+        DeepLesionPhantom(root=root, patients=3, size=64, eval_split=0.6).images.fingerprint()
+    )
 
 
 @pytest.mark.slow

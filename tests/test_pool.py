@@ -55,11 +55,12 @@ def test_state_is_made_of_plain_containers_and_restores_the_pool():
     assert sorted(texts) == ["a", "b", "c", "z"], "ids and nothing else"
 
 
-def test_the_oracle_tells_labels_in_the_order_asked():
+def test_the_oracle_tells_labels_in_the_order_asked_and_audits_what_it_knows():
     oracle = SimulatedOracle({"a": label(2, 1), "b": label(0), "c": label(3)})
     revealed = oracle.label(["b", "a"])
     assert list(revealed) == ["b", "a"]
     assert revealed["a"].n_objects == 2
+    assert list(oracle.audit(["c", "z"])) == ["c"], "an audit takes what there is"
 
 
 def test_the_oracle_refuses_unknown_ids():

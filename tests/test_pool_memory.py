@@ -38,8 +38,8 @@ class Made:
         config = benchmark.config_of(self.args)
         dataset, device = build_dataset(config), devices_of(config, None)
         self.setup: RunSetup = build_setup(config, dataset, device, show_progress=False)
-        self.positions = benchmark.slice_positions(dataset.infos)
-        everything = Pool((), dataset.splits["train"])
+        self.positions = benchmark.slice_positions(dataset.images.infos)
+        everything = Pool((), dataset.images.splits["train"])
         self.pool = everything.label(self.setup.helper.initial(everything))
 
     def score(self) -> PoolRecord:
@@ -112,7 +112,7 @@ def test_pseudo_labels_take_what_they_hold(scored, tmp_path):
 
     def make(n: int) -> None:
         made, record = scored[n]
-        setup, names = made.setup, made.setup.dataset.class_names
+        setup, names = made.setup, made.setup.class_names
         labelled = setup.oracle.label(made.pool.labelled)
         labels[n] = setup.labeller.make(record, made.pool, dict.fromkeys(names, 0.8), labelled)
 

@@ -14,6 +14,7 @@ from med_sslal.al.record import COLUMNS, PoolRecord
 from med_sslal.al.record_writer import RecordWriter
 from med_sslal.al.scoring import score_pool
 from med_sslal.base.base_data_loader import BaseDataLoader
+from med_sslal.base.base_dataset import Images
 from med_sslal.base.types import ImageInfo
 from med_sslal.data.dataset import UnlabelledView
 from med_sslal.data.sampler import SequentialBatchSampler
@@ -179,7 +180,7 @@ DAMAGE = {
     "header is no JSON": (lambda folder: (folder / "header.json").write_text("{"), "header.json"),
     "header is a list": (lambda folder: (folder / "header.json").write_text("[]"), "header.json"),
     "header without entries": (
-        lambda folder: (folder / "header.json").write_text('{"format_version": 1}'),
+        lambda folder: (folder / "header.json").write_text('{"format_version": 3}'),
         "header.json",
     ),
     "no labelled embeddings": (
@@ -203,14 +204,15 @@ def test_a_view_that_was_not_scored_is_named(tmp_path):
         record.section("flip")
 
 
-class Pictures:
+class Pictures(Images):
     """Noise with one bright square, of three sizes; an Images without labels."""
 
     def __init__(self, ids):
-        self.infos = {
+        infos = {
             name: ImageInfo(name, name, name, (40 + 8 * (number % 3), 56))
             for number, name in enumerate(ids)
         }
+        super().__init__(infos, {})
 
     def read(self, image_id):
         generator = np.random.default_rng(int(image_id))

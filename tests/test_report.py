@@ -179,7 +179,8 @@ def test_the_gallery_shows_queries_by_rank_and_contrast(run: Path, page: Page) -
     n = page.pictures()
     assert n == (3 + 5) + (3 + 2)
     assert kinds.count("found") == 3 * n + 1 and kinds.count("found faint") == 2 * n
-    assert kinds.count("truth") == 2 * n + 1
+    # Truth of what was bought alone: both queries, and those of the contrast bought later.
+    assert kinds.count("truth") == 2 * (3 + 3 + 3) + 1
 
 
 def test_what_was_bought_is_counted_from_the_labels(page: Page) -> None:
@@ -188,14 +189,14 @@ def test_what_was_bought_is_counted_from_the_labels(page: Page) -> None:
         "initial set",
         "query after cycle 0",
         "query after cycle 1",
-        "whole pool",
+        "validation and test",
     ]
     assert [line[heading.index("Images")] for line in lines] == ["4", "3", "3", "12"]
     assert [line[heading.index("Boxes")] for line in lines] == ["8", "6", "6", "24"]
     assert {line[heading.index("class0")] for line in lines} == {"50 %"}
     assert {line[heading.index("Without object")] for line in lines} == {"0 %"}
     thirds = [int(cell.removesuffix(" %")) for cell in lines[-1][-3:]]
-    assert sum(thirds) in (99, 100, 101) and min(thirds) >= 32
+    assert sum(thirds) in (99, 100, 101) and min(thirds) >= 29
 
 
 def test_pseudo_labels_are_graded_by_the_truth(page: Page) -> None:
@@ -391,7 +392,7 @@ def test_a_run_whose_data_cannot_be_had(copy: Path, what: str) -> None:
     page = Page(copy / "report.html")
     assert "could not be opened" in page.texts[""] and page.pictures() == 0
     assert page.sections == [s for s in SECTIONS if s not in ("bought", "calibration")]
-    assert page.tables["pseudo-labels"][0][1][-2] == "\N{EN DASH}"
+    assert page.tables["pseudo-labels"][0][1][-2] == "0.50", "what the evaluation wrote down"
 
 
 def test_nothing_foreign_becomes_markup(tmp_path: Path) -> None:

@@ -309,9 +309,9 @@ def other_data(run: Path) -> None:
         (drop_records, "cycle_00/record", "has no pool record: a run keeps the newest ones only"),
         (cut("plain/boxes.npy", 200), "", "boxes.npy"),
         (cut("header.json", 100), "", "header.json is not valid JSON"),
-        (header_with(dataset_fingerprint="x"), "", "is of another data set than"),
+        (header_with(images_fingerprint="x"), "", "is of another data set than"),
         (header_with(model_hash="x"), "", "is of another model than"),
-        (header_with(model_hash="x", dataset_fingerprint="y"), "", "another data set and model"),
+        (header_with(model_hash="x", images_fingerprint="y"), "", "another data set and model"),
         (other_data, "", "is of another data set than its run's config names now"),
     ],
     ids=[

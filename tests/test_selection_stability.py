@@ -20,7 +20,7 @@ from med_sslal.base.checkpoint import load_checkpoint
 from med_sslal.cli.build import build_dataset, build_setup, devices_of
 from med_sslal.cli.registries import registries
 from med_sslal.config.parse_config import ConfigParser
-from med_sslal.trainer.inference import loader_of, predict, split_labels
+from med_sslal.trainer.inference import loader_of, predict
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.train_util import random_states
@@ -63,7 +63,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunSetup, BaseMod
 
 
 def pool_of(setup: RunSetup) -> Pool:
-    pool = Pool((), setup.dataset.splits["train"])
+    pool = Pool((), setup.images.splits["train"])
     return pool.label(setup.helper.initial(pool))
 
 
@@ -76,7 +76,7 @@ def score(
     if shuffled is not None:
         random.Random(shuffled).shuffle(unlabelled)
         random.Random(shuffled).shuffle(labelled)
-    names = setup.dataset.class_names
+    names = setup.class_names
     return score_pool(
         model,
         pool,
@@ -84,7 +84,7 @@ def score(
         loader_of(setup, labelled, None),
         path,
         RecordHeader(
-            dataset_fingerprint=setup.dataset.fingerprint(),
+            images_fingerprint=setup.images.fingerprint(),
             model_hash="m",
             config_hash="c",
             class_names=names,
@@ -142,7 +142,7 @@ def test_validation_repeats_and_leaves_the_random_state_alone(
     trained: tuple[RunSetup, BaseModel],
 ) -> None:
     setup, model = trained
-    labels = split_labels(setup.dataset, "val")
+    labels = setup.split_labels("val")
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()
     before, losses, found = random_states(), [], []

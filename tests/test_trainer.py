@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from med_sslal.base.base_data_loader import BaseDataLoader
-from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.base_dataset import Images
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.checkpoint import load_checkpoint, save_checkpoint
 from med_sslal.base.types import Annotation, Frame, ImageInfo, ModelOutput, Target
@@ -38,16 +38,14 @@ from med_sslal.utils.errors import UserError
 from med_sslal.utils.interrupt import Interrupted, StopRequest
 
 
-class Flat(BaseDataset):
+class Flat(Images):
     """Pictures of one brightness each."""
 
     def __init__(self, brightness: Sequence[float]) -> None:
-        self.class_names = ("thing",)
         names = [f"image{number}" for number in range(len(brightness))]
         self.brightness = dict(zip(names, brightness, strict=True))
-        self.infos = {name: ImageInfo(name, name, name, (32, 32)) for name in names}
-        self.annotations = dict.fromkeys(names, Annotation.empty())
-        self.splits = {"train": tuple(names), "val": (), "test": ()}
+        infos = {name: ImageInfo(name, name, name, (32, 32)) for name in names}
+        super().__init__(infos, {"train": tuple(names), "val": (), "test": ()})
 
     def read(self, image_id: str) -> np.ndarray:
         return np.full((32, 32, 3), self.brightness[image_id], dtype=np.float32)
@@ -120,7 +118,8 @@ def trainer_of(
     ids = data.splits["train"]
     sampler = EpochBatchSampler(len(ids) - n_pseudo, n_pseudo, 2, seed=0)
     pseudo = frozenset(ids[len(ids) - n_pseudo :])
-    view = LabelledView(data, data.annotations, ids, EvalTransform(32), pseudo)
+    labels = dict.fromkeys(ids, Annotation.empty())
+    view = LabelledView(data, labels, ids, EvalTransform(32), pseudo)
     step_by = optimizer(model.parameters(), lr=lr)
     trainer = Trainer(
         folder,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from med_sslal.base.base_data_loader import BaseDataLoader
+from med_sslal.base.base_dataset import Images
 from med_sslal.base.types import Annotation, ImageInfo
 from med_sslal.data.dataset import LabelledView
 from med_sslal.data.sampler import EpochBatchSampler
@@ -213,11 +214,11 @@ def test_transforms_fire_independently():
     assert all(65 <= count <= 135 for count in counts.values()), counts
 
 
-class Pictures:
+class Pictures(Images):
     """Twelve tiny images in memory."""
 
     def __init__(self):
-        self.infos = {f"p{i:02d}": info_of(f"p{i:02d}", (32, 32)) for i in range(12)}
+        super().__init__({f"p{i:02d}": info_of(f"p{i:02d}", (32, 32)) for i in range(12)}, {})
 
     def read(self, image_id):
         return noise_image(32, 32, seed=7)

@@ -36,7 +36,9 @@ def loader(view, n_workers=0):
 
 def test_labelled_view(dataset):
     ids = ("c3", "c0")
-    view = LabelledView(dataset, dataset.annotations, ids, EvalTransform(40), frozenset({"c0"}))
+    view = LabelledView(
+        dataset.images, dataset.labels.annotations, ids, EvalTransform(40), frozenset({"c0"})
+    )
     samples = [view[0, 0], view[1, 0]]
     assert all(isinstance(sample, Sample) for sample in samples)
     assert [sample.frame.info.image_id for sample in samples] == ["c3", "c0"]
@@ -49,25 +51,25 @@ def test_labelled_view(dataset):
 
 
 def test_labelled_view_keeps_no_other_label(dataset):
-    view = LabelledView(dataset, dataset.annotations, ("c1",), EvalTransform(40))
+    view = LabelledView(dataset.images, dataset.labels.annotations, ("c1",), EvalTransform(40))
     assert set(view.labels) == {"c1"}
 
 
 def test_labelled_view_needs_a_label(dataset):
-    labels = {"c0": dataset.annotations["c0"]}
+    labels = {"c0": dataset.labels.annotations["c0"]}
     with pytest.raises(LabelAccessError, match="c1"):
-        LabelledView(dataset, labels, ("c0", "c1"), EvalTransform(40))
+        LabelledView(dataset.images, labels, ("c0", "c1"), EvalTransform(40))
 
 
 def test_negative_image(dataset):
-    view = LabelledView(dataset, {"c0": Annotation.empty()}, ("c0",), EvalTransform(40))
+    view = LabelledView(dataset.images, {"c0": Annotation.empty()}, ("c0",), EvalTransform(40))
     (batch,) = loader(view)
     assert batch.targets[0].boxes.shape == (0, 4)
 
 
 @pytest.mark.parametrize("n_workers", [0, 1])
 def test_pool_sample_refuses_its_label(dataset, n_workers):
-    view = UnlabelledView(dataset, ("c0", "c5"), EvalTransform(40))
+    view = UnlabelledView(dataset.images, ("c0", "c5"), EvalTransform(40))
     sample = view[1, 0]
     assert isinstance(sample, UnlabelledSample)
     with pytest.raises(LabelAccessError, match="c5"):
@@ -79,26 +81,39 @@ def test_pool_sample_refuses_its_label(dataset, n_workers):
 
 @pytest.mark.parametrize("n_workers", [0, 1])
 def test_damaged_file_is_named_in_the_main_process(dataset, n_workers):
-    path = dataset.root / "JPEGImages" / "c4.png"
+    path = dataset.images.root / "JPEGImages" / "c4.png"
     path.write_bytes(path.read_bytes()[:100])
-    view = UnlabelledView(dataset, ("c0", "c4"), EvalTransform(40))
+    view = UnlabelledView(dataset.images, ("c0", "c4"), EvalTransform(40))
     with pytest.raises(DataError, match=r"c4\.png is damaged"):
         list(loader(view, n_workers))
 
 
-def test_a_dataset_without_labels_reads_the_same_pixels_and_knows_no_label(dataset):
-    blind = dataset.without_labels()
-    assert not blind.annotations
-    assert np.array_equal(blind.read("c2"), dataset.read("c2"))
-    assert set(dataset.annotations) == {f"c{i}" for i in range(6)}
+def reachable(thing, seen):
+    """Every object that can be reached from `thing` by attributes and containers."""
+    if id(thing) not in seen:
+        seen[id(thing)] = thing
+        for part in vars(thing).values() if hasattr(thing, "__dict__") else ():
+            reachable(part, seen)
+        if isinstance(thing, dict):
+            reachable([*thing.keys(), *thing.values()], seen)
+        elif isinstance(thing, list | tuple | set | frozenset):
+            for part in thing:
+                reachable(part, seen)
+    return seen.values()
+
+
+def test_nothing_that_can_be_reached_from_images_is_a_label(dataset):
+    view = UnlabelledView(dataset.images, ("c0", "c5"), EvalTransform(40))
+    assert not any(isinstance(each, Annotation) for each in reachable(view, {}))
+    assert any(isinstance(each, Annotation) for each in reachable(dataset, {}))
 
 
 def test_pseudo_labelled_images_are_changed_more_strongly(dataset):
     ids = ("c0", "c1")
     kinds = {name: AUGMENTATIONS[name](40, seed=0) for name in AUGMENTATIONS}
     view = LabelledView(
-        dataset,
-        dataset.annotations,
+        dataset.images,
+        dataset.labels.annotations,
         ids,
         kinds["TrainTransform"],
         frozenset({"c1"}),
@@ -108,9 +123,9 @@ def test_pseudo_labelled_images_are_changed_more_strongly(dataset):
         for position, name in enumerate(("TrainTransform", "StrongTransform")):
             image_id = ids[position]
             expected, _, _ = kinds[name](
-                dataset.read(image_id),
-                dataset.annotations[image_id],
-                dataset.infos[image_id],
+                dataset.images.read(image_id),
+                dataset.labels.annotations[image_id],
+                dataset.images.infos[image_id],
                 epoch,
             )
             assert torch.equal(view[position, epoch].image, expected)

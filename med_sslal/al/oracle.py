@@ -8,7 +8,7 @@ from med_sslal.utils.errors import DataError
 
 
 class SimulatedOracle:
-    """Stands for the person who annotates: it knows every label, and charges for those it tells."""
+    """Stands for the person who annotates: it knows the label of every training image."""
 
     def __init__(self, annotations: Mapping[str, Annotation]) -> None:
         """Hold the hidden labels.
@@ -64,6 +64,16 @@ class SimulatedOracle:
             paid[image_id] = label
             n_boxes += label.n_objects
         return paid
+
+    def audit(self, image_ids: Iterable[str]) -> dict[str, Annotation]:
+        """Labels of images that were never asked for, to measure what a simulation alone can.
+
+        Such a figure is written down for the reader; no part of a run may depend on it.
+
+        Returns:
+            Image id to label, for those of the images that have one.
+        """
+        return {name: self._annotations[name] for name in image_ids if name in self._annotations}
 
     def _check(self, wanted: Iterable[str]) -> None:
         """Raise DataError unless every label is known."""

@@ -22,7 +22,7 @@ import numpy as np
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import read_json
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 HEADER_FILE = "header.json"
 LABELLED_FILE = "labelled_embeddings.npy"
 PLAIN = "plain"
@@ -58,22 +58,24 @@ class RecordHeader:
     """What was scored, by what, and what criteria need beside the detections.
 
     Attributes:
-        dataset_fingerprint: `BaseDataset.fingerprint()`.
+        images_fingerprint: Of the images and their split.
         model_hash: `weights_hash` of the model that scored.
         config_hash: Hash of the resolved config.
         class_names: Names without background; label i is `class_names[i - 1]`.
         record_floor: Detections with a score below it are not in the record.
         class_counts: Class name to number of boxes in the labelled set.
         class_difficulty: Class name to the training difficulty kept by the Trainer; may be empty.
+        labels_fingerprint: Of the labels known then, those of val and test among them.
     """
 
-    dataset_fingerprint: str
+    images_fingerprint: str
     model_hash: str
     config_hash: str
     class_names: tuple[str, ...]
     record_floor: float = RECORD_FLOOR
     class_counts: Mapping[str, int] = field(default_factory=dict)
     class_difficulty: Mapping[str, float] = field(default_factory=dict)
+    labels_fingerprint: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain containers for `header.json`."""
@@ -228,7 +230,7 @@ class PoolRecord:
         """Map a record's files into memory; nothing but the header is read.
 
         Raises:
-            DataError: A file is missing, damaged, or written by a newer version.
+            DataError: A file is missing, damaged, or written by another version.
         """
         content = read_json(path / HEADER_FILE)
         try:
@@ -237,6 +239,11 @@ class PoolRecord:
                 raise DataError(
                     f"record {path} has format version {version}, this program reads up to "
                     f"{FORMAT_VERSION}: update the program"
+                )
+            if version < FORMAT_VERSION:
+                raise DataError(
+                    f"record {path} has format version {version}, this program reads "
+                    f"{FORMAT_VERSION}: make it again, with a run of this version"
                 )
             header = RecordHeader.from_json(content["header"])
             labelled_ids = tuple(content["labelled_ids"])

@@ -1,49 +1,41 @@
-"""What a dataset is: infos and pixels for everyone, annotations for evaluation and the oracle."""
+"""What a data set is: images for everyone, and the labels of all, some or none of them.
+
+Who is given Images cannot see a label: the pool, its loaders and their workers. Labels go to the
+oracle, which reveals those of training images, and to evaluation, which has those of val and test.
+"""
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import copy
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
 from med_sslal.base.types import Annotation, ImageInfo
-from med_sslal.utils.errors import ConfigError
+from med_sslal.utils.errors import ConfigError, DataError
 
 
-class Images(Protocol):
-    """The label-free side of a dataset: all that a view of the unlabelled pool is given."""
-
-    @property
-    def infos(self) -> Mapping[str, ImageInfo]:
-        """Image id to what is known without a label."""
-        ...
-
-    def read(self, image_id: str) -> np.ndarray:
-        """Decode an image: float32 [H, W, 3] in [0, 1], ORIGINAL pixels."""
-        ...
-
-
-class BaseDataset(ABC):
-    """A set of images with labels, split into train (the pool), val and test.
-
-    A subclass fills the four attributes in its constructor and implements `read`; everything else
-    (augmentation, batching, the pool, evaluation) works from these.
+class Images(ABC):
+    """Images and what is known of them without a label; a subclass implements `read`.
 
     Attributes:
-        class_names: Names without background; label i is `class_names[i - 1]`.
         infos: Image id to ImageInfo, sorted by id.
-        annotations: Image id to Annotation, the same keys.
-        splits: "train", "val" and "test" to disjoint tuples of image ids; groups do not cross.
+        splits: "train" (the pool), "val" and "test" to disjoint tuples of image ids; groups do not
+            cross.
         note: What every figure and table made from the data must say, or None.
     """
 
-    class_names: tuple[str, ...]
-    infos: Mapping[str, ImageInfo]
-    annotations: Mapping[str, Annotation]
-    splits: Mapping[str, tuple[str, ...]]
-    note: str | None = None
+    def __init__(
+        self,
+        infos: Mapping[str, ImageInfo],
+        splits: Mapping[str, tuple[str, ...]],
+        note: str | None = None,
+    ) -> None:
+        """Hold the images; see the attributes."""
+        self.infos: Mapping[str, ImageInfo] = dict(sorted(infos.items()))
+        self.splits, self.note = splits, note
 
     @abstractmethod
     def read(self, image_id: str) -> np.ndarray:
@@ -60,29 +52,80 @@ class BaseDataset(ABC):
         """The image as a person is shown it, of the same size and form as `read` gives."""
         return self.read(image_id)
 
-    def without_labels(self) -> "BaseDataset":
-        """A view of the same images that holds no label: what loaders and workers are given."""
-        clone = copy(self)
-        clone.annotations = {}
-        return clone
-
-    def check_num_classes(self, num_classes: int) -> None:
-        """Raise ConfigError unless the model's classes (with background) fit the data."""
-        expected = len(self.class_names) + 1
-        if num_classes != expected:
-            raise ConfigError(
-                f"arch.args.num_classes is {num_classes}, but the data has {expected - 1} "
-                f"class(es) ({', '.join(self.class_names)}) and background: set it to {expected}"
-            )
+    def with_splits(self, splits: Mapping[str, tuple[str, ...]]) -> Self:
+        """The same images, split otherwise."""
+        other = copy(self)
+        other.splits = splits
+        return other
 
     def fingerprint(self) -> str:
-        """Hex digest of ids, sizes, labels and split: two runs on the same data agree on it."""
-        digest = hashlib.sha256("\x1f".join(self.class_names).encode())
+        """Hex digest of ids, patients, sizes and split: two runs on the same images agree on it."""
+        digest = hashlib.sha256()
         of_split = {image_id: name for name, ids in self.splits.items() for image_id in ids}
-        for image_id in sorted(self.infos):
-            info, label = self.infos[image_id], self.annotations[image_id]
+        for image_id, info in self.infos.items():
             words = (image_id, info.group_id, info.orig_size, of_split.get(image_id))
             digest.update(repr(words).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of some images; an image without an entry has none (yet).
+
+    Attributes:
+        class_names: Names without background; label i is `class_names[i - 1]`.
+        annotations: Image id to label.
+    """
+
+    class_names: tuple[str, ...]
+    annotations: Mapping[str, Annotation]
+
+    def of(self, image_ids: Iterable[str]) -> dict[str, Annotation]:
+        """The labels of these images, in their order.
+
+        Raises:
+            DataError: An image has no label.
+        """
+        wanted = tuple(image_ids)
+        missing = [image_id for image_id in wanted if image_id not in self.annotations]
+        if missing:
+            raise DataError(
+                f"{len(missing)} of {len(wanted)} images have no label and need one: "
+                f"{', '.join(missing[:5])}{', ...' if missing[5:] else ''}"
+            )
+        return {image_id: self.annotations[image_id] for image_id in wanted}
+
+    def fingerprint(self) -> str:
+        """Hex digest of classes and labels, in whatever order they came."""
+        digest = hashlib.sha256("\x1f".join(self.class_names).encode())
+        for image_id in sorted(self.annotations):
+            label = self.annotations[image_id]
+            digest.update(repr((image_id, len(label.labels))).encode())
             for array in (label.boxes, label.labels, label.ignore):
                 digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+
+class BaseDataset:
+    """Images with labels of all, some or none of them.
+
+    A subclass takes the arguments of the config's `dataset.args`, reads its files, and calls this
+    constructor with what they hold.
+
+    Attributes:
+        images: The images.
+        labels: Labels of some of them.
+    """
+
+    def __init__(self, images: Images, labels: Labels) -> None:
+        """Join both."""
+        self.images, self.labels = images, labels
+
+    def check_num_classes(self, num_classes: int) -> None:
+        """Raise ConfigError unless the model's classes (with background) fit the data."""
+        names = self.labels.class_names
+        if num_classes != len(names) + 1:
+            raise ConfigError(
+                f"arch.args.num_classes is {num_classes}, but the data has {len(names)} "
+                f"class(es) ({', '.join(names)}) and background: set it to {len(names) + 1}"
+            )

@@ -15,7 +15,7 @@ from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.oracle import SimulatedOracle
 from med_sslal.al.pool import Pool
 from med_sslal.al.restrict import check_groups, check_pool, check_positions, slice_positions
-from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.base_dataset import BaseDataset, Images, Labels
 from med_sslal.base.base_model import ABILITIES, BaseModel
 from med_sslal.base.checkpoint import load_checkpoint, sidecar
 from med_sslal.cli.schedule import check_schedule
@@ -79,7 +79,7 @@ def build_dataset(config: ConfigParser) -> BaseDataset:
 def check_monitor(config: ConfigParser, dataset: BaseDataset) -> None:
     """Raise ConfigError unless the monitored value is one that validation gives."""
     # Asked in any case: it also tries every metric before hours are spent on a training.
-    known = metric_keys(config["metrics"], dataset.class_names)
+    known = metric_keys(config["metrics"], dataset.labels.class_names)
     rule = config.get("trainer.monitor")
     if rule == "off":
         return
@@ -116,7 +116,8 @@ def build_setup(
             f"subclass of {ActiveLearningHelper.__module__}.{ActiveLearningHelper.__name__}"
         )
     helper = config.init_obj("al_settings", seed=config["seed"])
-    _check_pool(helper, dataset, config.get("al_settings.num_cycles"))
+    images, labels = dataset.images, dataset.labels
+    _check_pool(helper, images, config.get("al_settings.num_cycles"))
     if config.get("al_settings.num_cycles"):
         check_detector(config, helper)
     pseudo = config.get("ssl_settings.include_pseudolabels")
@@ -136,10 +137,13 @@ def build_setup(
         check_compiler(devices.main)
     image_size = config["image_size"] or DEFAULT_IMAGE_SIZE
     changes = stable_hash(config["seed"], "augmentation")
-    check_schedule(config, helper, len(dataset.splits["train"]))
+    check_schedule(config, helper, len(images.splits["train"]))
     return RunSetup(
-        dataset=dataset,
-        oracle=SimulatedOracle(dataset.annotations),
+        images=images,
+        eval_labels=Labels(
+            labels.class_names, labels.of((*images.splits["val"], *images.splits["test"]))
+        ),
+        oracle=SimulatedOracle(labels.of(images.splits["train"])),
         helper=helper,
         labeller=config.init_obj("ssl_settings") if pseudo else None,
         make_model=model_maker(config, dtype),
@@ -200,24 +204,24 @@ def training_setup(
     return setup
 
 
-def _check_pool(helper: ActiveLearningHelper, dataset: BaseDataset, num_cycles: int) -> None:
+def _check_pool(helper: ActiveLearningHelper, images: Images, num_cycles: int) -> None:
     """Refuse an initial set and a first query that the pool cannot give.
 
     Raises:
-        ConfigError: It has too few images, or too few under the cap per patient; the budget is
-            less than any image costs; or adjacent slices are to be suppressed among no slices.
+        ConfigError: It has too few images, or too few under the cap per patient; or adjacent
+            slices are to be suppressed among no slices.
     """
-    pool = Pool((), dataset.splits["train"])
+    pool = Pool((), images.splits["train"])
     n_initial, in_images = helper.n_initial(len(pool)), helper.costs.unit == "images"
     if not num_cycles:
         check_pool(n_initial, 0, len(pool))
         return
     check_pool(n_initial, helper.budget_num if in_images else 1, len(pool))
-    check_positions(pool.unlabelled, slice_positions(dataset.infos), helper.suppress_adjacent)
+    check_positions(pool.unlabelled, slice_positions(images.infos), helper.suppress_adjacent)
     if in_images:
         # What a cold start picks is not known yet; more than the whole pool cannot be had.
         left = pool if helper.cold_start else pool.label(helper.initial(pool))
-        groups = [dataset.infos[image_id].group_id for image_id in left.unlabelled]
+        groups = [images.infos[image_id].group_id for image_id in left.unlabelled]
         check_groups(groups, helper.budget_num, helper.max_per_group)
         enough = math.ceil((len(pool) - n_initial) / helper.budget_num)
         if enough < num_cycles:
@@ -228,15 +232,6 @@ def _check_pool(helper: ActiveLearningHelper, dataset: BaseDataset, num_cycles: 
                 len(pool),
                 enough,
             )
-    cheapest = min(
-        helper.costs.cost(1, dataset.annotations[image_id].n_objects)
-        for image_id in pool.unlabelled
-    )
-    if cheapest > helper.budget_num:
-        raise ConfigError(
-            f"al_settings.args.budget_num {helper.budget_num} {helper.costs.unit} pays for no "
-            f"image of the pool: the cheapest costs {cheapest:g}"
-        )
 
 
 def check_detector(config: ConfigParser, helper: ActiveLearningHelper) -> None:
@@ -345,6 +340,23 @@ def _weights_file(path: Path) -> dict[str, Any]:
     content = {"model": read_weights(path)}
     logger.warning("%s has no checksum file beside it: it is taken unverified", path)
     return content
+
+
+def data_difference(content: Mapping[str, Any], setup: RunSetup) -> str | None:
+    """How the data of a checkpoint differs from that of a run; None where it does not.
+
+    More labels than before are no difference, other labels of images that it has used are one.
+    """
+    fingerprints = setup.fingerprints(
+        setup.oracle.label(content.get("pool", {}).get("labelled", ()))
+    )
+    for name, sentence in (
+        ("images_fingerprint", "its images or their split have changed"),
+        ("labels_fingerprint", "labels of images that it has used have changed"),
+    ):
+        if content[name] != fingerprints[name]:
+            return sentence
+    return None
 
 
 def load_weights(model: nn.Module, content: Mapping[str, Any], path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from med_sslal.al.record import HEADER_FILE, PoolRecord
-from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.base_dataset import BaseDataset, Images
 from med_sslal.base.base_trainer import BEST
 from med_sslal.base.checkpoint import load_checkpoint, weights_hash
 from med_sslal.cli.registries import registries
@@ -110,7 +110,7 @@ def check_model(record: PoolRecord, origin: Origin) -> str | None:
     content = load_checkpoint(best, require_checksum=False)
     header = record.header
     wrong = []
-    if content["data_fingerprint"] != header.dataset_fingerprint:
+    if content["images_fingerprint"] != header.images_fingerprint:
         wrong.append("data set")
     if weights_hash(content["model"]) != header.model_hash:
         wrong.append("model")
@@ -126,8 +126,8 @@ class NoImagesError(UserError):
     """Pictures cannot be made; the message says why."""
 
 
-def find_images(record: PoolRecord, config: ConfigParser | None) -> BaseDataset:
-    """The data set of a record's images.
+def find_images(record: PoolRecord, config: ConfigParser | None) -> Images:
+    """The images of a record.
 
     Args:
         record: The record.
@@ -147,9 +147,9 @@ def find_images(record: PoolRecord, config: ConfigParser | None) -> BaseDataset:
         dataset: BaseDataset = config.init_obj("dataset")
     except UserError as error:
         raise NoImagesError(str(error)) from error
-    if dataset.fingerprint() != record.header.dataset_fingerprint:
+    if dataset.images.fingerprint() != record.header.images_fingerprint:
         raise DataError(
-            f"record {record.path} is of another data set than its run's config names now: images, "
-            "labels or split differ; --first 0 chooses without pictures"
+            f"record {record.path} is of another data set than its run's config names now: images "
+            "or split differ; --first 0 chooses without pictures"
         )
-    return dataset
+    return dataset.images

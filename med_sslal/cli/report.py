@@ -68,7 +68,8 @@ def write_run(folder: Path, dataset: "BaseDataset | None" = None) -> Path:
 
     Args:
         folder: The run folder.
-        dataset: The run's data set where it is open already; else it is opened, and where that
+        dataset: The run's images with the labels that it has used, where they are at hand; else
+            its data set is opened, and where that
             cannot be done the page says so and does without pictures and truth.
 
     Raises:
@@ -101,7 +102,7 @@ def _open_dataset(config: "ConfigParser", folder: Path) -> "BaseDataset":
 
     dataset = build_dataset(config)
     split = read_json(folder / "split.json")
-    if {name: list(ids) for name, ids in dataset.splits.items()} != split:
+    if {name: list(ids) for name, ids in dataset.images.splits.items()} != split:
         raise DataError("Its images or its split have changed since.")
     return dataset
 

@@ -13,7 +13,7 @@ from med_sslal.al.pool import Pool
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.al.restrict import check_groups, slice_positions
 from med_sslal.al.selection_io import read_selection, write_selection
-from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.base_dataset import Images
 from med_sslal.base.types import Selection
 from med_sslal.cli.origin import NoImagesError, Origin, check_model, find_images, find_record
 from med_sslal.config.parse_config import ConfigParser
@@ -121,7 +121,7 @@ def choose(
     record: PoolRecord,
     budget: int,
     cycle: int,
-    images: BaseDataset | None,
+    images: Images | None,
 ) -> Selection:
     """Query the record, whose images are the whole pool.
 

@@ -9,11 +9,13 @@ from typing import Any
 
 from med_sslal.base.base_trainer import BEST
 from med_sslal.base.checkpoint import check_can_go_on, load_checkpoint, sidecar
+from med_sslal.cli.build import data_difference
 from med_sslal.cli.registries import registries
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import compare_for_resume
 from med_sslal.config.study import INITIAL, is_strategy
 from med_sslal.trainer.initial_set import INITIAL_FILE
+from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.errors import CheckpointError, ConfigError
 from med_sslal.utils.util import read_json
 
@@ -30,13 +32,13 @@ _FILES = (
 _HARMLESS = ("name", "dataset.args.root", "dataset.args.cache*")
 
 
-def check_shared(source: Path, config: ConfigParser, fingerprint: str) -> None:
+def check_shared(source: Path, config: ConfigParser, setup: RunSetup) -> None:
     """Refuse a run whose cycle 0 is not that of `config`.
 
     Args:
         source: Folder of the run to take over from.
         config: Config of the new run.
-        fingerprint: Of its data set.
+        setup: What it is made of.
 
     Raises:
         CheckpointError: It is no run folder, or its cycle 0 is not finished or of other data.
@@ -58,10 +60,14 @@ def check_shared(source: Path, config: ConfigParser, fingerprint: str) -> None:
             f"--cycle0-from: {key} is {old!r} in {source} and {new!r} here, so its cycle 0 is not "
             "that of this run: train it anew"
         )
-    initial = load_checkpoint(source / "initial.pth")
-    check_can_go_on(initial, source / "initial.pth")
-    if initial["data_fingerprint"] != fingerprint:
-        raise CheckpointError(f"--cycle0-from: {source} was trained on other data")
+    # That of cycle 0 tells the labels of its training too.
+    for path in (source / "initial.pth", cycle / BEST):
+        content = load_checkpoint(path)
+        check_can_go_on(content, path)
+        if (difference := data_difference(content, setup)) is not None:
+            raise CheckpointError(
+                f"--cycle0-from: {source} was trained on other data: {difference}"
+            )
 
 
 def take_over(source: Path, folder: Path) -> None:

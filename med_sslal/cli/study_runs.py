@@ -113,7 +113,7 @@ class StudyRuns:
             # Arms differ in no key of the data, so one data set serves all.
             dataset = dataset or build_dataset(config)
             build_setup(config, dataset, devices_of(config, "cpu"), show_progress=False)
-            keys = metric_keys(config["metrics"], dataset.class_names)
+            keys = metric_keys(config["metrics"], dataset.labels.class_names)
             known = sorted(f"test_{key}" for key in keys)
             if self._study.metric not in known:
                 raise ConfigError(

@@ -10,7 +10,13 @@ from typing import Any
 
 from med_sslal.base.checkpoint import sidecar
 from med_sslal.base.types import Prediction
-from med_sslal.cli.build import build_dataset, build_setup, devices_of, load_weights
+from med_sslal.cli.build import (
+    build_dataset,
+    build_setup,
+    data_difference,
+    devices_of,
+    load_weights,
+)
 from med_sslal.cli.registries import registries
 from med_sslal.cli.run_folder import find_run, finished_best, load_named
 from med_sslal.config.parse_config import ConfigParser
@@ -19,7 +25,7 @@ from med_sslal.eval.metric import evaluate
 from med_sslal.logger.logger import setup_logging
 from med_sslal.report.run_report import write_evaluation_pictures
 from med_sslal.report.table import metric_table
-from med_sslal.trainer.inference import predict_split, split_labels
+from med_sslal.trainer.inference import predict_split
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.deterministic import deterministic_algorithms
 from med_sslal.utils.distributed import World
@@ -46,13 +52,11 @@ def test(args: Namespace) -> int:
         devices = devices_of(config, args.device, world)
         with deterministic_algorithms(config["deterministic"]), StopRequest() as stop:
             dataset = world.local_first(lambda: build_dataset(config))
-            if content["data_fingerprint"] != dataset.fingerprint():
-                logger.warning(
-                    "the data is not that of the training: its images, labels or split differ"
-                )
             setup = build_setup(config, dataset, devices, show_progress=world.is_main, world=world)
+            if (difference := data_difference(content, setup)) is not None:
+                logger.warning("the data is not that of the training: %s", difference)
             load_weights(setup.make_model(), content, path)
-            n_images = len(dataset.splits[args.split])
+            n_images = len(setup.images.splits[args.split])
             logger.info("evaluating %s on %d %s images", path, n_images, args.split)
             found, loss = predict_split(
                 setup, stop=stop, weights=content["model"], split=args.split, title=args.split
@@ -91,9 +95,9 @@ def _write(
     folder = path.resolve().parent
     if (folder.parent / "config.json").exists():
         folder = folder.parent
-    dataset, labels = setup.dataset, split_labels(setup.dataset, split)
+    images, labels = setup.images, setup.split_labels(split)
     result = evaluate(
-        setup.metrics, found, labels, dataset.infos, dataset.class_names, seed=setup.seed
+        setup.metrics, found, labels, images.infos, setup.class_names, seed=setup.seed
     )
     result["values"]["loss"] = loss
     out = folder / f"{split}_{datetime.now():%Y%m%d_%H%M%S}"
@@ -103,12 +107,12 @@ def _write(
         raise UserError(f"cannot make the folder {out}: {error.strerror}") from error
     # First: a disk that is full does not take the numbers away.
     sys.stdout.write(metric_table(result) + "\n")
-    coco = to_coco_predictions(found, dataset.infos, dataset.class_names)
+    coco = to_coco_predictions(found, images.infos, setup.class_names)
     title = f"{setup.config['name']}: {split}, {len(found)} images"
     try:
         write_json(out / "metrics.json", {"checkpoint": str(path), "split": split, **result})
         write_json(out / "predictions.json", coco)
-        write_evaluation_pictures(out, result, found, labels, dataset, title)
+        write_evaluation_pictures(out, result, found, labels, images, setup.class_names, title)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise

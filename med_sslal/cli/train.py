@@ -7,18 +7,18 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from med_sslal.base.base_dataset import BaseDataset
-from med_sslal.base.base_trainer import resumable
+from med_sslal.base.base_dataset import BaseDataset, Labels
+from med_sslal.base.base_trainer import BEST, resumable
 from med_sslal.base.checkpoint import check_can_go_on, load_checkpoint, newest_good, save_checkpoint
 from med_sslal.cli.build import (
     build_dataset,
+    data_difference,
     devices_of,
     initial_weights,
     load_weights,
@@ -48,7 +48,6 @@ from med_sslal.report.run_report import write_evaluation_pictures, write_learnin
 from med_sslal.report.table import cycle_table
 from med_sslal.trainer.cycle import run_cycles
 from med_sslal.trainer.disk import disk_estimate
-from med_sslal.trainer.inference import split_labels
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.deterministic import deterministic_algorithms
 from med_sslal.utils.distributed import World
@@ -104,21 +103,20 @@ def _new_run(
     args: Namespace, config: ConfigParser, setup: RunSetup, init_from: Path | None
 ) -> Path:
     """Make the folder of a new run, with all that it starts from."""
-    dataset = setup.dataset
     source = args.cycle0_from and Path(args.cycle0_from)
     weights = None
     if source is None:
         weights = initial_weights(config, init_from)
     else:
-        check_shared(source, config, dataset.fingerprint())
+        check_shared(source, config, setup)
     save_dir = Path(config.get("trainer.save_dir"))
     folder = new_run_folder(save_dir, config["name"], args.run_id, config["seed"])
     with filled_first(folder) as partial:
         if weights is not None:
-            _save_initial(partial, dataset, weights, init_from)
+            _save_initial(partial, setup, weights, init_from)
         else:
             take_over(source, partial)
-        splits = {name: list(ids) for name, ids in dataset.splits.items()}
+        splits = {name: list(ids) for name, ids in setup.images.splits.items()}
         write_json(partial / "split.json", splits)
         save_config(partial, config.resolved)
     try:
@@ -137,12 +135,12 @@ def _help(setup: RunSetup) -> int:
 
 
 def _save_initial(
-    folder: Path, dataset: BaseDataset, weights: Mapping[str, Any], init_from: Path | None
+    folder: Path, setup: RunSetup, weights: Mapping[str, Any], init_from: Path | None
 ) -> None:
     """Write the weights that every cycle starts from."""
     identity = {
-        "data_fingerprint": dataset.fingerprint(),
-        "class_names": dataset.class_names,
+        **setup.fingerprints({}),
+        "class_names": setup.class_names,
         "init_from": init_from,
     }
     save_checkpoint(folder / "initial.pth", {"model": weights, **identity})
@@ -170,8 +168,9 @@ def _run(folder: Path, setup: RunSetup, devices: Devices) -> int:
             memory = peak_memory(devices.main)
             logger.info("finished after %.1f minutes; peak memory %s", minutes, memory)
             logger.info("results: %s", folder)
+            seen = _seen(folder / f"cycle_{rows[-1]['cycle']:02d}", setup)
             # Last, when everything else is on disk: an error in it loses nothing of the run.
-            sys.stdout.write(f"report: {write_run(folder, setup.dataset)}\n")
+            sys.stdout.write(f"report: {write_run(folder, seen)}\n")
     except Interrupted as request:
         logger.debug("%s", request)
         # Not logged: it is told at every verbosity.
@@ -189,17 +188,25 @@ def _run(folder: Path, setup: RunSetup, devices: Devices) -> int:
     return 0
 
 
+def _seen(cycle: Path, setup: RunSetup) -> BaseDataset:
+    """The images of a run with the labels that it has used: what its report may show."""
+    bought = setup.oracle.label(read_json(cycle / "pool.json")["labelled"])
+    labels = {**bought, **setup.eval_labels.annotations}
+    return BaseDataset(setup.images, Labels(setup.class_names, labels))
+
+
 def _write_pictures(folder: Path, setup: RunSetup, rows: list[dict[str, Any]]) -> None:
     """The learning curve, and the last cycle's FROC and overlays, in the run folder."""
-    dataset, name = setup.dataset, setup.config["name"]
-    write_learning_curve(folder, rows, dataset, f"{name}: test")
+    images, name = setup.images, setup.config["name"]
+    write_learning_curve(folder, rows, images, f"{name}: test")
     cycle = folder / f"cycle_{rows[-1]['cycle']:02d}"
     write_evaluation_pictures(
         folder,
         read_json(cycle / "metrics.json")["test"],
-        from_coco_predictions(read_json(cycle / "predictions.json"), dataset.class_names),
-        split_labels(dataset, "test"),
-        dataset,
+        from_coco_predictions(read_json(cycle / "predictions.json"), setup.class_names),
+        setup.split_labels("test"),
+        images,
+        setup.class_names,
         f"{name}: test, cycle {rows[-1]['cycle']}",
     )
 
@@ -257,6 +264,7 @@ def _go_on(
             _check_fits(path, content, setup)
     if named is not None:
         _check_furthest(run, named)
+    _check_newest(run.folder, setup)
     logger.info("resuming %s", run.folder)
     return _run(run.folder, setup, devices)
 
@@ -329,14 +337,30 @@ def _check_fits(path: Path, content: Mapping[str, Any], setup: RunSetup) -> None
     """Refuse to continue on other data or with another architecture.
 
     Raises:
-        CheckpointError: The data set's fingerprint or the shapes of the weights differ.
+        CheckpointError: Images, split, labels or the shapes of the weights differ.
     """
-    if content["data_fingerprint"] != setup.dataset.fingerprint():
+    if (difference := data_difference(content, setup)) is not None:
         raise CheckpointError(
-            f"the data is not that of {path}: its images, labels or split have changed; give the "
-            "run its own again, or start a new one with --init-from"
+            f"the data is not that of {path}: {difference}; give the run its own again, or start a "
+            "new one with --init-from"
         )
     load_weights(setup.make_model(), content, path)
+
+
+def _check_newest(folder: Path, setup: RunSetup) -> None:
+    """Refuse to continue where labels have changed that the furthest training has used.
+
+    Raises:
+        CheckpointError: They have.
+    """
+    for cycle in sorted(folder.glob("cycle_*"), key=lambda path: (len(path.name), path.name))[::-1]:
+        try:
+            path, content, _ = newest_good([*resumable(cycle), cycle / BEST])
+        except CheckpointError:
+            # Whoever needs a damaged one tells of it.
+            continue
+        _check_fits(path, content, setup)
+        return
 
 
 def _check_furthest(run: RunPath, named: Mapping[str, Any]) -> None:
@@ -369,16 +393,12 @@ def _dry_run(
 ) -> int:
     """One training step, one validation, one scoring and selection on a handful of images."""
     setup = training_setup(config, dataset, devices, show_progress=False, world=world)
-    handful = copy(dataset)
-    handful.splits = {
-        "train": dataset.splits["train"][:DRY_POOL],
-        "val": dataset.splits["val"][:DRY_EVAL],
-        "test": dataset.splits["test"][:DRY_EVAL],
-    }
-    n_initial = max(1, min(DRY_INIT, len(handful.splits["train"]) - 1))
+    sizes = {"train": DRY_POOL, "val": DRY_EVAL, "test": DRY_EVAL}
+    splits = {name: ids[: sizes[name]] for name, ids in setup.images.splits.items()}
+    n_initial = max(1, min(DRY_INIT, len(splits["train"]) - 1))
     small = replace(
         setup,
-        dataset=handful,
+        images=setup.images.with_splits(splits),
         helper=setup.helper.handful(n_initial, DRY_BUDGET),
         settings=replace(setup.settings, steps_per_cycle=1),
         num_cycles=min(1, setup.num_cycles),
@@ -389,7 +409,7 @@ def _dry_run(
         return _help(small)
     with tempfile.TemporaryDirectory() as name, StopRequest() as stop:
         folder = Path(name)
-        _save_initial(folder, handful, initial_weights(config, init_from), init_from)
+        _save_initial(folder, small, initial_weights(config, init_from), init_from)
         rows = run_cycles(small, folder, stop)
     sys.stdout.write(
         f"dry run: {len(rows)} training(s) of one step went through; nothing is left\n"

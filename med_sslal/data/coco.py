@@ -4,19 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
-from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.base_dataset import BaseDataset, Labels
 from med_sslal.base.types import ImageInfo
 from med_sslal.data.bad_samples import BadSamples, OnBadSample
 from med_sslal.data.pictures import (
     BoxRecord,
+    PictureImages,
     check_split_names,
     class_labels,
     given_splits,
     make_annotation,
     picture_size,
-    read_picture,
 )
 from med_sslal.data.splits import split_by_group
 from med_sslal.utils.errors import DataError
@@ -90,23 +88,17 @@ class COCO(BaseDataset):
             records |= _read_boxes(document, path, categories, by_number, bad)
 
         labels = class_labels(names if classes is None else classes)
-        self.class_names = tuple(labels)
-        self.infos = dict(sorted(infos.items()))
-        self.annotations = {
+        made = {
             image_id: make_annotation(records[image_id], labels, info.orig_size, bad)
-            for image_id, info in self.infos.items()
+            for image_id, info in sorted(infos.items())
         }
         bad.finish()
-        self.splits = (
-            given_splits(self.infos, lists)
+        splits = (
+            given_splits(infos, lists)
             if isinstance(annotations, dict)
-            else split_by_group(self.infos, eval_split, split_seed)
+            else split_by_group(infos, eval_split, split_seed)
         )
-
-    def read(self, image_id: str) -> np.ndarray:
-        """Decode an image: float32 [H, W, 3] RGB in [0, 1], ORIGINAL pixels."""
-        info = self.infos[image_id]
-        return read_picture(self.root / info.file_name, info.orig_size)
+        super().__init__(PictureImages(self.root, infos, splits), Labels(tuple(labels), made))
 
     def _read_images(
         self,

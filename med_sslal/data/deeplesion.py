@@ -2,14 +2,14 @@
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 
-from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.base_dataset import BaseDataset, Images, Labels
 from med_sslal.base.types import Annotation, ImageInfo
 from med_sslal.data.bad_samples import BadSamples, OnBadSample
 from med_sslal.data.deeplesion_csv import Lesion, read_csv
@@ -52,6 +52,51 @@ PROBE_THREADS = 16
 DISPLAY_WINDOW = (-1000.0, 400.0)
 
 
+class SliceImages(Images):
+    """Key slices, each read with the slices around it."""
+
+    def __init__(
+        self,
+        infos: Mapping[str, ImageInfo],
+        splits: Mapping[str, tuple[str, ...]],
+        stacks: Mapping[str, Stack],
+        window: tuple[float, float],
+        decode: Callable[[Path], np.ndarray] = decode_slice,
+        note: str | None = None,
+    ) -> None:
+        """Hold the files.
+
+        Args:
+            infos: See Images.
+            splits: See Images.
+            stacks: Image id to its files.
+            window: Lowest and highest HU of the pixels, mapped to 0 and 1.
+            decode: Gives uint16 [H, W] of a file.
+            note: See Images.
+        """
+        super().__init__(infos, splits, note)
+        self._stacks, self.window, self._decode = stacks, window, decode
+
+    def read(self, image_id: str) -> np.ndarray:
+        """Decode a key slice and its neighbours.
+
+        Returns:
+            float32 [H, W, 3] in [0, 1], ORIGINAL pixels; channels from the lower slice index to
+            the higher one.
+
+        Raises:
+            DataError: A file is missing or damaged.
+        """
+        return read_stack(self._stacks[image_id], self.window, self._decode)
+
+    def picture(self, image_id: str) -> np.ndarray:
+        """The key slice in grey between -1000 and 400 HU, where lung and soft tissue both show."""
+        low, high = self.window
+        values = self.read(image_id)[..., 1] * (high - low) + low
+        grey = ((values - DISPLAY_WINDOW[0]) / (DISPLAY_WINDOW[1] - DISPLAY_WINDOW[0])).clip(0, 1)
+        return np.repeat(grey[..., None], 3, axis=2)
+
+
 class DeepLesion(BaseDataset):
     """Key slices of DeepLesion with their two neighbours as channels.
 
@@ -59,7 +104,7 @@ class DeepLesion(BaseDataset):
     boxes, and boxes of another type than the wanted one, are kept as ignore regions.
     """
 
-    class_names = ("lesion",)
+    note: str | None = None
 
     def __init__(
         self,
@@ -107,45 +152,32 @@ class DeepLesion(BaseDataset):
             raise ConfigError(
                 f"dataset.args.slice_step_mm must be a positive number, found {slice_step_mm}"
             )
-        self.window = _check_window(window)
+        bounds = _check_window(window)
         self.slice_mode: SliceMode = slice_mode
         self.slice_step_mm = slice_step_mm
-        self._decode = SliceCache(Path(cache_dir)).read if cache_dir else decode_slice
+        decode = SliceCache(Path(cache_dir)).read if cache_dir else decode_slice
 
         folder = Path(root).expanduser()
         bad = BadSamples(on_bad_sample, str(folder))
         table, files = _open_root(folder)
         lesions = read_csv(table, bad)
         n_rows = len(lesions) + len(bad.problems)
-        self._fill(folder, _keep_images(lesions, lesion_type), files, lesion_type, bad)
+        infos, annotations, stacks = self._fill(
+            folder, _keep_images(lesions, lesion_type), files, lesion_type, bad
+        )
         bad.finish()
-        if not self.infos:
+        if not infos:
             raise ConfigError(f"{table} has no usable lesion of dataset.args.lesion_type")
         if dataset_type == "official":
-            self.splits = self._official_split(lesions, lesion_type)
+            splits = _official_split(infos, lesions, lesion_type)
         else:
-            self.splits = split_by_group(self.infos, eval_split, split_seed)
+            splits = split_by_group(infos, eval_split, split_seed)
+        super().__init__(
+            SliceImages(infos, splits, stacks, bounds, decode, self.note),
+            Labels(("lesion",), annotations),
+        )
         full = n_rows == FULL_ROWS and (dataset_type, lesion_type) == ("official", "all")
         self._log_counts(lesion_type, full)
-
-    def read(self, image_id: str) -> np.ndarray:
-        """Decode a key slice and its neighbours.
-
-        Returns:
-            float32 [H, W, 3] in [0, 1], ORIGINAL pixels; channels from the lower slice index to
-            the higher one.
-
-        Raises:
-            DataError: A file is missing or damaged.
-        """
-        return read_stack(self._stacks[image_id], self.window, self._decode)
-
-    def picture(self, image_id: str) -> np.ndarray:
-        """The key slice in grey between -1000 and 400 HU, where lung and soft tissue both show."""
-        low, high = self.window
-        values = self.read(image_id)[..., 1] * (high - low) + low
-        grey = ((values - DISPLAY_WINDOW[0]) / (DISPLAY_WINDOW[1] - DISPLAY_WINDOW[0])).clip(0, 1)
-        return np.repeat(grey[..., None], 3, axis=2)
 
     def _fill(
         self,
@@ -154,11 +186,11 @@ class DeepLesion(BaseDataset):
         files: SliceFiles,
         lesion_type: str,
         bad: BadSamples,
-    ) -> None:
+    ) -> tuple[dict[str, ImageInfo], dict[str, Annotation], dict[str, Stack]]:
         """Check the files of `images`, and keep those that can be read and have a lesion."""
-        self.infos: dict[str, ImageInfo] = {}
-        self.annotations: dict[str, Annotation] = {}
-        self._stacks: dict[str, Stack] = {}
+        infos: dict[str, ImageInfo] = {}
+        annotations: dict[str, Annotation] = {}
+        found: dict[str, Stack] = {}
         logger.info("checking the slices of %d images in %s", len(images), root)
         with ThreadPoolExecutor(PROBE_THREADS) as threads:
             stacks = threads.map(lambda rows: self._find_stack(rows[0], files), images.values())
@@ -182,9 +214,9 @@ class DeepLesion(BaseDataset):
                 if annotation.n_objects == 0:
                     continue
                 spacing = rows[0].spacing[0]
-                self._stacks[image_id] = stack
-                self.annotations[image_id] = annotation
-                self.infos[image_id] = ImageInfo(
+                found[image_id] = stack
+                annotations[image_id] = annotation
+                infos[image_id] = ImageInfo(
                     image_id,
                     rows[0].patient,
                     stack.files[rows[0].slice_index].relative_to(root).as_posix(),
@@ -193,6 +225,7 @@ class DeepLesion(BaseDataset):
                     rows[0].series,
                     rows[0].slice_index,
                 )
+        return infos, annotations, found
 
     def _find_stack(
         self, lesion: Lesion, files: SliceFiles
@@ -230,33 +263,6 @@ class DeepLesion(BaseDataset):
             if paths.keys() >= set(needed):
                 return Stack(positions, {i: paths[i] for i in needed}), key, problems
 
-    def _official_split(
-        self, lesions: Iterable[Lesion], lesion_type: str
-    ) -> dict[str, tuple[str, ...]]:
-        """The split that DL_info.csv states, checked to be by patient."""
-        sides: dict[str, set[str]] = {}
-        for lesion in lesions:
-            sides.setdefault(lesion.patient, set()).add(lesion.split)
-        torn = [patient for patient, names in sides.items() if len(names) > 1]
-        if torn:
-            raise DataError(
-                f"DL_info.csv: Train_Val_Test puts patient(s) {', '.join(torn[:5])} on several "
-                'sides; mend the file or use dataset_type "non-specified"'
-            )
-        splits = {
-            name: tuple(i for i in self.infos if sides[self.infos[i].group_id] == {name})
-            for name in SPLIT_NAMES
-        }
-        empty = [name for name, ids in splits.items() if not ids]
-        if empty:
-            raise ConfigError(
-                f'dataset.args.dataset_type "official" with lesion_type "{lesion_type}" leaves '
-                f"no image in {', '.join(empty)} (the real data states lesion types in val and "
-                'test only): use dataset_type "non-specified"'
-            )
-        log_split(self.infos, splits)
-        return splits
-
     def _log_counts(self, lesion_type: str, full: bool) -> None:
         """Log boxes and images per split, and compare the full file with what is published."""
         if lesion_type != "all":
@@ -267,9 +273,10 @@ class DeepLesion(BaseDataset):
                 "train split is used",
                 lesion_type,
             )
-        for name, ids in self.splits.items():
-            boxes = sum(self.annotations[image_id].n_objects for image_id in ids)
-            ignored = sum(int(self.annotations[i].ignore.sum()) for i in ids)
+        for name, ids in self.images.splits.items():
+            labels = self.labels.of(ids).values()
+            boxes = sum(label.n_objects for label in labels)
+            ignored = sum(int(label.ignore.sum()) for label in labels)
             logger.info(
                 "%s: %d boxes on %d images, %d ignore regions", name, boxes, len(ids), ignored
             )
@@ -280,6 +287,33 @@ class DeepLesion(BaseDataset):
                     name,
                     *FULL_COUNTS[name],
                 )
+
+
+def _official_split(
+    infos: Mapping[str, ImageInfo], lesions: Iterable[Lesion], lesion_type: str
+) -> dict[str, tuple[str, ...]]:
+    """The split that DL_info.csv states, checked to be by patient."""
+    sides: dict[str, set[str]] = {}
+    for lesion in lesions:
+        sides.setdefault(lesion.patient, set()).add(lesion.split)
+    torn = [patient for patient, names in sides.items() if len(names) > 1]
+    if torn:
+        raise DataError(
+            f"DL_info.csv: Train_Val_Test puts patient(s) {', '.join(torn[:5])} on several "
+            'sides; mend the file or use dataset_type "non-specified"'
+        )
+    splits = {
+        name: tuple(i for i in infos if sides[infos[i].group_id] == {name}) for name in SPLIT_NAMES
+    }
+    empty = [name for name, ids in splits.items() if not ids]
+    if empty:
+        raise ConfigError(
+            f'dataset.args.dataset_type "official" with lesion_type "{lesion_type}" leaves '
+            f"no image in {', '.join(empty)} (the real data states lesion types in val and "
+            'test only): use dataset_type "non-specified"'
+        )
+    log_split(infos, splits)
+    return splits
 
 
 def _open_root(root: Path) -> tuple[Path, SliceFiles]:

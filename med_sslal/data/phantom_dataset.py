@@ -20,7 +20,7 @@ class DeepLesionPhantom(DeepLesion):
     No pixel comes from a person; everything made from it must say "phantom".
     """
 
-    note = "phantom: synthetic images, no patient data"
+    note: str | None = "phantom: synthetic images, no patient data"
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from med_sslal.base.base_dataset import Images
 from med_sslal.base.types import Annotation, ImageInfo
 from med_sslal.data.bad_samples import BadSamples
 from med_sslal.data.probe import probe_image
@@ -137,6 +138,25 @@ def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
             f"{size[1]}x{size[0]} when the data set was opened"
         )
     return np.multiply(image, np.float32(1 / 255), dtype=np.float32)
+
+
+class PictureImages(Images):
+    """Pictures in files of their own below a folder."""
+
+    def __init__(
+        self,
+        root: Path,
+        infos: Mapping[str, ImageInfo],
+        splits: Mapping[str, tuple[str, ...]],
+    ) -> None:
+        """Hold what was found below `root`, which every `file_name` starts from."""
+        super().__init__(infos, splits)
+        self.root = root
+
+    def read(self, image_id: str) -> np.ndarray:
+        """Decode an image: float32 [H, W, 3] RGB in [0, 1], ORIGINAL pixels."""
+        info = self.infos[image_id]
+        return read_picture(self.root / info.file_name, info.orig_size)
 
 
 def given_splits(

@@ -6,19 +6,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
-
-from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.base_dataset import BaseDataset, Labels
 from med_sslal.base.types import ImageInfo
 from med_sslal.data.bad_samples import BadSamples, OnBadSample
 from med_sslal.data.pictures import (
     BoxRecord,
+    PictureImages,
     check_split_names,
     class_labels,
     given_splits,
     make_annotation,
     picture_size,
-    read_picture,
 )
 from med_sslal.data.splits import split_by_group
 from med_sslal.utils.errors import ConfigError, DataError
@@ -66,44 +64,37 @@ class PascalVOC(BaseDataset):
             ConfigError: An argument is wrong.
             DataError: A folder is missing, or something is bad and on_bad_sample is "error".
         """
-        self.root = Path(root)
+        folder = Path(root)
         pattern = _compiled(group_pattern)
-        bad = BadSamples(on_bad_sample, str(self.root))
-        documents = _xml_files(self.root)
-        lists = None if split_lists is None else _lists(self.root, split_lists)
+        bad = BadSamples(on_bad_sample, str(folder))
+        documents = _xml_files(folder)
+        lists = None if split_lists is None else _lists(folder, split_lists)
         wanted = sorted({i for ids in lists.values() for i in ids} if lists else documents)
         if left_out := len(documents.keys() - set(wanted)):
             logger.info("%s: %d annotated images are on no list and left out", root, left_out)
 
-        self.infos = {}
-        records = {}
-        for info in _read_infos(self.root, wanted, pattern, bad):
+        infos: dict[str, ImageInfo] = {}
+        records: dict[str, list[BoxRecord]] = {}
+        for info in _read_infos(folder, wanted, pattern, bad):
             image_id = info.image_id
             try:
                 if image_id not in documents:
                     raise DataError(f"image '{image_id}' is on a list and has no annotation file")
                 records[image_id] = _read_boxes(documents[image_id], info.orig_size, bad)
-                self.infos[image_id] = info
+                infos[image_id] = info
             except DataError as error:
                 bad.add(error)
         found = sorted({record.name for boxes in records.values() for record in boxes})
         labels = class_labels(found if classes is None else classes)
-        self.class_names = tuple(labels)
-        self.annotations = {
+        annotations = {
             image_id: make_annotation(records[image_id], labels, info.orig_size, bad)
-            for image_id, info in self.infos.items()
+            for image_id, info in infos.items()
         }
         bad.finish()
-        self.splits = (
-            given_splits(self.infos, lists)
-            if lists
-            else split_by_group(self.infos, eval_split, split_seed)
+        splits = (
+            given_splits(infos, lists) if lists else split_by_group(infos, eval_split, split_seed)
         )
-
-    def read(self, image_id: str) -> np.ndarray:
-        """Decode an image: float32 [H, W, 3] RGB in [0, 1], ORIGINAL pixels."""
-        info = self.infos[image_id]
-        return read_picture(self.root / info.file_name, info.orig_size)
+        super().__init__(PictureImages(folder, infos, splits), Labels(tuple(labels), annotations))
 
 
 def _read_infos(

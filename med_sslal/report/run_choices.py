@@ -1,7 +1,6 @@
 """The parts of a run's report about its choices: queried images, what was bought, pseudo-labels."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +10,6 @@ from med_sslal.report.gallery import MAX_PICTURES, Picture, gallery, key
 from med_sslal.report.html import Content, Section, table, tag
 from med_sslal.report.run_data import CycleData, RunData
 from med_sslal.report.run_sections import number
-from med_sslal.ssl.quality import hidden_truth_quality
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import python_generator
 
@@ -68,10 +66,12 @@ def _query(
         _picture(dataset, cycle, item.image_id, f"{item.rank}", item.values, item.reason)
         for item in taken
     ]
-    parts.append(gallery(pictures[:N_OPEN], dataset.class_names))
+    parts.append(gallery(pictures[:N_OPEN], dataset.labels.class_names))
     if pictures[N_OPEN:]:
         summary = tag("summary", f"ranks {N_OPEN + 1} to {len(pictures)}")
-        parts.append(tag("details", summary, gallery(pictures[N_OPEN:], dataset.class_names)))
+        parts.append(
+            tag("details", summary, gallery(pictures[N_OPEN:], dataset.labels.class_names))
+        )
     others = _contrast(cycle)[:n_contrast]
     if others:
         pictures = [
@@ -79,9 +79,14 @@ def _query(
             for name in others
         ]
         parts.append(
-            tag("p", "For contrast, images that it left, drawn at random:", class_="aside")
+            tag(
+                "p",
+                "For contrast, images that it left, drawn at random; truth is shown of those alone "
+                "whose labels were bought later:",
+                class_="aside",
+            )
         )
-        parts.append(gallery(pictures, dataset.class_names))
+        parts.append(gallery(pictures, dataset.labels.class_names))
     return parts
 
 
@@ -127,7 +132,7 @@ def _picture(
     Raises:
         DataError: The data set has no such image, or its file is missing or damaged.
     """
-    if image_id not in dataset.infos:
+    if image_id not in dataset.images.infos:
         raise DataError(
             f"image '{image_id}' of cycle {cycle.number} is not in the data set: give the run the "
             "data it was made on"
@@ -140,8 +145,8 @@ def _picture(
         tag("span", reason),
     ]
     return Picture(
-        dataset.picture(image_id),
-        dataset.annotations[image_id],
+        dataset.images.picture(image_id),
+        dataset.labels.annotations.get(image_id, Annotation.empty()),
         cycle.detections.get(image_id),
         caption,
     )
@@ -166,8 +171,9 @@ def bought_section(run: RunData) -> Section | None:
     dataset = run.dataset
     if dataset is None or not run.cycles:
         return None
-    pool = dataset.splits["train"]
-    sizes = _sizes(dataset, pool)
+    splits = dataset.images.splits
+    held_out = (*splits["val"], *splits["test"])
+    sizes = _sizes(dataset, held_out)
     limits = np.quantile(sizes, [1 / 3, 2 / 3]) if len(sizes) else np.zeros(2)
     groups: list[tuple[str, Sequence[str]]] = [("initial set", run.cycles[0].pool.labelled)]
     groups += [
@@ -175,36 +181,37 @@ def bought_section(run: RunData) -> Section | None:
         for cycle in run.cycles
         if cycle.selection is not None
     ]
-    groups.append(("whole pool", pool))
-    has_patients = any(dataset.infos[name].group_id != name for name in pool)
-    several = len(dataset.class_names) > 1
+    groups.append(("validation and test", held_out))
+    has_patients = any(dataset.images.infos[name].group_id != name for name in dataset.images.infos)
+    several = len(dataset.labels.class_names) > 1
     headings: list[Content] = ["", "Images"]
     headings += ["Patients"] if has_patients else []
     headings += ["Boxes", "Boxes per image", "Without object"]
-    headings += list(dataset.class_names) if several else []
+    headings += list(dataset.labels.class_names) if several else []
     headings += [f"Up to {limits[0]:.0f} px", "Between", f"From {limits[1]:.0f} px"]
     rows: list[list[Content]] = []
     for name, ids in groups:
-        labels = [dataset.annotations[image_id] for image_id in ids]
+        labels = list(dataset.labels.of(ids).values())
         cells: list[Content] = [name, len(ids)]
         if has_patients:
-            cells.append(len({dataset.infos[image_id].group_id for image_id in ids}))
+            cells.append(len({dataset.images.infos[image_id].group_id for image_id in ids}))
         n_boxes = sum(label.n_objects for label in labels)
         cells += [n_boxes, number(n_boxes / len(ids) if ids else None, 2)]
         cells.append(_share(sum(label.n_objects == 0 for label in labels), len(ids)))
         if several:
-            classes = range(1, len(dataset.class_names) + 1)
+            classes = range(1, len(dataset.labels.class_names) + 1)
             cells += [_share(_count(labels, i), n_boxes) for i in classes]
         third = np.searchsorted(limits, _sizes(dataset, ids), "right")
         cells += [_share(int((third == i).sum()), n_boxes) for i in range(3)]
         rows.append(cells)
     lead = (
-        "What the labels were spent on, against the pool they were chosen from: where a share "
-        "differs from the last line, the criterion prefers that kind of image."
+        "What the labels were spent on, against images that nobody chose: where a share differs "
+        "from the last line, the criterion prefers that kind of image. The labels of the rest of "
+        "the pool are not looked at."
     )
     aside = (
-        "A box's size is the square root of its area; the two limits part the pool's boxes in "
-        "three equal parts. Shares of classes and sizes are of boxes."
+        "A box's size is the square root of its area; the two limits part the boxes of "
+        "validation and test in three equal parts. Shares of classes and sizes are of boxes."
     )
     body = [table(headings, rows), tag("p", aside, class_="aside")]
     return Section("bought", "What was bought", lead, body)
@@ -212,7 +219,7 @@ def bought_section(run: RunData) -> Section | None:
 
 def _sizes(dataset: BaseDataset, ids: Sequence[str]) -> np.ndarray:
     """Square root of the area of every object on some images, in ORIGINAL pixels."""
-    labels = [dataset.annotations[image_id] for image_id in ids]
+    labels = list(dataset.labels.of(ids).values())
     boxes = [label.boxes[~label.ignore] for label in labels]
     sides = np.concatenate([np.zeros((0, 4), np.float32), *boxes])
     return np.sqrt((sides[:, 2] - sides[:, 0]) * (sides[:, 3] - sides[:, 1]))
@@ -245,7 +252,7 @@ def pseudo_section(run: RunData) -> Section:
                 "Recall"]  # fmt: skip
     lead = (
         "Confident detections on unlabelled images that the next training takes as labels, and "
-        "how many of them are right by the truth, which the run itself never sees."
+        "how many of them are right by the truth, which nothing else in the run sees."
     )
     aside = (
         "Precision: objects met over objects met plus boxes that meet none. Recall: objects met "
@@ -271,14 +278,10 @@ def _pseudo_rows(run: RunData, cycle: CycleData) -> list[list[Content]]:
     """One line per class."""
     pseudo = cycle.pseudo
     assert pseudo is not None
-    graded: Mapping[str, Any] = {}
-    if run.dataset is not None:
-        graded = hidden_truth_quality(
-            pseudo.labels, run.dataset.annotations, run.dataset.class_names
-        )
+    graded = next((c.pseudo_quality for c in run.cycles if c.number == cycle.number + 1), {})
     rows: list[list[Content]] = []
     for name, stats in pseudo.stats.items():
-        quality = graded.get(name)
+        quality = graded.get(name, {})
         rows.append(
             [
                 str(cycle.number + 1),
@@ -287,8 +290,8 @@ def _pseudo_rows(run: RunData, cycle: CycleData) -> list[list[Content]]:
                 stats.count,
                 _threshold(stats.threshold),
                 number(stats.mean_score, 2),
-                number(quality.precision if quality else None, 2),
-                number(quality.recall if quality else None, 2),
+                number(quality.get("precision"), 2),
+                number(quality.get("recall"), 2),
             ]
         )
     return rows

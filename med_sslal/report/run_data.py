@@ -1,6 +1,6 @@
 """What a run folder holds, read for its report: whatever is there of a run, finished or not."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from med_sslal.al.pool import Pool
 from med_sslal.al.selection_io import DETECTIONS_FILE, read_selection
 from med_sslal.al.strategy import stage_names
-from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.base_dataset import BaseDataset, Labels
 from med_sslal.base.types import Prediction, Selection
 from med_sslal.eval.coco_utils import from_coco_predictions
 from med_sslal.ssl.pseudo_labels import PseudoLabels
@@ -32,6 +32,7 @@ class CycleData:
         seconds: Stage to seconds, the training's among them.
         selection: What was chosen at its end.
         detections: Image id to the detections worth showing, of images taken and of some others.
+        pseudo_quality: Class name to precision and recall of the pseudo-labels of its training.
         pseudo: Pseudo-labels made at its end, for the next cycle's training.
         predictions_file: Detections on the test split.
     """
@@ -44,17 +45,18 @@ class CycleData:
     seconds: Mapping[str, float]
     selection: Selection | None
     detections: Mapping[str, Prediction]
+    pseudo_quality: Mapping[str, Mapping[str, float | None]]
     pseudo: PseudoLabels | None
     predictions_file: Path | None
 
-    def predictions(self, dataset: BaseDataset) -> dict[str, Prediction]:
+    def predictions(self, class_names: Sequence[str]) -> dict[str, Prediction]:
         """Detections on the test split; large, so read when asked for.
 
         Raises:
             DataError: The file is damaged.
         """
         assert self.predictions_file is not None
-        return from_coco_predictions(read_json(self.predictions_file), dataset.class_names)
+        return from_coco_predictions(read_json(self.predictions_file), class_names)
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class RunData:
         config: The resolved config.
         environment: Versions and device; empty where the run has written none yet.
         cycles: Its cycles in order.
-        dataset: The data set it was made on; None where it cannot be had.
+        dataset: The images it was made on and the labels that it has used; None where they cannot
+            be had.
         differences: Dotted key, value and default of what the config changes; None where its
             defaults cannot be had.
         ended: What the run itself says of its end; None where it says nothing.
@@ -122,8 +125,8 @@ class RunData:
         """What the bootstrap of test metrics draws: patients, or images where there are none."""
         if self.dataset is None:
             return "test patients (images where the data names no patient)"
-        infos = self.dataset.infos
-        alone = all(infos[name].group_id == name for name in self.dataset.splits["test"])
+        infos = self.dataset.images.infos
+        alone = all(infos[name].group_id == name for name in self.dataset.images.splits["test"])
         return "test images" if alone else "test patients"
 
     @property
@@ -143,7 +146,8 @@ def load_run(
 
     Args:
         folder: The run folder.
-        dataset: The data set of the run, None where it cannot be had.
+        dataset: The data set of the run, None where it cannot be had; labels that the run has not
+            used are left behind.
         differences: What `ConfigParser.differences` gives for the run's config, None likewise.
         remarks: Why one of them is None.
 
@@ -152,7 +156,7 @@ def load_run(
     """
     config = read_json(folder / CONFIG_FILE)
     summary = _optional(folder / "summary.json") or {}
-    names = tuple(dataset.class_names) if dataset is not None else None
+    names = dataset.labels.class_names if dataset is not None else None
     cycles = [
         _load_cycle(path, names)
         for path in sorted(folder.glob("cycle_*"))
@@ -163,11 +167,22 @@ def load_run(
         config=config,
         environment=_optional(folder / "environment.json") or {},
         cycles=tuple(cycles),
-        dataset=dataset,
+        dataset=dataset and _used(dataset, cycles),
         differences=None if differences is None else tuple(differences),
         ended=summary.get("finished"),
         remarks=remarks,
     )
+
+
+def _used(dataset: BaseDataset, cycles: Sequence[CycleData]) -> BaseDataset:
+    """The data set with the labels that a run has bought, and those of val and test."""
+    splits = dataset.images.splits
+    ids = (*splits["val"], *splits["test"], *(cycles[-1].pool.labelled if cycles else ()))
+    if cycles and cycles[-1].selection is not None:
+        ids += cycles[-1].selection.image_ids
+    known = dataset.labels.annotations
+    kept = {image_id: known[image_id] for image_id in ids if image_id in known}
+    return BaseDataset(dataset.images, Labels(dataset.labels.class_names, kept))
 
 
 def _optional(path: Path) -> Any:
@@ -202,6 +217,7 @@ def _load_cycle(folder: Path, class_names: tuple[str, ...] | None) -> CycleData:
         seconds=seconds,
         selection=read_selection(paths["selection"]) if paths["selection"].exists() else None,
         detections=from_coco_predictions(shown, class_names) if shown and class_names else {},
+        pseudo_quality=metrics.get("pseudo_quality", {}),
         pseudo=(
             PseudoLabels.read(paths["pseudo_labels"]) if paths["pseudo_labels"].exists() else None
         ),

@@ -67,7 +67,7 @@ def _facts(run: RunData) -> list[Content]:
     """What the run is, in a line."""
     facts: list[Content] = [run.strategy, f"seed {run.config['seed']}"]
     if run.dataset is not None:
-        counts = {name: len(ids) for name, ids in run.dataset.splits.items()}
+        counts = {name: len(ids) for name, ids in run.dataset.images.splits.items()}
         facts.append(
             f"pool of {counts['train']} images, {counts['val']} for validation, "
             f"{counts['test']} for test"
@@ -79,8 +79,8 @@ def _facts(run: RunData) -> list[Content]:
 def _notices(run: RunData) -> list[Content]:
     """What every reader must know."""
     notices: list[Content] = [NOT_A_DEVICE]
-    if run.dataset is not None and run.dataset.note:
-        notices.append(f"Made on the {run.dataset.note}.")
+    if run.dataset is not None and run.dataset.images.note:
+        notices.append(f"Made on the {run.dataset.images.note}.")
     elif "Phantom" in str(run.config["dataset"]["type"]):
         notices.append(PHANTOM)
     if not run.finished:

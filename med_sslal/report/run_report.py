@@ -1,10 +1,10 @@
 """The pictures of a run and of one evaluation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.base_dataset import Images
 from med_sslal.base.types import Annotation, Prediction
 from med_sslal.report.overlays import best_and_worst, contact_sheet, whole_rows
 from med_sslal.report.plots import froc_lines, plot_froc, plot_learning_curve
@@ -15,7 +15,8 @@ def write_evaluation_pictures(
     evaluation: Mapping[str, Any],
     predictions: Mapping[str, Prediction],
     annotations: Mapping[str, Annotation],
-    dataset: BaseDataset,
+    images: Images,
+    class_names: Sequence[str],
     title: str,
 ) -> None:
     """Write `froc.png` (where FROC was measured) and `overlays.png` of the best and worst images.
@@ -25,29 +26,30 @@ def write_evaluation_pictures(
         evaluation: What `eval.metric.evaluate` returned.
         predictions: Image id to detections in ORIGINAL pixels.
         annotations: Labels of these images.
-        dataset: Gives pixels, class names and the note on the data.
+        images: Gives pixels and the note on the data.
+        class_names: Names without background.
         title: Heading of both.
 
     Raises:
         UserError: The folder cannot be written.
     """
     if "sensitivity_k_fps" in evaluation["details"]:
-        plot_froc(froc_lines(evaluation), folder / "froc.png", title, dataset.note)
-    best, worst = best_and_worst(predictions, annotations, dataset.infos, dataset.class_names)
+        plot_froc(froc_lines(evaluation), folder / "froc.png", title, images.note)
+    best, worst = best_and_worst(predictions, annotations, images.infos, class_names)
     contact_sheet(
         {"Best (at least one object found)": whole_rows(best), "Worst": whole_rows(worst)},
-        dataset.picture,
+        images.picture,
         predictions,
         annotations,
-        dataset.class_names,
+        class_names,
         folder / "overlays.png",
         title=title,
-        note=dataset.note,
+        note=images.note,
     )
 
 
 def write_learning_curve(
-    folder: Path, rows: list[dict[str, Any]], dataset: BaseDataset, title: str
+    folder: Path, rows: list[dict[str, Any]], images: Images, title: str
 ) -> None:
     """Write `learning_curve.png` from the rows of the cycles."""
-    plot_learning_curve(rows, folder / "learning_curve.png", title, dataset.note)
+    plot_learning_curve(rows, folder / "learning_curve.png", title, images.note)

@@ -22,7 +22,6 @@ from med_sslal.report.html import (
 from med_sslal.report.plots import MARKS, froc_lines
 from med_sslal.report.run_data import CycleData, RunData
 from med_sslal.report.svg import Axis, Chart, axis_for
-from med_sslal.trainer.inference import split_labels
 
 LOSS = "test_loss"
 FROC = "sensitivity_k_fps"
@@ -258,10 +257,10 @@ def _reliability(run: RunData, cycle: CycleData) -> Reliability:
     dataset = run.dataset
     assert dataset is not None
     return reliability(
-        cycle.predictions(dataset),
-        split_labels(dataset, "test"),
-        dataset.infos,
-        dataset.class_names,
+        cycle.predictions(dataset.labels.class_names),
+        dataset.labels.of(dataset.images.splits["test"]),
+        dataset.images.infos,
+        dataset.labels.class_names,
         _overlap(cycle),
     )
 

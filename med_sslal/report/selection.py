@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from med_sslal.al.record import PLAIN, PoolRecord
-from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.base_dataset import Images
 from med_sslal.base.types import Prediction, Selected, Selection
 from med_sslal.report.overlays import MAX_BOXES, contact_sheet
 from med_sslal.utils.text_table import text_table
@@ -46,7 +46,7 @@ def selection_table(
 
 
 def draw_selection(
-    selection: Selection, record: PoolRecord, images: BaseDataset, path: Path, *, first: int
+    selection: Selection, record: PoolRecord, images: Images, path: Path, *, first: int
 ) -> None:
     """Draw the first images of a selection with their predictions; labels stay hidden.
 

@@ -23,9 +23,9 @@ from med_sslal.eval.coco_utils import from_coco_predictions, to_coco_predictions
 from med_sslal.eval.metric import evaluate
 from med_sslal.ssl.pseudo_labels import PseudoLabels
 from med_sslal.trainer.crew import help_out, together
-from med_sslal.trainer.inference import predict_split, score, split_labels
+from med_sslal.trainer.inference import predict_split, score
 from med_sslal.trainer.initial_set import initial_set
-from med_sslal.trainer.results import cycle_row, note_seconds, write_results
+from med_sslal.trainer.results import cycle_row, note_seconds, pseudo_quality, write_results
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.training import load_best, train_cycle
 from med_sslal.utils.distributed import naming_lost_peers
@@ -90,7 +90,6 @@ class CycleLoop:
             stop: Checked between batches and stages.
         """
         self._setup, self._folder, self._stop = setup, folder, stop
-        self._fingerprint = setup.dataset.fingerprint()
 
     def run(self) -> list[dict[str, Any]]:
         """Run what is left; returns one row per finished cycle.
@@ -99,8 +98,8 @@ class CycleLoop:
             Interrupted: A stop was asked for; what is done is on disk.
         """
         setup, rows = self._setup, []
-        pool = Pool((), setup.dataset.splits["train"])
-        initial = initial_set(setup, self._folder, pool, self._fingerprint, self._stop)
+        pool = Pool((), setup.images.splits["train"])
+        initial = initial_set(setup, self._folder, pool, self._stop)
         state = CycleState(0, pool.label(initial), None)
         while True:
             folder = self.cycle_folder(state.number)
@@ -163,7 +162,6 @@ class CycleLoop:
             pool=state.pool,
             initial=self._folder / "initial.pth",
             before=self.cycle_folder(state.number - 1) if state.number else None,
-            fingerprint=self._fingerprint,
         )
         # First: nothing comes back to them once the training has ended.
         if self._setup.keep_checkpoints != "all":
@@ -213,7 +211,7 @@ class CycleLoop:
         weights = load_best(folder)["model"]
         results: dict[str, Any] = {}
         for split in ("val", "test"):
-            labels = split_labels(setup.dataset, split)
+            labels = setup.split_labels(split)
             found, loss = together(
                 predict_split,
                 setup,
@@ -226,26 +224,28 @@ class CycleLoop:
                 setup.metrics,
                 found,
                 labels,
-                setup.dataset.infos,
-                setup.dataset.class_names,
+                setup.images.infos,
+                setup.class_names,
                 seed=setup.seed,
             )
             results[split]["values"]["loss"] = loss
             name = "predictions.json" if split == "test" else f"predictions_{split}.json"
-            content = to_coco_predictions(found, setup.dataset.infos, setup.dataset.class_names)
+            content = to_coco_predictions(found, setup.images.infos, setup.class_names)
             write_json(folder / name, content)
         seconds = time.monotonic() - started
         note_seconds(folder, "evaluation", seconds)
+        quality = pseudo_quality(setup, state.number, state.pseudo)
         row = cycle_row(
             setup,
             number=state.number,
             labels=self._labels(state),
             pseudo=state.pseudo,
+            quality=quality,
             training=read_json(folder / "training.json"),
             results=results,
             seconds=seconds,
         )
-        write_json(folder / "metrics.json", {"row": row, **results})
+        write_json(folder / "metrics.json", {"row": row, **results, "pseudo_quality": quality})
         return row
 
     def _query(self, state: CycleState) -> CycleState | None:
@@ -259,13 +259,13 @@ class CycleLoop:
         if not chosen.exists():
             record = self._score(state)
             started = time.monotonic()
-            positions = slice_positions(setup.dataset.infos)
+            positions = slice_positions(setup.images.infos)
             selection = purchase(
                 setup.helper, setup.oracle, record, state.pool, state.number, positions
             )
             note_seconds(folder, "selection", time.monotonic() - started)
             # First: where a selection is, what the report shows of it is there too.
-            write_detections(folder, selection, record, setup.dataset.infos, state.number)
+            write_detections(folder, selection, record, setup.images.infos, state.number)
             write_selection(chosen, selection, cycle=state.number, header=record.header)
         ids = read_selection(chosen).image_ids
         if not ids:
@@ -293,14 +293,14 @@ class CycleLoop:
         if (folder / "record").exists():
             return PoolRecord.open(folder / "record")
         labels = self._labels(state)
-        names = setup.dataset.class_names
+        names = setup.class_names
         counts = dict.fromkeys(names, 0)
         for label in labels.values():
             for number in label.labels[~label.ignore]:
                 counts[names[number - 1]] += 1
         best = load_best(folder)
         header = RecordHeader(
-            dataset_fingerprint=self._fingerprint,
+            **setup.fingerprints(labels),
             model_hash=weights_hash(best["model"]),
             config_hash=setup.config_hash,
             class_names=names,
@@ -341,9 +341,9 @@ class CycleLoop:
         path = folder / "pseudo_labels.json"
         if path.exists():
             return PseudoLabels.read(path)
-        names, started = setup.dataset.class_names, time.monotonic()
+        names, started = setup.class_names, time.monotonic()
         found = self._stored_predictions(folder / "predictions_val.json")
-        thresholds = setup.labeller.thresholds(found, split_labels(setup.dataset, "val"), names)
+        thresholds = setup.labeller.thresholds(found, setup.split_labels("val"), names)
         pseudo = setup.labeller.make(
             record or PoolRecord.open(folder / "record"),
             pool,
@@ -368,7 +368,7 @@ class CycleLoop:
 
     def _stored_predictions(self, path: Path) -> dict[str, Prediction]:
         """Predictions that an earlier stage wrote."""
-        return from_coco_predictions(read_json(path), self._setup.dataset.class_names)
+        return from_coco_predictions(read_json(path), self._setup.class_names)
 
     def _drop_old_records(self, cycle: int) -> None:
         """Keep the newest `keep_records` records."""

@@ -26,7 +26,7 @@ def disk_estimate(initial: Path, setup: RunSetup) -> str:
     values *= len(setup.helper.views)
     if setup.helper.needs_roi_features:
         values += DETECTIONS_PER_IMAGE * VALUES_PER_ROI
-    record = 4 * values * len(setup.dataset.splits["train"])
+    record = 4 * values * len(setup.images.splits["train"])
     # The training that runs has a previous copy of both besides.
     total = weights + (setup.num_cycles + 1) * per_cycle + weights + 2 * last
     total += min(setup.keep_records, setup.num_cycles) * record

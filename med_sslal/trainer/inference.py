@@ -11,7 +11,6 @@ from med_sslal.al.pool import Pool
 from med_sslal.al.record import PoolRecord, RecordHeader
 from med_sslal.al.scoring import SeenBatch, score_pool, see_pool
 from med_sslal.base.base_data_loader import BaseDataLoader
-from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.types import Annotation, Batch, Prediction
 from med_sslal.data.dataset import LabelledView, UnlabelledView
 from med_sslal.data.sampler import SequentialBatchSampler
@@ -33,11 +32,10 @@ def loader_of(
         labels: Their labels; None gives unlabelled samples that refuse to be asked for one.
     """
     view: Any
-    images = setup.dataset.without_labels()
     if labels is None:
-        view = UnlabelledView(images, ids, setup.eval_transform)
+        view = UnlabelledView(setup.images, ids, setup.eval_transform)
     else:
-        view = LabelledView(images, labels, ids, setup.eval_transform)
+        view = LabelledView(setup.images, labels, ids, setup.eval_transform)
     return BaseDataLoader(
         view,
         batch_sampler=SequentialBatchSampler(len(ids), setup.batch_size, setup.world),
@@ -113,8 +111,7 @@ def predict_split(
     setup: RunSetup, *, stop: StopRequest, weights: Mapping[str, Tensor], split: str, title: str
 ) -> tuple[dict[str, Prediction], float | None]:
     """`predict` for a split and a detector of these weights; all processes call it."""
-    labels = split_labels(setup.dataset, split)
-    loader = loader_of(setup, setup.dataset.splits[split], labels)
+    loader = loader_of(setup, setup.images.splits[split], setup.split_labels(split))
     return predict(_detector(setup, weights), loader, setup, stop=stop, title=title)
 
 
@@ -167,8 +164,3 @@ def _detector(setup: RunSetup, weights: Mapping[str, Tensor]) -> nn.Module:
     model = setup.make_model()
     model.load_state_dict(weights)
     return setup.parallel(model.to(setup.devices.main))
-
-
-def split_labels(dataset: BaseDataset, split: str) -> dict[str, Annotation]:
-    """The labels of one split."""
-    return {image_id: dataset.annotations[image_id] for image_id in dataset.splits[split]}

@@ -18,9 +18,7 @@ logger = logging.getLogger(__name__)
 INITIAL_FILE = "initial_selection.json"
 
 
-def initial_set(
-    setup: RunSetup, folder: Path, pool: Pool, fingerprint: str, stop: StopRequest
-) -> tuple[str, ...]:
+def initial_set(setup: RunSetup, folder: Path, pool: Pool, stop: StopRequest) -> tuple[str, ...]:
     """Ids of the initial set: drawn, or picked once from what the initial model sees.
 
     A pick is kept in `initial_selection.json`; the record of its pass is removed.
@@ -29,7 +27,6 @@ def initial_set(
         setup: What the run is made of.
         folder: The run folder, with `initial.pth`.
         pool: The pool, of which nothing is labelled.
-        fingerprint: That of the data set.
         stop: Checked between batches.
 
     Raises:
@@ -54,10 +51,10 @@ def initial_set(
             pool=pool,
             path=folder / "initial_record",
             header=RecordHeader(
-                dataset_fingerprint=fingerprint,
+                **setup.fingerprints({}),
                 model_hash=weights_hash(content["model"]),
                 config_hash=setup.config_hash,
-                class_names=setup.dataset.class_names,
+                class_names=setup.class_names,
             ),
         )
         assert record is not None

@@ -25,6 +25,7 @@ def cycle_row(
     number: int,
     labels: Mapping[str, Annotation],
     pseudo: PseudoLabels | None,
+    quality: Mapping[str, Mapping[str, float | None]],
     training: Mapping[str, Any],
     results: Mapping[str, Any],
     seconds: float,
@@ -36,6 +37,7 @@ def cycle_row(
         number: The cycle.
         labels: The labelled set that it trained on.
         pseudo: The pseudo-labels besides, None in cycle 0 and without any.
+        quality: What `pseudo_quality` gave.
         training: Its `training.json`.
         results: What `evaluate` gave, by split.
         seconds: How long the evaluation took.
@@ -47,6 +49,7 @@ def cycle_row(
         for split in ("val", "test")
         for name, value in results[split]["values"].items()
     }
+    found = [each["precision"] for each in quality.values() if each["precision"] is not None]
     interval = results["test"]["intervals"].get("sens_mean") or (None, None)
     return {
         "cycle": number,
@@ -55,7 +58,7 @@ def cycle_row(
         "labelled_seconds": round(setup.helper.costs.seconds(len(labels), n_boxes), 1),
         "pseudo_images": len(added),
         "pseudo_boxes": sum(label.n_objects for label in added.values()),
-        "pseudo_precision": _pseudo_precision(setup, number, pseudo),
+        "pseudo_precision": sum(found) / len(found) if found else None,
         "steps": training["steps"],
         "best_epoch": training["best_epoch"],
         **values,
@@ -65,15 +68,17 @@ def cycle_row(
     }
 
 
-def _pseudo_precision(setup: RunSetup, number: int, pseudo: PseudoLabels | None) -> float | None:
-    """Share of a cycle's pseudo-labels that are right, by the truth that the run hides.
+def pseudo_quality(
+    setup: RunSetup, number: int, pseudo: PseudoLabels | None
+) -> dict[str, dict[str, float | None]]:
+    """Precision and recall of a cycle's pseudo-labels by class, from an audit of hidden labels.
 
     It is written down and used for nothing: this is what a simulation can know.
     """
     if pseudo is None:
-        return None
-    dataset = setup.dataset
-    graded = hidden_truth_quality(pseudo.labels, dataset.annotations, dataset.class_names)
+        return {}
+    truth = setup.oracle.audit(pseudo.labels)
+    graded = hidden_truth_quality(pseudo.labels, truth, setup.class_names)
     for name, quality in graded.items():
         logger.info(
             "cycle %d: pseudo-labels of %s: precision %s, recall %s",
@@ -81,8 +86,7 @@ def _pseudo_precision(setup: RunSetup, number: int, pseudo: PseudoLabels | None)
             name,
             *("-" if value is None else f"{value:.3f}" for value in quality),
         )
-    defined = [quality.precision for quality in graded.values() if quality.precision is not None]
-    return sum(defined) / len(defined) if defined else None
+    return {name: quality._asdict() for name, quality in graded.items()}
 
 
 def write_results(folder: Path, rows: Sequence[Mapping[str, Any]], *, finished: bool) -> None:

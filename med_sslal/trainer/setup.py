@@ -11,8 +11,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.oracle import SimulatedOracle
-from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.base_dataset import Images, Labels
 from med_sslal.base.base_model import BaseModel
+from med_sslal.base.types import Annotation
 from med_sslal.ssl.pseudo_labels import PseudoLabeller
 from med_sslal.trainer.settings import TrainerSettings
 from med_sslal.utils.distributed import ALONE, World
@@ -24,8 +25,9 @@ class RunSetup:
     """Built objects and scalars of a run.
 
     Attributes:
-        dataset: Images, labels and splits.
-        oracle: The only way from a pool image to its label.
+        images: Images and their splits.
+        eval_labels: Labels of the images of val and test.
+        oracle: The only way from a training image to its label.
         helper: Chooses the initial set and every query.
         labeller: Makes pseudo-labels; None trains on labels alone.
         make_model: A new detector with the initial weights, on the CPU.
@@ -51,7 +53,8 @@ class RunSetup:
         world: The processes of the run.
     """
 
-    dataset: BaseDataset
+    images: Images
+    eval_labels: Labels
     oracle: SimulatedOracle
     helper: ActiveLearningHelper
     labeller: PseudoLabeller | None
@@ -76,3 +79,28 @@ class RunSetup:
     config: Mapping[str, Any]
     config_hash: str
     world: World = ALONE
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names without background."""
+        return self.eval_labels.class_names
+
+    def split_labels(self, split: str) -> dict[str, Annotation]:
+        """The labels of val or test, in the order of the split."""
+        return self.eval_labels.of(self.images.splits[split])
+
+    def fingerprints(self, labels: Mapping[str, Annotation]) -> dict[str, Any]:
+        """What tells whether a continuation has the data of before.
+
+        Args:
+            labels: Those of the training images that have been used.
+
+        Returns:
+            `images_fingerprint`, of the images with their split, and `labels_fingerprint`, of
+            `labels` and those of val and test.
+        """
+        used = {**self.eval_labels.annotations, **labels}
+        return {
+            "images_fingerprint": self.images.fingerprint(),
+            "labels_fingerprint": Labels(self.class_names, used).fingerprint(),
+        }

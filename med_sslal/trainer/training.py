@@ -19,7 +19,7 @@ from med_sslal.data.sampler import EpochBatchSampler
 from med_sslal.eval.metric import evaluate
 from med_sslal.logger.visualization import TensorboardWriter, draw_boxes
 from med_sslal.model.parallel import distribute
-from med_sslal.trainer.inference import loader_of, predict, split_labels
+from med_sslal.trainer.inference import loader_of, predict
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.trainer import Trainer
 from med_sslal.utils.errors import CheckpointError
@@ -43,7 +43,6 @@ def train_cycle(
     pool: Pool,
     initial: Path,
     before: Path | None,
-    fingerprint: str,
     stop: StopRequest,
 ) -> dict[str, Any]:
     """Train the model of one cycle, continuing where an interrupted training stopped.
@@ -59,7 +58,6 @@ def train_cycle(
         pool: Saved in the checkpoints.
         initial: Checkpoint of the initial weights.
         before: Folder of the previous cycle, None in cycle 0.
-        fingerprint: Of the data set, saved in the checkpoints.
         stop: Checked before every batch.
 
     Returns:
@@ -94,7 +92,7 @@ def train_cycle(
     )
     loader = BaseDataLoader(
         LabelledView(
-            setup.dataset.without_labels(),
+            setup.images,
             {**labels, **pseudo},
             (*labels, *pseudo),
             setup.train_transform,
@@ -126,12 +124,12 @@ def train_cycle(
             stop=stop,
             identity={
                 "config": setup.config,
-                "data_fingerprint": fingerprint,
-                "class_names": setup.dataset.class_names,
+                **setup.fingerprints(labels),
+                "class_names": setup.class_names,
                 "cycle": cycle,
                 "pool": pool.state_dict(),
             },
-            class_names=setup.dataset.class_names,
+            class_names=setup.class_names,
             title=f"cycle {cycle}/{setup.num_cycles}",
             cycles_left=setup.num_cycles - cycle,
             world=world,
@@ -192,8 +190,8 @@ class Validation:
         """Make the loader."""
         self._setup, self._model, self._writer = setup, model, writer
         self._stop, self._title = stop, title
-        self._ids: Sequence[str] = setup.dataset.splits["val"]
-        self._labels = split_labels(setup.dataset, "val")
+        self._ids: Sequence[str] = setup.images.splits["val"]
+        self._labels = setup.split_labels("val")
         self._loader = loader_of(setup, self._ids, self._labels)
 
     def __call__(self, epoch: int) -> dict[str, float | None]:
@@ -217,8 +215,8 @@ class Validation:
             setup.metrics,
             found,
             self._labels,
-            setup.dataset.infos,
-            setup.dataset.class_names,
+            setup.images.infos,
+            setup.class_names,
             draws=0,
         )
         self._draw(found, epoch)
@@ -232,7 +230,7 @@ class Validation:
             prediction = found[image_id]
             keep: np.ndarray = prediction.scores >= PICTURE_FLOOR
             picture = draw_boxes(
-                self._setup.dataset.picture(image_id),
+                self._setup.images.picture(image_id),
                 self._labels[image_id].boxes,
                 prediction.boxes[keep],
                 prediction.scores[keep],
