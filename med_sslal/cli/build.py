@@ -347,6 +347,8 @@ def data_difference(content: Mapping[str, Any], setup: RunSetup) -> str | None:
 
     More labels than before are no difference, other labels of images that it has used are one.
     """
+    if "images_fingerprint" not in content:
+        return "it is of an older program, which noted images and labels as one"
     fingerprints = setup.fingerprints(
         setup.oracle.label(content.get("pool", {}).get("labelled", ()))
     )

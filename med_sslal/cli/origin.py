@@ -110,7 +110,7 @@ def check_model(record: PoolRecord, origin: Origin) -> str | None:
     content = load_checkpoint(best, require_checksum=False)
     header = record.header
     wrong = []
-    if content["images_fingerprint"] != header.images_fingerprint:
+    if content.get("images_fingerprint") != header.images_fingerprint:
         wrong.append("data set")
     if weights_hash(content["model"]) != header.model_hash:
         wrong.append("model")
