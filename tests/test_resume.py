@@ -370,15 +370,25 @@ def test_other_data_are_refused(
     other = Path(shutil.copytree(config.parent / "voc", tmp_path / "voc"))
     line = ["--resume", whole, "--set", f"dataset.args.root={other}"]
     assert run_train(*line, "--print-config") == 0
-    path = other / "Annotations" / "image003.xml"
+    pool = json.loads((whole / "cycle_01" / "pool.json").read_text())
+
+    def change(image_id: str) -> None:
+        path = other / "Annotations" / f"{image_id}.xml"
+        before, text = path.read_text().split("</xmax>", 1)
+        path.write_text(f"{before[:-1]}{(int(before[-1]) + 1) % 10}</xmax>{text}")
+
+    path = other / "Annotations" / f"{pool['labelled'][0]}.xml"
     path.write_text(path.read_text().replace("<xmin>", "<xmin>0"))
     assert run_train(*line) == 0, "the same numbers at another place are the same data"
+    change(pool["unlabelled"][0])
+    assert run_train(*line) == 0, "a label that the run has never seen"
     capsys.readouterr()
-    text = path.read_text()
-    end = text.index("</xmax>")
-    path.write_text(f"{text[: end - 1]}{(int(text[end - 1]) + 1) % 10}{text[end:]}")
+    change(pool["labelled"][-1])
     assert run_train(*line) == 2
-    assert "its images, labels or split have changed" in capsys.readouterr().err
+    assert "labels of images that it has used have changed" in capsys.readouterr().err
+    (other / "Annotations" / f"{pool['unlabelled'][0]}.xml").unlink()
+    assert run_train(*line) == 2
+    assert "its images or their split have changed" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_the_run_has_passed(
