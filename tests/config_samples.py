@@ -11,8 +11,8 @@ from med_sslal.config.jsonc import parse
 from med_sslal.config.overrides import parse_set
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.torch_types import lr_schedulers, optimizers
-from med_sslal.config.values import unknown
 from med_sslal.utils.errors import ConfigError
+from med_sslal.utils.names import unknown
 
 FULL = r"""// a full config
 {

@@ -1,6 +1,8 @@
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pytest
+from annotated_types import Ge, Gt, Interval, Le, Lt, MaxLen, MinLen, Predicate, doc
 from config_samples import FULL, REGISTRIES, full, paths, problems
 
 from med_sslal.config.parse_config import ConfigParser
@@ -71,10 +73,10 @@ def test_misspelt_key_names_its_path_and_the_right_one(
         ("trainer.grad_clip=0", "more than 0"),
         ("trainer=3", "trainer: found 3; allowed: object"),
         ("n_gpu=-1", "0 or more"),
-        ("n_gpu=all", 'allowed: integer or "auto"'),
+        ("n_gpu=all", 'allowed: integer, 0 or more, or "auto"'),
         ("name=a/b", "folder name"),
-        ("image_size=[512]", "list of 2 (integer) or null"),
-        ("image_size=8", "32 pixels or more"),
+        ("image_size=[512]", "or list of 2 (integer, 32 or more), or null"),
+        ("image_size=8", "found 8; allowed: integer, 32 or more, or list"),
         ("metrics=[\"froc\"]", "metrics[0]: unknown metric 'froc'"),
         ("metrics=coco_ap", 'found the string "coco_ap"; allowed: list of (string)'),
         ("arch.type=FasterRCN", "arch.type: unknown type 'FasterRCN'. Did you mean 'FasterRCNN'?"),
@@ -105,6 +107,11 @@ def test_misspelt_key_names_its_path_and_the_right_one(
         ("al_settings.args.seed=1", "the program supplies 'seed' itself"),
         ("ssl_settings.type=X", "ssl_settings.type: unknown key"),
         ("ssl_settings.args.treshold=0.5", "Did you mean 'threshold' (default null)?"),
+        (f"optimizer.args.lr={10**309}", "found a number of 310 digits; allowed: number"),
+        (f"trainer.epochs={10**309}", "found a number of 310 digits; allowed: integer, 1 or more"),
+        (f"trainer.grad_clip={10**309}", "allowed: number, more than 0, or null"),
+        (r'dataset.args.root="a\u0000b"', r'found the string "a\u0000b"; allowed: string'),
+        ("trainer.save_dir= ", "allowed: string: a folder"),
         ("epochs=3", "epochs: unknown key. Did you mean 'trainer.epochs'?"),
         ("trainer.seed=3", "trainer.seed: unknown key. Did you mean 'seed' at the top level?"),
         ("trainr.epochs=3", "trainr: unknown key. Did you mean 'trainer' (section)?"),
@@ -115,6 +122,68 @@ def test_misspelt_key_names_its_path_and_the_right_one(
 def test_wrong_setting(setting: str, words: str, tmp_path: Path) -> None:
     lines = problems(FULL, tmp_path, setting)
     assert [line for line in lines if words in line], lines
+
+
+Share = Annotated[float, Interval(ge=0, le=1)]
+
+
+class Ranges:
+    def __init__(
+        self,
+        *,
+        low: Annotated[int, Ge(1)] = 1,
+        over: Annotated[float, Gt(0)] = 1,
+        high: Annotated[int, Le(9)] = 1,
+        under: Annotated[float, Lt(0.5)] = 0,
+        share: Share = 0.5,
+        inner: Annotated[float, Interval(gt=0, lt=1)] = 0.5,
+        half: Annotated[float, Interval(ge=0, lt=1)] | None = None,
+        count: Annotated[int, Ge(1)] | Literal["all"] = 1,
+        outside: Annotated[int | None, Ge(1)] = None,
+        some: Annotated[list[Share], MinLen(1), MaxLen(2)] = [0.5],  # noqa: B006
+        pairs: tuple[tuple[Annotated[int, Gt(0)], ...], ...] = ((1,),),
+        by_name: dict[str, Share] | None = None,
+        even: Annotated[int, Predicate(lambda n: n % 2 == 0), doc("an even number")] = 2,
+    ) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong", "words"),
+    [
+        ("low", 1, 0, "integer, 1 or more"),
+        ("over", 0.1, 0, "number, more than 0"),
+        ("high", 9, 10, "integer, at most 9"),
+        ("under", 0.4, 0.5, "number, less than 0.5"),
+        ("share", 1, 1.5, "number, 0 to 1"),
+        ("share", 0, -0.1, "number, 0 to 1"),
+        ("inner", 0.9, 1.0, "number, more than 0 and less than 1"),
+        ("half", None, 1, "number, 0 or more and less than 1, or null"),
+        ("count", "all", 0, 'integer, 1 or more, or "all"'),
+        ("outside", None, 0, "integer or null, 1 or more"),
+        ("some", [0, 1], [], "list of (number, 0 to 1), one or more and at most 2 of them"),
+        ("some", [0], [0, 2], "list of (number, 0 to 1), one or more and at most 2 of them"),
+        ("some", [0], [0, 0, 0], "list of (number, 0 to 1), one or more and at most 2 of them"),
+        ("pairs", [[1], [2]], [[1], [0]], "list of (list of (integer, more than 0))"),
+        ("by_name", {"a": 1}, {"a": 2}, "object of (number, 0 to 1), or null"),
+        ("even", 4, 3, "integer, an even number"),
+    ],
+)
+def test_an_argument_out_of_its_range(
+    name: str, right: Any, wrong: Any, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(REGISTRIES["ssl_settings"], "PseudoLabeller", Ranges)
+
+    def check(value: Any) -> None:
+        config = full()
+        config["ssl_settings"]["args"] = {name: value}
+        ConfigParser.from_dict(config, REGISTRIES)
+
+    check(right)
+    with pytest.raises(ConfigError) as caught:
+        check(wrong)
+    path, _, sentence = str(caught.value).partition(": ")
+    assert path == f"config ssl_settings.args.{name}"
+    assert sentence.startswith("found ") and sentence.endswith(f"; allowed: {words}")
 
 
 def test_all_problems_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:

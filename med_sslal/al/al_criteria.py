@@ -27,8 +27,8 @@ from med_sslal.al.selectors.k_means_plus_plus import KMeansPlusPlus
 from med_sslal.al.selectors.representativeness import MostRepresentative
 from med_sslal.al.selectors.top_k import TopK
 from med_sslal.config.signature import load_class
-from med_sslal.config.values import unknown
 from med_sslal.utils.errors import ConfigError
+from med_sslal.utils.names import unknown
 
 CRITERIA: Mapping[str, type[Criterion]] = {
     cls.name: cls

@@ -23,8 +23,9 @@ from med_sslal.al.selectors.base import Selector
 from med_sslal.al.selectors.top_k import TopK
 from med_sslal.config.jsonc import KeyPath
 from med_sslal.config.signature import convert_arguments, signature, wrong_arguments
-from med_sslal.config.values import found, unknown_key
+from med_sslal.config.values import found
 from med_sslal.utils.errors import ConfigError
+from med_sslal.utils.names import unknown_key
 
 Stage = str | dict[str, Any]
 Stages = Sequence[Stage | list[Stage]]

@@ -26,9 +26,9 @@ from torch.nn import functional as F
 
 from med_sslal.al.record import HEAD_VIEW_PREFIX, PLAIN
 from med_sslal.base.types import Frame
-from med_sslal.config.values import unknown
 from med_sslal.model.transform import valid_size
 from med_sslal.utils.errors import ConfigError
+from med_sslal.utils.names import unknown
 from med_sslal.utils.util import numpy_generator
 
 NOISE_SIGMA = 0.05

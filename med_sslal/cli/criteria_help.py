@@ -16,6 +16,7 @@ from med_sslal.config import values
 from med_sslal.config.show import entry_lines
 from med_sslal.config.signature import load_class, signature
 from med_sslal.utils.errors import ConfigError
+from med_sslal.utils.names import unknown
 from med_sslal.utils.text_table import text_table
 
 _HEAD = ("name", "passes", "aggregate", "needs", "what it is")
@@ -62,7 +63,7 @@ def explain(name: str) -> str:
         found = [registry[name] for registry in registries if name in registry]
     if not found:
         known = list(dict.fromkeys((*CRITERIA, *SELECTORS)))
-        raise ConfigError(f"{values.unknown('criterion', name, known)}, or your own package.Class")
+        raise ConfigError(f"{unknown('criterion', name, known)}, or your own package.Class")
     return "\n".join(_page(cls, name) for cls in found)
 
 

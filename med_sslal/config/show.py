@@ -8,9 +8,9 @@ from typing import Any
 
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.schema import SCHEMA, TypeSection
-from med_sslal.config.signature import Argument, signature
+from med_sslal.config.signature import signature
 from med_sslal.config.validate import Registries
-from med_sslal.config.values import describe, show
+from med_sslal.config.values import Key, describe, show
 
 _WIDTH = 100
 
@@ -64,7 +64,7 @@ def help_config(registries: Registries) -> str:
         if entry.path == "metrics":
             names = ", ".join(registries["metrics"])
             meaning += f"; known: {names}, or your own as module.function"
-        lines += entry_lines(entry.path, entry.allowed, entry.hint, meaning, 0)
+        lines += entry_lines(entry.path, describe(entry.annotation), entry.hint, meaning, 0)
     return "\n".join([*lines, ""])
 
 
@@ -89,7 +89,7 @@ def _section_lines(section: TypeSection, registry: Mapping[str, type]) -> list[s
     return lines
 
 
-def _first_sentence(argument: Argument) -> str:
+def _first_sentence(argument: Key) -> str:
     """The start of a foreign docstring, which may run over a paragraph, without its default."""
     return re.sub(r"\s*\(?[Dd]efault:.*", "", argument.meaning).split(". ")[0].removesuffix(".")
 

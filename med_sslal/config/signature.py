@@ -9,64 +9,25 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from med_sslal.config.values import (
-    convert,
-    describe,
-    fits,
-    is_jsonable,
-    jsonable,
-    refusal,
-    show,
-    unknown_key,
-)
+from med_sslal.config.values import Key, as_json, read
 from med_sslal.utils.errors import ConfigError
+from med_sslal.utils.names import unknown_key
 
 # Names that modules import for type checkers only, and without which their hints cannot be read.
 _HINT_NAMES = {name: getattr(abc, name) for name in abc.__all__}
 
 
 @dataclass(frozen=True)
-class Argument:
-    """One argument of a constructor.
-
-    Attributes:
-        name: Its name.
-        annotation: Its type; Any where none is given.
-        default: Its default as JSON holds it; None where JSON cannot, and if `required`.
-        required: It has no default.
-        in_json: JSON can hold its default.
-        meaning: What the docstring says of it, "" where it says nothing.
-    """
-
-    name: str
-    annotation: Any
-    default: Any
-    required: bool
-    in_json: bool
-    meaning: str
-
-    @property
-    def hint(self) -> str:
-        """`required` or its default, for a message."""
-        return "required" if self.required else f"default {show(self.default)}"
-
-    def accepts(self, value: Any) -> bool:
-        """Whether a JSON value may be given; a default of None allows null."""
-        as_default = not self.required and self.in_json and self.default is None is value
-        return as_default or fits(value, self.annotation)
-
-
-@dataclass(frozen=True)
 class Signature:
     """Arguments by name, and whether others are taken too (`**kwargs` up to the last base)."""
 
-    arguments: Mapping[str, Argument]
+    arguments: Mapping[str, Key]
     is_open: bool
 
 
 def signature(cls: type) -> Signature:
     """Read the constructor of `cls`; where it hands on `**kwargs`, its bases' as well."""
-    arguments: dict[str, Argument] = {}
+    arguments: dict[str, Key] = {}
     for owner in cls.__mro__:
         init = vars(owner).get("__init__")
         if init is None:
@@ -80,10 +41,12 @@ def signature(cls: type) -> Signature:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
             name, required = parameter.name, parameter.default is parameter.empty
-            in_json = not required and is_jsonable(parameter.default)
-            default = jsonable(parameter.default) if in_json else None
+            try:
+                default, in_json = as_json(parameter.default), True
+            except (TypeError, ValueError):
+                default, in_json = None, False
             hint, meaning = hints.get(name, Any), meanings.get(name, "")
-            arguments.setdefault(name, Argument(name, hint, default, required, in_json, meaning))
+            arguments.setdefault(name, Key(name, hint, meaning, default, required, in_json))
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             return Signature(arguments, False)
     return Signature(arguments, True)
@@ -100,7 +63,7 @@ class WrongArgument(NamedTuple):
 def wrong_arguments(
     cls: type, args: Mapping[str, Any], provided: Collection[str] = ()
 ) -> list[WrongArgument]:
-    """Hold arguments from JSON against the constructor of `cls`: names, presence and types.
+    """Hold arguments from JSON against the constructor of `cls`: names, presence, types and ranges.
 
     Args:
         cls: The class.
@@ -127,17 +90,15 @@ def wrong_arguments(
             if argument.required and name not in meant:
                 message = f"required by {cls.__name__}, but missing"
                 problems.append(WrongArgument(name, message))
-        elif not argument.accepts(args[name]):
-            words = describe(argument.annotation)
-            message = refusal(args[name], argument.annotation, words)
-            problems.append(WrongArgument(name, message))
+        elif wrong := argument.problem(args[name]):
+            problems.append(WrongArgument(name, wrong))
     return problems
 
 
 def _hints(init: Any) -> dict[str, Any]:
     """The evaluated annotations of a constructor; {} where a name in them is not to be found."""
     try:
-        return typing.get_type_hints(init, localns=_HINT_NAMES)
+        return typing.get_type_hints(init, localns=_HINT_NAMES, include_extras=True)
     except (NameError, TypeError):
         return {}
 
@@ -154,7 +115,7 @@ def convert_arguments(cls: type, args: Mapping[str, Any]) -> dict[str, Any]:
         if argument is None:
             result[name] = value
         elif not (argument.in_json and value == argument.default):
-            result[name] = convert(value, argument.annotation)
+            result[name] = read(value, argument.annotation)
     return result
 
 

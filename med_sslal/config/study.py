@@ -5,15 +5,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import MinLen
 
 from med_sslal.config import jsonc
 from med_sslal.config.overrides import Override
 from med_sslal.config.parse_config import ConfigParser
-from med_sslal.config.schema import SCHEMA, Key, Rule
+from med_sslal.config.schema import Name
 from med_sslal.config.validate import Registries
-from med_sslal.config.values import nearest, refusal
+from med_sslal.config.values import Key, describe, fits
 from med_sslal.utils.errors import ConfigError
+from med_sslal.utils.names import nearest
 
 FULL = "full"
 SHARED = "cycle0"
@@ -23,22 +26,18 @@ STRATEGY = ("al_settings.*", "ssl_settings.*", "pseudo_augmentation.*")
 # Strategy that the training of cycle 0 depends on.
 INITIAL = ("al_settings.args.init_num", "al_settings.args.initial")
 
-_NAME = next(entry.rule for entry in SCHEMA if isinstance(entry, Key) and entry.path == "name")
-_NOT_EMPTY = Rule("one or more", bool)
-
 STUDY_SCHEMA: tuple[Key, ...] = (
-    Key("name", str, "name of the study and of its folder", required=True, rule=_NAME),
+    Key("name", Name, "name of the study and of its folder", required=True),
     Key("config", str, "config that every run starts from; beside this file", required=True),
     Key("set", dict[str, Any], "changes to it for every run: dotted key to value", {}),
-    Key("seeds", list[int], "one run of every arm for each", required=True, rule=_NOT_EMPTY),
+    Key("seeds", Annotated[list[int], MinLen(1)], "one run of every arm for each", required=True),
     Key("metric", str, "what is compared: a column of results.csv", "test_sens_mean"),
     Key("baseline", str, "the arm that the others are held against", "random"),
     Key(
         "arms",
-        dict[str, dict[str, Any]],
+        Annotated[dict[str, dict[str, Any]], MinLen(1)],
         "arm to its changes (dotted key to value); the arm whose init_num is all is the ceiling",
         required=True,
-        rule=_NOT_EMPTY,
     ),
     Key("save_dir", str, "folder that gets the study's folder", "exp_results"),
 )
@@ -191,9 +190,8 @@ def _read(path: Path) -> dict[str, Any]:
             close = nearest(name, known)
             hint = f"Did you mean '{close}'?" if close else f"allowed: {', '.join(known)}"
             problems.append(f"{place}: unknown key. {hint}")
-        elif not known[name].accepts(value):
-            key = known[name]
-            problems.append(f"{place}: {refusal(value, key.annotation, key.allowed)}")
+        elif message := known[name].problem(value):
+            problems.append(f"{place}: {message}")
     for key in STUDY_SCHEMA:
         if key.name not in content:
             if key.required:
@@ -207,11 +205,10 @@ def _read(path: Path) -> dict[str, Any]:
 def _check_names(source: str, content: Mapping[str, Any]) -> list[str]:
     """Sentences about names and seeds that do not fit each other."""
     problems, arms = [], content["arms"]
-    assert _NAME is not None
     for arm in arms:
-        if not _NAME.holds(arm) or arm in (SHARED, "configs", "logs"):
+        if not fits(arm, Name) or arm in (SHARED, "configs", "logs"):
             problems.append(
-                f"{source} arms: '{arm}' cannot name an arm; allowed: {_NAME.text}, and not "
+                f"{source} arms: '{arm}' cannot name an arm; allowed: {describe(Name)}, and not "
                 f"{SHARED}, configs or logs"
             )
     if content["baseline"] not in arms:

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 from med_sslal.config.jsonc import KeyPath
 from med_sslal.config.overrides import Override
-from med_sslal.config.schema import SCHEMA, Key, TypeSection
+from med_sslal.config.schema import SCHEMA, TypeSection
 from med_sslal.config.signature import load_class, load_metric, signature, wrong_arguments
 from med_sslal.config.torch_types import refused_by_torch
-from med_sslal.config.values import found, refusal, unknown, unknown_key
+from med_sslal.config.values import Key, found
 from med_sslal.utils.errors import ConfigError
+from med_sslal.utils.names import unknown, unknown_key
 
 Registries = Mapping[str, Mapping[str, Any]]
 
@@ -85,10 +86,10 @@ class Validator:
             elif path not in self._meant:
                 self.add(path, f"required key is missing ({key.meaning})")
             return
-        if key.accepts(given[name]):
-            resolved[name] = copy.deepcopy(given[name])
+        if message := key.problem(given[name]):
+            self.add(path, message)
         else:
-            self.add(path, refusal(given[name], key.annotation, key.allowed))
+            resolved[name] = copy.deepcopy(given[name])
 
     def _section(self, name: str, members: list[Key | TypeSection]) -> None:
         """Check a section of keys, of type and args, or of both."""

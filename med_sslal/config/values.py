@@ -1,143 +1,243 @@
-"""Is a JSON value what a type annotation asks for? And words for both."""
+"""Is a JSON value what a type annotation asks for, its range included? And words for both.
 
-import difflib
+Ranges are annotated_types' in `Annotated`: Ge, Gt, Le, Lt, Interval, MinLen, MaxLen, and Predicate
+with a `doc` that says in words what it asks for.
+"""
+
 import json
-import math
+import sys
 import types
 from collections import abc
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-_WORDS: dict[Any, str] = {
-    int: "integer",
-    float: "number",
-    bool: "true or false",
-    str: "string",
-    Path: "path",
-    type(None): "null",
-    dict: "object",
-    list: "list",
-    tuple: "list",
+from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MaxLen, MinLen, Predicate
+
+from med_sslal.utils.names import nearest
+
+# What JSON gives for a type, and the word for it.
+_JSON: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "integer"),
+    float: ((float, int), "number"),
+    bool: ((bool,), "true or false"),
+    str: ((str,), "string"),
+    Path: ((str,), "path"),
+    None: ((type(None),), "null"),
+    type(None): ((type(None),), "null"),
+    **dict.fromkeys((dict, abc.Mapping, abc.MutableMapping), ((dict,), "object")),
+    **dict.fromkeys((list, tuple, abc.Sequence, abc.Iterable, abc.Collection), ((list,), "list")),
 }
-_LISTS = {list, tuple, abc.Sequence, abc.Iterable, abc.Collection}
-_MAPPINGS = {dict, abc.Mapping, abc.MutableMapping}
+_UNIONS = (Union, types.UnionType)
+# What lies beyond cannot be counted, seeded or indexed with; inf and NaN are not in JSON.
+_LARGEST = {int: 2**63 - 1, float: sys.float_info.max}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a config, or one argument of a constructor.
+
+    Attributes:
+        path: Dotted path, or the argument's name.
+        annotation: Type and range of its value; Any where nothing is said.
+        meaning: What it does; "" where nothing says it.
+        default: Value where it is left out, as JSON holds it; None where JSON cannot.
+        required: It must be there; `default` means nothing then.
+        in_json: JSON can hold its default.
+    """
+
+    path: str
+    annotation: Any
+    meaning: str
+    default: Any = None
+    required: bool = False
+    in_json: bool = True
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.split(".")[-1]
+
+    @property
+    def hint(self) -> str:
+        """`required` or its default, for a message."""
+        return "required" if self.required else f"default {show(self.default)}"
+
+    def problem(self, value: Any) -> str | None:
+        """A sentence about a value that may not stand here; a default of None allows null."""
+        as_default = not self.required and self.in_json and self.default is None is value
+        return None if as_default or fits(value, self.annotation) else refusal(value, self)
+
+
+def read(value: Any, annotation: Any) -> Any:
+    """Turn a JSON value into what `annotation` asks for: list to tuple, string to Path.
+
+    `10` is a float too, but `"10"` is no int and `true` is not 1. An annotation about which nothing
+    can be said from JSON (Any, a class, a protocol) takes all as it is.
+
+    Raises:
+        ValueError: The value is of another type, or out of range.
+    """
+    origin, inner = get_origin(annotation) or annotation, get_args(annotation)
+    if origin is Annotated:
+        result = read(value, inner[0])
+        if not all(_holds(rule, value) for rule in _rules(inner[1:])):
+            raise ValueError
+        return result
+    if origin in _UNIONS:
+        return _read_one_of(value, [option for option in inner if _is_known(option)])
+    if origin is Literal:
+        if not any(type(value) is type(option) and value == option for option in inner):
+            raise ValueError
+        return value
+    if origin not in _JSON:
+        return value
+    if type(value) not in _JSON[origin][0] or (isinstance(value, str) and "\0" in value):
+        raise ValueError
+    if origin in _LARGEST and not abs(value) <= _LARGEST[origin]:
+        raise ValueError
+    if isinstance(value, dict):
+        return {key: read(item, inner[1] if inner else Any) for key, item in value.items()}
+    if isinstance(value, list):
+        each = _item_types(inner, len(value), is_tuple=origin is tuple)
+        items = [read(item, kind) for item, kind in zip(value, each, strict=True)]
+        return tuple(items) if origin is tuple else items
+    return origin(value) if origin in (float, Path) else value
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether a JSON value may be given where `annotation` stands.
-
-    `10` fits float, but `"10"` does not fit int and `true` is not 1. Lists fit tuples. An
-    annotation about which nothing can be said from JSON (Any, a class, a protocol) fits all.
-    """
-    origin = get_origin(annotation) or annotation
-    if origin is Literal:
-        return any(
-            type(value) is type(option) and value == option for option in get_args(annotation)
-        )
-    if origin in (Union, types.UnionType):
-        options = [option for option in get_args(annotation) if _is_known(option)]
-        return not options or any(fits(value, option) for option in options)
-    if origin in _LISTS:
-        return isinstance(value, list) and _items_fit(value, annotation)
-    if origin in _MAPPINGS:
-        inner = get_args(annotation)
-        return isinstance(value, dict) and (
-            not inner or all(fits(item, inner[1]) for item in value.values())
-        )
-    if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if annotation in (str, Path):
-        return isinstance(value, str)
-    if annotation in (None, type(None)):
-        return value is None
-    return isinstance(value, bool) if annotation is bool else True
+    """Whether a JSON value may be given where `annotation` stands."""
+    try:
+        read(value, annotation)
+    except ValueError:
+        return False
+    return True
 
 
-def _items_fit(value: list[Any], annotation: Any) -> bool:
-    """Whether the items of a list fit the parameters of a list or tuple annotation."""
-    inner = get_args(annotation)
-    if get_origin(annotation) is tuple and inner[-1:] != (Ellipsis,):
-        return len(value) == len(inner) and all(map(fits, value, inner))
-    return not inner or all(fits(item, inner[0]) for item in value)
+def _read_one_of(value: Any, options: list[Any]) -> Any:
+    """Read a value as the first of a union's options that it fits; one of its own type is first."""
+    for option in sorted(options, key=lambda option: _plain(option) is not type(value)):
+        if fits(value, option):
+            return read(value, option)
+    if options:
+        raise ValueError
+    return value
+
+
+def _item_types(inner: tuple[Any, ...], size: int, *, is_tuple: bool) -> list[Any]:
+    """The annotation of each item of a list of `size`."""
+    if is_tuple and inner and inner[-1] is not Ellipsis:
+        return list(inner)
+    return [inner[0] if inner else Any] * size
+
+
+def _plain(annotation: Any) -> Any:
+    """An annotation without its ranges."""
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def _is_known(annotation: Any) -> bool:
     """Whether `annotation` says something about a JSON value (Tensor, say, does not)."""
-    origin = get_origin(annotation) or annotation
-    if annotation is None or origin in _LISTS or origin in _MAPPINGS or origin in _WORDS:
+    kind = _plain(annotation)
+    origin = get_origin(kind) or kind
+    return origin is Literal or origin in _UNIONS or origin in _JSON
+
+
+def _rules(metadata: tuple[Any, ...]) -> Iterator[Any]:
+    """The single rules among what stands in an Annotated."""
+    for rule in metadata:
+        yield from rule if isinstance(rule, GroupedMetadata) else (rule,)
+
+
+def _holds(rule: Any, value: Any) -> bool:
+    """Whether a value fulfils a rule; null is exempt, and so is what the rule cannot be asked."""
+    if value is None:
         return True
-    return origin is Literal or not isinstance(origin, type)
+    try:
+        match rule:
+            case Ge(low):
+                return bool(value >= low)
+            case Gt(low):
+                return bool(value > low)
+            case Le(high):
+                return bool(value <= high)
+            case Lt(high):
+                return bool(value < high)
+            case MinLen(size):
+                return len(value) >= size
+            case MaxLen(size):
+                return len(value) <= size
+            case Predicate(holds):
+                return bool(holds(value))
+    except TypeError:
+        pass
+    return True
 
 
-def convert(value: Any, annotation: Any) -> Any:
-    """Turn a JSON value into what the code asks for: list to tuple, string to Path.
+def as_json(value: Any) -> Any:
+    """A default value as JSON holds it: tuples as lists, paths as strings.
 
-    A value that does not fit (null for a default of None) stays as it is.
+    Raises:
+        ValueError: JSON cannot hold it (NaN, say).
+        TypeError: The same, for its type.
     """
-    if not fits(value, annotation):
-        return value
-    origin = get_origin(annotation) or annotation
-    if origin in (Union, types.UnionType):
-        options = [option for option in get_args(annotation) if _is_known(option)]
-        fitting = [option for option in options if fits(value, option)]
-        exact = [option for option in fitting if option is type(value)]
-        return convert(value, (exact or fitting)[0]) if fitting else value
-    if origin in _LISTS and isinstance(value, list):
-        inner = get_args(annotation)
-        if origin is not tuple:
-            return [convert(item, inner[0]) if inner else item for item in value]
-        one_type = not inner or inner[-1] is Ellipsis
-        each = [inner[0] if inner else Any] * len(value) if one_type else inner
-        return tuple(map(convert, value, each))
-    if origin in _MAPPINGS and get_args(annotation):
-        return {key: convert(item, get_args(annotation)[1]) for key, item in value.items()}
-    if annotation is float:
-        return float(value)
-    return Path(value) if annotation is Path else value
+    return json.loads(json.dumps(value, default=_plainer, allow_nan=False))
 
 
-def is_jsonable(value: Any) -> bool:
-    """Whether JSON can hold a default value (tuples as lists, paths as strings)."""
+def _plainer(value: Any) -> Any:
+    """What JSON knows in place of what it does not know."""
     if isinstance(value, Mapping):
-        return all(isinstance(key, str) for key in value) and all(map(is_jsonable, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(is_jsonable, value))
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return value is None or isinstance(value, str | int | Path)
-
-
-def jsonable(value: Any) -> Any:
-    """A default value for which `is_jsonable` holds, as JSON holds it."""
-    if isinstance(value, Mapping):
-        return {key: jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+        return dict(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{value!r} cannot be written as JSON")
 
 
 def describe(annotation: Any) -> str:
-    """What an annotation allows, in words: `integer or null`."""
-    origin = get_origin(annotation) or annotation
-    inner = get_args(annotation)
+    """What an annotation allows, in words: `integer, 1 or more, or null`."""
+    origin, inner = get_origin(annotation) or annotation, get_args(annotation)
+    if origin is Annotated:
+        rules = _rule_words(list(_rules(inner[1:])))
+        link = ": " if inner[0] is str else ", "
+        return link.join([describe(inner[0]), *([rules] if rules else [])])
     if origin is Literal:
         return " or ".join(show(option) for option in inner)
-    if origin in (Union, types.UnionType):
+    if origin in _UNIONS:
         known = [option for option in inner if _is_known(option)] or inner
-        return " or ".join(dict.fromkeys(describe(option) for option in known))
+        parts = list(dict.fromkeys(describe(option) for option in known))
+        return (", or " if any("," in part for part in parts) else " or ").join(parts)
     if origin is tuple and inner and inner[-1] is not Ellipsis:
         kinds = dict.fromkeys(describe(option) for option in inner)
         return f"list of {len(inner)} ({', '.join(kinds)})"
-    if origin in _LISTS:
-        return f"list of ({describe(inner[0])})" if inner else "list"
-    if origin in _MAPPINGS:
-        return "object"
-    if annotation is None:
-        return "null"
-    return _WORDS.get(annotation, "any value")
+    word = _JSON[origin][1] if origin in _JSON else "any value"
+    each = inner[0 if word == "list" else 1] if inner and word in ("list", "object") else Any
+    return word if each is Any else f"{word} of ({describe(each)})"
+
+
+def _rule_words(rules: list[Any]) -> str:
+    """The rules of an Annotated in words: `0 to 1`, `more than 0`."""
+    words = []
+    if [type(rule) for rule in rules[:2]] == [Ge, Le]:
+        words.append(f"{show(rules[0].ge)} to {show(rules[1].le)}")
+        rules = rules[2:]
+    for rule in rules:
+        match rule:
+            case Ge(low):
+                words.append(f"{show(low)} or more")
+            case Gt(low):
+                words.append(f"more than {show(low)}")
+            case Le(high):
+                words.append(f"at most {show(high)}")
+            case Lt(high):
+                words.append(f"less than {show(high)}")
+            case MinLen(size):
+                words.append("one or more" if size == 1 else f"{size} of them or more")
+            case MaxLen(size):
+                words.append(f"at most {size} of them")
+            case _ if text := getattr(rule, "documentation", ""):
+                words.append(text)
+    return " and ".join(words)
 
 
 def show(value: Any) -> str:
@@ -147,19 +247,21 @@ def show(value: Any) -> str:
 
 def found(value: Any) -> str:
     """A value and its kind, for `found ...` in a message, cut to a readable length."""
-    kinds = {str: "the string ", bool: "", dict: "an object", list: "the list "}
     if isinstance(value, dict):
-        return kinds[dict]
+        return "an object"
     text = show(value)
-    return kinds.get(type(value), "") + (text if len(text) <= 60 else text[:57] + "...")
+    if type(value) is int and len(text) > 18:
+        return f"a number of {len(text)} digits"
+    kind = "the string " if isinstance(value, str) else "the list " * isinstance(value, list)
+    return kind + (text if len(text) <= 60 else text[:57] + "...")
 
 
-def refusal(value: Any, annotation: Any, allowed: str) -> str:
-    """A sentence about a wrong value; `allowed` says what it may be."""
-    options = [option for option in _options(annotation) if isinstance(option, str)]
+def refusal(value: Any, key: Key) -> str:
+    """A sentence about a wrong value of a key."""
+    options = [option for option in _options(key.annotation) if isinstance(option, str)]
     close = nearest(value, options) if isinstance(value, str) else None
     hint = f". Did you mean {show(close)}? Allowed:" if close else "; allowed:"
-    return f"found {found(value)}{hint} {allowed}"
+    return f"found {found(value)}{hint} {describe(key.annotation)}"
 
 
 def _options(annotation: Any) -> list[Any]:
@@ -168,30 +270,3 @@ def _options(annotation: Any) -> list[Any]:
     if get_origin(annotation) is Literal:
         return list(inner)
     return [option for part in inner for option in _options(part)]
-
-
-def nearest(name: str, allowed: Iterable[str]) -> str | None:
-    """The allowed name that looks most like `name`, or None when none does."""
-    by_lower = {option.lower(): option for option in allowed}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
-    return by_lower[close[0]] if close else None
-
-
-def unknown_key(name: str, allowed: Mapping[str, str]) -> tuple[str, str | None]:
-    """A sentence about a wrong key, and the right one that was probably meant.
-
-    Args:
-        name: The key.
-        allowed: Right keys, with a word about each.
-    """
-    close = nearest(name, allowed)
-    if close is None:
-        return f"unknown key; allowed: {', '.join(allowed) or 'none'}", None
-    return f"unknown key. Did you mean '{close}' ({allowed[close]})?", close
-
-
-def unknown(what: str, name: str, allowed: Sequence[str]) -> str:
-    """A sentence about a wrong name: the nearest right one, and all of them."""
-    close = nearest(name, allowed)
-    hint = f" Did you mean '{close}'?" if close else ""
-    return f"unknown {what} '{name}'.{hint} Allowed: {', '.join(allowed)}"
