@@ -17,12 +17,12 @@ from med_sslal.cli.build import build_dataset
 from med_sslal.cli.registries import registries
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.eval.coco_utils import to_coco_predictions
-from med_sslal.eval.label_efficiency import compare_arms
 from med_sslal.eval.metric import evaluate
-from med_sslal.eval.study_result import Curve
-from med_sslal.eval.verdict import verdict
 from med_sslal.ssl.pseudo_labels import ClassStats, PseudoLabels
 from med_sslal.ssl.quality import hidden_truth_quality
+from med_sslal.study.label_efficiency import compare_arms
+from med_sslal.study.study_result import Curve
+from med_sslal.study.verdict import verdict
 from med_sslal.trainer.results import note_seconds, write_results
 from med_sslal.utils.util import write_json
 

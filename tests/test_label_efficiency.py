@@ -5,16 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from med_sslal.eval.label_efficiency import (
+from med_sslal.report.study_table import study_table
+from med_sslal.study.label_efficiency import (
     TIE,
     Curve,
     compare_arms,
     labels_to_reach,
     normalised_area,
 )
-from med_sslal.eval.study_result import Saving
-from med_sslal.eval.verdict import verdict
-from med_sslal.report.study_table import study_table
+from med_sslal.study.study_result import Saving
+from med_sslal.study.verdict import verdict
 from med_sslal.utils.errors import DataError
 
 

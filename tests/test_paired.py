@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata, wilcoxon
 
-from med_sslal.eval.paired import holm, signed_rank_p, smallest_p
+from med_sslal.study.paired import holm, signed_rank_p, smallest_p
 
 
 @pytest.mark.parametrize(

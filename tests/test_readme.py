@@ -26,7 +26,7 @@ from med_sslal.config.jsonc import parse
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.schema import SCHEMA, Key
 from med_sslal.config.signature import signature
-from med_sslal.config.study import StudyConfig
+from med_sslal.study.study_config import StudyConfig
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny import files_of, make_voc, quick_config, run_train, write_config
 
 from med_sslal.__main__ import main
 from med_sslal.base.checkpoint import load_checkpoint, weights_hash
 from med_sslal.cli.registries import registries
-from med_sslal.config.study import StudyConfig
+from med_sslal.study.study_config import StudyConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -144,6 +145,55 @@ def test_commands_for_a_job_array(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert all(line.startswith("python -m med_sslal study -c ") for line in lines)
     assert all("--device cpu --set seed=1 --only" in line for line in lines)
     assert not (tmp_path / "results").exists()
+
+
+def test_gpus_are_handed_out_one_to_a_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study(tmp_path)
+    assert study_command(tmp_path, study, "--print-commands", "--device", "2,3") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all("--device 2 --only" in line for line in lines[::2])
+    assert all("--device 3 --only" in line for line in lines[1::2])
+    assert len(lines) == 8
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 2, reason="asks for GPUs that are not there")
+@pytest.mark.parametrize(
+    ("words", "device"),
+    [(["--only", "random/s0"], "2"), (["--only", "random/s1"], "3"), ([], "3")],
+    ids=["even", "odd", "all"],
+)
+def test_one_run_alone_gets_one_gpu(
+    words: list[str], device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study(tmp_path)
+    # In the order cycle0/s0, cycle0/s1, random/s0, ... every second one has the second GPU.
+    (line,) = refused(tmp_path, study, capsys, "--device", "2,3", *words)
+    assert line.startswith(f"--device {device}: no such GPU")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
+def test_settings_are_tried_on_the_device_of_the_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study(tmp_path)
+    on_gpu = ["--device", "cuda", "--set", "trainer.precision=fp16"]
+    (line,) = refused(tmp_path, study, capsys, *on_gpu)
+    assert line.startswith("1 GPU(s) asked for, 0 found")
+    (line,) = refused(tmp_path, study, capsys, *on_gpu[2:])
+    assert "fp16 needs a GPU" in line
+
+
+def test_a_failed_run_is_named_without_a_list_of_cores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    assert study_command(tmp_path, make_study(tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert "cycle0/s0 failed" in error and "cycle0/s1 failed" in error
+    assert "4 runs that wait for them were not started" in error
 
 
 @pytest.mark.parametrize("name", ["study_phantom", "study_bccd"])

@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from med_sslal.eval.label_efficiency import Curve, compare_arms
-from med_sslal.eval.verdict import CHANCE, verdict
 from med_sslal.report.study_table import study_table
+from med_sslal.study.label_efficiency import Curve, compare_arms
+from med_sslal.study.verdict import CHANCE, verdict
 
 
 def flat(height, labels=(20, 40)):

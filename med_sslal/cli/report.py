@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: A folder is neither run nor study, or a file in it is damaged.
     """
-    from med_sslal.report.study_data import STUDY_FILE
+    from med_sslal.study.study_folder import STUDY_FILE
 
     # All are looked at before the first is written.
     folders = [_folder(path) for path in args.paths]
@@ -51,7 +51,7 @@ def _folder(path: str) -> Path:
         UserError: It is neither.
     """
     from med_sslal.report.run_data import CONFIG_FILE
-    from med_sslal.report.study_data import STUDY_FILE
+    from med_sslal.study.study_folder import STUDY_FILE
 
     folder = Path("exp_results/latest") if path == "latest" else Path(path)
     if not any((folder / name).is_file() for name in (CONFIG_FILE, STUDY_FILE)):

@@ -1,16 +1,18 @@
 """Compare selection strategies: arms x paired seeds as ordinary runs, then table and report."""
 
 import argparse
-import logging
 import os
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from med_sslal.cli.args import add_device, add_overrides
 from med_sslal.utils.errors import ConfigError
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from med_sslal.study.study_config import StudyConfig
+    from med_sslal.study.study_runs import StudyRuns
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,39 +39,84 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run or continue the study; returns the exit code."""
     from med_sslal.cli.registries import registries
-    from med_sslal.cli.report import write_study
-    from med_sslal.cli.study_results import finish_study
-    from med_sslal.cli.study_runs import StudyRuns
-    from med_sslal.config.study import StudyConfig
     from med_sslal.logger.logger import setup_logging
+    from med_sslal.study.launch import devices_in_turn, run_all, run_one
+    from med_sslal.study.study_config import StudyConfig
+    from med_sslal.study.study_runs import StudyRuns
 
     if args.jobs < 1:
         raise ConfigError(f"--jobs takes 1 or more, found {args.jobs}")
     setup_logging(1)
     study = StudyConfig.from_file(args.config, registries(), args.overrides)
-    runs = StudyRuns(study, registries(), args.device)
+    runs = StudyRuns(study, registries())
+    # Runs that are started one by one take the GPUs in turn too.
+    one_by_one = devices_in_turn(args.device, 1)
+    own = {job: one_by_one[i % len(one_by_one)] for i, job in enumerate(runs.jobs)}
     if args.print_commands:
         for job in runs.left():
-            sys.stdout.write(shlex.join([*_command(args), "--only", str(job)]) + "\n")
+            words = [*_command(args, own[job]), "--only", str(job)]
+            sys.stdout.write(shlex.join(words) + "\n")
         return 0
-    runs.check()
     if args.only is not None:
-        return runs.run_one(args.only)
-    code = runs.run_all(args.jobs)
+        job = runs.named(args.only)
+        _check(study, runs, [own[job]])
+        return run_one(runs, job, own[job])
+    devices = devices_in_turn(args.device, args.jobs)
+    _check(study, runs, devices)
+    code = run_all(runs, args.jobs, devices)
     if code == 0:
-        finish_study(study)
-        sys.stdout.write(f"report: {write_study(study.folder)}\n")
+        _finish(study)
     elif code > 128:
-        command = shlex.join([*_command(args), "--jobs", str(args.jobs)])
+        command = shlex.join([*_command(args, args.device), "--jobs", str(args.jobs)])
         sys.stdout.write(f"stopped; go on with: {command}\n")
     return code
 
 
-def _command(args: argparse.Namespace) -> list[str]:
+def _check(study: "StudyConfig", runs: "StudyRuns", devices: "list[str | None]") -> None:
+    """Try what every arm needs, on the first of the devices that its runs will be given.
+
+    Raises:
+        UserError: A setting fits neither data nor device, or a device is not there.
+    """
+    from med_sslal.cli.build import build_dataset, build_setup, devices_of
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    def show_all() -> None:
+        """Undo what naming a GPU does to this process: the runs name theirs themselves."""
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        if visible is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible
+
+    any_arm = next(iter(study.arms.values()))
+    try:
+        for device in reversed(devices):
+            show_all()
+            found = devices_of(any_arm, device)
+        runs.check(
+            build_dataset,
+            lambda config, dataset: build_setup(config, dataset, found, show_progress=False),
+        )
+    finally:
+        show_all()
+
+
+def _finish(study: "StudyConfig") -> None:
+    """Print table and verdict, and write the report."""
+    from med_sslal.cli.report import write_study
+    from med_sslal.report.study_table import study_table
+    from med_sslal.study.finish import finish_study
+
+    finished = finish_study(study)
+    lines = [study_table(finished.results["images"]), *finished.verdict]
+    sys.stdout.write("\n".join(lines) + f"\nreport: {write_study(study.folder)}\n")
+
+
+def _command(args: argparse.Namespace, device: str | None) -> list[str]:
     """This study's command, without what belongs to one call."""
     words = ["python", "-m", "med_sslal", "study", "-c", os.fspath(args.config)]
-    if args.device is not None:
-        words += ["--device", args.device]
+    if device is not None:
+        words += ["--device", device]
     for override in args.overrides:
         words += ["--set", override.text]
     return words

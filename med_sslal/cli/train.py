@@ -38,7 +38,6 @@ from med_sslal.cli.run_folder import (
     resume_command,
     save_config,
 )
-from med_sslal.cli.shared_cycle import check_shared, take_over
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import compare_for_resume
 from med_sslal.config.show import help_config, print_config
@@ -46,6 +45,7 @@ from med_sslal.eval.coco_utils import from_coco_predictions
 from med_sslal.logger.logger import add_log_file, remove_log_file, setup_logging
 from med_sslal.report.run_report import write_evaluation_pictures, write_learning_curve
 from med_sslal.report.table import cycle_table
+from med_sslal.study.shared_cycle import check_shared, take_over
 from med_sslal.trainer.cycle import run_cycles
 from med_sslal.trainer.disk import disk_estimate
 from med_sslal.trainer.setup import RunSetup
@@ -108,7 +108,8 @@ def _new_run(
     if source is None:
         weights = initial_weights(config, init_from)
     else:
-        check_shared(source, config, setup)
+        known = registries()
+        check_shared(source, config, known, lambda content: data_difference(content, setup))
     save_dir = Path(config.get("trainer.save_dir"))
     folder = new_run_folder(save_dir, config["name"], args.run_id, config["seed"])
     with filled_first(folder) as partial:

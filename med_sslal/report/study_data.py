@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from med_sslal.study.study_folder import (
+    FORMAT_VERSION,
+    RESULTS_FILE,
+    STUDY_FILE,
+    UNITS,
+    run_folder,
+)
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import read_json
-
-STUDY_FILE = "study.json"
-RESULTS_FILE = "results.json"
-UNITS = {"images": "labelled_images", "boxes": "labelled_boxes"}
-"""X-axis of a comparison to its column of a run's rows."""
-
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,3 @@ def load_study(folder: Path) -> StudyData:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / STUDY_FILE} describes no study: {error!r}") from error
-
-
-def run_folder(folder: Path, arm: str, seed: int) -> Path:
-    """Where the run of an arm and seed lies."""
-    return folder / arm / f"s{seed}"

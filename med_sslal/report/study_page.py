@@ -20,8 +20,9 @@ from med_sslal.report.html import (
 )
 from med_sslal.report.run_page import NOT_A_DEVICE, PHANTOM, REPORT_FILE
 from med_sslal.report.run_sections import number
-from med_sslal.report.study_data import UNITS, StudyData, run_folder
+from med_sslal.report.study_data import StudyData
 from med_sslal.report.svg import Axis, Chart, axis_for
+from med_sslal.study.study_folder import UNITS, run_folder
 
 Json = Mapping[str, Any]
 

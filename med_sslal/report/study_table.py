@@ -1,6 +1,6 @@
 """The table that a study ends with: one line per arm."""
 
-from med_sslal.eval.study_result import ArmResult, Comparison, Estimate, Goal, StudyResult
+from med_sslal.study.study_result import ArmResult, Comparison, Estimate, Goal, StudyResult
 from med_sslal.utils.text_table import text_table
 
 

@@ -1,4 +1,4 @@
-"""Atomic files, hashes and seeds derived from names."""
+"""Atomic files, hashes, seeds derived from names, cores."""
 
 import hashlib
 import json
@@ -112,6 +112,13 @@ def numpy_generator(*parts: str | int) -> np.random.Generator:
 def python_generator(*parts: str | int) -> random.Random:
     """A standard-library generator that depends on nothing but `parts`."""
     return random.Random(stable_hash(*parts))
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; all of the machine where the system keeps no such list."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def inside(root: Path, relative: str) -> Path:

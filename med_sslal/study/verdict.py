@@ -1,8 +1,8 @@
 """What the numbers of a study support, in plain sentences, and what they do not."""
 
-from med_sslal.eval.label_efficiency import ALPHA, MIN_SEEDS_SIGNIFICANT
-from med_sslal.eval.paired import smallest_p
-from med_sslal.eval.study_result import ArmResult, Comparison, Saving, StudyResult
+from med_sslal.study.label_efficiency import ALPHA, MIN_SEEDS_SIGNIFICANT
+from med_sslal.study.paired import smallest_p
+from med_sslal.study.study_result import ArmResult, Comparison, Saving, StudyResult
 
 MIN_SEEDS_VERDICT = 5
 """Paired seeds that a fair comparison needs; below it no arm is called better or worse."""

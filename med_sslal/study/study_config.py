@@ -15,11 +15,9 @@ from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.schema import Name
 from med_sslal.config.validate import Registries
 from med_sslal.config.values import Key, describe, fits
+from med_sslal.study.study_folder import RESERVED, SHARED
 from med_sslal.utils.errors import ConfigError
 from med_sslal.utils.names import nearest
-
-FULL = "full"
-SHARED = "cycle0"
 
 # What arms may differ in: the strategy. Everything else must be the same for a fair comparison.
 STRATEGY = ("al_settings.*", "ssl_settings.*", "pseudo_augmentation.*")
@@ -206,10 +204,10 @@ def _check_names(source: str, content: Mapping[str, Any]) -> list[str]:
     """Sentences about names and seeds that do not fit each other."""
     problems, arms = [], content["arms"]
     for arm in arms:
-        if not fits(arm, Name) or arm in (SHARED, "configs", "logs"):
+        if not fits(arm, Name) or arm in RESERVED:
             problems.append(
                 f"{source} arms: '{arm}' cannot name an arm; allowed: {describe(Name)}, and not "
-                f"{SHARED}, configs or logs"
+                f"{', '.join(RESERVED)}"
             )
     if content["baseline"] not in arms:
         problems.append(

@@ -2,20 +2,18 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from med_sslal.base.base_trainer import BEST
 from med_sslal.base.checkpoint import check_can_go_on, load_checkpoint, sidecar
-from med_sslal.cli.build import data_difference
-from med_sslal.cli.registries import registries
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import compare_for_resume
-from med_sslal.config.study import INITIAL, is_strategy
+from med_sslal.config.validate import Registries
+from med_sslal.study.study_config import INITIAL, is_strategy
 from med_sslal.trainer.initial_set import INITIAL_FILE
-from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.errors import CheckpointError, ConfigError
 from med_sslal.utils.util import read_json
 
@@ -32,13 +30,19 @@ _FILES = (
 _HARMLESS = ("name", "dataset.args.root", "dataset.args.cache*")
 
 
-def check_shared(source: Path, config: ConfigParser, setup: RunSetup) -> None:
+def check_shared(
+    source: Path,
+    config: ConfigParser,
+    registries: Registries,
+    data_difference: Callable[[Mapping[str, Any]], str | None],
+) -> None:
     """Refuse a run whose cycle 0 is not that of `config`.
 
     Args:
         source: Folder of the run to take over from.
         config: Config of the new run.
-        setup: What it is made of.
+        registries: As for ConfigParser.
+        data_difference: From a checkpoint to how its data is not that of the new run.
 
     Raises:
         CheckpointError: It is no run folder, or its cycle 0 is not finished or of other data.
@@ -54,7 +58,7 @@ def check_shared(source: Path, config: ConfigParser, setup: RunSetup) -> None:
                 "missing; continue that run with --resume first"
             )
     path = source / "config.json"
-    saved = ConfigParser.from_dict(read_json(path), registries(), source=str(path))
+    saved = ConfigParser.from_dict(read_json(path), registries, source=str(path))
     for key, old, new in _differences(saved.resolved, config.resolved):
         raise ConfigError(
             f"--cycle0-from: {key} is {old!r} in {source} and {new!r} here, so its cycle 0 is not "
@@ -64,7 +68,7 @@ def check_shared(source: Path, config: ConfigParser, setup: RunSetup) -> None:
     for path in (source / "initial.pth", cycle / BEST):
         content = load_checkpoint(path)
         check_can_go_on(content, path)
-        if (difference := data_difference(content, setup)) is not None:
+        if (difference := data_difference(content)) is not None:
             raise CheckpointError(
                 f"--cycle0-from: {source} was trained on other data: {difference}"
             )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from med_sslal.eval.paired import (
+from med_sslal.study.paired import (
     TAILS,
     holm,
     mean_weights,
@@ -19,7 +19,7 @@ from med_sslal.eval.paired import (
     signed_rank_p,
     smallest_p,
 )
-from med_sslal.eval.study_result import (
+from med_sslal.study.study_result import (
     ArmResult,
     Comparison,
     Curve,

@@ -1,0 +1,1 @@
+"""Studies: arms x seeds as ordinary runs, their comparison and what it supports."""

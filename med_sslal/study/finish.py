@@ -1,0 +1,102 @@
+"""The end of a study: curves of its runs, their comparison and verdict."""
+
+import csv
+import io
+from typing import Any, NamedTuple
+
+from med_sslal.study.label_efficiency import compare_arms
+from med_sslal.study.study_config import StudyConfig
+from med_sslal.study.study_folder import (
+    FORMAT_VERSION,
+    RESULTS_FILE,
+    TABLE_FILE,
+    UNITS,
+    run_folder,
+)
+from med_sslal.study.study_result import Curve, StudyResult
+from med_sslal.study.verdict import verdict
+from med_sslal.utils.errors import DataError
+from med_sslal.utils.util import atomic_write, read_json, write_json
+
+Rows = dict[str, dict[int, list[dict[str, Any]]]]
+
+
+class Finished(NamedTuple):
+    """What a study has found: axis (images, boxes) to its comparison, and the sentences."""
+
+    results: dict[str, StudyResult]
+    verdict: list[str]
+
+
+def finish_study(study: StudyConfig) -> Finished:
+    """Compare the finished runs; writes `results.json` and `results.csv`.
+
+    Raises:
+        DataError: A run has no value of the metric.
+    """
+    rows: Rows = {
+        arm: {
+            seed: read_json(run_folder(study.folder, arm, seed) / "summary.json")["cycles"]
+            for seed in study.seeds
+        }
+        for arm in study.arms
+    }
+    full = None
+    if study.full is not None:
+        full = {seed: _value(study, own[-1]) for seed, own in rows[study.full].items()}
+    results = {
+        unit: compare_arms(_curves(study, rows, column), full, study.baseline, unit=unit)
+        for unit, column in UNITS.items()
+    }
+    finished = Finished(results, verdict(results["images"]))
+    content = {
+        "format_version": FORMAT_VERSION,
+        "metric": study.metric,
+        **{unit: result.to_json() for unit, result in results.items()},
+        "verdict": finished.verdict,
+    }
+    write_json(study.folder / RESULTS_FILE, content)
+    _write_table(study, rows)
+    return finished
+
+
+def _curves(study: StudyConfig, rows: Rows, column: str) -> dict[str, dict[int, Curve]]:
+    """Arm, but for full supervision, to seed to its curve against a count of labels."""
+    return {
+        arm: {
+            seed: Curve(
+                tuple(float(row[column]) for row in own), tuple(_value(study, row) for row in own)
+            )
+            for seed, own in by_seed.items()
+        }
+        for arm, by_seed in rows.items()
+        if arm != study.full
+    }
+
+
+def _value(study: StudyConfig, row: dict[str, Any]) -> float:
+    """The compared metric of one cycle."""
+    value = row.get(study.metric)
+    if value is None:
+        raise DataError(
+            f"a run of {study.folder} has no {study.metric} in cycle {row['cycle']}: it is "
+            "undefined there, compare another metric"
+        )
+    return float(value)
+
+
+def _write_table(study: StudyConfig, rows: Rows) -> None:
+    """All cycles of all runs as one table."""
+    flat = [
+        {"arm": arm, "seed": seed, **row}
+        for arm, by_seed in rows.items()
+        for seed, own in by_seed.items()
+        for row in own
+    ]
+    text = io.StringIO()
+    names = dict.fromkeys(name for row in flat for name in row)
+    # csv writes None as nothing.
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    atomic_write(study.folder / TABLE_FILE, lambda stream: stream.write(text.getvalue().encode()))

@@ -1,0 +1,196 @@
+"""The runs of a study: what is done, what is left, and the command that goes on with one."""
+
+import json
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+
+import med_sslal
+from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.base_trainer import BEST
+from med_sslal.config.parse_config import ConfigParser
+from med_sslal.config.resume import Change, compare_for_resume
+from med_sslal.config.validate import Registries
+from med_sslal.eval.metric import metric_keys
+from med_sslal.study.study_config import StudyConfig
+from med_sslal.study.study_folder import (
+    CONFIGS,
+    FORMAT_VERSION,
+    LOGS,
+    SHARED,
+    STUDY_FILE,
+    run_folder,
+)
+from med_sslal.utils.errors import ConfigError
+from med_sslal.utils.util import read_json, write_json
+
+# Differences to a run on disk that leave the comparison as it is: where it runs, not what.
+_PLACES = ("n_gpu", "dataset.args.root", "dataset.args.cache*")
+# What of a finished run may grow: it then goes on.
+_GROWING = ("trainer.steps_per_cycle", "al_settings.num_cycles")
+
+
+class Job(NamedTuple):
+    """One run of a study; as text `arm/s0`."""
+
+    arm: str
+    seed: int
+
+    def __str__(self) -> str:
+        """The run's folder inside the study's."""
+        return f"{self.arm}/s{self.seed}"
+
+
+class StudyRuns:
+    """The runs of one study, each an ordinary run in its own folder and process.
+
+    The trainings of cycle 0 are made once per seed, as the runs of an arm `cycle0`; every arm but
+    full supervision takes them over.
+    """
+
+    def __init__(self, study: StudyConfig, registries: Registries) -> None:
+        """Prepare; nothing is started.
+
+        Args:
+            study: The checked study.
+            registries: As for ConfigParser.
+        """
+        self._study, self._registries, self.root = study, registries, study.folder
+        arms = [SHARED] if any(arm != study.full for arm in study.arms) else []
+        firsts = [Job(arm, seed) for seed in study.seeds for arm in arms]
+        self.jobs = (*firsts, *(Job(arm, seed) for seed in study.seeds for arm in study.arms))
+
+    def folder(self, job: Job) -> Path:
+        """Where a run lies."""
+        return run_folder(self.root, job.arm, job.seed)
+
+    def left(self) -> list[Job]:
+        """The runs that are not done, those that others wait for first.
+
+        Raises:
+            ConfigError: A run on disk is of other settings than the study's.
+        """
+        left = {job for job in self.jobs if not self._done(job)}
+        # Of a finished cycle 0 only the small files may be left, which is enough for the table.
+        for first in {self.waits_for(job) for job in left} - {None}:
+            if first is not None and not (self.folder(first) / "cycle_00" / BEST).is_file():
+                left.add(first)
+        return [job for job in self.jobs if job in left]
+
+    def waits_for(self, job: Job) -> Job | None:
+        """The run whose cycle 0 a run takes over when it starts; None where it needs none."""
+        begun = (self.folder(job) / "config.json").is_file()
+        return None if begun or job.arm in (SHARED, self._study.full) else Job(SHARED, job.seed)
+
+    def order(self, job: Job) -> int:
+        """The place of a run's seed."""
+        return self._study.seeds.index(job.seed)
+
+    def check(
+        self,
+        open_dataset: Callable[[ConfigParser], BaseDataset],
+        build: Callable[[ConfigParser, BaseDataset], object],
+    ) -> None:
+        """Build what every arm needs once: what is wrong shows before the first training.
+
+        Args:
+            open_dataset: From a run's config to its data set.
+            build: Makes everything else that a run is made of, for the device that it will use.
+
+        Raises:
+            UserError: A setting does not fit the data or the device.
+        """
+        study, dataset = self._study, None
+        for arm in study.arms:
+            config = self._config(Job(arm, study.seeds[0]))
+            # Arms differ in no key of the data, so one data set serves all.
+            dataset = dataset or open_dataset(config)
+            build(config, dataset)
+            keys = metric_keys(config["metrics"], dataset.labels.class_names)
+            known = sorted(f"test_{key}" for key in keys)
+            if study.metric not in known:
+                raise ConfigError(
+                    f"{study.source} metric: no value '{study.metric}'; there are "
+                    f"{', '.join(known)}"
+                )
+
+    def named(self, name: str) -> Job:
+        """The run of a name such as `random/s0`.
+
+        Raises:
+            ConfigError: There is no such run.
+        """
+        for job in self.jobs:
+            if str(job) == name:
+                return job
+        known = ", ".join(map(str, self.jobs))
+        raise ConfigError(f"--only: there is no run '{name}'; there are {known}")
+
+    def prepare(self) -> None:
+        """Write what the study is; the report reads it."""
+        study = self._study
+        for name in (CONFIGS, LOGS):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+        content = {
+            "format_version": FORMAT_VERSION,
+            "name": study.name,
+            "metric": study.metric,
+            "baseline": study.baseline,
+            "full": study.full,
+            "seeds": list(study.seeds),
+            "arms": {
+                arm: {".".join(one.path): one.value for one in own}
+                for arm, own in study.strategies.items()
+            },
+            "set": {".".join(one.path): one.value for one in study.changes},
+            "config": next(iter(study.arms.values())).resolved,
+        }
+        write_json(self.root / STUDY_FILE, content)
+
+    def command(self, job: Job, device: str | None) -> list[str]:
+        """Words after `python` that start or continue a run."""
+        folder, config = self.folder(job), self._config(job)
+        program = Path(med_sslal.__file__).resolve().parent.parent / "train.py"
+        words = [str(program)]
+        if (folder / "config.json").is_file():
+            words += ["--resume", str(folder)]
+            for key, _, new in self._changes(job):
+                words += ["--set", f"{key}={json.dumps(new)}"]
+        else:
+            path = self.root / CONFIGS / f"{job.arm}_s{job.seed}.json"
+            write_json(path, config.resolved)
+            words += ["-c", str(path), "--run-id", folder.name]
+            if (first := self.waits_for(job)) is not None:
+                words += ["--cycle0-from", str(self.folder(first))]
+        return words if device is None else [*words, "--device", device]
+
+    def _config(self, job: Job) -> ConfigParser:
+        """The config of a run."""
+        return self._study.run_config(job.arm, job.seed, self._registries)
+
+    def _done(self, job: Job) -> bool:
+        """Whether a run has finished with these settings."""
+        folder = self.folder(job)
+        if not (folder / "config.json").is_file() or not (folder / "summary.json").is_file():
+            return False
+        return bool(read_json(folder / "summary.json")["finished"]) and not self._changes(job)
+
+    def _changes(self, job: Job) -> list[Change]:
+        """What of a run on disk grows with the study.
+
+        Raises:
+            ConfigError: It is of other settings.
+        """
+        path = self.folder(job) / "config.json"
+        saved = ConfigParser.from_dict(read_json(path), self._registries, source=str(path))
+        free, warned, refused = compare_for_resume(saved.resolved, self._config(job).resolved)
+        moved = [c for c in warned if any(fnmatchcase(c[0], place) for place in _PLACES)]
+        other = [*refused, *(change for change in warned if change not in moved)]
+        if other:
+            key, old, new = other[0]
+            raise ConfigError(
+                f"{self.folder(job)} was run with {key} {old!r}, the study now says {new!r}: give "
+                "the study another name, or delete that folder"
+            )
+        return [change for change in free if change[0] in _GROWING]
