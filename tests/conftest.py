@@ -1,5 +1,6 @@
 """What all tests share: one thread, and no folders left behind, because checkpoints fill a disk."""
 
+import logging
 import shutil
 from collections.abc import Iterator
 
@@ -14,6 +15,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_logging() -> Iterator[None]:
+    """A command that logs to the console does so in no other module's tests."""
+    yield
+    logging.getLogger("med_sslal").handlers.clear()
 
 
 @pytest.fixture(scope="module", autouse=True)
