@@ -7,8 +7,8 @@ from benchmarks.sides import Repeated, Workload
 from benchmarks.timing import Comparison, Side, compare
 from med_sslal.base.base_data_loader import collate
 from med_sslal.data.dataset import LabelledView
-from med_sslal.data.phantom_dataset import DeepLesionPhantom
 from med_sslal.data.sampler import EpochBatchSampler
+from med_sslal.phantom.dataset import DeepLesionPhantom
 
 
 def loader_comparisons(work: Workload) -> list[Comparison]:

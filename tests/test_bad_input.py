@@ -16,7 +16,7 @@ import pytest
 import torch
 from tiny import files_of, make_voc, quick_config, run_test, run_train, write_config
 
-from med_sslal.data.phantom import generate
+from med_sslal.phantom import generate
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["--set", "al_settings.num_cycles=0", "--set", "trainer.epochs=1"]

@@ -22,7 +22,7 @@ from med_sslal.base.types import Annotation, ImageInfo
 from med_sslal.cli.build import build_dataset
 from med_sslal.cli.registries import registries
 from med_sslal.config.parse_config import ConfigParser
-from med_sslal.data.phantom_dataset import DeepLesionPhantom
+from med_sslal.phantom.dataset import DeepLesionPhantom
 from med_sslal.utils.errors import ConfigError, DataError
 from med_sslal.utils.util import stable_hash
 

@@ -1,10 +1,12 @@
 """The phantom: files as DeepLesion writes them, deterministic, plausible, worth learning from."""
 
 import csv
+import errno
 import hashlib
 import multiprocessing
 import os
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -12,9 +14,9 @@ import numpy as np
 import pytest
 
 from med_sslal.__main__ import main
-from med_sslal.data.phantom import generate
-from med_sslal.data.phantom.imaging import correlated_noise
-from med_sslal.data.phantom_dataset import DeepLesionPhantom
+from med_sslal.phantom import generate
+from med_sslal.phantom.dataset import DeepLesionPhantom
+from med_sslal.phantom.imaging import correlated_noise
 from med_sslal.utils.errors import ConfigError, UserError
 
 DATA = os.environ.get("MED_SSLAL_TEST_DATA")
@@ -63,6 +65,29 @@ def test_same_arguments_give_same_bytes_and_patients_are_independent(tmp_path):
     pixels = {name: digest for name, digest in first.items() if name.endswith(".png")}
     assert pixels.items() <= digests(tmp_path / "more").items()
     assert not set(first.values()) & set(digests(tmp_path / "other").values())
+
+
+def test_any_number_of_cores_gives_the_same_bytes(tmp_path, monkeypatch):
+    arguments = {"patients": 16, "size": 64, "seed": 4, "hidden_fraction": 0.2}
+    found = []
+    for cores in (1, 3):
+        monkeypatch.setattr("med_sslal.phantom.writer.usable_cores", partial(int, cores))
+        generate(tmp_path / f"{cores}", **arguments)
+        found.append(digests(tmp_path / f"{cores}"))
+    assert found[0] == found[1] and len(found[0]) > 100
+
+
+def test_a_full_disk_in_a_process_of_its_own_is_told(tmp_path, monkeypatch):
+    """The folder of one patient cannot be written: the whole phantom is given up."""
+    monkeypatch.setattr("med_sslal.phantom.writer.usable_cores", lambda: 2)
+    monkeypatch.setattr(Path, "write_bytes", _no_space)
+    with pytest.raises(UserError, match="No space left"):
+        generate(tmp_path / "set", patients=16, size=64, seed=0)
+    assert not list(tmp_path.iterdir())
+
+
+def _no_space(path: Path, content: bytes) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_table_is_spelled_as_in_the_real_file(phantom):

@@ -10,7 +10,7 @@ from tiny import make_voc, run_test, run_train
 
 from med_sslal.cli.registries import registries
 from med_sslal.config.parse_config import ConfigParser
-from med_sslal.data.phantom import generate
+from med_sslal.phantom import generate
 
 ROOT = Path(__file__).parents[1]
 # Tried in test_study.py.

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from tqdm import tqdm
-
-from med_sslal.data.phantom import generate
+from med_sslal.logger.logger import setup_logging
+from med_sslal.logger.progress import Progress
+from med_sslal.phantom import generate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,14 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the phantom that `args` describes; returns the exit code."""
-    with tqdm(total=args.patients, desc="phantom", unit="patient", disable=None) as bar:
+    setup_logging(1)
+    with Progress("phantom", args.patients) as progress:
         generate(
             args.out,
             patients=args.patients,
             size=args.size,
             seed=args.seed,
             hidden_fraction=args.hidden_fraction,
-            progress=lambda done, total: bar.update(done - bar.n),
+            progress=lambda done, total: progress.advance(),
         )
     print(f"{args.out}: a phantom of {args.patients} patients (synthetic, see PHANTOM.txt)")
     print("Use it with dataset type DeepLesion and this folder as dataset.args.root.")

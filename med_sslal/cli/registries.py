@@ -9,6 +9,7 @@ from med_sslal.data.dataset import DATASETS
 from med_sslal.data.transforms import AUGMENTATIONS
 from med_sslal.eval.metric import METRICS
 from med_sslal.model.model import MODELS
+from med_sslal.phantom.dataset import DeepLesionPhantom
 from med_sslal.ssl.pseudo_labels import PseudoLabeller
 
 
@@ -16,7 +17,7 @@ def registries() -> dict[str, Mapping[str, Any]]:
     """Config section to (name to class)."""
     return {
         "arch": MODELS,
-        "dataset": DATASETS,
+        "dataset": {**DATASETS, "DeepLesionPhantom": DeepLesionPhantom},
         "augmentation": AUGMENTATIONS,
         "pseudo_augmentation": AUGMENTATIONS,
         "optimizer": optimizers(),

@@ -15,14 +15,12 @@ from med_sslal.base.base_dataset import BaseDataset, Images
 from med_sslal.base.types import Annotation, Frame, ImageInfo, Sample, UnlabelledSample
 from med_sslal.data.coco import COCO
 from med_sslal.data.deeplesion import DeepLesion
-from med_sslal.data.phantom_dataset import DeepLesionPhantom
 from med_sslal.data.transforms import Transformed
 from med_sslal.data.voc import PascalVOC
 from med_sslal.utils.errors import LabelAccessError
 
 DATASETS: dict[str, type[BaseDataset]] = {
     "DeepLesion": DeepLesion,
-    "DeepLesionPhantom": DeepLesionPhantom,
     "COCO": COCO,
     "PascalVOC": PascalVOC,
 }

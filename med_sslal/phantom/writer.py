@@ -3,18 +3,21 @@
 import csv
 import errno
 import shutil
+import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import cv2
 
 from med_sslal.data.deeplesion_csv import COLUMNS
-from med_sslal.data.phantom.canvas import PIXEL_MM
-from med_sslal.data.phantom.lesions import extent_mm
-from med_sslal.data.phantom.study import KeySlice, draw_patient
+from med_sslal.phantom.canvas import PIXEL_MM
+from med_sslal.phantom.lesions import extent_mm
+from med_sslal.phantom.study import KeySlice, draw_patient
 from med_sslal.utils.errors import ConfigError, UserError
-from med_sslal.utils.util import fsync_folder, numpy_generator
+from med_sslal.utils.util import fsync_folder, numpy_generator, usable_cores
 
 GENERATOR_VERSION = 1
 """Counts up whenever the same arguments would give other bytes."""
@@ -27,6 +30,10 @@ LESION_FILE = "phantom_lesions.csv"
 
 _LESION_COLUMNS = ("File_name", "Bounding_boxes", "Lesion", "Difficulty", "Hidden", "Diameter_mm")
 _PADDING_PX = 5
+# Below this many patients a second process costs more than it saves.
+_ENOUGH_TO_SHARE = 16
+
+Row = tuple[str, ...]
 
 
 def generate(
@@ -117,19 +124,18 @@ def _write_all(
     hidden_fraction: float,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Write the pictures of all patients, then the two tables."""
+    """Write the pictures of all patients, on all cores, then the two tables."""
     split = _split(patients, seed)
-    rows: list[tuple[str, ...]] = []
-    lesions: list[tuple[str, ...]] = []
-    for patient in range(1, patients + 1):
-        for key in draw_patient(seed, patient, size, hidden_fraction):
-            _write_slices(folder, key)
-            for row, lesion, hidden in _rows(key, size, split[patient - 1]):
-                lesions.append(lesion)
-                if not hidden:
-                    rows.append(row)
+    rows: list[Row] = []
+    lesions: list[Row] = []
+    write = partial(_write_patient, folder, seed, size, hidden_fraction)
+    for done, found in enumerate(_on_all_cores(write, split), start=1):
+        for row, lesion, hidden in found:
+            lesions.append(lesion)
+            if not hidden:
+                rows.append(row)
         if progress is not None:
-            progress(patient, patients)
+            progress(done, patients)
     for name, columns, table in (
         ("DL_info.csv", COLUMNS, rows),
         (LESION_FILE, _LESION_COLUMNS, lesions),
@@ -138,6 +144,39 @@ def _write_all(
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(columns)
             writer.writerows(table)
+
+
+def _on_all_cores(
+    write: Callable[[tuple[int, int]], list[tuple[Row, Row, bool]]], split: list[int]
+) -> Iterator[list[tuple[Row, Row, bool]]]:
+    """What `write` returns for (patient, split code), patient by patient."""
+    patients, cores = list(enumerate(split, start=1)), usable_cores()
+    if cores == 1 or len(patients) < _ENOUGH_TO_SHARE:
+        yield from map(write, patients)
+        return
+    pool = ProcessPoolExecutor(cores, initializer=_start_process)
+    try:
+        yield from pool.map(write, patients)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_process() -> None:
+    """One thread each; a Ctrl-C, which reaches all processes, is for the main one."""
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _write_patient(
+    folder: Path, seed: int, size: int, hidden_fraction: float, patient: tuple[int, int]
+) -> list[tuple[Row, Row, bool]]:
+    """Write the pictures of a patient (number and split code); returns the rows of all lesions."""
+    number, split = patient
+    rows = []
+    for key in draw_patient(seed, number, size, hidden_fraction):
+        _write_slices(folder, key)
+        rows += _rows(key, size, split)
+    return rows
 
 
 def _split(patients: int, seed: int) -> list[int]:
@@ -164,12 +203,10 @@ def _write_slices(folder: Path, key: KeySlice) -> None:
         (series / f"{index:03d}.png").write_bytes(data.tobytes())
 
 
-def _rows(
-    key: KeySlice, size: int, split: int
-) -> list[tuple[tuple[str, ...], tuple[str, ...], bool]]:
+def _rows(key: KeySlice, size: int, split: int) -> list[tuple[Row, Row, bool]]:
     """Per lesion its row of DL_info.csv, its row of the side file, and whether it is hidden."""
     name = f"{_stem(key)}_{key.index:03d}.png"
-    rows: list[tuple[tuple[str, ...], tuple[str, ...], bool]] = []
+    rows: list[tuple[Row, Row, bool]] = []
     for mark in key.marks:
         ends = mark.ends + 1  # DeepLesion counts pixels from 1
         # From the rounded numbers, so that box and axes agree to the last digit written.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from med_sslal.data.phantom.canvas import PIXEL_MM, Window
+from med_sslal.phantom.canvas import PIXEL_MM, Window
 
 _SUPERSAMPLE = 3
 _PIECES = 4  # per segment, each of one density

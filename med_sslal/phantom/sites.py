@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from med_sslal.data.phantom.anatomy import Anatomy, Phase
-from med_sslal.data.phantom.canvas import PIXEL_MM, Tissue, Window
-from med_sslal.data.phantom.lesions import Lesion, draw_lesion
-from med_sslal.data.phantom.render import render
+from med_sslal.phantom.anatomy import Anatomy, Phase
+from med_sslal.phantom.canvas import PIXEL_MM, Tissue, Window
+from med_sslal.phantom.lesions import Lesion, draw_lesion
+from med_sslal.phantom.render import render
 from med_sslal.utils.util import numpy_generator
 
 _PLAIN = Phase(blood=60.0, liver=80.0, kidney=80.0)

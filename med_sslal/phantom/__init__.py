@@ -9,6 +9,6 @@ Frame: millimetres in the patient, x to the right of the picture, y to the back,
 origin is the centre of the body at the top of the lungs.
 """
 
-from med_sslal.data.phantom.writer import GENERATOR_VERSION, generate
+from med_sslal.phantom.writer import GENERATOR_VERSION, generate
 
 __all__ = ["GENERATOR_VERSION", "generate"]

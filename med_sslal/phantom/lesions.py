@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from med_sslal.data.phantom.canvas import PIXEL_MM, Window
+from med_sslal.phantom.canvas import PIXEL_MM, Window
 
 DIFFICULTIES = ("easy", "medium", "tiny", "rare", "outlier")
 """Classes of the side file; every lesion on a failed scan counts as `outlier`."""

@@ -3,13 +3,12 @@
 import logging
 from pathlib import Path
 
-from tqdm import tqdm
-
 from med_sslal.data.bad_samples import OnBadSample
 from med_sslal.data.deeplesion import DatasetType, DeepLesion, LesionType
-from med_sslal.data.phantom import GENERATOR_VERSION, generate
-from med_sslal.data.phantom.writer import describe, is_complete
 from med_sslal.data.slices import SliceMode
+from med_sslal.logger.progress import Progress
+from med_sslal.phantom import GENERATOR_VERSION, generate
+from med_sslal.phantom.writer import describe, is_complete
 
 logger = logging.getLogger(__name__)
 
@@ -86,13 +85,13 @@ class DeepLesionPhantom(DeepLesion):
 
 
 def _make(folder: Path, patients: int, size: int, seed: int) -> None:
-    """Generate with a progress bar on a terminal and a log line elsewhere."""
+    """Generate, with its progress shown."""
     logger.info("making a phantom of %d patients in %s (once)", patients, folder)
-    with tqdm(total=patients, desc="phantom", unit="patient", disable=None) as bar:
+    with Progress("phantom", patients) as progress:
         generate(
             folder,
             patients=patients,
             size=size,
             seed=seed,
-            progress=lambda done, total: bar.update(done - bar.n),
+            progress=lambda done, total: progress.advance(),
         )

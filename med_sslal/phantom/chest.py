@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from med_sslal.data.phantom.anatomy import Anatomy, Phase
-from med_sslal.data.phantom.canvas import Canvas, Tissue
-from med_sslal.data.phantom.vessels import draw_vessels
+from med_sslal.phantom.anatomy import Anatomy, Phase
+from med_sslal.phantom.canvas import Canvas, Tissue
+from med_sslal.phantom.vessels import draw_vessels
 
 _RIB_STEP = 26.0
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from med_sslal.data.phantom.canvas import Canvas, Texture
-from med_sslal.data.phantom.vessels import Tree, grow_tree
+from med_sslal.phantom.canvas import Canvas, Texture
+from med_sslal.phantom.vessels import Tree, grow_tree
 
 BODY_MM = 450.0
 """Length of the modelled body; normalised z is a share of it."""

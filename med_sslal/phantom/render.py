@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from med_sslal.data.phantom.abdomen import paint_abdomen
-from med_sslal.data.phantom.anatomy import Anatomy, Phase, beyond_cavity, outline
-from med_sslal.data.phantom.canvas import Canvas, Tissue, Window
-from med_sslal.data.phantom.chest import paint_bones, paint_chest
+from med_sslal.phantom.abdomen import paint_abdomen
+from med_sslal.phantom.anatomy import Anatomy, Phase, beyond_cavity, outline
+from med_sslal.phantom.canvas import Canvas, Tissue, Window
+from med_sslal.phantom.chest import paint_bones, paint_chest
 
 
 def render(

@@ -6,12 +6,12 @@ from math import ceil
 
 import numpy as np
 
-from med_sslal.data.phantom.anatomy import BODY_MM, Anatomy, Phase
-from med_sslal.data.phantom.canvas import Window
-from med_sslal.data.phantom.imaging import expose
-from med_sslal.data.phantom.lesions import Lesion, measure, paint_lesion
-from med_sslal.data.phantom.render import render
-from med_sslal.data.phantom.sites import Mix, Site, draw_site
+from med_sslal.phantom.anatomy import BODY_MM, Anatomy, Phase
+from med_sslal.phantom.canvas import Window
+from med_sslal.phantom.imaging import expose
+from med_sslal.phantom.lesions import Lesion, measure, paint_lesion
+from med_sslal.phantom.render import render
+from med_sslal.phantom.sites import Mix, Site, draw_site
 from med_sslal.utils.util import numpy_generator
 
 _SPACINGS = (5.0, 2.5, 2.0, 1.25, 1.0)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from med_sslal.data.phantom.anatomy import Anatomy, Loop, Phase
-from med_sslal.data.phantom.canvas import Canvas, Tissue
+from med_sslal.phantom.anatomy import Anatomy, Loop, Phase
+from med_sslal.phantom.canvas import Canvas, Tissue
 
 _FILLINGS = {"fluid": 18.0, "contrast": 260.0, "gas": -880.0, "stool": -40.0}
 
