@@ -184,7 +184,7 @@ def select(setup: RunSetup, pool: Pool, record: PoolRecord, folder: Path, stages
     infos, helper, path = setup.images.infos, setup.helper, folder / "selection.json"
 
     def write() -> None:
-        write_detections(folder, selection, record, infos, 0)
+        write_detections(folder / "detections.json", selection, record, infos, 0)
         write_selection(path, selection, 0, record.header)
 
     def label() -> Pool:

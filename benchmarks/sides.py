@@ -35,6 +35,7 @@ from med_sslal.data.sampler import EpochBatchSampler, SequentialBatchSampler
 from med_sslal.logger.visualization import TensorboardWriter
 from med_sslal.model.norm import norm_layer
 from med_sslal.trainer.inference import predict
+from med_sslal.trainer.run_folder import CycleFolder
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.trainer import Trainer
 from med_sslal.utils.deterministic import deterministic_algorithms, fix_workspace
@@ -243,7 +244,7 @@ def own_training(work: Workload, model: BaseModel) -> Side:
     parallel, optimizer = setup.parallel(model), setup.make_optimizer(model)
     folder = work.new_folder("training")
     trainer = Trainer(
-        folder,
+        CycleFolder(folder),
         model=parallel,
         bare_model=model,
         optimizer=optimizer,
@@ -308,7 +309,7 @@ def score(work: Workload, model: nn.Module, batches: Tap | Sequence[Batch]) -> P
             Pool((), work.data.images.splits["train"]),
             batches,
             (),
-            work.new_folder("scoring") / "record",
+            work.new_folder("scoring") / "seen",
             header,
             device=work.device,
             dtype=work.setup.dtype,

@@ -23,7 +23,8 @@ from med_sslal.ssl.quality import hidden_truth_quality
 from med_sslal.study.label_efficiency import compare_arms
 from med_sslal.study.study_result import Curve
 from med_sslal.study.verdict import verdict
-from med_sslal.trainer.results import note_seconds, write_results
+from med_sslal.trainer.results import note_seconds
+from med_sslal.trainer.run_folder import CycleFolder, RunFolder
 from med_sslal.utils.util import write_json
 
 INIT, BUDGET = 4, 3
@@ -83,7 +84,9 @@ def make_run(
             pool = _query(cycle, dataset, pool, number, reason=reason, seen=seen)
         if number < queries and pseudo:
             _pseudo_label(cycle, dataset, pool)
-    write_results(folder, rows, finished=len(rows) == settings["al_settings"]["num_cycles"] + 1)
+    RunFolder(folder).write_summary(
+        rows, finished=len(rows) == settings["al_settings"]["num_cycles"] + 1
+    )
     return folder
 
 
@@ -99,7 +102,7 @@ def _measure(
     )  # fmt: skip
     test["values"]["loss"] = 0.5
     write_json(cycle / "training.json", {"steps": 5, "best_epoch": 1, "seconds": 60.0})
-    note_seconds(cycle, "evaluation", 30.0)
+    note_seconds(CycleFolder(cycle), "evaluation", 30.0)
     write_json(cycle / "predictions.json", to_coco_predictions(found, dataset.images.infos, names))
     low, high = test["intervals"]["sens_mean"] or (None, None)
     bought = [dataset.labels.annotations[name] for name in pool.labelled]
@@ -161,13 +164,13 @@ def _query(
         3,
         0.25,
     )
-    write_detections(cycle, selection, record, dataset.images.infos, number)
+    path = CycleFolder(cycle).detections
+    write_detections(path, selection, record, dataset.images.infos, number)
     # The helper's classes have names of their own.
-    path = cycle / "selection_detections.json"
     content = json.loads(path.read_text())
     content["categories"] = to_coco_predictions({}, {}, names)["categories"]
     write_json(path, content)
-    note_seconds(cycle, "selection", 0.5)
+    note_seconds(CycleFolder(cycle), "selection", 0.5)
     write_selection(cycle / "selection.json", selection, number, record.header)
     return pool.label(taken)
 
@@ -205,7 +208,7 @@ def make_study(
                 }
                 for i, value in enumerate(values)
             ]
-            write_json(run / "summary.json", {"finished": True, "cycles": rows})
+            RunFolder(run).write_summary(rows, finished=True)
     seeds = sorted({seed for by_seed in scores.values() for seed in by_seed})
     study = {
         "format_version": 1,

@@ -371,9 +371,9 @@ def test_selection_json_holds_every_score_and_comes_back(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"format_version": 99}', "format version 99"),
+        ('{"format_version": 99}', "format_version 99"),
         ('{"format_version": 1}', "no selection"),
-        ("[]", "no selection"),
+        ("[]", "no format_version"),
         ("{", "not valid JSON"),
     ],
     ids=["newer", "without entries", "a list", "no JSON"],

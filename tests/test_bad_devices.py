@@ -117,6 +117,23 @@ def test_devices_that_cannot_do_it(
     assert refused(lambda: run_train("-c", config, *settings(*pairs), *words)).startswith(sentence)
 
 
+@pytest.mark.parametrize("hidden", ["", "-1", "-1,0"])
+def test_a_gpu_that_the_environment_hides(
+    config: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch, hidden: str
+) -> None:
+    """As on a machine with a GPU: CUDA shows those that the variable names."""
+
+    def shown() -> int:
+        return int(os.environ["CUDA_VISIBLE_DEVICES"] == "0")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: shown() > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", shown)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    sentence = refused(lambda: run_train("-c", config, "--device", "0"))
+    assert f'CUDA_VISIBLE_DEVICES="{hidden}" shows 0 GPU(s)' in sentence
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == hidden
+
+
 @pytest.mark.parametrize(
     ("pairs", "warned"),
     [

@@ -16,6 +16,7 @@ from med_sslal.data.transforms import EvalTransform
 from med_sslal.data.voc import PascalVOC
 from med_sslal.logger.visualization import TensorboardWriter
 from med_sslal.model.detectors import FasterRCNN
+from med_sslal.trainer.run_folder import CycleFolder
 from med_sslal.trainer.settings import TrainerSettings
 from med_sslal.trainer.trainer import Trainer
 from med_sslal.utils.interrupt import StopRequest
@@ -74,7 +75,7 @@ def trainer_of(
     view = LabelledView(data.images, data.labels.annotations, ids, EvalTransform(SIDE))
     folder.mkdir(exist_ok=True)
     return Trainer(
-        folder,
+        CycleFolder(folder),
         model=model,
         bare_model=model,
         optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3, fused=fused),

@@ -246,7 +246,7 @@ def test_pseudo_labels_come_back_from_the_file_bit_for_bit(make, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format_version": 99}, "format version 99"),
+        ({"format_version": 99}, "format_version 99"),
         ({"labels": {"a": {"boxes": [[0, 0, 1, 1]], "labels": [1]}}}, "holds no pseudo-labels"),
         ({"stats": []}, "holds no pseudo-labels"),
         ({"labels": {"a": {"boxes": [[1, 1, 0, 0]], "labels": [1], "ignore": [False]}}}, "area"),

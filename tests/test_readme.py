@@ -21,12 +21,12 @@ from med_sslal.al.al_criteria import CRITERIA, SELECTORS
 from med_sslal.cli import download, study
 from med_sslal.cli.args import parse_train_args
 from med_sslal.cli.registries import registries
-from med_sslal.cli.run_folder import point_to
 from med_sslal.config.jsonc import parse
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.schema import SCHEMA, Key
 from med_sslal.config.signature import signature
 from med_sslal.study.study_config import StudyConfig
+from med_sslal.trainer.run_folder import point_to
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -167,7 +167,7 @@ def first_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clone(first_run: Path) -> Path:
     """That folder; `latest` is the first run, whatever ran in between."""
     folder = first_run.parents[2]
-    point_to(folder / "exp_results" / "latest", first_run)
+    point_to(folder / "exp_results", first_run)
     return folder
 
 

@@ -169,7 +169,7 @@ def bad_offsets(folder):
 
 
 DAMAGE = {
-    "newer version": (newer, "format version 99"),
+    "newer version": (newer, "format_version 99"),
     "truncated column": (truncate, "boxes.npy"),
     "missing column": (lambda folder: (folder / "plain/labels.npy").unlink(), "labels.npy"),
     "empty column": (lambda folder: (folder / "plain/boxes.npy").write_bytes(b""), "boxes.npy"),

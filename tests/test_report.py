@@ -508,7 +508,7 @@ def test_what_is_neither_run_nor_study_is_refused(
     [
         ("cycle_01/metrics.json", "{", "not valid JSON"),
         ("cycle_01/pool.json", '{"unlabelled": 3}', "not those of a cycle"),
-        ("cycle_00/selection.json", "{}", "no selection"),
+        ("cycle_00/selection.json", "{}", "no format_version"),
         ("cycle_00/predictions.json", '{"format_version": 9}', "format_version 9"),
     ],
 )

@@ -140,6 +140,16 @@ def test_the_log_and_the_first_words(finished: tuple[Path, str]) -> None:
     assert "DEBUG" in log and "cycle 1/3: training on 9 labelled" in log
 
 
+def test_the_disk_that_numbered_checkpoints_take_goes_by_steps(config: Path) -> None:
+    """1000 epochs would be more than 20 GiB; one step is one epoch."""
+    words = ("keep_checkpoints=all", "save_period=1", "epochs=1000", "steps_per_cycle=1")
+    settings = [word for one in words for word in ("--set", f"trainer.{one}")]
+    assert run_train("-c", config, "--run-id", "x", *SHORT[:2], *settings) == 0
+    folder = config.parent / "runs" / "tiny" / "x"
+    found = re.search(r"take about ([0-9.]+) GiB", (folder / "train.log").read_text())
+    assert found is not None and float(found[1]) < 1
+
+
 def test_checkpoints_are_plain_and_hold_what_a_continuation_needs(
     finished: tuple[Path, str],
 ) -> None:

@@ -32,6 +32,7 @@ from med_sslal.data.dataset import LabelledView
 from med_sslal.data.sampler import EpochBatchSampler
 from med_sslal.data.transforms import EvalTransform
 from med_sslal.logger.visualization import TensorboardWriter
+from med_sslal.trainer.run_folder import CycleFolder
 from med_sslal.trainer.settings import TrainerSettings
 from med_sslal.trainer.trainer import Trainer
 from med_sslal.utils.errors import UserError
@@ -122,7 +123,7 @@ def trainer_of(
     view = LabelledView(data, labels, ids, EvalTransform(32), pseudo)
     step_by = optimizer(model.parameters(), lr=lr)
     trainer = Trainer(
-        folder,
+        CycleFolder(folder),
         model=model,
         bare_model=model,
         optimizer=step_by,

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from med_sslal.utils.errors import DataError
-from med_sslal.utils.util import read_json
+from med_sslal.utils.util import read_versioned
 
 FORMAT_VERSION = 3
 HEADER_FILE = "header.json"
@@ -232,19 +232,8 @@ class PoolRecord:
         Raises:
             DataError: A file is missing, damaged, or written by another version.
         """
-        content = read_json(path / HEADER_FILE)
+        content = read_versioned(path / HEADER_FILE, FORMAT_VERSION, oldest=FORMAT_VERSION)
         try:
-            version = int(content["format_version"])
-            if version > FORMAT_VERSION:
-                raise DataError(
-                    f"record {path} has format version {version}, this program reads up to "
-                    f"{FORMAT_VERSION}: update the program"
-                )
-            if version < FORMAT_VERSION:
-                raise DataError(
-                    f"record {path} has format version {version}, this program reads "
-                    f"{FORMAT_VERSION}: make it again, with a run of this version"
-                )
             header = RecordHeader.from_json(content["header"])
             labelled_ids = tuple(content["labelled_ids"])
             sizes, shared = content["sections"], content.get("shared", {})

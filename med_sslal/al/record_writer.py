@@ -25,7 +25,7 @@ from med_sslal.al.record import (
 )
 from med_sslal.base.types import Detections, ImageInfo
 from med_sslal.utils.errors import UserError
-from med_sslal.utils.util import fsync_folder, write_json
+from med_sslal.utils.util import fsync_folder, write_versioned
 
 _IMAGE_COLUMNS = ("image_ids", "group_ids", "orig_sizes")
 _PADDED = ("top_proposals", "top_objectness")
@@ -151,7 +151,6 @@ class RecordWriter:
                 embeddings[row] = self._labelled[image_id]
             np.save(self._partial / LABELLED_FILE, embeddings)
             content = {
-                "format_version": FORMAT_VERSION,
                 "header": self.header.to_json(),
                 "labelled_ids": labelled_ids,
                 "sections": sizes,
@@ -160,7 +159,7 @@ class RecordWriter:
                     for view, own in self._columns.items()
                 },
             }
-            write_json(self._partial / HEADER_FILE, content)
+            write_versioned(self._partial / HEADER_FILE, FORMAT_VERSION, content)
             self._publish()
         return PoolRecord.open(self.path)
 

@@ -1,6 +1,6 @@
 """selection.json: what a query took and why, with the value of every image it could have taken.
 
-Beside it, selection_detections.json: what the model saw on the images that a report shows.
+And, beside it: what the model saw on the images that a report shows.
 """
 
 from collections.abc import Mapping
@@ -12,10 +12,9 @@ from med_sslal.al.record import PLAIN, PoolRecord, RecordHeader
 from med_sslal.base.types import ImageInfo, Prediction, Selected, Selection
 from med_sslal.eval.coco_utils import to_coco_predictions
 from med_sslal.utils.errors import DataError
-from med_sslal.utils.util import python_generator, read_json, write_json
+from med_sslal.utils.util import python_generator, read_versioned, write_json, write_versioned
 
 FORMAT_VERSION = 1
-DETECTIONS_FILE = "selection_detections.json"
 
 # Detections worth showing: those from this score on, and the best few in any case.
 SHOWN_SCORE, SHOWN_AT_LEAST = 0.3, 5
@@ -36,7 +35,6 @@ def write_selection(path: Path, selection: Selection, cycle: int, header: Record
         UserError: The file cannot be written.
     """
     content = {
-        "format_version": FORMAT_VERSION,
         "cycle": cycle,
         "seed": selection.seed,
         "criteria": list(selection.criteria),
@@ -56,7 +54,7 @@ def write_selection(path: Path, selection: Selection, cycle: int, header: Record
         ],
         "scores": {name: dict(values) for name, values in selection.scores.items()},
     }
-    write_json(path, content)
+    write_versioned(path, FORMAT_VERSION, content)
 
 
 def read_selection(path: Path) -> Selection:
@@ -65,13 +63,8 @@ def read_selection(path: Path) -> Selection:
     Raises:
         DataError: The file is missing, damaged, or written by a newer version.
     """
-    content = read_json(path)
+    content = read_versioned(path, FORMAT_VERSION)
     try:
-        if content["format_version"] > FORMAT_VERSION:
-            raise DataError(
-                f"{path} has format version {content['format_version']}, this program reads up to "
-                f"{FORMAT_VERSION}: update the program"
-            )
         return Selection(
             items=tuple(Selected(**item) for item in content["images"]),
             scores=content["scores"],
@@ -85,19 +78,19 @@ def read_selection(path: Path) -> Selection:
 
 
 def write_detections(
-    folder: Path,
+    path: Path,
     selection: Selection,
     record: PoolRecord,
     infos: Mapping[str, ImageInfo],
     cycle: int,
 ) -> None:
-    """Write `selection_detections.json`: records are dropped, and a report needs a little of them.
+    """Write detections of a query: records are dropped, and a report needs a little of them.
 
-    It holds, in COCO's form (see `coco_utils.to_coco_predictions`), the detections worth showing
-    on the images taken and on a few others, drawn by the run's seed.
+    The file holds, in COCO's form (see `coco_utils.to_coco_predictions`), those worth showing on
+    the images taken and on a few others, drawn by the run's seed.
 
     Args:
-        folder: The cycle's folder.
+        path: The JSON file.
         selection: What the query took.
         record: What it was chosen from.
         infos: Infos of at least the record's images.
@@ -124,6 +117,4 @@ def write_detections(
             np.array(section.labels[rows]),
             np.array(section.scores[rows]),
         )
-    write_json(
-        folder / DETECTIONS_FILE, to_coco_predictions(shown, infos, record.header.class_names)
-    )
+    write_json(path, to_coco_predictions(shown, infos, record.header.class_names))

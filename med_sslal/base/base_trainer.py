@@ -5,7 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from med_sslal.base.checkpoint import load_checkpoint, newest_good, previous, save_checkpoint
 from med_sslal.base.monitor import Monitor
@@ -16,7 +16,19 @@ from med_sslal.utils.train_util import random_states, restore_random_states
 
 logger = logging.getLogger(__name__)
 
-BEST, LAST = "model_best.pth", "checkpoint_last.pth"
+
+class CheckpointFolder(Protocol):
+    """Where the checkpoints of a training go: its folder, which exists, and what lies in it."""
+
+    path: Path
+    best: Path
+    last: Path
+
+    def numbered(self, epoch: int) -> Path:
+        """Where the checkpoint of an epoch goes that `save_period` asks for."""
+
+    def resumable(self) -> list[Path]:
+        """The checkpoints in it that hold a training state, the furthest first."""
 
 
 class BaseTrainer(ABC):
@@ -34,7 +46,7 @@ class BaseTrainer(ABC):
 
     def __init__(
         self,
-        folder: Path,
+        folder: CheckpointFolder,
         *,
         epochs: int,
         monitor: Monitor,
@@ -49,8 +61,8 @@ class BaseTrainer(ABC):
             folder: Where the checkpoints go; it exists.
             epochs: How many.
             monitor: What decides on the best epoch.
-            save_period: Epochs between `checkpoint_epochNN.pth` files; 0 writes none.
-            checkpoint_seconds: Least time between two `checkpoint_last.pth` within a training; 0
+            save_period: Epochs between numbered checkpoints; 0 writes none.
+            checkpoint_seconds: Least time between two savings of the position within a training; 0
                 writes one after every epoch, and none within.
             identity: Plain values that every checkpoint of this training carries (config, data
                 fingerprint, cycle, pool).
@@ -103,10 +115,10 @@ class BaseTrainer(ABC):
         """Take over what `model_state` and `state_dict` returned."""
 
     def train(self) -> None:
-        """Run the epochs that are left; afterwards `model_best.pth` is there.
+        """Run the epochs that are left; afterwards the best model is there.
 
         Raises:
-            Interrupted: A stop was asked for; `checkpoint_last.pth` holds the position.
+            Interrupted: A stop was asked for; the last checkpoint holds the position.
         """
         self._clock = self._saved = time.monotonic()
         try:
@@ -125,13 +137,13 @@ class BaseTrainer(ABC):
                 self.after_epoch(values)
                 self.history.append(values)
                 if best:
-                    self._save(BEST, with_state=False)
+                    self._save(self.folder.best, with_state=False)
                 if self._save_period and self.epoch % self._save_period == 0:
-                    self._save(f"checkpoint_epoch{self.epoch:02d}.pth")
+                    self._save(self.folder.numbered(self.epoch))
                 if self.save_due() or not self._checkpoint_seconds:
                     self.save_position()
         except Interrupted:
-            self._save(LAST)
+            self._save(self.folder.last)
             raise
         if self.epoch == self.epochs:
             logger.debug("training ended after %d epochs", self.epoch)
@@ -139,7 +151,7 @@ class BaseTrainer(ABC):
             logger.info(
                 "stopped early after epoch %d: best was %d", self.epoch, self.monitor.best_epoch
             )
-        self._save(LAST)
+        self._save(self.folder.last)
 
     def save_due(self) -> bool:
         """Whether `checkpoint_seconds` have passed since the position was saved."""
@@ -149,11 +161,11 @@ class BaseTrainer(ABC):
         return bool(self.world.largest(due)[0])
 
     def save_position(self) -> None:
-        """Write `checkpoint_last.pth`: what a kill can take is what comes after."""
-        self._save(LAST)
+        """Write the last checkpoint: what a kill can take is what comes after."""
+        self._save(self.folder.last)
         self._saved = time.monotonic()
 
-    def _save(self, name: str, *, with_state: bool = True) -> None:
+    def _save(self, path: Path, *, with_state: bool = True) -> None:
         now = time.monotonic()
         self.seconds, self._clock = self.seconds + now - self._clock, now
         states = self.world.gather(random_states()) if with_state else []
@@ -173,7 +185,7 @@ class BaseTrainer(ABC):
             content["state"] = self.state_dict()
             others = {"others": states[1:]} if states[1:] else {}
             content["random"] = {**states[0], **others}
-        save_checkpoint(self.folder / name, content)
+        save_checkpoint(path, content)
 
     def resume(self, path: Path | None = None) -> Path | None:
         """Continue from a checkpoint.
@@ -208,14 +220,14 @@ class BaseTrainer(ABC):
     def _find(self, path: Path | None) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint to continue from and its content (see `resume`)."""
         if path is None:
-            candidates = resumable(self.folder)
+            candidates = self.folder.resumable()
             if not candidates:
                 return None
             try:
                 path, content, complaints = newest_good(candidates, self._take_best)
             except CheckpointError as error:
                 raise CheckpointError(
-                    f"{error}. Remove {self.folder}: --resume trains this cycle anew"
+                    f"{error}. Remove {self.folder.path}: --resume trains this cycle anew"
                 ) from error
             for complaint in complaints:
                 logger.warning("%s; falling back", complaint)
@@ -224,8 +236,8 @@ class BaseTrainer(ABC):
             self._take_best(content)
         if "state" not in content:
             raise CheckpointError(
-                f"{path} holds a model but no training state: resume from {LAST}, or start a new "
-                "run from it with --init-from"
+                f"{path} holds a model but no training state: resume from "
+                f"{self.folder.last.name}, or start a new run from it with --init-from"
             )
         return path, content
 
@@ -241,7 +253,7 @@ class BaseTrainer(ABC):
         Raises:
             CheckpointError: Neither copy is good and of that epoch or a later one.
         """
-        epoch, best = content["monitor"]["best_epoch"], self.best_path()
+        epoch, best = content["monitor"]["best_epoch"], self.folder.best
         if not epoch:
             return
 
@@ -257,18 +269,3 @@ class BaseTrainer(ABC):
             ) from error
         if path != best:
             save_checkpoint(best, found)
-
-    def best_path(self) -> Path:
-        """Where the best model of this training lies."""
-        return self.folder / BEST
-
-
-def resumable(folder: Path) -> list[Path]:
-    """Checkpoints of a training's folder that hold a training state, the furthest first."""
-    last = folder / LAST
-    numbered = sorted(
-        folder.glob("checkpoint_epoch*.pth"),
-        key=lambda path: (len(path.name), path.name),
-        reverse=True,
-    )
-    return [path for path in (last, previous(last), *numbered) if path.is_file()]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from med_sslal.utils.errors import CheckpointError, UserError
-from med_sslal.utils.util import atomic_write, sha256_file
+from med_sslal.utils.util import atomic_write, check_version, sha256_file
 
 # 2: batch_size became the number of LABELLED images, and a training's state that of its step.
 FORMAT_VERSION = 2
@@ -98,14 +98,8 @@ def load_checkpoint(path: Path, *, require_checksum: bool = True) -> dict[str, A
         CheckpointError: Missing, damaged, foreign or newer than this program.
     """
     content = load_tensors(path, require_checksum=require_checksum)
-    if not isinstance(content, dict) or "format_version" not in content:
-        raise CheckpointError(f"{path} is no checkpoint of this program (no format_version)")
-    if content["format_version"] > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format_version {content['format_version']}, this program reads up to "
-            f"{FORMAT_VERSION}: update the program"
-        )
-    return content
+    check_version(content, FORMAT_VERSION, path, CheckpointError)
+    return dict(content)
 
 
 def check_can_go_on(content: Mapping[str, Any], path: Path) -> None:

@@ -1,20 +1,17 @@
 """Where a stored pool record comes from: its run, its cycle, and whether it is really theirs."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from med_sslal.al.record import HEADER_FILE, PoolRecord
 from med_sslal.base.base_dataset import BaseDataset, Images
-from med_sslal.base.base_trainer import BEST
 from med_sslal.base.checkpoint import load_checkpoint, weights_hash
 from med_sslal.cli.registries import registries
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.values import show
+from med_sslal.trainer.run_folder import CycleFolder, RunFolder, named_path
 from med_sslal.utils.errors import DataError, UserError
 from med_sslal.utils.util import read_json
-
-RECORD = "record"
 
 
 @dataclass(frozen=True)
@@ -23,69 +20,63 @@ class Origin:
 
     Attributes:
         record: Its folder.
-        cycle: The `cycle_NN` of a run that it lies in, None outside of a run.
+        cycle: The cycle of a run that it lies in, None outside of a run.
         config: The run's config, None outside of a run.
     """
 
     record: Path
-    cycle: Path | None = None
+    cycle: CycleFolder | None = None
     config: ConfigParser | None = None
 
     @property
     def number(self) -> int:
         """The number of the cycle, 0 outside of a run."""
-        return 0 if self.cycle is None else int(self.cycle.name.removeprefix("cycle_"))
+        return 0 if self.cycle is None else self.cycle.number
 
     @property
     def home(self) -> Path:
         """The run folder, or what the record lies in."""
-        return self.record.parent if self.cycle is None else self.cycle.parent
+        return self.record.parent if self.cycle is None else self.cycle.run.path
 
 
-def find_record(path: str, save_dir: Path) -> Origin:
+def find_record(name: str) -> Origin:
     """Resolve a record, a cycle's folder, a run folder (its newest record) or the word `latest`.
 
     Args:
-        path: What the user named.
-        save_dir: Where `latest` is.
+        name: What the user named.
 
     Raises:
         DataError: There is no record.
         ConfigError: The run's config is not valid (any more).
     """
-    named = save_dir / "latest" if path == "latest" else Path(path)
+    named = named_path(name)
     where = named.resolve()
-    if (where / "config.json").is_file():
-        records = sorted(where.glob(f"cycle_*/{RECORD}"))
-        if not records:
-            raise _dropped(named, where)
-        return _origin(records[-1])
-    cycle = where if re.fullmatch(r"cycle_\d+", where.name) else where.parent
-    in_run = re.fullmatch(r"cycle_\d+", cycle.name) and (cycle.parent / "config.json").is_file()
-    if in_run and cycle.is_dir() and not (cycle / RECORD).exists():
-        raise _dropped(named, cycle.parent)
-    record = where / RECORD if cycle == where else where
+    run, cycle = RunFolder(where), CycleFolder.around(where)
+    if run.exists:
+        kept = [cycle for cycle in run.cycles() if cycle.record.exists()]
+        if not kept:
+            raise _dropped(named, run)
+        cycle = kept[-1]
+        where = cycle.record
+    elif cycle is not None and cycle.path.is_dir() and not cycle.record.exists():
+        raise _dropped(named, cycle.run)
+    inner = CycleFolder(where).record
+    record = inner if inner.is_dir() else where
     if not record.is_dir():
         raise DataError(
             f"there is no pool record {named}: name a run folder, or the folder "
-            f"cycle_NN/{RECORD} of a run, which holds {HEADER_FILE}"
+            f"cycle_NN/{inner.name} of a run, which holds {HEADER_FILE}"
         )
-    return _origin(record)
-
-
-def _origin(record: Path) -> Origin:
-    """The run and cycle of a record's folder."""
-    cycle = record.parent
-    source = cycle.parent / "config.json"
-    if not (re.fullmatch(r"cycle_\d+", cycle.name) and source.is_file()):
+    if cycle is None:
         return Origin(record)
+    source = cycle.run.config
     config = ConfigParser.from_dict(read_json(source), registries(), source=str(source))
     return Origin(record, cycle, config)
 
 
-def _dropped(named: Path, run: Path) -> DataError:
+def _dropped(named: Path, run: RunFolder) -> DataError:
     """The error for a place of a run that has no record (any more)."""
-    keep = read_json(run / "config.json").get("trainer", {}).get("keep_records")
+    keep = read_json(run.config).get("trainer", {}).get("keep_records")
     return DataError(
         f"{named} has no pool record: a run keeps the newest ones only, here trainer.keep_records "
         f"{show(keep)}; run with trainer.keep_records true to keep them all"
@@ -104,7 +95,7 @@ def check_model(record: PoolRecord, origin: Origin) -> str | None:
     """
     if origin.cycle is None:
         return "the record lies in no run: its data set and model are not checked"
-    best = origin.cycle / BEST
+    best = origin.cycle.best
     if not best.is_file():
         return f"there is no {best}: the record's data set and model are not checked"
     content = load_checkpoint(best, require_checksum=False)

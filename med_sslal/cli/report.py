@@ -10,6 +10,7 @@ from med_sslal.utils.errors import DataError, UserError
 if TYPE_CHECKING:
     from med_sslal.base.base_dataset import BaseDataset
     from med_sslal.config.parse_config import ConfigParser
+    from med_sslal.trainer.run_folder import RunFolder
 
 _NO_DATA = (
     "The data of the run could not be opened, so pictures and whatever needs the truth are missing."
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="PATH",
         help="run folders and study folders, or 'latest' for the newest run; each gets its own "
-        "report.html",
+        "page",
     )
 
 
@@ -34,12 +35,13 @@ def run(args: argparse.Namespace) -> int:
         UserError: A folder is neither run nor study, or a file in it is damaged.
     """
     from med_sslal.study.study_folder import STUDY_FILE
+    from med_sslal.trainer.run_folder import RunFolder
 
     # All are looked at before the first is written.
     folders = [_folder(path) for path in args.paths]
     for folder in folders:
         is_study = (folder / STUDY_FILE).is_file()
-        written = write_study(folder) if is_study else write_run(folder)
+        written = write_study(folder) if is_study else write_run(RunFolder(folder))
         sys.stdout.write(f"{written}\n")
     return 0
 
@@ -50,24 +52,25 @@ def _folder(path: str) -> Path:
     Raises:
         UserError: It is neither.
     """
-    from med_sslal.report.run_data import CONFIG_FILE
     from med_sslal.study.study_folder import STUDY_FILE
+    from med_sslal.trainer.run_folder import RunFolder, named_path
 
-    folder = Path("exp_results/latest") if path == "latest" else Path(path)
-    if not any((folder / name).is_file() for name in (CONFIG_FILE, STUDY_FILE)):
+    folder = named_path(path)
+    run = RunFolder(folder)
+    if not (run.exists or (folder / STUDY_FILE).is_file()):
         raise UserError(
-            f"{path} is neither a run folder (it has no {CONFIG_FILE}) nor a study folder (no "
+            f"{path} is neither a run folder (it has no {run.config.name}) nor a study folder (no "
             f"{STUDY_FILE}): name the folder that train.py or the study command printed"
         )
     # The pointer to the newest run is a link; the page must name the run itself.
     return folder.resolve() if folder.is_symlink() else folder
 
 
-def write_run(folder: Path, dataset: "BaseDataset | None" = None) -> Path:
+def write_run(run: "RunFolder", dataset: "BaseDataset | None" = None) -> Path:
     """Write the report of a run folder; returns its path.
 
     Args:
-        folder: The run folder.
+        run: The run folder.
         dataset: The run's images with the labels that it has used, where they are at hand; else
             its data set is opened, and where that
             cannot be done the page says so and does without pictures and truth.
@@ -77,21 +80,21 @@ def write_run(folder: Path, dataset: "BaseDataset | None" = None) -> Path:
     """
     from med_sslal.cli.registries import registries
     from med_sslal.config.parse_config import ConfigParser
-    from med_sslal.report.run_data import CONFIG_FILE, load_run
+    from med_sslal.report.run_data import load_run
     from med_sslal.report.run_page import write_run_report
     from med_sslal.utils.util import read_json
 
-    source, differences, remarks = folder / CONFIG_FILE, None, []
+    source, differences, remarks = run.config, None, []
     try:
         config = ConfigParser.from_dict(read_json(source), registries(), source=str(source))
         differences = config.differences()
-        dataset = dataset or _open_dataset(config, folder)
+        dataset = dataset or _open_dataset(config, run.split)
     except UserError as error:
         remarks.append(f"{_NO_DATA} {error}")
-    return write_run_report(load_run(folder, dataset, differences, tuple(remarks)))
+    return write_run_report(load_run(run, dataset, differences, tuple(remarks)))
 
 
-def _open_dataset(config: "ConfigParser", folder: Path) -> "BaseDataset":
+def _open_dataset(config: "ConfigParser", split: Path) -> "BaseDataset":
     """The data set of a run.
 
     Raises:
@@ -101,8 +104,7 @@ def _open_dataset(config: "ConfigParser", folder: Path) -> "BaseDataset":
     from med_sslal.utils.util import read_json
 
     dataset = build_dataset(config)
-    split = read_json(folder / "split.json")
-    if {name: list(ids) for name, ids in dataset.images.splits.items()} != split:
+    if {name: list(ids) for name, ids in dataset.images.splits.items()} != read_json(split):
         raise DataError("Its images or its split have changed since.")
     return dataset
 

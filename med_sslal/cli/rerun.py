@@ -19,9 +19,8 @@ from med_sslal.cli.origin import NoImagesError, Origin, check_model, find_images
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.signature import convert_arguments, wrong_arguments
 from med_sslal.report.selection import draw_selection, selection_table
+from med_sslal.trainer.run_folder import ResultFolder
 from med_sslal.utils.errors import ConfigError, DataError, UserError
-
-SELECTION_FILE, PICTURES_FILE = "selection.json", "images.png"
 
 # Arguments of the helper that an option of the same name replaces.
 OVERRIDES = (
@@ -51,7 +50,7 @@ def rerun(args: Namespace) -> int:
     """
     if args.first < 0:
         raise ConfigError(f"--first: found {args.first}; allowed: 0 (no pictures) or more")
-    origin = find_record(args.record, Path("exp_results"))
+    origin = find_record(args.record)
     record = PoolRecord.open(origin.record)
     notes = [check_model(record, origin)]
     helper = make_helper(args, origin.config)
@@ -69,16 +68,16 @@ def rerun(args: Namespace) -> int:
     cycle = origin.number if args.cycle is None else args.cycle
     selection = choose(helper, record, args.budget, cycle, images)
     own = _own_selection(origin)
-    out = make_folder(args.out, origin, selection)
+    out = ResultFolder(make_folder(args.out, origin, selection))
     try:
-        write_selection(out / SELECTION_FILE, selection, cycle, record.header)
+        write_selection(out.selection, selection, cycle, record.header)
         if images is not None and args.first:
-            draw_selection(selection, record, images, out / PICTURES_FILE, first=args.first)
+            draw_selection(selection, record, images, out.pictures, first=args.first)
     except UserError:
-        shutil.rmtree(out)
+        shutil.rmtree(out.path)
         raise
     table = selection_table(selection, record, cycle, own)
-    sys.stdout.write("\n".join([table, *filter(None, notes), f"results: {out}", ""]))
+    sys.stdout.write("\n".join([table, *filter(None, notes), f"results: {out.path}", ""]))
     return 0
 
 
@@ -175,6 +174,6 @@ def make_folder(out: Path | None, origin: Origin, selection: Selection) -> Path:
 
 def _own_selection(origin: Origin) -> Selection | None:
     """What the run itself chose from the record, None outside of a run or before it did."""
-    if origin.cycle is None or not (origin.cycle / SELECTION_FILE).is_file():
+    if origin.cycle is None or not origin.cycle.queried:
         return None
-    return read_selection(origin.cycle / SELECTION_FILE)
+    return read_selection(origin.cycle.selection)

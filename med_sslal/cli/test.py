@@ -18,14 +18,14 @@ from med_sslal.cli.build import (
     load_weights,
 )
 from med_sslal.cli.registries import registries
-from med_sslal.cli.run_folder import find_run, finished_best, load_named
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.eval.coco_utils import to_coco_predictions
 from med_sslal.eval.metric import evaluate
 from med_sslal.logger.logger import setup_logging
-from med_sslal.report.run_report import write_evaluation_pictures
+from med_sslal.report.pictures import write_evaluation_pictures
 from med_sslal.report.table import metric_table
 from med_sslal.trainer.inference import predict_split
+from med_sslal.trainer.run_folder import CycleFolder, ResultFolder, find_run, load_named
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.deterministic import deterministic_algorithms
 from med_sslal.utils.distributed import World
@@ -70,12 +70,12 @@ def _find(name: str) -> tuple[Path, dict[str, Any], list[str]]:
     Raises:
         CheckpointError: There is none that is good.
     """
-    run, complaints = find_run(name, Path("exp_results")), []
-    if run.checkpoint is None:
-        path, content, damaged = finished_best(run.folder)
+    (run, checkpoint), complaints = find_run(name, Path("exp_results")), []
+    if checkpoint is None:
+        path, content, damaged = run.finished_best()
         complaints = [f"{sentence}; falling back to {path}" for sentence in damaged]
     else:
-        path = run.checkpoint
+        path = checkpoint
         content = load_named(path, require_checksum=False)
     if "config" not in content:
         raise CheckpointError(f"{path} has no config in it: name a checkpoint of a cycle")
@@ -93,28 +93,29 @@ def _write(
 ) -> int:
     """Measure the predictions, and write all of it to a new folder of the checkpoint's run."""
     folder = path.resolve().parent
-    if (folder.parent / "config.json").exists():
-        folder = folder.parent
+    cycle = CycleFolder.around(folder)
+    if cycle is not None:
+        folder = cycle.run.path
     images, labels = setup.images, setup.split_labels(split)
     result = evaluate(
         setup.metrics, found, labels, images.infos, setup.class_names, seed=setup.seed
     )
     result["values"]["loss"] = loss
-    out = folder / f"{split}_{datetime.now():%Y%m%d_%H%M%S}"
+    out = ResultFolder(folder / f"{split}_{datetime.now():%Y%m%d_%H%M%S}")
     try:
-        out.mkdir()
+        out.path.mkdir()
     except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {error.strerror}") from error
+        raise UserError(f"cannot make the folder {out.path}: {error.strerror}") from error
     # First: a disk that is full does not take the numbers away.
     sys.stdout.write(metric_table(result) + "\n")
     coco = to_coco_predictions(found, images.infos, setup.class_names)
     title = f"{setup.config['name']}: {split}, {len(found)} images"
     try:
-        write_json(out / "metrics.json", {"checkpoint": str(path), "split": split, **result})
-        write_json(out / "predictions.json", coco)
-        write_evaluation_pictures(out, result, found, labels, images, setup.class_names, title)
+        write_json(out.metrics, {"checkpoint": str(path), "split": split, **result})
+        write_json(out.predictions, coco)
+        write_evaluation_pictures(out.path, result, found, labels, images, setup.class_names, title)
     except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(out.path, ignore_errors=True)
         raise
-    logger.info("results: %s", out)
+    logger.info("results: %s", out.path)
     return 0

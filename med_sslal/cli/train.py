@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from med_sslal.base.base_dataset import BaseDataset, Labels
-from med_sslal.base.base_trainer import BEST, resumable
 from med_sslal.base.checkpoint import check_can_go_on, load_checkpoint, newest_good, save_checkpoint
 from med_sslal.cli.build import (
     build_dataset,
@@ -26,28 +25,26 @@ from med_sslal.cli.build import (
 )
 from med_sslal.cli.registries import registries
 from med_sslal.cli.report import write_run
-from med_sslal.cli.run_folder import (
-    RunPath,
-    clear_unfinished,
-    environment,
-    filled_first,
-    find_run,
-    load_named,
-    new_run_folder,
-    point_to,
-    resume_command,
-    save_config,
-)
+from med_sslal.cli.run_folder import environment, resume_command
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import compare_for_resume
 from med_sslal.config.show import help_config, print_config
 from med_sslal.eval.coco_utils import from_coco_predictions
 from med_sslal.logger.logger import add_log_file, remove_log_file, setup_logging
-from med_sslal.report.run_report import write_evaluation_pictures, write_learning_curve
+from med_sslal.report.pictures import write_evaluation_pictures, write_learning_curve
 from med_sslal.report.table import cycle_table
 from med_sslal.study.shared_cycle import check_shared, take_over
 from med_sslal.trainer.cycle import run_cycles
 from med_sslal.trainer.disk import disk_estimate
+from med_sslal.trainer.run_folder import (
+    CycleFolder,
+    RunFolder,
+    filled_first,
+    find_run,
+    load_named,
+    new_run_folder,
+    point_to,
+)
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.deterministic import deterministic_algorithms
 from med_sslal.utils.distributed import World
@@ -95,8 +92,8 @@ def _start(args: Namespace, config: ConfigParser, devices: Devices, world: World
     setup = training_setup(config, dataset, devices, show_progress=world.is_main, world=world)
     if not world.is_main:
         return _help(setup)
-    folder = _new_run(args, config, setup, init_from)
-    return _run(folder, setup, devices)
+    run = RunFolder(_new_run(args, config, setup, init_from))
+    return _run(run, setup, devices)
 
 
 def _new_run(
@@ -108,20 +105,20 @@ def _new_run(
     if source is None:
         weights = initial_weights(config, init_from)
     else:
-        known = registries()
-        check_shared(source, config, known, lambda content: data_difference(content, setup))
+        run, known = RunFolder(source), registries()
+        check_shared(run, config, known, lambda content: data_difference(content, setup))
     save_dir = Path(config.get("trainer.save_dir"))
     folder = new_run_folder(save_dir, config["name"], args.run_id, config["seed"])
     with filled_first(folder) as partial:
+        new = RunFolder(partial)
         if weights is not None:
-            _save_initial(partial, setup, weights, init_from)
+            _save_initial(new.initial, setup, weights, init_from)
         else:
-            take_over(source, partial)
-        splits = {name: list(ids) for name, ids in setup.images.splits.items()}
-        write_json(partial / "split.json", splits)
-        save_config(partial, config.resolved)
+            take_over(RunFolder(source), new)
+        write_json(new.split, {name: list(ids) for name, ids in setup.images.splits.items()})
+        write_json(new.config, config.resolved)
     try:
-        point_to(save_dir / "latest", folder)
+        point_to(save_dir, folder)
     except UserError:
         shutil.rmtree(folder)
         raise
@@ -131,12 +128,12 @@ def _new_run(
 def _help(setup: RunSetup) -> int:
     """Compute what rank 0 asks for; returns the exit code."""
     with StopRequest() as stop:
-        run_cycles(setup, Path(), stop)
+        run_cycles(setup, RunFolder(Path()), stop)
     return 0
 
 
 def _save_initial(
-    folder: Path, setup: RunSetup, weights: Mapping[str, Any], init_from: Path | None
+    path: Path, setup: RunSetup, weights: Mapping[str, Any], init_from: Path | None
 ) -> None:
     """Write the weights that every cycle starts from."""
     identity = {
@@ -144,44 +141,44 @@ def _save_initial(
         "class_names": setup.class_names,
         "init_from": init_from,
     }
-    save_checkpoint(folder / "initial.pth", {"model": weights, **identity})
+    save_checkpoint(path, {"model": weights, **identity})
 
 
-def _run(folder: Path, setup: RunSetup, devices: Devices) -> int:
-    """Run the cycles in `folder`; returns the exit code."""
-    handler = add_log_file(folder / "train.log")
+def _run(run: RunFolder, setup: RunSetup, devices: Devices) -> int:
+    """Run the cycles of a run; returns the exit code."""
+    handler = add_log_file(run.log)
     try:
-        clear_unfinished(folder)
-        save_config(folder, setup.config)
-        logger.info("run folder: %s", folder)
-        logger.info("%s", disk_estimate(folder / "initial.pth", setup))
+        run.clear_unfinished()
+        write_json(run.config, setup.config)
+        logger.info("run folder: %s", run)
+        logger.info("%s", disk_estimate(run.initial, setup))
         several = f" x {setup.world.size}" if setup.world.size > 1 else ""
         found = environment(f"{devices}{several}", torch.get_num_threads())
-        _warn_of_changes(folder / "environment.json", found)
-        write_json(folder / "environment.json", found)
+        _warn_of_changes(run.environment, found)
+        write_json(run.environment, found)
         started = time.monotonic()
         with StopRequest() as stop:
-            rows = run_cycles(setup, folder, stop)
+            rows = run_cycles(setup, run, stop)
             # Seconds, with nothing left to go on with: a request to stop waits for their end.
-            _write_pictures(folder, setup, rows)
+            _write_pictures(run, setup, rows)
             sys.stdout.write(cycle_table(rows) + "\n")
             minutes = (time.monotonic() - started) / 60
             memory = peak_memory(devices.main)
             logger.info("finished after %.1f minutes; peak memory %s", minutes, memory)
-            logger.info("results: %s", folder)
-            seen = _seen(folder / f"cycle_{rows[-1]['cycle']:02d}", setup)
+            logger.info("results: %s", run)
+            seen = _seen(run.cycle(rows[-1]["cycle"]), setup)
             # Last, when everything else is on disk: an error in it loses nothing of the run.
-            sys.stdout.write(f"report: {write_run(folder, seen)}\n")
+            sys.stdout.write(f"report: {write_run(run, seen)}\n")
     except Interrupted as request:
         logger.debug("%s", request)
         # Not logged: it is told at every verbosity.
-        sys.stdout.write(f"stopped; go on with: {resume_command(folder, setup.world)}\n")
+        sys.stdout.write(f"stopped; go on with: {resume_command(run.path, setup.world)}\n")
         return request.exit_code
     except Exception as error:
         logger.debug("ended by an error", exc_info=True)
         # A damaged checkpoint would stop the continuation again; its error says what to remove.
         if isinstance(error, UserError | OSError) and not isinstance(error, CheckpointError):
-            command = resume_command(folder, setup.world)
+            command = resume_command(run.path, setup.world)
             sys.stdout.write(f"what is done is kept; go on with: {command}\n")
         raise
     finally:
@@ -189,26 +186,26 @@ def _run(folder: Path, setup: RunSetup, devices: Devices) -> int:
     return 0
 
 
-def _seen(cycle: Path, setup: RunSetup) -> BaseDataset:
+def _seen(cycle: CycleFolder, setup: RunSetup) -> BaseDataset:
     """The images of a run with the labels that it has used: what its report may show."""
-    bought = setup.oracle.label(read_json(cycle / "pool.json")["labelled"])
+    bought = setup.oracle.label(read_json(cycle.pool)["labelled"])
     labels = {**bought, **setup.eval_labels.annotations}
     return BaseDataset(setup.images, Labels(setup.class_names, labels))
 
 
-def _write_pictures(folder: Path, setup: RunSetup, rows: list[dict[str, Any]]) -> None:
+def _write_pictures(run: RunFolder, setup: RunSetup, rows: list[dict[str, Any]]) -> None:
     """The learning curve, and the last cycle's FROC and overlays, in the run folder."""
     images, name = setup.images, setup.config["name"]
-    write_learning_curve(folder, rows, images, f"{name}: test")
-    cycle = folder / f"cycle_{rows[-1]['cycle']:02d}"
+    write_learning_curve(run.path, rows, images, f"{name}: test")
+    cycle = run.cycle(rows[-1]["cycle"])
     write_evaluation_pictures(
-        folder,
-        read_json(cycle / "metrics.json")["test"],
-        from_coco_predictions(read_json(cycle / "predictions.json"), setup.class_names),
+        run.path,
+        read_json(cycle.metrics)["test"],
+        from_coco_predictions(read_json(cycle.predictions), setup.class_names),
         setup.split_labels("test"),
         images,
         setup.class_names,
-        f"{name}: test, cycle {rows[-1]['cycle']}",
+        f"{name}: test, cycle {cycle.number}",
     )
 
 
@@ -230,10 +227,9 @@ def _resume(args: Namespace) -> int:
     """Continue a run in its own folder, which only rank 0 touches."""
     world = World.from_environment()
     with world.joined(gpus=args.device != "cpu"):
-        run = world.from_main(lambda: find_run(args.resume, _save_dir(args)))
-        named = _named_checkpoint(run) if run.checkpoint is not None and world.is_main else None
-        saved = world.from_main(lambda: read_json(run.folder / "config.json"))
-        source = str(run.folder / "config.json")
+        run, checkpoint = world.from_main(lambda: find_run(args.resume, _save_dir(args)))
+        named = _named_checkpoint(run, checkpoint) if checkpoint and world.is_main else None
+        saved, source = world.from_main(lambda: read_json(run.config)), str(run.config)
         config = ConfigParser.from_dict(saved, registries(), args.overrides, source=source)
         if args.print_config:
             sys.stdout.write(print_config(config) if world.is_main else "")
@@ -243,11 +239,12 @@ def _resume(args: Namespace) -> int:
         _apply_resume_policy(before.resolved, config)
         devices = devices_of(config, args.device, world)
         with deterministic_algorithms(config["deterministic"]):
-            return _go_on(run, named, config, devices, world)
+            return _go_on(run, checkpoint, named, config, devices, world)
 
 
 def _go_on(
-    run: RunPath,
+    run: RunFolder,
+    checkpoint: Path | None,
     named: dict[str, Any] | None,
     config: ConfigParser,
     devices: Devices,
@@ -255,19 +252,19 @@ def _go_on(
 ) -> int:
     """Continue a run whose config is checked."""
     dataset = world.local_first(lambda: build_dataset(config))
-    initial = _load_initial(run.folder) if world.is_main else None
+    initial = _load_initial(run.initial) if world.is_main else None
     setup = training_setup(config, dataset, devices, show_progress=world.is_main, world=world)
     if not world.is_main:
         return _help(setup)
-    for path, content in ((run.folder / "initial.pth", initial), (run.checkpoint, named)):
+    for path, content in ((run.initial, initial), (checkpoint, named)):
         if path is not None and content is not None:
             check_can_go_on(content, path)
             _check_fits(path, content, setup)
-    if named is not None:
-        _check_furthest(run, named)
-    _check_newest(run.folder, setup)
-    logger.info("resuming %s", run.folder)
-    return _run(run.folder, setup, devices)
+    if checkpoint is not None and named is not None:
+        _check_furthest(run, checkpoint, named)
+    _check_newest(run, setup)
+    logger.info("resuming %s", run)
+    return _run(run, setup, devices)
 
 
 def _save_dir(args: Namespace) -> Path:
@@ -278,14 +275,14 @@ def _save_dir(args: Namespace) -> Path:
     return Path(str(given[-1]) if given else "exp_results")
 
 
-def _load_initial(folder: Path) -> dict[str, Any]:
+def _load_initial(path: Path) -> dict[str, Any]:
     """The weights that every cycle of a run starts from.
 
     Raises:
         CheckpointError: They are damaged or missing, and nothing can stand in for them.
     """
     try:
-        return load_checkpoint(folder / "initial.pth")
+        return load_checkpoint(path)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}: every cycle starts from it, so put back a copy with its .sha256 file, or "
@@ -313,23 +310,22 @@ def _apply_resume_policy(saved: Mapping[str, Any], config: ConfigParser) -> None
         logger.warning("%s: %r -> %r; the run is no longer of one piece", path, old, new)
 
 
-def _named_checkpoint(run: RunPath) -> dict[str, Any]:
+def _named_checkpoint(run: RunFolder, path: Path) -> dict[str, Any]:
     """The content of the checkpoint that was named.
 
     Raises:
         CheckpointError: It is no good checkpoint, holds no training state, or lies in no run.
     """
-    assert run.checkpoint is not None
-    content = load_named(run.checkpoint)
+    content = load_named(path)
     if "state" not in content:
         raise CheckpointError(
-            f"{run.checkpoint} holds a model but no training state: resume the run folder, or "
+            f"{path} holds a model but no training state: resume the run folder, or "
             "start a new run from it with --init-from"
         )
-    if not (run.folder / "config.json").is_file():
+    if not run.exists:
         raise CheckpointError(
-            f"{run.checkpoint} lies in no run folder ({run.folder} has no config.json): start a "
-            "new run from it with --init-from"
+            f"{path} lies in no run folder ({run} has no {run.config.name}): start a new run from "
+            "it with --init-from"
         )
     return content
 
@@ -348,15 +344,15 @@ def _check_fits(path: Path, content: Mapping[str, Any], setup: RunSetup) -> None
     load_weights(setup.make_model(), content, path)
 
 
-def _check_newest(folder: Path, setup: RunSetup) -> None:
+def _check_newest(run: RunFolder, setup: RunSetup) -> None:
     """Refuse to continue where labels have changed that the furthest training has used.
 
     Raises:
         CheckpointError: They have.
     """
-    for cycle in sorted(folder.glob("cycle_*"), key=lambda path: (len(path.name), path.name))[::-1]:
+    for cycle in reversed(run.cycles()):
         try:
-            path, content, _ = newest_good([*resumable(cycle), cycle / BEST])
+            path, content, _ = newest_good([*cycle.resumable(), cycle.best])
         except CheckpointError:
             # Whoever needs a damaged one tells of it.
             continue
@@ -364,14 +360,14 @@ def _check_newest(folder: Path, setup: RunSetup) -> None:
         return
 
 
-def _check_furthest(run: RunPath, named: Mapping[str, Any]) -> None:
+def _check_furthest(run: RunFolder, path: Path, named: Mapping[str, Any]) -> None:
     """A checkpoint that was named must be the furthest good one of its run.
 
     Raises:
         CheckpointError: The run has gone on past it.
     """
-    cycles = sorted(run.folder.glob("cycle_*"))
-    candidates = resumable(cycles[-1]) if cycles else []
+    cycles = run.cycles()
+    candidates = cycles[-1].resumable() if cycles else []
     if not candidates:
         return
     _, newest, _ = newest_good(candidates)
@@ -380,8 +376,8 @@ def _check_furthest(run: RunPath, named: Mapping[str, Any]) -> None:
     )
     if reached < furthest:
         raise CheckpointError(
-            f"the run has gone on past {run.checkpoint}: resume the folder {run.folder}, or start "
-            "a new run from the checkpoint with --init-from"
+            f"the run has gone on past {path}: resume the folder {run}, or start a "
+            " new run from the checkpoint with --init-from"
         )
 
 
@@ -409,9 +405,9 @@ def _dry_run(
     if not world.is_main:
         return _help(small)
     with tempfile.TemporaryDirectory() as name, StopRequest() as stop:
-        folder = Path(name)
-        _save_initial(folder, small, initial_weights(config, init_from), init_from)
-        rows = run_cycles(small, folder, stop)
+        run = RunFolder(Path(name))
+        _save_initial(run.initial, small, initial_weights(config, init_from), init_from)
+        rows = run_cycles(small, run, stop)
     sys.stdout.write(
         f"dry run: {len(rows)} training(s) of one step went through; nothing is left\n"
     )

@@ -8,6 +8,7 @@ import numpy as np
 from med_sslal.base.types import ImageInfo, Prediction
 from med_sslal.eval.eval_utils import Columns
 from med_sslal.utils.errors import DataError
+from med_sslal.utils.util import check_version
 
 FORMAT_VERSION = 1
 
@@ -62,12 +63,7 @@ def from_coco_predictions(
     Raises:
         DataError: A newer format, other classes, or an object of another form.
     """
-    version = content.get("format_version")
-    if version != FORMAT_VERSION:
-        raise DataError(
-            f"the predictions have format_version {version}, this program reads {FORMAT_VERSION}: "
-            "use the version of med_sslal that wrote them"
-        )
+    check_version(content, FORMAT_VERSION, "the file of predictions")
     try:
         if content["categories"] != categories(class_names):
             names = [category["name"] for category in content["categories"]]

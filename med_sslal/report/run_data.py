@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from med_sslal.al.pool import Pool
-from med_sslal.al.selection_io import DETECTIONS_FILE, read_selection
+from med_sslal.al.selection_io import read_selection
 from med_sslal.al.strategy import stage_names
 from med_sslal.base.base_dataset import BaseDataset, Labels
 from med_sslal.base.types import Prediction, Selection
 from med_sslal.eval.coco_utils import from_coco_predictions
 from med_sslal.ssl.pseudo_labels import PseudoLabels
-from med_sslal.trainer.results import TIMING_FILE
+from med_sslal.trainer.run_folder import CycleFolder, RunFolder
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import read_json
-
-CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class RunData:
         remarks: Why something is missing, one sentence each.
     """
 
-    folder: Path
+    folder: RunFolder
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
     cycles: tuple[CycleData, ...]
@@ -137,7 +135,7 @@ class RunData:
 
 
 def load_run(
-    folder: Path,
+    folder: RunFolder,
     dataset: BaseDataset | None,
     differences: list[tuple[str, Any, Any]] | None,
     remarks: tuple[str, ...] = (),
@@ -154,22 +152,18 @@ def load_run(
     Raises:
         DataError: A file is damaged.
     """
-    config = read_json(folder / CONFIG_FILE)
-    summary = _optional(folder / "summary.json") or {}
+    config = read_json(folder.config)
+    ended = folder.read_summary().get("finished") if folder.summary.exists() else None
     names = dataset.labels.class_names if dataset is not None else None
-    cycles = [
-        _load_cycle(path, names)
-        for path in sorted(folder.glob("cycle_*"))
-        if (path / "pool.json").is_file()
-    ]
+    cycles = [_load_cycle(cycle, names) for cycle in folder.cycles() if cycle.pool.is_file()]
     return RunData(
         folder=folder,
         config=config,
-        environment=_optional(folder / "environment.json") or {},
+        environment=_optional(folder.environment) or {},
         cycles=tuple(cycles),
         dataset=dataset and _used(dataset, cycles),
         differences=None if differences is None else tuple(differences),
-        ended=summary.get("finished"),
+        ended=ended,
         remarks=remarks,
     )
 
@@ -190,13 +184,13 @@ def _optional(path: Path) -> Any:
     return read_json(path) if path.exists() else None
 
 
-def _load_cycle(folder: Path, class_names: tuple[str, ...] | None) -> CycleData:
+def _load_cycle(folder: CycleFolder, class_names: tuple[str, ...] | None) -> CycleData:
     """Read the folder of one cycle."""
     try:
-        pool = Pool(**read_json(folder / "pool.json"))
-        metrics = _optional(folder / "metrics.json") or {}
-        training = _optional(folder / "training.json")
-        timing = _optional(folder / TIMING_FILE) or {"seconds": {}}
+        pool = Pool(**read_json(folder.pool))
+        metrics = _optional(folder.metrics) or {}
+        training = _optional(folder.training)
+        timing = _optional(folder.timing) or {"seconds": {}}
         seconds = {"training": training["seconds"]} if training else {}
         row = metrics.get("row")
         if row and training and "evaluation" not in timing["seconds"]:
@@ -204,22 +198,20 @@ def _load_cycle(folder: Path, class_names: tuple[str, ...] | None) -> CycleData:
             seconds["evaluation"] = max(0.0, 60 * row["minutes"] - training["seconds"])
         seconds |= timing["seconds"]
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"the files in {folder} are not those of a cycle: {error!r}") from error
-    paths = {name: folder / f"{name}.json" for name in ("selection", "pseudo_labels")}
-    shown = _optional(folder / DETECTIONS_FILE) if class_names else None
-    predictions = folder / "predictions.json"
+        raise DataError(
+            f"the files in {folder.path} are not those of a cycle: {error!r}"
+        ) from error
+    pseudo, shown = folder.pseudo_labels, _optional(folder.detections) if class_names else None
     return CycleData(
-        number=int(folder.name.removeprefix("cycle_")),
+        number=folder.number,
         pool=pool,
         row=row,
         test=metrics.get("test"),
         training=training,
         seconds=seconds,
-        selection=read_selection(paths["selection"]) if paths["selection"].exists() else None,
+        selection=read_selection(folder.selection) if folder.queried else None,
         detections=from_coco_predictions(shown, class_names) if shown and class_names else {},
         pseudo_quality=metrics.get("pseudo_quality", {}),
-        pseudo=(
-            PseudoLabels.read(paths["pseudo_labels"]) if paths["pseudo_labels"].exists() else None
-        ),
-        predictions_file=predictions if predictions.exists() and metrics else None,
+        pseudo=PseudoLabels.read(pseudo) if pseudo.exists() else None,
+        predictions_file=folder.predictions if folder.predictions.exists() and metrics else None,
     )

@@ -18,7 +18,6 @@ from med_sslal.report.run_sections import (
     time_section,
 )
 
-REPORT_FILE = "report.html"
 PHANTOM = "Made on the phantom: synthetic images, no patient data."
 NOT_A_DEVICE = (
     "Research software, not a medical device: nothing here may guide the care of a person."
@@ -31,7 +30,7 @@ def write_run_report(run: RunData) -> Path:
     Raises:
         UserError: A file of the run or of its data is damaged, or the folder cannot be written.
     """
-    return write_page(run.folder / REPORT_FILE, run_page(run))
+    return write_page(run.folder.report, run_page(run))
 
 
 def run_page(run: RunData) -> str:
@@ -40,7 +39,7 @@ def run_page(run: RunData) -> str:
     Raises:
         DataError: A file of the run or of its data is damaged.
     """
-    command = f"python train.py -c {run.folder / 'config.json'}"
+    command = f"python train.py -c {run.folder.config}"
     sections = []
     if run.rows:
         sections = [
@@ -73,7 +72,7 @@ def _facts(run: RunData) -> list[Content]:
             f"{counts['test']} for test"
         )
     facts += [str(run.environment["device"])] if "device" in run.environment else []
-    return [*facts, tag("code", run.folder.name)]
+    return [*facts, tag("code", run.folder.path.name)]
 
 
 def _notices(run: RunData) -> list[Content]:

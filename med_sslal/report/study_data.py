@@ -13,7 +13,7 @@ from med_sslal.study.study_folder import (
     run_folder,
 )
 from med_sslal.utils.errors import DataError
-from med_sslal.utils.util import read_json
+from med_sslal.utils.util import check_version, read_json
 
 
 @dataclass(frozen=True)
@@ -72,18 +72,13 @@ def load_study(folder: Path) -> StudyData:
     results = read_json(path) if path.exists() else {}
     try:
         for content in (study, results):
-            version = content.get("format_version", FORMAT_VERSION)
-            if version > FORMAT_VERSION:
-                raise DataError(
-                    f"study {folder} has format version {version}, this program reads up to "
-                    f"{FORMAT_VERSION}: update the program"
-                )
+            check_version({"format_version": FORMAT_VERSION, **content}, FORMAT_VERSION, folder)
         seeds, arms = tuple(study["seeds"]), study["arms"]
         summaries = {
-            (arm, seed): read_json(run / "summary.json")
+            (arm, seed): run.read_summary()
             for arm in arms
             for seed in seeds
-            if ((run := run_folder(folder, arm, seed)) / "summary.json").exists()
+            if (run := run_folder(folder, arm, seed)).summary.exists()
         }
         return StudyData(
             folder=folder,

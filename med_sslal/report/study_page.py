@@ -18,11 +18,12 @@ from med_sslal.report.html import (
     tag,
     write_page,
 )
-from med_sslal.report.run_page import NOT_A_DEVICE, PHANTOM, REPORT_FILE
+from med_sslal.report.run_page import NOT_A_DEVICE, PHANTOM
 from med_sslal.report.run_sections import number
 from med_sslal.report.study_data import StudyData
 from med_sslal.report.svg import Axis, Chart, axis_for
 from med_sslal.study.study_folder import UNITS, run_folder
+from med_sslal.trainer.run_folder import REPORT
 
 Json = Mapping[str, Any]
 
@@ -35,7 +36,7 @@ def write_study_report(study: StudyData) -> Path:
     Raises:
         UserError: The folder cannot be written.
     """
-    return write_page(study.folder / REPORT_FILE, study_page(study))
+    return write_page(study.folder / REPORT, study_page(study))
 
 
 def study_page(study: StudyData) -> str:
@@ -344,9 +345,9 @@ def _run_cell(study: StudyData, arm: str, seed: int) -> Content:
     text = number(rows[-1].get(study.metric))
     if (arm, seed) not in study.finished:
         text += " so far"
-    if not (run_folder(study.folder, arm, seed) / REPORT_FILE).is_file():
+    if not run_folder(study.folder, arm, seed).report.is_file():
         return text
-    return tag("a", text, href=f"{arm}/s{seed}/{REPORT_FILE}")
+    return tag("a", text, href=f"{arm}/s{seed}/{REPORT}")
 
 
 def _reproduce(study: StudyData) -> Section:

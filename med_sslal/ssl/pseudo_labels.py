@@ -19,7 +19,7 @@ from med_sslal.base.types import Annotation, Prediction
 from med_sslal.ssl.blocks import BOX_DECIMALS, annotations, blocks_of, by_class, joined
 from med_sslal.ssl.quality import found_and_false
 from med_sslal.utils.errors import ConfigError, DataError
-from med_sslal.utils.util import atomic_write, read_json, stable_hash
+from med_sslal.utils.util import atomic_write, read_versioned, stable_hash
 
 FORMAT_VERSION = 1
 
@@ -76,12 +76,7 @@ class PseudoLabels:
             DataError: The file is missing, damaged, or written by a newer version.
         """
         try:
-            content = read_json(path, _label_or_same)
-            if content["format_version"] > FORMAT_VERSION:
-                raise DataError(
-                    f"{path} has format version {content['format_version']}, this program reads up "
-                    f"to {FORMAT_VERSION}: update the program"
-                )
+            content = read_versioned(path, FORMAT_VERSION, _label_or_same)
             strangers = [n for n, v in content["labels"].items() if not isinstance(v, Annotation)]
             if strangers:
                 raise TypeError(f"the entry of {strangers[0]} is no label")

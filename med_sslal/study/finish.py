@@ -1,7 +1,5 @@
 """The end of a study: curves of its runs, their comparison and verdict."""
 
-import csv
-import io
 from typing import Any, NamedTuple
 
 from med_sslal.study.label_efficiency import compare_arms
@@ -16,7 +14,7 @@ from med_sslal.study.study_folder import (
 from med_sslal.study.study_result import Curve, StudyResult
 from med_sslal.study.verdict import verdict
 from med_sslal.utils.errors import DataError
-from med_sslal.utils.util import atomic_write, read_json, write_json
+from med_sslal.utils.util import atomic_write, csv_text, write_versioned
 
 Rows = dict[str, dict[int, list[dict[str, Any]]]]
 
@@ -36,7 +34,7 @@ def finish_study(study: StudyConfig) -> Finished:
     """
     rows: Rows = {
         arm: {
-            seed: read_json(run_folder(study.folder, arm, seed) / "summary.json")["cycles"]
+            seed: run_folder(study.folder, arm, seed).read_summary()["cycles"]
             for seed in study.seeds
         }
         for arm in study.arms
@@ -50,12 +48,11 @@ def finish_study(study: StudyConfig) -> Finished:
     }
     finished = Finished(results, verdict(results["images"]))
     content = {
-        "format_version": FORMAT_VERSION,
         "metric": study.metric,
         **{unit: result.to_json() for unit, result in results.items()},
         "verdict": finished.verdict,
     }
-    write_json(study.folder / RESULTS_FILE, content)
+    write_versioned(study.folder / RESULTS_FILE, FORMAT_VERSION, content)
     _write_table(study, rows)
     return finished
 
@@ -93,10 +90,4 @@ def _write_table(study: StudyConfig, rows: Rows) -> None:
         for seed, own in by_seed.items()
         for row in own
     ]
-    text = io.StringIO()
-    names = dict.fromkeys(name for row in flat for name in row)
-    # csv writes None as nothing.
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    atomic_write(study.folder / TABLE_FILE, lambda stream: stream.write(text.getvalue().encode()))
+    atomic_write(study.folder / TABLE_FILE, lambda stream: stream.write(csv_text(flat).encode()))

@@ -7,31 +7,21 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from med_sslal.base.base_trainer import BEST
 from med_sslal.base.checkpoint import check_can_go_on, load_checkpoint, sidecar
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import compare_for_resume
 from med_sslal.config.validate import Registries
 from med_sslal.study.study_config import INITIAL, is_strategy
-from med_sslal.trainer.initial_set import INITIAL_FILE
+from med_sslal.trainer.run_folder import RunFolder
 from med_sslal.utils.errors import CheckpointError, ConfigError
 from med_sslal.utils.util import read_json
 
-# What cycle 0 leaves behind before its pool is scored. The last one says that it is finished.
-_FILES = (
-    "pool.json",
-    "timing.json",
-    "predictions.json",
-    "predictions_val.json",
-    "training.json",
-    "metrics.json",
-)
 # May differ beside the strategy: names, and where and how fast things run.
 _HARMLESS = ("name", "dataset.args.root", "dataset.args.cache*")
 
 
 def check_shared(
-    source: Path,
+    source: RunFolder,
     config: ConfigParser,
     registries: Registries,
     data_difference: Callable[[Mapping[str, Any]], str | None],
@@ -48,16 +38,18 @@ def check_shared(
         CheckpointError: It is no run folder, or its cycle 0 is not finished or of other data.
         ConfigError: The configs differ in more than the strategy.
     """
-    if not (source / "config.json").is_file():
-        raise CheckpointError(f"--cycle0-from: {source} is no run folder: it has no config.json")
-    cycle = source / "cycle_00"
-    for path in (source / "initial.pth", cycle / BEST, cycle / "metrics.json"):
+    if not source.exists:
+        raise CheckpointError(
+            f"--cycle0-from: {source} is no run folder: it has no {source.config.name}"
+        )
+    cycle = source.cycle(0)
+    for path in (source.initial, cycle.best, cycle.metrics):
         if not path.is_file():
             raise CheckpointError(
                 f"--cycle0-from: cycle 0 of {source} is not finished or was cleared: {path} is "
                 "missing; continue that run with --resume first"
             )
-    path = source / "config.json"
+    path = source.config
     saved = ConfigParser.from_dict(read_json(path), registries, source=str(path))
     for key, old, new in _differences(saved.resolved, config.resolved):
         raise ConfigError(
@@ -65,7 +57,7 @@ def check_shared(
             "that of this run: train it anew"
         )
     # That of cycle 0 tells the labels of its training too.
-    for path in (source / "initial.pth", cycle / BEST):
+    for path in (source.initial, cycle.best):
         content = load_checkpoint(path)
         check_can_go_on(content, path)
         if (difference := data_difference(content)) is not None:
@@ -74,21 +66,20 @@ def check_shared(
             )
 
 
-def take_over(source: Path, folder: Path) -> None:
-    """Put initial weights and cycle 0 of the run `source` into the new run `folder`.
+def take_over(source: RunFolder, new: RunFolder) -> None:
+    """Put initial weights and cycle 0 of the run `source` into the run `new`.
 
     Weights are hard links where the disk can: no program file is ever changed in place.
     """
-    _link(source / "initial.pth", folder / "initial.pth")
-    if (source / INITIAL_FILE).exists():
-        shutil.copy2(source / INITIAL_FILE, folder / INITIAL_FILE)
-    before, after = source / "cycle_00", folder / "cycle_00"
-    after.mkdir()
-    for path in before.glob("*.pth"):
-        _link(path, after / path.name)
-    for name in _FILES:
-        if (before / name).exists():
-            shutil.copy2(before / name, after / name)
+    _link(source.initial, new.initial)
+    before, after = source.cycle(0), new.cycle(0)
+    after.path.mkdir()
+    for path in before.checkpoints:
+        _link(path, after.path / path.name)
+    pairs = zip(before.until_measured, after.until_measured, strict=True)
+    for old, own in ((source.initial_selection, new.initial_selection), *pairs):
+        if old.exists():
+            shutil.copy2(old, own)
 
 
 def _differences(saved: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

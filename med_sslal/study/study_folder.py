@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from med_sslal.trainer.run_folder import RunFolder
+
 FORMAT_VERSION = 1
 
 STUDY_FILE = "study.json"
@@ -17,6 +19,6 @@ UNITS = {"images": "labelled_images", "boxes": "labelled_boxes"}
 """X-axis of a comparison to its column of a run's rows."""
 
 
-def run_folder(folder: Path, arm: str, seed: int) -> Path:
+def run_folder(folder: Path, arm: str, seed: int) -> RunFolder:
     """Where the run of an arm and seed lies in a study's folder."""
-    return folder / arm / f"s{seed}"
+    return RunFolder(folder / arm / f"s{seed}")

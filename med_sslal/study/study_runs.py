@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import med_sslal
 from med_sslal.base.base_dataset import BaseDataset
-from med_sslal.base.base_trainer import BEST
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import Change, compare_for_resume
 from med_sslal.config.validate import Registries
@@ -22,8 +21,9 @@ from med_sslal.study.study_folder import (
     STUDY_FILE,
     run_folder,
 )
+from med_sslal.trainer.run_folder import RunFolder
 from med_sslal.utils.errors import ConfigError
-from med_sslal.utils.util import read_json, write_json
+from med_sslal.utils.util import read_json, write_json, write_versioned
 
 # Differences to a run on disk that leave the comparison as it is: where it runs, not what.
 _PLACES = ("n_gpu", "dataset.args.root", "dataset.args.cache*")
@@ -61,7 +61,7 @@ class StudyRuns:
         firsts = [Job(arm, seed) for seed in study.seeds for arm in arms]
         self.jobs = (*firsts, *(Job(arm, seed) for seed in study.seeds for arm in study.arms))
 
-    def folder(self, job: Job) -> Path:
+    def folder(self, job: Job) -> RunFolder:
         """Where a run lies."""
         return run_folder(self.root, job.arm, job.seed)
 
@@ -74,13 +74,13 @@ class StudyRuns:
         left = {job for job in self.jobs if not self._done(job)}
         # Of a finished cycle 0 only the small files may be left, which is enough for the table.
         for first in {self.waits_for(job) for job in left} - {None}:
-            if first is not None and not (self.folder(first) / "cycle_00" / BEST).is_file():
+            if first is not None and not self.folder(first).cycle(0).best.is_file():
                 left.add(first)
         return [job for job in self.jobs if job in left]
 
     def waits_for(self, job: Job) -> Job | None:
         """The run whose cycle 0 a run takes over when it starts; None where it needs none."""
-        begun = (self.folder(job) / "config.json").is_file()
+        begun = self.folder(job).exists
         return None if begun or job.arm in (SHARED, self._study.full) else Job(SHARED, job.seed)
 
     def order(self, job: Job) -> int:
@@ -133,7 +133,6 @@ class StudyRuns:
         for name in (CONFIGS, LOGS):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         content = {
-            "format_version": FORMAT_VERSION,
             "name": study.name,
             "metric": study.metric,
             "baseline": study.baseline,
@@ -146,21 +145,21 @@ class StudyRuns:
             "set": {".".join(one.path): one.value for one in study.changes},
             "config": next(iter(study.arms.values())).resolved,
         }
-        write_json(self.root / STUDY_FILE, content)
+        write_versioned(self.root / STUDY_FILE, FORMAT_VERSION, content)
 
     def command(self, job: Job, device: str | None) -> list[str]:
         """Words after `python` that start or continue a run."""
         folder, config = self.folder(job), self._config(job)
         program = Path(med_sslal.__file__).resolve().parent.parent / "train.py"
         words = [str(program)]
-        if (folder / "config.json").is_file():
+        if folder.exists:
             words += ["--resume", str(folder)]
             for key, _, new in self._changes(job):
                 words += ["--set", f"{key}={json.dumps(new)}"]
         else:
             path = self.root / CONFIGS / f"{job.arm}_s{job.seed}.json"
             write_json(path, config.resolved)
-            words += ["-c", str(path), "--run-id", folder.name]
+            words += ["-c", str(path), "--run-id", folder.path.name]
             if (first := self.waits_for(job)) is not None:
                 words += ["--cycle0-from", str(self.folder(first))]
         return words if device is None else [*words, "--device", device]
@@ -172,9 +171,7 @@ class StudyRuns:
     def _done(self, job: Job) -> bool:
         """Whether a run has finished with these settings."""
         folder = self.folder(job)
-        if not (folder / "config.json").is_file() or not (folder / "summary.json").is_file():
-            return False
-        return bool(read_json(folder / "summary.json")["finished"]) and not self._changes(job)
+        return folder.exists and folder.finished and not self._changes(job)
 
     def _changes(self, job: Job) -> list[Change]:
         """What of a run on disk grows with the study.
@@ -182,7 +179,7 @@ class StudyRuns:
         Raises:
             ConfigError: It is of other settings.
         """
-        path = self.folder(job) / "config.json"
+        path = self.folder(job).config
         saved = ConfigParser.from_dict(read_json(path), self._registries, source=str(path))
         free, warned, refused = compare_for_resume(saved.resolved, self._config(job).resolved)
         moved = [c for c in warned if any(fnmatchcase(c[0], place) for place in _PLACES)]

@@ -5,10 +5,8 @@ is there already, so a resumed run is the same walk over the same files.
 """
 
 import logging
-import shutil
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from med_sslal.al.pool import Pool
@@ -16,16 +14,16 @@ from med_sslal.al.purchase import purchase
 from med_sslal.al.record import PoolRecord, RecordHeader
 from med_sslal.al.restrict import slice_positions
 from med_sslal.al.selection_io import read_selection, write_detections, write_selection
-from med_sslal.base.base_trainer import resumable
 from med_sslal.base.checkpoint import weights_hash
-from med_sslal.base.types import Annotation, Prediction
+from med_sslal.base.types import Annotation
 from med_sslal.eval.coco_utils import from_coco_predictions, to_coco_predictions
 from med_sslal.eval.metric import evaluate
 from med_sslal.ssl.pseudo_labels import PseudoLabels
-from med_sslal.trainer.crew import help_out, together
 from med_sslal.trainer.inference import predict_split, score
 from med_sslal.trainer.initial_set import initial_set
-from med_sslal.trainer.results import cycle_row, note_seconds, pseudo_quality, write_results
+from med_sslal.trainer.remote_calls import help_out, together
+from med_sslal.trainer.results import cycle_row, note_seconds, pseudo_quality
+from med_sslal.trainer.run_folder import CycleFolder, RunFolder
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.training import load_best, train_cycle
 from med_sslal.utils.distributed import naming_lost_peers
@@ -50,12 +48,12 @@ class CycleState:
     pseudo: PseudoLabels | None
 
 
-def run_cycles(setup: RunSetup, folder: Path, stop: StopRequest) -> list[dict[str, Any]]:
+def run_cycles(setup: RunSetup, run: RunFolder, stop: StopRequest) -> list[dict[str, Any]]:
     """Run what is left of a run in all of its processes.
 
     Args:
         setup: What the run is made of.
-        folder: The run folder, which only rank 0 touches.
+        run: Its folder, which only rank 0 touches.
         stop: Checked between batches and stages.
 
     Returns:
@@ -70,7 +68,7 @@ def run_cycles(setup: RunSetup, folder: Path, stop: StopRequest) -> list[dict[st
             help_out(setup, stop)
             return []
         try:
-            rows = CycleLoop(setup, folder, stop).run()
+            rows = CycleLoop(setup, run, stop).run()
         except Interrupted:
             setup.world.broadcast(None)
             raise
@@ -81,15 +79,15 @@ def run_cycles(setup: RunSetup, folder: Path, stop: StopRequest) -> list[dict[st
 class CycleLoop:
     """Walks through the cycles of a run."""
 
-    def __init__(self, setup: RunSetup, folder: Path, stop: StopRequest) -> None:
+    def __init__(self, setup: RunSetup, run: RunFolder, stop: StopRequest) -> None:
         """Prepare the walk.
 
         Args:
             setup: What the run is made of.
-            folder: The run folder; it exists.
+            run: Its folder; it exists.
             stop: Checked between batches and stages.
         """
-        self._setup, self._folder, self._stop = setup, folder, stop
+        self._setup, self._run, self._stop = setup, run, stop
 
     def run(self) -> list[dict[str, Any]]:
         """Run what is left; returns one row per finished cycle.
@@ -99,19 +97,19 @@ class CycleLoop:
         """
         setup, rows = self._setup, []
         pool = Pool((), setup.images.splits["train"])
-        initial = initial_set(setup, self._folder, pool, self._stop)
+        initial = initial_set(setup, self._run, pool, self._stop)
         state = CycleState(0, pool.label(initial), None)
         while True:
-            folder = self.cycle_folder(state.number)
-            folder.mkdir(exist_ok=True)
-            write_json(folder / "pool.json", state.pool.state_dict())
+            folder = self._run.cycle(state.number)
+            folder.path.mkdir(exist_ok=True)
+            write_json(folder.pool, state.pool.state_dict())
             self._train(state)
             rows.append(self._evaluate(state))
             planned = state.number == setup.num_cycles
             last = planned or not state.pool.unlabelled
             # A resumed run walks through finished cycles; the table on disk has all of them.
-            if last or not self.cycle_folder(state.number + 1).exists():
-                write_results(self._folder, rows, finished=last)
+            if last or not self._run.cycle(state.number + 1).path.exists():
+                self._run.write_summary(rows, finished=last)
             self._stop.check()
             if planned:
                 return rows
@@ -125,13 +123,9 @@ class CycleLoop:
             following = self._query(state)
             self._stop.check()
             if following is None:
-                write_results(self._folder, rows, finished=True)
+                self._run.write_summary(rows, finished=True)
                 return rows
             state = following
-
-    def cycle_folder(self, number: int) -> Path:
-        """Where the files of a cycle lie."""
-        return self._folder / f"cycle_{number:02d}"
 
     def _labels(self, state: CycleState) -> dict[str, Annotation]:
         """The labels bought so far."""
@@ -139,9 +133,8 @@ class CycleLoop:
 
     def _train(self, state: CycleState) -> None:
         """Train, unless the cycle's training has ended already."""
-        folder = self.cycle_folder(state.number)
-        done = folder / "training.json"
-        if done.exists() and not self._reopened(folder):
+        folder = self._run.cycle(state.number)
+        if folder.trained and not self._reopened(folder):
             return
         n_pseudo = len(state.pseudo.labels) if state.pseudo else 0
         logger.info(
@@ -160,53 +153,47 @@ class CycleLoop:
             labels=self._labels(state),
             pseudo=state.pseudo.labels if state.pseudo else {},
             pool=state.pool,
-            initial=self._folder / "initial.pth",
-            before=self.cycle_folder(state.number - 1) if state.number else None,
+            initial=self._run.initial,
+            before=self._run.cycle(state.number - 1) if state.number else None,
         )
         # First: nothing comes back to them once the training has ended.
         if self._setup.keep_checkpoints != "all":
-            # Of a numbered one saved twice, after a resume, the previous copy is of both kinds.
-            for path in {*folder.glob("checkpoint_epoch*"), *folder.glob("*_previous.pth*")}:
-                path.unlink()
-        write_json(done, {**outcome, "planned": self._setup.settings.length})
+            folder.drop_numbered()
+        write_json(folder.training, {**outcome, "planned": self._setup.settings.length})
         if self._setup.keep_checkpoints == "best":
-            for path in folder.glob("checkpoint_last.pth*"):
-                path.unlink()
+            folder.drop_last()
 
-    def _reopened(self, folder: Path) -> bool:
+    def _reopened(self, folder: CycleFolder) -> bool:
         """Whether an ended training goes on, because a resumed run asks for a longer one.
 
         It does where nothing was chosen by its model yet; its outcomes are removed then.
         """
-        planned, now = read_json(folder / "training.json")["planned"], self._setup.settings.length
+        planned, now = read_json(folder.training)["planned"], self._setup.settings.length
         if planned == now:
             return False
-        if (folder / "selection.json").exists():
+        if folder.queried:
             logger.warning(
-                "%s keeps its training of %s, because its query is made", folder.name, planned
+                "%s keeps its training of %s, because its query is made", folder.path.name, planned
             )
             return False
-        if not resumable(folder):
+        if not folder.resumable():
             logger.warning(
                 "%s keeps its training of %s, because trainer.keep_checkpoints left nothing that "
                 "it could go on from",
-                folder.name,
+                folder.path.name,
                 planned,
             )
             return False
-        logger.info("%s: the training of %s goes on to %s", folder.name, planned, now)
-        (folder / "metrics.json").unlink(missing_ok=True)
-        if (folder / "record").exists():
-            shutil.rmtree(folder / "record")
-        # Last: a stop before it finds the same case again.
-        (folder / "training.json").unlink()
+        logger.info("%s: the training of %s goes on to %s", folder.path.name, planned, now)
+        folder.reopen()
         return True
 
     def _evaluate(self, state: CycleState) -> dict[str, Any]:
         """Measure the best model on val and test; returns the cycle's row."""
-        folder = self.cycle_folder(state.number)
-        if (folder / "metrics.json").exists():
-            return read_json(folder / "metrics.json")["row"]
+        folder = self._run.cycle(state.number)
+        if folder.measured:
+            row: dict[str, Any] = read_json(folder.metrics)["row"]
+            return row
         setup, started = self._setup, time.monotonic()
         weights = load_best(folder)["model"]
         results: dict[str, Any] = {}
@@ -229,9 +216,9 @@ class CycleLoop:
                 seed=setup.seed,
             )
             results[split]["values"]["loss"] = loss
-            name = "predictions.json" if split == "test" else f"predictions_{split}.json"
+            path = folder.predictions if split == "test" else folder.val_predictions
             content = to_coco_predictions(found, setup.images.infos, setup.class_names)
-            write_json(folder / name, content)
+            write_json(path, content)
         seconds = time.monotonic() - started
         note_seconds(folder, "evaluation", seconds)
         quality = pseudo_quality(setup, state.number, state.pseudo)
@@ -241,11 +228,11 @@ class CycleLoop:
             labels=self._labels(state),
             pseudo=state.pseudo,
             quality=quality,
-            training=read_json(folder / "training.json"),
+            training=read_json(folder.training),
             results=results,
             seconds=seconds,
         )
-        write_json(folder / "metrics.json", {"row": row, **results, "pseudo_quality": quality})
+        write_json(folder.metrics, {"row": row, **results, "pseudo_quality": quality})
         return row
 
     def _query(self, state: CycleState) -> CycleState | None:
@@ -253,10 +240,9 @@ class CycleLoop:
 
         None where the budget pays for no label.
         """
-        setup, folder = self._setup, self.cycle_folder(state.number)
+        setup, folder = self._setup, self._run.cycle(state.number)
         record = None
-        chosen = folder / "selection.json"
-        if not chosen.exists():
+        if not folder.queried:
             record = self._score(state)
             started = time.monotonic()
             positions = slice_positions(setup.images.infos)
@@ -265,9 +251,9 @@ class CycleLoop:
             )
             note_seconds(folder, "selection", time.monotonic() - started)
             # First: where a selection is, what the report shows of it is there too.
-            write_detections(folder, selection, record, setup.images.infos, state.number)
-            write_selection(chosen, selection, cycle=state.number, header=record.header)
-        ids = read_selection(chosen).image_ids
+            write_detections(folder.detections, selection, record, setup.images.infos, state.number)
+            write_selection(folder.selection, selection, cycle=state.number, header=record.header)
+        ids = read_selection(folder.selection).image_ids
         if not ids:
             logger.warning(
                 "cycle %d is the last: budget_num %d %s pays for none of the unlabelled images",
@@ -289,9 +275,9 @@ class CycleLoop:
 
     def _score(self, state: CycleState) -> PoolRecord:
         """The one streaming pass of the best model over the unlabelled pool."""
-        setup, folder = self._setup, self.cycle_folder(state.number)
-        if (folder / "record").exists():
-            return PoolRecord.open(folder / "record")
+        setup, folder = self._setup, self._run.cycle(state.number)
+        if folder.record.exists():
+            return PoolRecord.open(folder.record)
         labels = self._labels(state)
         names = setup.class_names
         counts = dict.fromkeys(names, 0)
@@ -315,7 +301,7 @@ class CycleLoop:
             self._stop,
             weights=best["model"],
             pool=state.pool,
-            path=folder / "record",
+            path=folder.record,
             header=header,
             views=setup.helper.views,
             roi_features=setup.helper.needs_roi_features,
@@ -335,17 +321,16 @@ class CycleLoop:
         self, state: CycleState, pool: Pool, record: PoolRecord | None
     ) -> PseudoLabels | None:
         """Pseudo-labels for the next cycle, from this cycle's record."""
-        setup, folder = self._setup, self.cycle_folder(state.number)
+        setup, folder = self._setup, self._run.cycle(state.number)
         if setup.labeller is None or not pool.unlabelled:
             return None
-        path = folder / "pseudo_labels.json"
-        if path.exists():
-            return PseudoLabels.read(path)
+        if folder.pseudo_labels.exists():
+            return PseudoLabels.read(folder.pseudo_labels)
         names, started = setup.class_names, time.monotonic()
-        found = self._stored_predictions(folder / "predictions_val.json")
+        found = from_coco_predictions(read_json(folder.val_predictions), names)
         thresholds = setup.labeller.thresholds(found, setup.split_labels("val"), names)
         pseudo = setup.labeller.make(
-            record or PoolRecord.open(folder / "record"),
+            record or PoolRecord.open(folder.record),
             pool,
             thresholds,
             self._labels(state),
@@ -363,16 +348,10 @@ class CycleLoop:
                 used,
                 capped,
             )
-        pseudo.write(path)
+        pseudo.write(folder.pseudo_labels)
         return pseudo
-
-    def _stored_predictions(self, path: Path) -> dict[str, Prediction]:
-        """Predictions that an earlier stage wrote."""
-        return from_coco_predictions(read_json(path), self._setup.class_names)
 
     def _drop_old_records(self, cycle: int) -> None:
         """Keep the newest `keep_records` records."""
         for number in range(cycle - self._setup.keep_records + 1):
-            folder = self.cycle_folder(number) / "record"
-            if folder.exists():
-                shutil.rmtree(folder)
+            self._run.cycle(number).drop_record()

@@ -2,30 +2,28 @@
 
 import logging
 import shutil
-from pathlib import Path
 
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import RecordHeader
 from med_sslal.al.selection_io import read_selection, write_selection
 from med_sslal.base.checkpoint import load_checkpoint, weights_hash
-from med_sslal.trainer.crew import together
 from med_sslal.trainer.inference import score
+from med_sslal.trainer.remote_calls import together
+from med_sslal.trainer.run_folder import RunFolder
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.interrupt import StopRequest
 
 logger = logging.getLogger(__name__)
 
-INITIAL_FILE = "initial_selection.json"
 
-
-def initial_set(setup: RunSetup, folder: Path, pool: Pool, stop: StopRequest) -> tuple[str, ...]:
+def initial_set(setup: RunSetup, run: RunFolder, pool: Pool, stop: StopRequest) -> tuple[str, ...]:
     """Ids of the initial set: drawn, or picked once from what the initial model sees.
 
-    A pick is kept in `initial_selection.json`; the record of its pass is removed.
+    A pick is kept in the run folder; the record of its pass is removed.
 
     Args:
         setup: What the run is made of.
-        folder: The run folder, with `initial.pth`.
+        run: Its folder, with the initial weights.
         pool: The pool, of which nothing is labelled.
         stop: Checked between batches.
 
@@ -34,9 +32,9 @@ def initial_set(setup: RunSetup, folder: Path, pool: Pool, stop: StopRequest) ->
     """
     if not setup.helper.cold_start:
         return setup.helper.initial(pool)
-    chosen = folder / INITIAL_FILE
+    chosen = run.initial_selection
     if not chosen.exists():
-        content = load_checkpoint(folder / "initial.pth")
+        content = load_checkpoint(run.initial)
         if content["init_from"] is None and not setup.config["arch"]["args"].get("pretrained"):
             logger.warning(
                 "the initial set is picked from embeddings of a backbone with random weights: set "
@@ -49,7 +47,7 @@ def initial_set(setup: RunSetup, folder: Path, pool: Pool, stop: StopRequest) ->
             stop,
             weights=content["model"],
             pool=pool,
-            path=folder / "initial_record",
+            path=run.initial_record,
             header=RecordHeader(
                 **setup.fingerprints({}),
                 model_hash=weights_hash(content["model"]),
@@ -60,5 +58,5 @@ def initial_set(setup: RunSetup, folder: Path, pool: Pool, stop: StopRequest) ->
         assert record is not None
         selection = setup.helper.initial_query(record, pool)
         write_selection(chosen, selection, cycle=0, header=record.header)
-    shutil.rmtree(folder / "initial_record", ignore_errors=True)
+    shutil.rmtree(run.initial_record, ignore_errors=True)
     return read_selection(chosen).image_ids

@@ -1,22 +1,17 @@
-"""The table of a run: one row per cycle, in summary.json and results.csv; and its stopwatch."""
+"""The table of a run, a row for each cycle; and its stopwatch."""
 
-import csv
-import io
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from med_sslal.base.types import Annotation
 from med_sslal.ssl.pseudo_labels import PseudoLabels
 from med_sslal.ssl.quality import hidden_truth_quality
+from med_sslal.trainer.run_folder import CycleFolder
 from med_sslal.trainer.setup import RunSetup
-from med_sslal.utils.util import atomic_write, read_json, write_json
+from med_sslal.utils.util import read_json, write_json
 
 logger = logging.getLogger(__name__)
-
-SUMMARY_VERSION = 1
-TIMING_FILE = "timing.json"
 
 
 def cycle_row(
@@ -38,7 +33,7 @@ def cycle_row(
         labels: The labelled set that it trained on.
         pseudo: The pseudo-labels besides, None in cycle 0 and without any.
         quality: What `pseudo_quality` gave.
-        training: Its `training.json`.
+        training: What its training came to.
         results: What `evaluate` gave, by split.
         seconds: How long the evaluation took.
     """
@@ -89,29 +84,10 @@ def pseudo_quality(
     return {name: quality._asdict() for name, quality in graded.items()}
 
 
-def write_results(folder: Path, rows: Sequence[Mapping[str, Any]], *, finished: bool) -> None:
-    """Write the rows so far to `summary.json` and `results.csv` of the run folder.
+def note_seconds(folder: CycleFolder, stage: str, seconds: float) -> None:
+    """Note in a cycle's folder how long a stage took.
 
-    Args:
-        folder: The run folder.
-        rows: One for each finished cycle.
-        finished: Whether no cycle follows.
+    The training is not among the stages: it may be resumed, and its own outcome has the sum.
     """
-    content = {"format_version": SUMMARY_VERSION, "finished": finished, "cycles": list(rows)}
-    write_json(folder / "summary.json", content)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in rows)
-    atomic_write(folder / "results.csv", lambda stream: stream.write(text.getvalue().encode()))
-
-
-def note_seconds(folder: Path, stage: str, seconds: float) -> None:
-    """Note in `timing.json` of a cycle's folder how long a stage took.
-
-    The training is not among the stages there: it may be resumed, and `training.json` has its sum.
-    """
-    path = folder / TIMING_FILE
-    before = read_json(path)["seconds"] if path.exists() else {}
-    write_json(path, {"seconds": {**before, stage: round(seconds, 3)}})
+    before = read_json(folder.timing)["seconds"] if folder.timing.exists() else {}
+    write_json(folder.timing, {"seconds": {**before, stage: round(seconds, 3)}})

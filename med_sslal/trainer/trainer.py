@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from med_sslal.base.base_data_loader import BaseDataLoader
-from med_sslal.base.base_trainer import BaseTrainer
+from med_sslal.base.base_trainer import BaseTrainer, CheckpointFolder
 from med_sslal.base.monitor import Monitor
 from med_sslal.base.types import Batch, Frame, ModelOutput
 from med_sslal.data.sampler import EpochBatchSampler
@@ -45,7 +44,7 @@ class Trainer(BaseTrainer):
 
     def __init__(
         self,
-        folder: Path,
+        folder: CheckpointFolder,
         *,
         model: nn.Module,
         bare_model: nn.Module,

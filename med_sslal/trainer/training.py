@@ -11,7 +11,6 @@ from torch import nn
 
 from med_sslal.al.pool import Pool
 from med_sslal.base.base_data_loader import BaseDataLoader
-from med_sslal.base.base_trainer import BEST
 from med_sslal.base.checkpoint import load_checkpoint, sidecar
 from med_sslal.base.types import Annotation, Prediction
 from med_sslal.data.dataset import LabelledView
@@ -20,6 +19,7 @@ from med_sslal.eval.metric import evaluate
 from med_sslal.logger.visualization import TensorboardWriter, draw_boxes
 from med_sslal.model.parallel import distribute
 from med_sslal.trainer.inference import loader_of, predict
+from med_sslal.trainer.run_folder import CycleFolder
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.trainer import Trainer
 from med_sslal.utils.errors import CheckpointError
@@ -35,14 +35,14 @@ PICTURES, PICTURE_FLOOR = 4, 0.3
 
 def train_cycle(
     setup: RunSetup,
-    folder: Path,
+    folder: CycleFolder,
     *,
     cycle: int,
     labels: Mapping[str, Annotation],
     pseudo: Mapping[str, Annotation],
     pool: Pool,
     initial: Path,
-    before: Path | None,
+    before: CycleFolder | None,
     stop: StopRequest,
 ) -> dict[str, Any]:
     """Train the model of one cycle, continuing where an interrupted training stopped.
@@ -104,9 +104,8 @@ def train_cycle(
         pin_memory=setup.devices.main.type == "cuda",
     )
     fp16 = setup.dtype is torch.float16
-    with TensorboardWriter(
-        folder.parent / "tensorboard" / folder.name, enabled=setup.tensorboard and world.is_main
-    ) as writer:
+    show = setup.tensorboard and world.is_main
+    with TensorboardWriter(folder.tensorboard, enabled=show) as writer:
         parallel = setup.parallel(model)
         trainer = Trainer(
             folder,
@@ -157,22 +156,22 @@ def train_cycle(
         "best": trainer.monitor.best,
         "seconds": trainer.seconds,
         "history": trainer.history,
-        "best_checkpoint": trainer.best_path().name,
-        "sha256": sidecar(trainer.best_path()).read_text().split()[0],
+        "best_checkpoint": folder.best.name,
+        "sha256": sidecar(folder.best).read_text().split()[0],
     }
 
 
-def load_best(folder: Path) -> dict[str, Any]:
+def load_best(folder: CycleFolder) -> dict[str, Any]:
     """The content of the best model's checkpoint of a cycle whose training has ended.
 
     Raises:
         CheckpointError: It is damaged or missing.
     """
     try:
-        return load_checkpoint(folder / BEST)
+        return load_checkpoint(folder.best)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error}. Remove {folder} and the cycles after it: --resume trains them anew"
+            f"{error}. Remove {folder.path} and the cycles after it: --resume trains them anew"
         ) from error
 
 

@@ -5,6 +5,7 @@ import random
 import resource
 import sys
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,8 @@ def restrict_visible_devices(device: str) -> int:
     Sets CUDA_VISIBLE_DEVICES, so it must run before CUDA starts.
 
     Raises:
-        DeviceError: The text is none of the three forms, or names a GPU that is not there.
+        DeviceError: The text is none of the three forms, or names a GPU that is not there or that
+            the environment hides.
     """
     if device == "cpu":
         return 0
@@ -91,21 +93,23 @@ def restrict_visible_devices(device: str) -> int:
     if not all(name.isdigit() for name in names) or len(set(names)) != len(names):
         raise DeviceError(f"--device takes cpu, cuda or GPU numbers such as 2,3; found '{device}'")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    # NVML-free count: asking torch would start CUDA with every device visible.
-    before = visible.split(",") if visible else None
-    if before is not None:
-        missing = [name for name in names if int(name) >= len(before)]
-        names = [before[int(name)] for name in names if int(name) < len(before)]
-    else:
-        missing = []
-    if not missing:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names)
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if found == len(names):
-            return found
-        os.environ.pop("CUDA_VISIBLE_DEVICES")
-        if visible is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    if visible is not None:
+        # Counted here: asking torch would start CUDA with every device visible. CUDA itself stops
+        # at the first entry that is none.
+        before = list(takewhile(lambda one: one.strip() not in ("", "-1"), visible.split(",")))
+        if max(map(int, names)) >= len(before):
+            raise DeviceError(
+                f'--device {device}: CUDA_VISIBLE_DEVICES="{visible}" shows {len(before)} GPU(s), '
+                "numbered from 0: change the one or the other, or use --device cpu"
+            )
+        names = [before[int(name)] for name in names]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names)
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found == len(names):
+        return found
+    os.environ.pop("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
     raise DeviceError(f"--device {device}: no such GPU on this machine; use --device cpu")
 
 

@@ -1,12 +1,14 @@
-"""Atomic files, hashes, seeds derived from names, cores."""
+"""Atomic and versioned files, hashes, seeds derived from names, cores."""
 
+import csv
 import hashlib
+import io
 import json
 import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -90,6 +92,80 @@ def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = 
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON: {error}") from error
+
+
+def write_versioned(path: Path, version: int, content: Mapping[str, Any]) -> None:
+    """Write a JSON object with the version of its format, as `write_json` does."""
+    write_json(path, {"format_version": version, **content})
+
+
+def read_versioned(
+    path: Path,
+    newest: int,
+    object_hook: Callable[[dict[str, Any]], Any] | None = None,
+    *,
+    oldest: int = 1,
+) -> dict[str, Any]:
+    """Read a JSON object that carries the version of its format.
+
+    Args:
+        path: The file.
+        newest: The newest version that the caller reads.
+        object_hook: As of `read_json`.
+        oldest: The oldest version that the caller reads.
+
+    Raises:
+        DataError: As of `read_json`, or it is of another version or of none.
+    """
+    content: dict[str, Any] = read_json(path, object_hook)
+    check_version(content, newest, path, oldest=oldest)
+    return content
+
+
+def check_version(
+    content: Any,
+    newest: int,
+    where: Path | str,
+    error: type[UserError] = DataError,
+    *,
+    oldest: int = 1,
+) -> None:
+    """Refuse what this program does not read.
+
+    Args:
+        content: Of a file; an object with `format_version`.
+        newest: The newest version that is read.
+        where: The file, for the error.
+        error: Its type.
+        oldest: The oldest version that is read.
+
+    Raises:
+        UserError: It is of another version or of none.
+    """
+    version = content.get("format_version") if isinstance(content, Mapping) else None
+    if type(version) is not int:
+        raise error(f"{where} is no such file of this program: it has no format_version")
+    if version > newest:
+        raise error(
+            f"{where} has format_version {version}, this program reads up to {newest}: update the "
+            "program"
+        )
+    if version < oldest:
+        raise error(
+            f"{where} has format_version {version}, this program reads from {oldest} on: make it "
+            "again with a run of this version"
+        )
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV: the columns in the order of their first appearance, None as an empty field."""
+    text = io.StringIO()
+    names = dict.fromkeys(name for row in rows for name in row)
+    # csv writes None as nothing.
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def sha256_file(path: Path) -> str:

@@ -1,0 +1,387 @@
+"""Run folders: what lies where in them, in which order, and what of a run is finished.
+
+No other module spells a file name of a run. A path is an attribute, whether the file is there or
+not; a rule is a property or a method.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from med_sslal.base.checkpoint import load_checkpoint, newest_good, previous, sidecar
+from med_sslal.utils.errors import CheckpointError, UserError
+from med_sslal.utils.util import (
+    UNFINISHED,
+    atomic_write,
+    csv_text,
+    fsync_folder,
+    read_versioned,
+    remove_unfinished,
+    write_versioned,
+)
+
+SUMMARY_VERSION = 1
+REPORT = "report.html"
+_LATEST = "latest"
+_CYCLE, _NUMBERED = re.compile(r"cycle_(\d+)"), re.compile(r"checkpoint_epoch(\d+)\.pth")
+
+
+class ResultFolder:
+    """A folder of results: that of a cycle, of `test.py` or of the command `select`.
+
+    Attributes:
+        path: The folder.
+        metrics: What was measured; written last, so it says that an evaluation is finished.
+        predictions: Detections in COCO's form; on the test split, in a cycle's folder.
+        selection: What a query took, and why.
+        pictures: Pictures of it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Name the files; nothing is looked at."""
+        self.path = path
+        self.metrics = path / "metrics.json"
+        self.predictions = path / "predictions.json"
+        self.selection = path / "selection.json"
+        self.pictures = path / "images.png"
+
+
+class CycleFolder(ResultFolder):
+    """The folder `cycle_NN` of a run.
+
+    Attributes:
+        pool: Labelled and unlabelled ids of its training.
+        training: Outcome of the training; says that it has ended.
+        timing: Seconds of the stages after it.
+        val_predictions: As `predictions`, on the validation split.
+        detections: What the model saw on the images that a report shows.
+        pseudo_labels: Those for the next cycle's training.
+        record: The pool record, itself a folder.
+        best: Checkpoint of the best model.
+        last: Checkpoint of the position that the training has reached.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Name the files; nothing is looked at."""
+        super().__init__(path)
+        self.pool = path / "pool.json"
+        self.training = path / "training.json"
+        self.timing = path / "timing.json"
+        self.val_predictions = path / "predictions_val.json"
+        self.detections = path / "selection_detections.json"
+        self.pseudo_labels = path / "pseudo_labels.json"
+        self.record = path / "record"
+        self.best = path / "model_best.pth"
+        self.last = path / "checkpoint_last.pth"
+
+    @classmethod
+    def around(cls, path: Path) -> "CycleFolder | None":
+        """The cycle of a run that `path` is, or lies in; None where it does neither."""
+        for folder in (path, path.parent):
+            if _CYCLE.fullmatch(folder.name) and RunFolder(folder.parent).exists:
+                return cls(folder)
+        return None
+
+    @property
+    def number(self) -> int:
+        """0 for the training on the initial set."""
+        return int(self.path.name.removeprefix("cycle_"))
+
+    @property
+    def run(self) -> "RunFolder":
+        """The run that it belongs to."""
+        return RunFolder(self.path.parent)
+
+    @property
+    def tensorboard(self) -> Path:
+        """Where its TensorBoard files go."""
+        return self.path.parent / "tensorboard" / self.path.name
+
+    @property
+    def trained(self) -> bool:
+        """Whether its training has ended."""
+        return self.training.exists()
+
+    @property
+    def measured(self) -> bool:
+        """Whether its best model is evaluated."""
+        return self.metrics.exists()
+
+    @property
+    def queried(self) -> bool:
+        """Whether its query is made: nothing before it may change any more."""
+        return self.selection.exists()
+
+    @property
+    def until_measured(self) -> tuple[Path, ...]:
+        """The small files of a cycle that is measured; the last one says that it is."""
+        return (
+            self.pool,
+            self.timing,
+            self.predictions,
+            self.val_predictions,
+            self.training,
+            self.metrics,
+        )
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """All checkpoints, previous copies too."""
+        return sorted(self.path.glob("*.pth"))
+
+    def numbered(self, epoch: int) -> Path:
+        """Where the checkpoint of an epoch goes that `trainer.save_period` asks for."""
+        return self.path / f"checkpoint_epoch{epoch:02d}.pth"
+
+    def resumable(self) -> list[Path]:
+        """Checkpoints that hold a training state, the furthest first."""
+        numbered = {
+            int(found[1]): path
+            for path in self.checkpoints
+            if (found := _NUMBERED.fullmatch(path.name))
+        }
+        places = (self.last, previous(self.last), *(numbered[n] for n in sorted(numbered)[::-1]))
+        return [path for path in places if path.is_file()]
+
+    def drop_numbered(self) -> None:
+        """Remove numbered checkpoints and previous copies: nothing comes back to them."""
+        # Of a numbered one saved twice, after a resume, the previous copy is of both kinds.
+        for path in {*self.path.glob("checkpoint_epoch*"), *self.path.glob("*_previous.pth*")}:
+            path.unlink()
+
+    def drop_last(self) -> None:
+        """Remove the position: the training has ended."""
+        for path in (self.last, sidecar(self.last)):
+            path.unlink(missing_ok=True)
+
+    def drop_record(self) -> None:
+        """Remove the pool record, where there is one."""
+        if self.record.exists():
+            shutil.rmtree(self.record)
+
+    def reopen(self) -> None:
+        """Remove the outcomes of an ended training that goes on."""
+        self.metrics.unlink(missing_ok=True)
+        self.drop_record()
+        # Last: a stop before it finds the same case again.
+        self.training.unlink()
+
+
+class RunFolder:
+    """The folder of a run.
+
+    Attributes:
+        path: The folder.
+        config: The resolved config; what has none is no run folder.
+        split: Ids by split.
+        initial: Checkpoint of the weights that every cycle starts from.
+        initial_selection: The initial set, where it was picked and not drawn.
+        initial_record: What it is picked from, while it is.
+        environment: Versions, device and threads.
+        log: Everything that was said.
+        summary: The table of its cycles, and whether it is finished.
+        table: The table alone.
+        report: Its page.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Name the files; nothing is looked at."""
+        self.path = path
+        self.config = path / "config.json"
+        self.split = path / "split.json"
+        self.initial = path / "initial.pth"
+        self.initial_selection = path / "initial_selection.json"
+        self.initial_record = path / "initial_record"
+        self.environment = path / "environment.json"
+        self.log = path / "train.log"
+        self.summary = path / "summary.json"
+        self.table = path / "results.csv"
+        self.report = path / REPORT
+
+    def __str__(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    @property
+    def exists(self) -> bool:
+        """Whether it is a run folder."""
+        return self.config.is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Whether no cycle follows those that are there."""
+        return self.summary.is_file() and bool(self.read_summary()["finished"])
+
+    def cycle(self, number: int) -> CycleFolder:
+        """The folder of a cycle, made or not."""
+        return CycleFolder(self.path / f"cycle_{number:02d}")
+
+    def cycles(self) -> list[CycleFolder]:
+        """The folders of cycles that are there, by number."""
+        found = [path for path in self.path.glob("cycle_*") if _CYCLE.fullmatch(path.name)]
+        return sorted(map(CycleFolder, found), key=lambda cycle: cycle.number)
+
+    def write_summary(self, rows: Sequence[Mapping[str, Any]], *, finished: bool) -> None:
+        """Write the rows of the cycles so far, to `summary` and `table`.
+
+        Args:
+            rows: One for each measured cycle.
+            finished: Whether no cycle follows.
+        """
+        content = {"finished": finished, "cycles": list(rows)}
+        write_versioned(self.summary, SUMMARY_VERSION, content)
+        atomic_write(self.table, lambda stream: stream.write(csv_text(rows).encode()))
+
+    def read_summary(self) -> dict[str, Any]:
+        """What `write_summary` wrote: `finished` and `cycles`.
+
+        Raises:
+            DataError: It is missing, damaged, or written by a newer version.
+        """
+        return read_versioned(self.summary, SUMMARY_VERSION)
+
+    def finished_best(self) -> tuple[Path, dict[str, Any], list[str]]:
+        """The best checkpoint of the last cycle whose training has ended.
+
+        A damaged one is passed over for that of the cycle before.
+
+        Returns:
+            Its path, its content, and one sentence for each that was passed over.
+
+        Raises:
+            CheckpointError: No cycle is that far, or no such checkpoint is good.
+        """
+        done = [cycle.best for cycle in self.cycles() if cycle.trained]
+        if not done:
+            raise CheckpointError(f"no cycle of {self} is finished yet: continue it with --resume")
+        return newest_good(done[::-1])
+
+    def clear_unfinished(self) -> None:
+        """Remove the half-written files that a killed process left.
+
+        Raises:
+            UserError: The folder cannot be written.
+        """
+        try:
+            for part in (self.path, *(cycle.path for cycle in self.cycles())):
+                remove_unfinished(part)
+        except OSError as error:
+            raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
+
+
+def new_run_folder(save_dir: Path, name: str, run_id: str | None, seed: int) -> Path:
+    """Name a run's folder, `save_dir/name/<run id or time and seed>`, without making it.
+
+    Raises:
+        UserError: It exists already.
+    """
+    folder = save_dir / name / (run_id or f"{datetime.now():%Y%m%d_%H%M%S}_s{seed}")
+    if folder.exists():
+        raise UserError(_exists(folder))
+    return folder
+
+
+@contextmanager
+def filled_first(folder: Path) -> Iterator[Path]:
+    """Make a run folder that has its name only when all is in it; an error leaves nothing.
+
+    Args:
+        folder: What `new_run_folder` named.
+
+    Yields:
+        The folder to fill, of a temporary name beside it.
+
+    Raises:
+        UserError: It cannot be made, or another process has made it meanwhile.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(mkdtemp(prefix=f".{folder.name}.", suffix=UNFINISHED, dir=folder.parent))
+    except OSError as error:
+        raise UserError(
+            f"cannot make the run folder {folder} (trainer.save_dir): {error.strerror}"
+        ) from error
+    try:
+        # mkdtemp keeps others out, as a run's folder does not.
+        partial.chmod(0o755)
+        yield partial
+        try:
+            partial.rename(folder)
+        except OSError as error:
+            raise UserError(_exists(folder)) from error
+        fsync_folder(folder.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _exists(folder: Path) -> str:
+    return (
+        f"the run folder {folder} exists already: continue it with --resume, or give another "
+        "--run-id"
+    )
+
+
+def point_to(save_dir: Path, folder: Path) -> None:
+    """Make `latest` in `save_dir` a relative link to `folder`, replacing an old one at once.
+
+    Raises:
+        UserError: There is something else of that name, or the folder cannot be written.
+    """
+    link = save_dir / _LATEST
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    try:
+        temporary.symlink_to(os.path.relpath(folder, save_dir), target_is_directory=True)
+        temporary.replace(link)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot make the link {link}: {error.strerror}") from error
+
+
+def named_path(name: str, save_dir: Path = Path("exp_results")) -> Path:
+    """What a user means: a path, or the word `latest` for the newest run of `save_dir`."""
+    return save_dir / _LATEST if name == _LATEST else Path(name)
+
+
+def find_run(name: str, save_dir: Path) -> tuple[RunFolder, Path | None]:
+    """Resolve a checkpoint, a run folder, or the word `latest`.
+
+    Args:
+        name: What the user named.
+        save_dir: Where `latest` is.
+
+    Returns:
+        The run, and the checkpoint where one was named.
+
+    Raises:
+        CheckpointError: There is nothing of the kind.
+    """
+    where = named_path(name, save_dir)
+    if where.is_dir():
+        run = RunFolder(where.resolve())
+        if not run.exists:
+            raise CheckpointError(f"{name} is no run folder: it has no {run.config.name}")
+        return run, None
+    if where.is_file():
+        return RunFolder(where.resolve().parent.parent), where
+    raise CheckpointError(f"there is no checkpoint or run folder {where}")
+
+
+def load_named(path: Path, *, require_checksum: bool = True) -> dict[str, Any]:
+    """Read a checkpoint that the command line names: nothing stands in for a bad one.
+
+    Raises:
+        CheckpointError: As of `load_checkpoint`, with what to do.
+    """
+    try:
+        return load_checkpoint(path, require_checksum=require_checksum)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; name another one, or the run folder for its newest good one"
+        ) from error
