@@ -266,8 +266,6 @@ def test_augmentation_repeats_for_any_number_of_workers():
         pytest.param({"image_size": 8}, "image_size", id="tiny"),
         pytest.param({"image_size": [64, 64, 3]}, "image_size", id="three sides"),
         pytest.param({"image_size": [64.5, 64]}, "image_size", id="fraction"),
-        pytest.param({"image_size": 64, "rotation": -5}, "augmentation.args.rotation", id="sign"),
-        pytest.param({"image_size": 64, "scale": 1.1}, "augmentation.args.scale", id="as factor"),
     ],
 )
 def test_wrong_arguments(args, name):

@@ -10,13 +10,12 @@ from med_sslal.data.bad_samples import BadSamples, OnBadSample
 from med_sslal.data.pictures import (
     BoxRecord,
     PictureImages,
-    check_split_names,
     class_labels,
     given_splits,
     make_annotation,
     picture_size,
 )
-from med_sslal.data.splits import split_by_group
+from med_sslal.data.splits import Classes, EvalSplit, SplitFiles, split_by_group
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import inside, read_json
 
@@ -33,10 +32,10 @@ class COCO(BaseDataset):
         self,
         root: str,
         *,
-        annotations: str | dict[str, str],
+        annotations: str | SplitFiles,
         images: str = "images",
-        classes: list[str] | None = None,
-        eval_split: float = 0.2,
+        classes: Classes | None = None,
+        eval_split: EvalSplit = 0.2,
         split_seed: int = 0,
         group_key: str | None = None,
         on_bad_sample: OnBadSample = "error",
@@ -64,8 +63,6 @@ class COCO(BaseDataset):
         self.root = Path(root)
         self._folder = inside(self.root, images)
         self._group_key = group_key
-        if isinstance(annotations, dict):
-            check_split_names(annotations, "annotations")
         files = annotations if isinstance(annotations, dict) else {"all": annotations}
         if not self._folder.is_dir():
             gone = self._folder if self.root.is_dir() else self.root

@@ -5,9 +5,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Gt, Predicate, doc
 
 from med_sslal.base.base_dataset import BaseDataset, Images, Labels
 from med_sslal.base.types import Annotation, ImageInfo
@@ -24,7 +25,7 @@ from med_sslal.data.slices import (
     neighbour_positions,
     read_stack,
 )
-from med_sslal.data.splits import SPLIT_NAMES, log_split, split_by_group
+from med_sslal.data.splits import SPLIT_NAMES, EvalSplit, log_split, split_by_group
 from med_sslal.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,10 @@ LesionType = Literal[
     "pelvis",
 ]
 DatasetType = Literal["non-specified", "official"]
+Distance = Annotated[float, Gt(0)]
+Window = Annotated[
+    tuple[float, float], Predicate(lambda window: window[0] < window[1]), doc("the lower one first")
+]
 
 # The published file: rows, and boxes and images of its split without noisy boxes.
 FULL_ROWS = 32735
@@ -112,11 +117,11 @@ class DeepLesion(BaseDataset):
         *,
         lesion_type: LesionType = "all",
         dataset_type: DatasetType = "non-specified",
-        eval_split: float = 0.2,
+        eval_split: EvalSplit = 0.2,
         split_seed: int = 0,
         slice_mode: SliceMode = "interpolate",
-        slice_step_mm: float = 2.0,
-        window: tuple[float, float] = (-1024.0, 3071.0),
+        slice_step_mm: Distance = 2.0,
+        window: Window = (-1024.0, 3071.0),
         cache_dir: str | None = None,
         on_bad_sample: OnBadSample = "error",
     ) -> None:
@@ -144,15 +149,6 @@ class DeepLesion(BaseDataset):
             ConfigError: An argument is wrong, or the choice leaves a split empty.
             DataError: Data is missing or bad.
         """
-        _check_choice("lesion_type", lesion_type, get_args(LesionType))
-        _check_choice("dataset_type", dataset_type, get_args(DatasetType))
-        _check_choice("slice_mode", slice_mode, get_args(SliceMode))
-        _check_choice("on_bad_sample", on_bad_sample, get_args(OnBadSample))
-        if not (math.isfinite(slice_step_mm) and slice_step_mm > 0):
-            raise ConfigError(
-                f"dataset.args.slice_step_mm must be a positive number, found {slice_step_mm}"
-            )
-        bounds = _check_window(window)
         self.slice_mode: SliceMode = slice_mode
         self.slice_step_mm = slice_step_mm
         decode = SliceCache(Path(cache_dir)).read if cache_dir else decode_slice
@@ -173,7 +169,7 @@ class DeepLesion(BaseDataset):
         else:
             splits = split_by_group(infos, eval_split, split_seed)
         super().__init__(
-            SliceImages(infos, splits, stacks, bounds, decode, self.note),
+            SliceImages(infos, splits, stacks, window, decode, self.note),
             Labels(("lesion",), annotations),
         )
         full = n_rows == FULL_ROWS and (dataset_type, lesion_type) == ("official", "all")
@@ -407,20 +403,3 @@ def _probe_slice(path: Path) -> ImageProbe:
 def _known(spacing: float) -> bool:
     """True for a spacing that can be used."""
     return math.isfinite(spacing) and spacing > 0
-
-
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    """Raise ConfigError unless `value` is allowed."""
-    if value not in allowed:
-        raise ConfigError(f"dataset.args.{name} is '{value}'; allowed: {', '.join(allowed)}")
-
-
-def _check_window(window: Sequence[float]) -> tuple[float, float]:
-    """The HU window as two numbers."""
-    numbers = tuple(float(bound) for bound in window)
-    if len(numbers) != 2 or not all(map(math.isfinite, numbers)) or numbers[0] >= numbers[1]:
-        raise ConfigError(
-            f"dataset.args.window must be [low, high] in HU with low below high, found "
-            f"{list(window)}"
-        )
-    return numbers[0], numbers[1]

@@ -13,7 +13,7 @@ from med_sslal.base.types import Annotation, ImageInfo
 from med_sslal.data.bad_samples import BadSamples
 from med_sslal.data.probe import probe_image
 from med_sslal.data.splits import SPLIT_NAMES, log_split
-from med_sslal.utils.errors import ConfigError, DataError
+from med_sslal.utils.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ def class_labels(classes: Sequence[str]) -> dict[str, int]:
     """Class name to label, from 1 on.
 
     Raises:
-        ConfigError: There is no class, or one comes twice.
+        DataError: There is no class.
     """
-    if not classes or len(set(classes)) != len(classes):
-        raise ConfigError(f"dataset.args.classes must be distinct names, found {list(classes)}")
+    if not classes:
+        raise DataError("the data has no class: name them in dataset.args.classes")
     return {name: label for label, name in enumerate(classes, start=1)}
 
 
@@ -185,12 +185,3 @@ def given_splits(
                 )
     log_split(infos, splits)
     return splits
-
-
-def check_split_names(lists: Mapping[str, str], key: str) -> None:
-    """Raise ConfigError unless the mapping at config key `key` names train, val and test."""
-    if set(lists) != set(SPLIT_NAMES):
-        raise ConfigError(
-            f"dataset.args.{key} must name a file for each of {', '.join(SPLIT_NAMES)}; "
-            f"found {', '.join(lists) or 'none'}"
-        )

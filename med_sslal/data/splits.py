@@ -1,7 +1,11 @@
 """Train, val and test by group: no patient is on two sides."""
 
 import logging
+import re
 from collections.abc import Mapping
+from typing import Annotated
+
+from annotated_types import Interval, MinLen, Predicate, doc
 
 from med_sslal.base.types import ImageInfo
 from med_sslal.utils.errors import ConfigError, DataError
@@ -10,6 +14,32 @@ from med_sslal.utils.util import stable_hash
 logger = logging.getLogger(__name__)
 
 SPLIT_NAMES = ("train", "val", "test")
+
+
+def _names_a_group(pattern: str) -> bool:
+    try:
+        return re.compile(pattern).groups > 0
+    except re.error:
+        return False
+
+
+EvalSplit = Annotated[float, Interval(gt=0, lt=1)]
+SplitFiles = Annotated[
+    dict[str, str],
+    Predicate(lambda files: files.keys() == set(SPLIT_NAMES)),
+    doc(f"a file for each of {', '.join(SPLIT_NAMES)}"),
+]
+GroupPattern = Annotated[
+    str,
+    Predicate(_names_a_group),
+    doc("a regular expression with a (group) for the patient, such as '^([^_]+)_'"),
+]
+Classes = Annotated[
+    list[str],
+    MinLen(1),
+    Predicate(lambda names: len(set(names)) == len(names)),
+    doc("distinct names"),
+]
 
 
 def split_by_group(
@@ -28,14 +58,9 @@ def split_by_group(
         "train", "val" and "test" to sorted image ids. Each split has one group at least.
 
     Raises:
-        ConfigError: `eval_split` is not between 0 and 1, or leaves no group to train on.
+        ConfigError: `eval_split` leaves no group to train on.
         DataError: There are fewer than three groups.
     """
-    if not 0 < eval_split < 1:
-        raise ConfigError(
-            f"dataset.args.eval_split is {eval_split}; it must lie between 0 and 1 (0.2 holds "
-            "out a fifth of the patients)"
-        )
     groups = sorted({info.group_id for info in infos.values()})
     if len(groups) < len(SPLIT_NAMES):
         raise DataError(

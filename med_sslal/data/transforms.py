@@ -7,11 +7,12 @@ W - 1 - x); `_edge_matrix` turns that into edges. S is the run's shape (H, W).
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from med_sslal.base.types import Annotation, ImageInfo, Target
@@ -22,6 +23,11 @@ MIN_SIDE = 2.0
 """Boxes with a shorter side (pixels of the model's frame) are left out of the target."""
 
 Transformed = tuple[Tensor, Target | None, Tensor]
+Share = Annotated[float, Interval(ge=0, le=1)]
+# Changes of a factor by more would come close to 0.
+NearOne = Annotated[float, Interval(ge=0, le=0.9)]
+Sigma = Annotated[float, Interval(ge=0, le=10)]
+Holes = Annotated[int, Interval(ge=0, le=100)]
 
 
 class EvalTransform:
@@ -77,15 +83,15 @@ class TrainTransform:
         seed: int,
         mirror: bool = True,
         vertical_mirror: bool = False,
-        rotation: float = 10.0,
-        scale: float = 0.1,
-        translate: float = 0.05,
-        brightness: float = 0.2,
-        contrast: float = 0.2,
-        gamma: float = 0.2,
-        blur: float = 0.0,
-        noise: float = 0.0,
-        cutout: int = 0,
+        rotation: Annotated[float, Interval(ge=0, le=180)] = 10.0,
+        scale: NearOne = 0.1,
+        translate: Share = 0.05,
+        brightness: Share = 0.2,
+        contrast: Share = 0.2,
+        gamma: NearOne = 0.2,
+        blur: Sigma = 0.0,
+        noise: Share = 0.0,
+        cutout: Holes = 0,
     ) -> None:
         """Build the pipeline.
 
@@ -105,26 +111,11 @@ class TrainTransform:
             cutout: Largest number of blackened rectangles, 5 to 15 % of a side each.
 
         Raises:
-            ConfigError: A value is out of range, or albumentations is not installed.
+            ConfigError: albumentations is not installed, or image_size is no size.
         """
         self.size = _height_width(image_size)
         self.seed = seed
         self._cutout = cutout
-        for name, value, limit in (
-            ("rotation", rotation, 180),
-            ("scale", scale, 0.9),
-            ("translate", translate, 1),
-            ("brightness", brightness, 1),
-            ("contrast", contrast, 1),
-            ("gamma", gamma, 0.9),
-            ("blur", blur, 10),
-            ("noise", noise, 1),
-            ("cutout", cutout, 100),
-        ):
-            if not 0 <= value <= limit:
-                raise ConfigError(
-                    f"augmentation.args.{name} must lie between 0 and {limit}, found {value}"
-                )
         A = _albumentations()
         self._pipeline = A.Compose(
             [
@@ -206,12 +197,12 @@ class StrongTransform(TrainTransform):
         image_size: int | Sequence[int],
         *,
         seed: int,
-        brightness: float = 0.3,
-        contrast: float = 0.3,
-        gamma: float = 0.3,
-        blur: float = 1.0,
-        noise: float = 0.02,
-        cutout: int = 3,
+        brightness: Share = 0.3,
+        contrast: Share = 0.3,
+        gamma: NearOne = 0.3,
+        blur: Sigma = 1.0,
+        noise: Share = 0.02,
+        cutout: Holes = 3,
         **others: Any,
     ) -> None:
         """Build the pipeline.
@@ -228,7 +219,7 @@ class StrongTransform(TrainTransform):
             **others: Everything else that TrainTransform takes.
 
         Raises:
-            ConfigError: A value is out of range, or albumentations is not installed.
+            ConfigError: albumentations is not installed, or image_size is no size.
         """
         super().__init__(
             image_size,

@@ -12,14 +12,19 @@ from med_sslal.data.bad_samples import BadSamples, OnBadSample
 from med_sslal.data.pictures import (
     BoxRecord,
     PictureImages,
-    check_split_names,
     class_labels,
     given_splits,
     make_annotation,
     picture_size,
 )
-from med_sslal.data.splits import split_by_group
-from med_sslal.utils.errors import ConfigError, DataError
+from med_sslal.data.splits import (
+    Classes,
+    EvalSplit,
+    GroupPattern,
+    SplitFiles,
+    split_by_group,
+)
+from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import inside
 
 logger = logging.getLogger(__name__)
@@ -40,11 +45,11 @@ class PascalVOC(BaseDataset):
         self,
         root: str,
         *,
-        classes: list[str] | None = None,
-        eval_split: float = 0.2,
+        classes: Classes | None = None,
+        eval_split: EvalSplit = 0.2,
         split_seed: int = 0,
-        split_lists: dict[str, str] | None = None,
-        group_pattern: str | None = None,
+        split_lists: SplitFiles | None = None,
+        group_pattern: GroupPattern | None = None,
         on_bad_sample: OnBadSample = "error",
     ) -> None:
         """Read all annotations and check that the image files are whole.
@@ -65,7 +70,7 @@ class PascalVOC(BaseDataset):
             DataError: A folder is missing, or something is bad and on_bad_sample is "error".
         """
         folder = Path(root)
-        pattern = _compiled(group_pattern)
+        pattern = re.compile(group_pattern) if group_pattern else None
         bad = BadSamples(on_bad_sample, str(folder))
         documents = _xml_files(folder)
         lists = None if split_lists is None else _lists(folder, split_lists)
@@ -199,7 +204,6 @@ def _pictures(root: Path) -> dict[str, Path]:
 
 def _lists(root: Path, split_lists: dict[str, str]) -> dict[str, list[str]]:
     """Image ids of each split: the first word of each line of its list."""
-    check_split_names(split_lists, "split_lists")
     lists = {}
     for split, name in split_lists.items():
         path = inside(root / "ImageSets" / "Main", name)
@@ -209,24 +213,6 @@ def _lists(root: Path, split_lists: dict[str, str]) -> dict[str, list[str]]:
             raise DataError(f"cannot read the list of split '{split}', {path}: {error}") from error
         lists[split] = [line.split()[0] for line in lines if line.strip()]
     return lists
-
-
-def _compiled(pattern: str | None) -> re.Pattern[str] | None:
-    """Compile `group_pattern`; it must hold a group."""
-    if pattern is None:
-        return None
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(
-            f"dataset.args.group_pattern '{pattern}' is no regular expression: {error}"
-        ) from error
-    if compiled.groups < 1:
-        raise ConfigError(
-            f"dataset.args.group_pattern '{pattern}' has no (group) for the patient: write for "
-            "example '^([^_]+)_'"
-        )
-    return compiled
 
 
 def _group(pattern: re.Pattern[str] | None, image_id: str) -> str:

@@ -2,10 +2,14 @@
 
 import logging
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge, Interval
 
 from med_sslal.data.bad_samples import OnBadSample
-from med_sslal.data.deeplesion import DatasetType, DeepLesion, LesionType
+from med_sslal.data.deeplesion import DatasetType, DeepLesion, Distance, LesionType, Window
 from med_sslal.data.slices import SliceMode
+from med_sslal.data.splits import EvalSplit
 from med_sslal.logger.progress import Progress
 from med_sslal.phantom import GENERATOR_VERSION, generate
 from med_sslal.phantom.writer import describe, is_complete
@@ -25,16 +29,16 @@ class DeepLesionPhantom(DeepLesion):
         self,
         *,
         root: str = "data/phantom",
-        patients: int = 120,
-        size: int = 160,
+        patients: Annotated[int, Ge(3)] = 120,
+        size: Annotated[int, Interval(ge=64, le=512)] = 160,
         seed: int = 0,
         lesion_type: LesionType = "all",
         dataset_type: DatasetType = "non-specified",
-        eval_split: float = 0.2,
+        eval_split: EvalSplit = 0.2,
         split_seed: int = 0,
         slice_mode: SliceMode = "interpolate",
-        slice_step_mm: float = 2.0,
-        window: tuple[float, float] = (-1024.0, 3071.0),
+        slice_step_mm: Distance = 2.0,
+        window: Window = (-1024.0, 3071.0),
         cache_dir: str | None = None,
         on_bad_sample: OnBadSample = "error",
     ) -> None:
