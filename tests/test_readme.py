@@ -1,4 +1,4 @@
-"""README: every command is run or parsed, every key, name and link in it is right."""
+"""README and the pages it leads to: every command is run or parsed, every key and link is right."""
 
 import argparse
 import json
@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from commands import blocks, languages, run_command
@@ -31,7 +30,11 @@ from med_sslal.trainer.run_folder import point_to
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-COMMANDS = [line for block in blocks(README, "sh") for line in block.splitlines()]
+# Pages of commands and configs; those of criteria.md are run by test_select.py.
+GUIDE = (README, *(ROOT / "docs" / f"{name}.md" for name in ("config", "data", "gpus", "studies")))
+LINES = [line for page in GUIDE for block in blocks(page, "sh") for line in block.splitlines()]
+COMMANDS = list(dict.fromkeys(LINES))
+CONFIGS = [block for page in GUIDE for block in blocks(page, "json")]
 
 START = "python train.py -c config.json"
 # What makes a run small: both shipped configs, then each.
@@ -210,31 +213,35 @@ def test_command_runs(command: str, clone: Path, first_run: Path) -> None:
         assert new == {f"cycle_{number:02d}" for number in range(n_cycles + 1)}
 
 
+def test_a_newcomer_reads_no_more_than_this() -> None:
+    assert len(README.read_text().splitlines()) <= 250
+
+
 def test_commands_stand_in_sh_blocks_only() -> None:
-    assert set(languages(README)) == {"sh", "json"}
-    for page in DOCS:
-        # The commands and configs of criteria.md are run by test_select.py.
-        own = {"criteria": {"sh", "json"}}
-        known = {"python", "json", "sh"} if page.stem in PAGES else own.get(page.stem, {"text"})
-        assert set(languages(page)) == known, page.name
+    for page in (README, *DOCS):
+        known = {"sh", "json", "text"} if page in GUIDE else {"text"}
+        known |= {"python", "json", "sh"} if page.stem in (*PAGES, "criteria") else set()
+        assert set(languages(page)) <= known | (
+            {"sh", "json"} if page.stem == "criteria" else set()
+        )
 
 
-@pytest.mark.parametrize("number", range(len(blocks(README, "json"))))
-def test_config_block_is_valid(number: int) -> None:
+@pytest.mark.parametrize("block", CONFIGS)
+def test_config_block_is_valid(block: str) -> None:
     config = parse((ROOT / "config.json").read_text(), "config.json").value
-    block: dict[str, Any] = json.loads(blocks(README, "json")[number])
-    ConfigParser.from_dict(merged(config, block), registries())
+    ConfigParser.from_dict(merged(config, json.loads(block)), registries())
 
 
-def table(heading: str) -> list[list[str]]:
-    """The cells of the table whose first column has this heading."""
-    text = README.read_text()
+def table(page: str, heading: str) -> list[list[str]]:
+    """The cells of the table of a page whose first column has this heading."""
+    text = (ROOT / "docs" / page).read_text()
     lines = text[text.index(f"| {heading} |") :].split("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 @pytest.mark.parametrize(
-    ("name", "default"), [(re.sub("[*` ]", "", row[0]), row[1].strip("`")) for row in table("Key")]
+    ("name", "default"),
+    [(re.sub("[*` ]", "", row[0]), row[1].strip("`")) for row in table("config.md", "Key")],
 )
 def test_config_table_tells_the_defaults(name: str, default: str) -> None:
     known = []
@@ -254,8 +261,8 @@ def test_config_table_tells_the_defaults(name: str, default: str) -> None:
 
 
 def test_tables_name_every_criterion_and_second_stage() -> None:
-    first = [row[0].split("`")[1] for row in table("Criterion")]
-    second = [row[0].split("`")[1] for row in table("Second stage")]
+    first = [row[0].split("`")[1] for row in table("criteria.md", "Criterion")]
+    second = [row[0].split("`")[1] for row in table("criteria.md", "Second stage")]
     assert (set(first), set(second)) == (set(CRITERIA), set(SELECTORS))
 
 
