@@ -6,24 +6,16 @@ steps, so their difference is what the choice of images made. Effect and interva
 Shape shorthand: B draws, S seeds, G label counts.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from med_sslal.study.paired import (
-    TAILS,
-    holm,
-    mean_weights,
-    percentile_interval,
-    signed_rank_p,
-    smallest_p,
-)
+from med_sslal.study.paired import TAILS, Bootstrap, holm, signed_rank_p, smallest_p
 from med_sslal.study.study_result import (
     ArmResult,
     Comparison,
     Curve,
-    Estimate,
     Goal,
     Interval,
     MeanCurve,
@@ -78,12 +70,10 @@ def compare_arms(
 ) -> StudyResult:
     """Compare every arm with the baseline, paired by seed.
 
-    Counted in boxes, every run starts or ends elsewhere: areas and last scores of a seed are taken
-    over the range of labels that ALL arms of this seed cover, with linear interpolation at its
-    ends. Only seeds that an arm shares with the baseline are compared; its own curve, area and
-    goals use all its seeds.
-    Intervals are 95 % percentile bootstrap intervals over seeds. The result depends neither on the
-    order of arms (but for the order of `arms` in it) nor on that of seeds.
+    Areas and last scores of a seed are taken over the range of labels that ALL its arms cover, with
+    linear interpolation at its ends: counted in boxes, every run starts or ends elsewhere. Only
+    seeds that an arm shares with the baseline are compared; its own curve, area and goals use all.
+    The order of arms changes nothing but that of `arms` in the result, that of seeds nothing.
 
     Args:
         curves: Arm to seed to curve. Full supervision is no arm.
@@ -98,70 +88,31 @@ def compare_arms(
             score is not finite, or no label count is covered by all arms of a seed.
     """
     _check(curves, full, baseline)
-    ranges = _common_ranges(curves)
-    bootstrap = _Bootstrap(draws, seed)
+    curves = {arm: dict(sorted(by_seed.items())) for arm, by_seed in curves.items()}
+    ranges, bootstrap = _common_ranges(curves), Bootstrap(draws, seed)
     inside = {
-        arm: {s: _between(by_seed[s], *ranges[s]) for s in sorted(by_seed)}
+        arm: {s: _between(curve, *ranges[s]) for s, curve in by_seed.items()}
         for arm, by_seed in curves.items()
-    }
-    comparisons = {
-        arm: _compare(by_seed, inside[baseline], bootstrap)
-        for arm, by_seed in inside.items()
-        if arm != baseline
-    }
-    adjusted = holm([comparison.p for comparison in comparisons.values()])
-    comparisons = {
-        arm: _with_holm(comparison, p)
-        for (arm, comparison), p in zip(comparisons.items(), adjusted, strict=True)
     }
     areas = {
         arm: {s: normalised_area(curve) for s, curve in by_seed.items()}
         for arm, by_seed in inside.items()
     }
-    arms = {}
-    for arm, by_seed in curves.items():
-        mine = {s: by_seed[s] for s in sorted(by_seed)}
-        arms[arm] = ArmResult(
-            seeds=tuple(mine),
-            curve=_mean_curve(mine, bootstrap),
+    comparisons = _comparisons(inside, areas, baseline, bootstrap)
+    arms = {
+        arm: ArmResult(
+            seeds=tuple(by_seed),
+            curve=_mean_curve(by_seed.values(), bootstrap),
             areas=areas[arm],
-            area=bootstrap.estimate(np.array(list(areas[arm].values()))),
-            goals=() if full is None else tuple(_goal(mine, full, part) for part in FRACTIONS),
+            area=bootstrap.estimate(list(areas[arm].values())),
+            goals=() if full is None else tuple(_goal(by_seed, full, part) for part in FRACTIONS),
             comparison=comparisons.get(arm),
         )
-    return StudyResult(
-        baseline=baseline,
-        unit=unit,
-        ranges=ranges,
-        arms=arms,
-        matrix={
-            arm: {other: _win_tie_loss(areas[arm], areas[other]) for other in areas if other != arm}
-            for arm in areas
-        },
-        full=None if full is None else dict(sorted(full.items())),
-        notes=_notes(curves, baseline, ranges, unit),
-        draws=draws,
-        seed=seed,
-    )
-
-
-@dataclass(frozen=True)
-class _Bootstrap:
-    """Intervals over seeds, always from the same draws."""
-
-    draws: int
-    seed: int
-
-    def weights(self, n_seeds: int) -> np.ndarray:
-        """Weights of the seeds per draw: [B, S]."""
-        return mean_weights(n_seeds, self.draws, self.seed)
-
-    def estimate(self, values: np.ndarray) -> Estimate:
-        """Mean of [S] with its interval; no interval with one seed."""
-        if len(values) == 1:
-            return Estimate(float(values[0]), None)
-        low, high = percentile_interval(self.weights(len(values)) @ values)
-        return Estimate(float(values.mean()), (float(low), float(high)))
+        for arm, by_seed in curves.items()
+    }
+    notes, matrix = _notes(curves, baseline, ranges, unit), _matrix(areas)
+    measured = None if full is None else dict(sorted(full.items()))
+    return StudyResult(baseline, unit, ranges, arms, matrix, measured, notes, draws, seed)
 
 
 def _check(curves: Curves, full: Mapping[int, float] | None, baseline: str) -> None:
@@ -248,7 +199,7 @@ def _between(curve: Curve, low: float, high: float) -> Curve:
     return Curve(tuple(cut.tolist()), tuple(np.interp(cut, labels, values).tolist()))
 
 
-def _on_one_grid(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
+def _on_one_grid(curves: Collection[Curve]) -> tuple[np.ndarray, np.ndarray]:
     """All points of R curves inside the range that they share: labels [G], values [R, G].
 
     The mean of broken lines bends only at their points, so nothing is lost between them. G is 0
@@ -263,26 +214,19 @@ def _on_one_grid(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
     return grid, np.stack([np.interp(grid, curve.labels, curve.values) for curve in cut])
 
 
-def _mean_curve(curves: Mapping[int, Curve], bootstrap: _Bootstrap) -> MeanCurve:
+def _mean_curve(curves: Collection[Curve], bootstrap: Bootstrap) -> MeanCurve:
     """Mean over seeds with its interval at every point."""
-    grid, values = _on_one_grid(list(curves.values()))
-    mean = tuple(values.mean(0).tolist())
-    if len(values) == 1 or not len(grid):
-        return MeanCurve(tuple(grid.tolist()), mean, None, None)
-    low, high = percentile_interval(bootstrap.weights(len(values)) @ values)
-    return MeanCurve(tuple(grid.tolist()), mean, tuple(low.tolist()), tuple(high.tolist()))
+    grid, values = _on_one_grid(curves)
+    low, high = None, None
+    if len(values) > 1 and len(grid):
+        low, high = (tuple(ends) for ends in bootstrap.interval(values).tolist())
+    return MeanCurve(tuple(grid.tolist()), tuple(values.mean(0).tolist()), low, high)
 
 
 def _first_crossing(labels: np.ndarray, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Labels where each row of `values` first reaches its target.
+    """Labels where each row of `values` [R, G] first reaches its target: float64 [R].
 
-    Args:
-        labels: [G], strictly rising.
-        values: [R, G].
-        targets: [R].
-
-    Returns:
-        float64 [R]; infinity where a row never does.
+    Labels [G] rise strictly; infinity where a row never reaches its target of `targets` [R].
     """
     reached = values >= targets[:, None]
     first = reached.argmax(axis=1)
@@ -305,48 +249,70 @@ def _goal(curves: Mapping[int, Curve], full: Mapping[int, float], fraction: floa
     per_seed = {s: labels_to_reach(curve, fraction * full[s]) for s, curve in measured.items()}
     if not per_seed:
         return Goal(fraction, {}, None, 0, None, None)
-    ordered = sorted(np.inf if labels is None else labels for labels in per_seed.values())
-    median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    reached = [np.inf if labels is None else labels for labels in per_seed.values()]
     grid, values = _on_one_grid(list(measured.values()))
     target = fraction * np.mean([full[s] for s in measured], keepdims=True)
     mean = _first_crossing(grid, values.mean(0, keepdims=True), target)[0] if len(grid) else np.inf
     return Goal(
         fraction,
         per_seed,
-        _known(median),
-        sum(labels is None for labels in per_seed.values()),
+        _known(float(np.median(reached))),
+        reached.count(np.inf),
         min(curve.labels[-1] for curve in measured.values()),
         _known(mean),
     )
 
 
-def _compare(
-    arm: Mapping[int, Curve], baseline: Mapping[int, Curve], bootstrap: _Bootstrap
-) -> Comparison:
-    """An arm minus the baseline over their common seeds, both cut to the range of each seed.
+def _comparisons(
+    curves: Curves, areas: Mapping[str, Mapping[int, float]], baseline: str, bootstrap: Bootstrap
+) -> dict[str, Comparison]:
+    """Every other arm minus the baseline over their common seeds.
 
-    Holm's part is filled in by `_with_holm`, when the p values of all arms are known.
+    Args:
+        curves: Arm to seed to curve, cut to the range of the seed.
+        areas: Their areas.
+        baseline: The arm to compare with.
+        bootstrap: For the intervals.
     """
-    seeds = tuple(s for s in arm if s in baseline)
-    ahead = [normalised_area(arm[s]) - normalised_area(baseline[s]) for s in seeds]
-    last = np.array([arm[s].values[-1] - baseline[s].values[-1] for s in seeds])
-    p = signed_rank_p(last.tolist())
-    return Comparison(
-        seeds=seeds,
-        area=bootstrap.estimate(np.array(ahead)),
-        last=bootstrap.estimate(last),
-        p=p,
-        smallest_p=smallest_p(len(seeds)),
-        p_holm=p,
-        significant=None,
-        reason=None,
-        saving=_saving([arm[s] for s in seeds], [baseline[s] for s in seeds], bootstrap),
+    base, result = curves[baseline], {}
+    for arm, own in curves.items():
+        if arm == baseline:
+            continue
+        seeds = tuple(s for s in own if s in base)
+        last = [own[s].values[-1] - base[s].values[-1] for s in seeds]
+        result[arm] = Comparison(
+            seeds=seeds,
+            area=bootstrap.estimate([areas[arm][s] - areas[baseline][s] for s in seeds]),
+            last=bootstrap.estimate(last),
+            p=signed_rank_p(last),
+            smallest_p=smallest_p(len(seeds)),
+            p_holm=1.0,
+            significant=None,
+            reason=None,
+            saving=_saving([own[s] for s in seeds], [base[s] for s in seeds], bootstrap),
+        )
+    adjusted = holm([comparison.p for comparison in result.values()])
+    return {
+        arm: _judged(comparison, p)
+        for (arm, comparison), p in zip(result.items(), adjusted, strict=True)
+    }
+
+
+def _judged(comparison: Comparison, p_holm: float) -> Comparison:
+    """The comparison with its corrected p, called significant or not from 8 seeds on."""
+    n_seeds = len(comparison.seeds)
+    if n_seeds >= MIN_SEEDS_SIGNIFICANT:
+        return replace(comparison, p_holm=p_holm, significant=p_holm < ALPHA)
+    reason = (
+        f"{_seeds(n_seeds)}: nothing is called significant below {MIN_SEEDS_SIGNIFICANT}; the "
+        f"smallest p possible is {comparison.smallest_p:g}"
     )
+    return replace(comparison, p_holm=p_holm, reason=reason)
 
 
-def _saving(arm: list[Curve], baseline: list[Curve], bootstrap: _Bootstrap) -> Saving:
+def _saving(arm: Sequence[Curve], baseline: Sequence[Curve], bootstrap: Bootstrap) -> Saving:
     """Labels that the mean of `arm` needs less than that of `baseline` for its last score."""
-    grid, values = _on_one_grid(arm + baseline)
+    grid, values = _on_one_grid([*arm, *baseline])
     if not len(grid):
         return Saving(None, None)
     mine, theirs = np.split(values, 2)
@@ -365,20 +331,17 @@ def _saving(arm: list[Curve], baseline: list[Curve], bootstrap: _Bootstrap) -> S
     return Saving(_known(saved[0]), (low, high))
 
 
-def _with_holm(comparison: Comparison, p_holm: float) -> Comparison:
-    """The comparison with its corrected p, called significant or not from 8 seeds on."""
-    n_seeds = len(comparison.seeds)
-    if n_seeds >= MIN_SEEDS_SIGNIFICANT:
-        return replace(comparison, p_holm=p_holm, significant=p_holm < ALPHA)
-    reason = (
-        f"{_seeds(n_seeds)}: nothing is called significant below {MIN_SEEDS_SIGNIFICANT}; the "
-        f"smallest p possible is {comparison.smallest_p:g}"
-    )
-    return replace(comparison, p_holm=p_holm, reason=reason)
+def _matrix(
+    areas: Mapping[str, Mapping[int, float]],
+) -> dict[str, dict[str, tuple[int, int, int]]]:
+    """Arm to other arm to common seeds with a larger, equal (within TIE) and smaller area."""
 
+    def count(mine: Mapping[int, float], other: Mapping[int, float]) -> tuple[int, int, int]:
+        differences = np.array([mine[s] - other[s] for s in mine if s in other])
+        wins, losses = int((differences > TIE).sum()), int((differences < -TIE).sum())
+        return wins, len(differences) - wins - losses, losses
 
-def _win_tie_loss(mine: Mapping[int, float], other: Mapping[int, float]) -> tuple[int, int, int]:
-    """Common seeds with a larger, equal (within TIE) and smaller area."""
-    differences = np.array([mine[s] - other[s] for s in mine if s in other])
-    wins, losses = int((differences > TIE).sum()), int((differences < -TIE).sum())
-    return wins, len(differences) - wins - losses, losses
+    return {
+        arm: {other: count(mine, areas[other]) for other in areas if other != arm}
+        for arm, mine in areas.items()
+    }

@@ -4,55 +4,53 @@ Shape shorthand: B draws, S seeds, G points.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import wilcoxon
 
 from med_sslal.eval.bootstrap import patient_weights
+from med_sslal.study.study_result import Estimate
 
 TAILS = (0.025, 0.975)
 """The quantiles of the draws that bound a 95 % interval."""
 
 
-def mean_weights(n_seeds: int, draws: int, seed: int) -> np.ndarray:
-    """Weights of each seed in the mean of every draw of `n_seeds` seeds with replacement.
+@dataclass(frozen=True)
+class Bootstrap:
+    """Intervals over seeds; every arm meets the same draws, which depend on their number alone."""
 
-    They depend on the number of seeds alone, so every arm meets the same draws.
+    draws: int
+    seed: int
 
-    Returns:
-        float64 [draws, n_seeds]; every row sums to 1.
-    """
-    return patient_weights(n_seeds, draws, seed).astype(np.float64) / n_seeds
+    def weights(self, n_seeds: int) -> np.ndarray:
+        """Weight of each seed in the mean of every draw with replacement: float64 [B, S]."""
+        return patient_weights(n_seeds, self.draws, self.seed).astype(np.float64) / n_seeds
 
+    def interval(self, values: np.ndarray) -> np.ndarray:
+        """Ends of the 95 % percentile interval (Efron 1979) of the mean of [S] or [S, G]: [2, ...].
 
-def percentile_interval(drawn: np.ndarray) -> np.ndarray:
-    """Ends of the 95 % percentile interval (Efron 1979) of draws [B] or [B, G]: [2] or [2, G]."""
-    return np.quantile(drawn, TAILS, axis=0)
+        It is a point where there is one seed.
+        """
+        return np.quantile(self.weights(len(values)) @ values, TAILS, axis=0)
+
+    def estimate(self, values: Sequence[float]) -> Estimate:
+        """Mean over seeds with its interval; no interval with one seed."""
+        if len(values) == 1:
+            return Estimate(float(values[0]), None)
+        low, high = self.interval(np.array(values))
+        return Estimate(float(np.mean(values)), (float(low), float(high)))
 
 
 def signed_rank_p(differences: Sequence[float]) -> float:
-    """Exact two-sided p of Wilcoxon's signed-rank test (Wilcoxon 1945).
+    """Two-sided p of Wilcoxon's signed-rank test (Wilcoxon 1945); 1.0 where nothing differs.
 
-    Zero differences are dropped, equal sizes share their mean rank, and all 2^n signs of the rest
-    are counted, so that ties stay exact; `scipy.stats.wilcoxon` with "exact" ignores them.
-    Sizes closer than 1e-12 are equal: subtraction of scores does not keep more.
-
-    Returns:
-        1.0 where all differences are zero.
+    Zero differences are dropped, and sizes closer than 1e-12 are equal: subtraction of scores does
+    not keep more. Exact up to 50 seeds; up to 13 where sizes are equal, beyond by the normal curve.
     """
     left = np.round(np.asarray(differences, dtype=np.float64), 12)
     left = left[left != 0]
-    doubled = np.rint(2 * rankdata(np.abs(left))).astype(np.int64)
-    # Share of the sign patterns with each sum of (doubled) positive ranks.
-    share = np.zeros(doubled.sum() + 1)
-    share[0] = 1.0
-    for rank in doubled:
-        moved = np.zeros_like(share)
-        moved[rank:] = share[: len(share) - rank]
-        share = (share + moved) / 2
-    observed = doubled[left > 0].sum()
-    tail = min(share[: observed + 1].sum(), share[observed:].sum())
-    return float(min(1.0, 2 * tail))
+    return float(min(1.0, wilcoxon(left).pvalue)) if len(left) else 1.0
 
 
 def smallest_p(n_seeds: int) -> float:
