@@ -76,7 +76,7 @@ def changed(study: dict[str, Any], **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"seed": [0]}, "seed: unknown key. Did you mean 'seeds'?"),
+        ({"seed": [0]}, "seed: unknown key. Did you mean 'seeds' (required)?"),
         ({"seeds": []}, "seeds: found the list []; allowed: list of (integer), one or more"),
         ({"seeds": [1, 1]}, "seeds: found [1, 1]; allowed: different numbers from 0 on"),
         ({"seeds": "5"}, "seeds: found"),

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--jobs takes 1 or more, found {args.jobs}")
     setup_logging(1)
     study = StudyConfig.from_file(args.config, registries(), args.overrides)
-    runs = StudyRuns(study, registries())
+    runs = StudyRuns(study)
     # Runs that are started one by one take the GPUs in turn too.
     one_by_one = devices_in_turn(args.device, 1)
     own = {job: one_by_one[i % len(one_by_one)] for i, job in enumerate(runs.jobs)}

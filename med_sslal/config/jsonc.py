@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from med_sslal.utils.errors import ConfigError
@@ -53,6 +54,28 @@ def parse(text: str, source: str) -> Document:
         ConfigError: The text is malformed; the message starts with `source:line:column`.
     """
     return _Parser(text, source).document()
+
+
+def read(path: Path, what: str) -> Document:
+    """Read a file whose content is an object.
+
+    Args:
+        path: The file; messages name it as written here.
+        what: What it is, for messages: "config".
+
+    Raises:
+        ConfigError: The file cannot be read, is malformed or holds something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"cannot read the {what} {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the {what} {path} is not UTF-8 text: {error.reason}") from error
+    document = parse(text, str(path))
+    if not isinstance(document.value, dict):
+        raise ConfigError(f'{path}:1:1 a {what} is an object, "{{...}}", at the top')
+    return document
 
 
 class _Parser:

@@ -50,7 +50,7 @@ class ConfigParser:
             ConfigError: Something is wrong; the text has one line per problem.
         """
         merged = copy.deepcopy(dict(config))
-        places = _Places(source, document)
+        places = Places(source, document)
         for override in overrides:
             places.replace(override)
             problem = apply_override(merged, override)
@@ -80,16 +80,7 @@ class ConfigParser:
         Raises:
             ConfigError: The file cannot be read, is malformed, or something in it is wrong.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except OSError as error:
-            reason = error.strerror or error
-            raise ConfigError(f"cannot read the config {path}: {reason}") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"the config {path} is not UTF-8 text: {error.reason}") from error
-        document = jsonc.parse(text, str(path))
-        if not isinstance(document.value, dict):
-            raise ConfigError(f'{path}:1:1 a config is an object, "{{...}}", at the top')
+        document = jsonc.read(Path(path), "config")
         return cls(document.value, registries, overrides, source=str(path), document=document)
 
     @classmethod
@@ -179,13 +170,14 @@ class ConfigParser:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-class _Places:
+class Places:
     """Where each key and value of a config was written, and the problems found there.
 
     A place is (line, column, text); those of the command line come after the file's.
     """
 
     def __init__(self, source: str, document: jsonc.Document | None) -> None:
+        """Begin with the places of `document`, a file named `source`; None: there is no file."""
         self._keys: dict[KeyPath, tuple[int, int, str]] = {}
         self._values: dict[KeyPath, tuple[int, int, str]] = {(): (0, 0, source)}
         self._problems: list[tuple[int, int, str]] = []

@@ -11,18 +11,22 @@ from annotated_types import MinLen
 
 from med_sslal.config import jsonc
 from med_sslal.config.overrides import Override
-from med_sslal.config.parse_config import ConfigParser
+from med_sslal.config.parse_config import ConfigParser, Places
 from med_sslal.config.schema import Name
-from med_sslal.config.validate import Registries
+from med_sslal.config.validate import Problem, Registries
 from med_sslal.config.values import Key, describe, fits
 from med_sslal.study.study_folder import RESERVED, SHARED
 from med_sslal.utils.errors import ConfigError
-from med_sslal.utils.names import nearest
+from med_sslal.utils.names import unknown_key
 
 # What arms may differ in: the strategy. Everything else must be the same for a fair comparison.
 STRATEGY = ("al_settings.*", "ssl_settings.*", "pseudo_augmentation.*")
 # Strategy that the training of cycle 0 depends on.
 INITIAL = ("al_settings.args.init_num", "al_settings.args.initial")
+_BUDGET = tuple(
+    f"al_settings.args.{name}"
+    for name in ("budget_num", "budget_unit", "seconds_per_image", "seconds_per_box")
+)
 
 STUDY_SCHEMA: tuple[Key, ...] = (
     Key("name", Name, "name of the study and of its folder", required=True),
@@ -56,6 +60,7 @@ class StudyConfig:
         base: The run config it starts from.
         changes: What every run changes in it.
         strategies: What each arm changes besides.
+        registries: As for ConfigParser.
     """
 
     name: str
@@ -68,39 +73,27 @@ class StudyConfig:
     base: Path
     changes: tuple[Override, ...]
     strategies: Mapping[str, tuple[Override, ...]]
+    registries: Registries
 
     @property
     def full(self) -> str | None:
         """The arm of full supervision, the ceiling; None without one."""
-        found = [
-            name
-            for name, config in self.arms.items()
-            if config.get("al_settings.args.init_num") == "all"
-        ]
-        return found[0] if found else None
+        return next((arm for arm, config in self.arms.items() if _is_full(config)), None)
 
-    def run_config(self, arm: str, seed: int, registries: Registries) -> ConfigParser:
+    def run_config(self, arm: str, seed: int) -> ConfigParser:
         """The config of one run.
 
         Args:
             arm: Its arm, or `cycle0` for the training that the arms share.
             seed: Its seed.
-            registries: As for ConfigParser.
         """
-        own: tuple[Override, ...] = self.strategies.get(arm, ())
+        place = {"seed": seed, "name": arm, "trainer.save_dir": str(self.folder)}
         if arm == SHARED:
-            own = (_override(self.source, "al_settings.num_cycles", 0),)
-        return ConfigParser.from_file(
-            self.base,
-            registries,
-            (
-                *self.changes,
-                *own,
-                _override(self.source, "seed", seed),
-                _override(self.source, "name", arm),
-                _override(self.source, "trainer.save_dir", str(self.folder)),
-            ),
-        )
+            own = _overrides(self.source, {"al_settings.num_cycles": 0})
+        else:
+            own = self.strategies[arm]
+        changes = (*self.changes, *own, *_overrides(self.source, place))
+        return ConfigParser.from_file(self.base, self.registries, changes)
 
     @classmethod
     def from_file(
@@ -116,28 +109,22 @@ class StudyConfig:
         Raises:
             ConfigError: Something is wrong; the text has one line per problem.
         """
-        content = _read(path)
-        source = str(path)
+        content, source = _read(path), str(path)
         base = path.parent / content["config"]
-        changes = (
-            *(_override(f"{source} set", key, value) for key, value in content["set"].items()),
-            *overrides,
-        )
+        changes = (*_overrides(f"{source} set", content["set"]), *overrides)
         strategies = {
-            arm: tuple(
-                _override(f"{source} arms.{arm}", key, value) for key, value in settings.items()
-            )
-            for arm, settings in content["arms"].items()
+            arm: _overrides(f"{source} arms.{arm}", own) for arm, own in content["arms"].items()
         }
-        problems = _check_names(source, content)
+        problems = _wrong_names(source, content)
         arms: dict[str, ConfigParser] = {}
         for arm, own in strategies.items():
             try:
                 arms[arm] = ConfigParser.from_file(base, registries, (*changes, *own))
             except ConfigError as error:
                 problems += str(error).splitlines()
-        problems += _check_fairness(source, arms, strategies)
+        problems += _unfair(source, arms, strategies)
         if problems:
+            # What is wrong in all arms is told once.
             raise ConfigError("\n".join(dict.fromkeys(problems)))
         return cls(
             name=content["name"],
@@ -150,6 +137,7 @@ class StudyConfig:
             base=base,
             changes=changes,
             strategies=strategies,
+            registries=registries,
         )
 
 
@@ -158,8 +146,14 @@ def is_strategy(path: str) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in STRATEGY)
 
 
-def _override(source: str, dotted: str, value: Any) -> Override:
-    return Override(source, tuple(dotted.split(".")), value)
+def _overrides(source: str, values: Mapping[str, Any]) -> tuple[Override, ...]:
+    """Dotted keys and their values, as changes of a config."""
+    return tuple(Override(source, tuple(key.split(".")), value) for key, value in values.items())
+
+
+def _is_full(config: ConfigParser) -> bool:
+    """Whether a run labels everything from the start."""
+    return _get(config, "al_settings.args.init_num") == "all"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -168,73 +162,55 @@ def _read(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: It is not.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the study {path}: {error}") from error
-    document = jsonc.parse(text, str(path))
-    if not isinstance(document.value, dict):
-        raise ConfigError(f'{path}:1:1 a study is an object, "{{...}}", at the top')
-    known = {key.name: key for key in STUDY_SCHEMA}
-    problems, content = [], copy.deepcopy(document.value)
-    for at, (line, column) in document.duplicates:
-        problems.append(
-            f"{path}:{line}:{column} {'.'.join(map(str, at))}: this key was given before"
-        )
-    for name, value in document.value.items():
-        line, column = document.keys[(name,)]
-        place = f"{path}:{line}:{column} {name}"
-        if name not in known:
-            close = nearest(name, known)
-            hint = f"Did you mean '{close}'?" if close else f"allowed: {', '.join(known)}"
-            problems.append(f"{place}: unknown key. {hint}")
-        elif message := known[name].problem(value):
-            problems.append(f"{place}: {message}")
+    document = jsonc.read(path, "study")
+    given, places = document.value, Places(str(path), document)
+    known = {key.name: key.hint for key in STUDY_SCHEMA}
+    for name in given.keys() - known.keys():
+        places.note(Problem((name,), unknown_key(name, known)[0], at_key=True))
+    content = {}
     for key in STUDY_SCHEMA:
-        if key.name not in content:
-            if key.required:
-                problems.append(f"{path} {key.name}: required key is missing ({key.meaning})")
-            content[key.name] = copy.deepcopy(key.default)
-    if problems:
+        content[key.name] = given.get(key.name, copy.deepcopy(key.default))
+        if key.name in given:
+            message = key.problem(given[key.name])
+        else:
+            message = f"required key is missing ({key.meaning})" if key.required else None
+        if message is not None:
+            places.note(Problem((key.name,), message))
+    if problems := places.sentences():
         raise ConfigError("\n".join(problems))
     return content
 
 
-def _check_names(source: str, content: Mapping[str, Any]) -> list[str]:
+def _wrong_names(source: str, content: Mapping[str, Any]) -> list[str]:
     """Sentences about names and seeds that do not fit each other."""
-    problems, arms = [], content["arms"]
-    for arm in arms:
-        if not fits(arm, Name) or arm in RESERVED:
-            problems.append(
-                f"{source} arms: '{arm}' cannot name an arm; allowed: {describe(Name)}, and not "
-                f"{', '.join(RESERVED)}"
-            )
-    if content["baseline"] not in arms:
-        problems.append(
-            f"{source} baseline: there is no arm '{content['baseline']}'; there are "
-            f"{', '.join(arms)}"
-        )
-    seeds = content["seeds"]
+    arms, seeds, baseline = content["arms"], content["seeds"], content["baseline"]
+    problems = [
+        f"{source} arms: '{arm}' cannot name an arm; allowed: {describe(Name)}, and not "
+        f"{', '.join(RESERVED)}"
+        for arm in arms
+        if not fits(arm, Name) or arm in RESERVED
+    ]
+    if baseline not in arms:
+        there = ", ".join(arms)
+        problems.append(f"{source} baseline: there is no arm '{baseline}'; there are {there}")
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
         problems.append(f"{source} seeds: found {seeds}; allowed: different numbers from 0 on")
     return problems
 
 
-def _check_fairness(
+def _unfair(
     source: str, arms: Mapping[str, ConfigParser], strategies: Mapping[str, tuple[Override, ...]]
 ) -> list[str]:
     """Sentences about what would make the comparison unfair."""
-    problems = []
-    for arm, own in strategies.items():
-        for override in own:
-            dotted = ".".join(override.path)
-            if not is_strategy(dotted) and dotted not in ("al_settings", "ssl_settings"):
-                problems.append(
-                    f"{source} arms.{arm}: {dotted} is no part of the strategy, and arms that "
-                    f"differ in it cannot be compared: put it into 'set' for all of them "
-                    f"(allowed in an arm: {', '.join(STRATEGY)})"
-                )
-    full = [arm for arm, c in arms.items() if c.get("al_settings.args.init_num") == "all"]
+    problems = [
+        f"{source} arms.{arm}: {dotted} is no part of the strategy, and arms that differ in it "
+        f"cannot be compared: put it into 'set' for all of them (allowed in an arm: "
+        f"{', '.join(STRATEGY)})"
+        for arm, own in strategies.items()
+        for dotted in (".".join(override.path) for override in own)
+        if not is_strategy(dotted) and dotted not in ("al_settings", "ssl_settings")
+    ]
+    full = [arm for arm, config in arms.items() if _is_full(config)]
     if len(full) > 1:
         problems.append(
             f"{source} arms: {' and '.join(full)} both label everything (init_num all): keep one"
@@ -248,11 +224,8 @@ def _check_fairness(
         problems.append(
             f"{source}: trainer.early_stop ends trainings at different steps: set it to 0 in 'set'"
         )
-    curves = {arm: config for arm, config in arms.items() if arm not in full}
-    budget = ("budget_num", "budget_unit", "seconds_per_image", "seconds_per_box")
-    keys = ("al_settings.num_cycles", *INITIAL, *(f"al_settings.args.{name}" for name in budget))
-    for key in keys:
-        values = {arm: _get(config, key) for arm, config in curves.items()}
+    for key in ("al_settings.num_cycles", *INITIAL, *_BUDGET):
+        values = {arm: _get(config, key) for arm, config in arms.items() if arm not in full}
         if len({repr(value) for value in values.values()}) > 1:
             shown = ", ".join(f"{arm} {value!r}" for arm, value in values.items())
             problems.append(f"{source} arms: {key} must be the same in all arms, found {shown}")

@@ -10,7 +10,6 @@ import med_sslal
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import Change, compare_for_resume
-from med_sslal.config.validate import Registries
 from med_sslal.eval.metric import metric_keys
 from med_sslal.study.study_config import StudyConfig
 from med_sslal.study.study_folder import (
@@ -49,14 +48,9 @@ class StudyRuns:
     full supervision takes them over.
     """
 
-    def __init__(self, study: StudyConfig, registries: Registries) -> None:
-        """Prepare; nothing is started.
-
-        Args:
-            study: The checked study.
-            registries: As for ConfigParser.
-        """
-        self._study, self._registries, self.root = study, registries, study.folder
+    def __init__(self, study: StudyConfig) -> None:
+        """Prepare; nothing is started."""
+        self._study, self.root = study, study.folder
         arms = [SHARED] if any(arm != study.full for arm in study.arms) else []
         firsts = [Job(arm, seed) for seed in study.seeds for arm in arms]
         self.jobs = (*firsts, *(Job(arm, seed) for seed in study.seeds for arm in study.arms))
@@ -165,8 +159,7 @@ class StudyRuns:
         return words if device is None else [*words, "--device", device]
 
     def _config(self, job: Job) -> ConfigParser:
-        """The config of a run."""
-        return self._study.run_config(job.arm, job.seed, self._registries)
+        return self._study.run_config(*job)
 
     def _done(self, job: Job) -> bool:
         """Whether a run has finished with these settings."""
@@ -180,7 +173,7 @@ class StudyRuns:
             ConfigError: It is of other settings.
         """
         path = self.folder(job).config
-        saved = ConfigParser.from_dict(read_json(path), self._registries, source=str(path))
+        saved = ConfigParser.from_dict(read_json(path), self._study.registries, source=str(path))
         free, warned, refused = compare_for_resume(saved.resolved, self._config(job).resolved)
         moved = [c for c in warned if any(fnmatchcase(c[0], place) for place in _PLACES)]
         other = [*refused, *(change for change in warned if change not in moved)]
