@@ -9,11 +9,17 @@ import numpy as np
 import pytest
 
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
+from med_sslal.eval.drawing import place_labels
 from med_sslal.eval.metric import evaluate
-from med_sslal.report.labels import place_labels
+from med_sslal.report.charts import to_svg
 from med_sslal.report.overlays import best_and_worst, contact_sheet, whole_rows
-from med_sslal.report.plots import FrocLine, froc_lines, plot_froc, plot_learning_curve
-from med_sslal.report.svg import Axis, Chart
+from med_sslal.report.plots import (
+    FrocLine,
+    froc_lines,
+    froc_over_cycles,
+    plot_froc,
+    plot_learning_curve,
+)
 from med_sslal.report.table import cycle_table
 from med_sslal.utils.errors import UserError
 from med_sslal.utils.text_table import text_table
@@ -149,13 +155,18 @@ def test_froc_values_stay_out_of_the_axis_labels(tmp_path):
     assert near(none[rows], (34, 34, 34), 60).any(), "the axis' numbers are here"
     assert (none[rows] == drawn[rows]).all()
 
-    chart = Chart(Axis("x", 0.1, 20, log=True), Axis("y", 0, 1), "title")
-    for value in (0.0, 0.05, 0.5):
-        chart.value(1, value, f"at {value:g}", "below")
-    heights = [float(y) for y in re.findall(r'y="([\d.]+)" class="value"', chart.to_html())]
-    points = [264 - 250 * value for value in (0.0, 0.05, 0.5)]
-    assert len(heights) == 3 and max(heights) < 264
-    assert [y > point for y, point in zip(heights, points, strict=True)] == [False, False, True]
+    page = to_svg(froc_over_cycles([low], "#0072B2"), "title")
+    ends = re.findall(r'<g class="value">\n<text [^>]*y="([\d.]+)"', page)
+    assert len(ends) == 4 and max(map(float, ends)) < 310 * 0.85 - 2
+
+
+def test_a_chart_of_a_page_is_small_equal_and_has_tips():
+    lines = list(froc_lines(evaluation()).values()) * 3
+    one, again = (to_svg(froc_over_cycles(lines, "#0072B2"), "FROC of <x>") for _ in range(2))
+    assert one == again and len(one) < 25_000
+    assert "<title>FROC of &lt;x&gt;</title>" in one and "<title>0.667 at 1 FPs per image" in one
+    assert "var(--ink)" in one and "#8b949e" not in one
+    assert not re.search(r"<style|<metadata|<\?xml|<g id=", one)
 
 
 def test_equal_plots_are_equal_bytes_and_pyplot_stays_out(tmp_path):

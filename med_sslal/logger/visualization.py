@@ -1,11 +1,10 @@
-"""TensorBoard: scalars and pictures with boxes."""
+"""TensorBoard: scalars and pictures."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import cv2
 import numpy as np
 
 
@@ -60,30 +59,3 @@ class TensorboardWriter:
         """Write a uint8 [H, W, 3] picture."""
         if self._enabled:
             self._open().add_image(name, picture, step, dataformats="HWC")
-
-
-def draw_boxes(
-    image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, scores: np.ndarray
-) -> np.ndarray:
-    """Draw true boxes in green and predicted ones in orange with their scores.
-
-    Args:
-        image: float32 [H, W, 3] in [0, 1].
-        truth: [N, 4] xyxy in the picture's pixels.
-        predicted: [M, 4], likewise.
-        scores: [M].
-
-    Returns:
-        uint8 [2H, 2W, 3]: enlarged, so that thin boxes stay legible on small slices.
-    """
-    small = np.ascontiguousarray((image.clip(0, 1) * 255).astype(np.uint8))
-    picture: np.ndarray = cv2.resize(small, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
-    for box in truth * 2:
-        x1, y1, x2, y2 = (round(float(value)) for value in box)
-        cv2.rectangle(picture, (x1, y1), (x2, y2), (0, 158, 115), 2)
-    for box, score in zip(predicted * 2, scores, strict=True):
-        x1, y1, x2, y2 = (round(float(value)) for value in box)
-        cv2.rectangle(picture, (x1, y1), (x2, y2), (230, 159, 0), 1)
-        where = (x1, max(y1 - 3, 9))
-        cv2.putText(picture, f"{score:.2f}", where, cv2.FONT_HERSHEY_SIMPLEX, 0.35, (230, 159, 0))
-    return picture

@@ -8,6 +8,19 @@ from med_sslal.utils.util import stable_hash
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
 PURPLE, ORANGE, SKY, GREY = "#CC79A7", "#E69F00", "#56B4E9", "#7F858C"
 
+# Of text, lines and paper. A page shows each as its variable, which differs on dark paper.
+INK, MUTED, FAINT = "#1b1f24", "#5c6570", "#8b949e"
+GRID, PAPER = "#e8ebee", "#ffffff"
+THEME = MappingProxyType(
+    {
+        INK: "var(--ink)",
+        MUTED: "var(--muted)",
+        FAINT: "var(--faint)",
+        GRID: "var(--grid)",
+        PAPER: "var(--paper)",
+    }
+)
+
 # Okabe and Ito's colours without the yellow, which white paper swallows; grey stands for black,
 # which dark paper would.
 PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
@@ -15,7 +28,7 @@ PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 STRATEGIES = MappingProxyType(
     {
         "random": GREY,
-        "full": "var(--ink)",
+        "full": INK,
         "localization_tightness": BLUE,
         "entropy": VERMILLION,
         "flip_consistency": GREEN,
@@ -35,7 +48,7 @@ DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 2 1 2 1 2")
 
 
 def colour_of(strategy: str) -> str:
-    """The CSS colour of a strategy: of the first known criterion in its name, else by its name."""
+    """The colour of a strategy: of the first known criterion in its name, else by its name."""
     if strategy in STRATEGIES:
         return STRATEGIES[strategy]
     known = [name for name in STRATEGIES if name in strategy]

@@ -1,33 +1,31 @@
-"""Pictures with boxes: truth solid, predictions dashed with their score, ignore regions dotted."""
+"""Sheets of pictures with boxes: how one evaluation went, and what a query took."""
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
+from PIL import Image, ImageDraw
 
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
+from med_sslal.eval.drawing import (
+    MAX_BOXES,
+    PREDICTED,
+    TRUTH,
+    above,
+    draw_boxes,
+    text_font,
+)
 from med_sslal.eval.eval_utils import columns
 from med_sslal.eval.matching import match
-from med_sslal.report.labels import label_text, place_labels
-from med_sslal.report.plots import FAINT, INK, new_figure, save_png
+from med_sslal.report.colours import FAINT, INK, PAPER
+from med_sslal.utils.util import atomic_write
 
-TRUTH, PREDICTED, IGNORED = "#2CD5A5", "#FFB000", "#F0F0F0"
-
-MAX_BOXES = 10
-"""Drawn on one image at most, best first: a weak detector finds a hundred boxes everywhere."""
-
-_PER_ROW = 4
-_CELL, _GAP = 3.0, 0.12
-
-_FONT, _LETTER = 6.5, 0.6
+# In pixels.
+_PER_ROW, _CELL, _GAP, _MARGIN = 4, 390, 16, 24
+_WIDTH = _PER_ROW * (_CELL + _GAP) + _GAP
 
 
 class Captioned(Protocol):
@@ -134,18 +132,6 @@ def whole_rows(images: list[RankedImage]) -> list[RankedImage]:
     return images if n < _PER_ROW else images[: n - n % _PER_ROW]
 
 
-def above(prediction: Prediction, min_score: float) -> Prediction:
-    """The detections with a score of `min_score` or more, in their order."""
-    keep = prediction.scores >= min_score
-    return Prediction(prediction.boxes[keep], prediction.labels[keep], prediction.scores[keep])
-
-
-def _best(prediction: Prediction, n: int) -> Prediction:
-    """The `n` detections with the highest scores, best first; equal ones in their order."""
-    order = np.argsort(-prediction.scores, kind="stable")[:n]
-    return Prediction(prediction.boxes[order], prediction.labels[order], prediction.scores[order])
-
-
 def contact_sheet(
     groups: Mapping[str, Sequence[Captioned]],
     read: Callable[[str], np.ndarray],
@@ -162,8 +148,7 @@ def contact_sheet(
 
     Args:
         groups: Heading to images, for example best and worst.
-        read: Image id to float [H, W, 3], or [H, W] for grey, in [0, 1],
-            ORIGINAL pixels.
+        read: Image id to float [H, W, 3], or [H, W] for grey, in [0, 1], ORIGINAL pixels.
         predictions: Image id to detections in ORIGINAL pixels.
         annotations: Image id to label; None where labels are not to be seen.
         class_names: Names without background; written beside the score when there are several.
@@ -171,126 +156,71 @@ def contact_sheet(
         title: Heading of the sheet.
         min_score: Lower detections are not drawn.
         note: Printed on the sheet, for example that the data is a phantom.
+
+    Raises:
+        UserError: The folder cannot be written.
     """
-    pictures = {item.image_id: read(item.image_id) for items in groups.values() for item in items}
-    # Cells are as high as the tallest picture needs, captions below.
-    tall = max((image.shape[0] / image.shape[1] for image in pictures.values()), default=1.0)
-    picture, caption, heading, margin = _CELL * tall, 0.45, 0.36, 0.55
-    n_rows = [ceil(len(items) / _PER_ROW) for items in groups.values()]
-    width = _PER_ROW * (_CELL + _GAP) + _GAP
-    height = 2 * margin + len(groups) * heading + sum(n_rows) * (picture + caption)
-    figure = new_figure(width, height)
-    left, y = _GAP / width, height - margin
-    figure.text(left, (y + 0.2) / height, title, fontsize=14, fontweight="bold", color=INK)
-    for (name, items), rows in zip(groups.items(), n_rows, strict=True):
-        text = name if items else f"{name}: none"
-        figure.text(left, (y - 0.24) / height, text, fontsize=11.5, color=INK)
-        y -= heading
-        for i, item in enumerate(items):
-            row, column = divmod(i, _PER_ROW)
-            x = _GAP + column * (_CELL + _GAP)
-            bottom = y - row * (picture + caption) - picture
-            axes = figure.add_axes(
-                (x / width, bottom / height, _CELL / width, picture / height), anchor="N"
-            )
-            image_id = item.image_id
-            kept = _best(above(predictions[image_id], min_score), MAX_BOXES)
-            truth = Annotation.empty() if annotations is None else annotations[image_id]
-            draw_boxes(axes, pictures[image_id], truth, kept, class_names)
-            below = f"{_short(image_id)}\n{item.caption}"
-            axes.set_xlabel(below, fontsize=8, color=INK, labelpad=3)
-        y -= rows * (picture + caption)
-    _explain(figure, min_score, with_truth=annotations is not None)
+
+    def drawn(image_id: str) -> np.ndarray:
+        truth = None if annotations is None else annotations[image_id]
+        found = above(predictions[image_id], min_score)
+        return draw_boxes(read(image_id), truth, found, class_names, width=_CELL)
+
+    strips = [_line(title, 25, 60, bold=True)]
+    for heading, items in groups.items():
+        strips.append(_line(heading if items else f"{heading}: none", 20, 44))
+        for first in range(0, len(items), _PER_ROW):
+            row = items[first : first + _PER_ROW]
+            strips.append(_row([drawn(item.image_id) for item in row], row))
+    strips.append(_legend(min_score, note, with_truth=annotations is not None))
+    sheet, stream = Image.fromarray(np.concatenate(strips)), io.BytesIO()
+    sheet.save(stream, "PNG")
+    atomic_write(path, lambda target: target.write(stream.getvalue()))
+
+
+def _paper(height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """An empty part of a sheet, as wide as the sheet."""
+    paper = Image.new("RGB", (_WIDTH, height), PAPER)
+    return paper, ImageDraw.Draw(paper)
+
+
+def _line(text: str, size: int, height: int, *, bold: bool = False) -> np.ndarray:
+    """A heading."""
+    paper, draw = _paper(height)
+    draw.text((_GAP, height / 2), text, INK, text_font(size, bold=bold), anchor="lm")
+    return np.asarray(paper)
+
+
+def _row(pictures: Sequence[np.ndarray], items: Sequence[Captioned]) -> np.ndarray:
+    """Pictures side by side, each with its name and caption below."""
+    tall = max(len(picture) for picture in pictures)
+    paper, draw = _paper(tall + 56)
+    font = text_font(15)
+    for place, (picture, item) in enumerate(zip(pictures, items, strict=True)):
+        left = _GAP + place * (_CELL + _GAP)
+        paper.paste(Image.fromarray(picture), (left, 0))
+        for text, top in ((_short(item.image_id), 6), (item.caption, 27)):
+            draw.text((left + _CELL / 2, tall + top), text, INK, font, anchor="ma")
+    return np.asarray(paper)
+
+
+def _legend(min_score: float, note: str | None, *, with_truth: bool) -> np.ndarray:
+    """The foot of a sheet: what the lines mean, and the note on the data."""
+    paper, draw = _paper(2 * _MARGIN)
+    font, x = text_font(18), float(_GAP)
+    found = f"prediction: the {MAX_BOXES} best, score {min_score:.2f} or more"
+    entries = [(PREDICTED, 9, found)]
+    if with_truth:
+        # On white paper the near-white of an ignore region would not show.
+        entries = [(TRUTH, 36, "truth"), *entries, (FAINT, 3, "ignore region")]
+    for colour, dash, text in entries:
+        for start in range(0, 36, dash + 5):
+            draw.line((x + start, _MARGIN, x + min(start + dash, 36), _MARGIN), colour, 3)
+        draw.text((x + 46, _MARGIN), text, INK, font, anchor="lm")
+        x += 46 + font.getlength(text) + 30
     if note:
-        where = (1 - left, 0.14 / height)
-        figure.text(*where, note, fontsize=10, color=FAINT, style="italic", ha="right")
-    save_png(figure, path)
-
-
-def _explain(figure: Figure, min_score: float, *, with_truth: bool) -> None:
-    """The legend at the foot of a sheet."""
-    predicted = f"prediction: the {MAX_BOXES} best, score {min_score:.2f} or more"
-    true = Line2D([], [], color=TRUTH, linewidth=2, label="truth")
-    found = Line2D([], [], color=PREDICTED, linewidth=2, linestyle="--", label=predicted)
-    ignored = Line2D([], [], color=FAINT, linewidth=2, linestyle=":", label="ignore region")
-    figure.legend(
-        handles=[true, found, ignored] if with_truth else [found],
-        loc="lower left",
-        ncols=3,
-        frameon=False,
-        fontsize=10,
-        borderaxespad=0.4,
-    )
-
-
-def draw_boxes(
-    axes: Axes,
-    image: np.ndarray,
-    annotation: Annotation,
-    prediction: Prediction,
-    class_names: Sequence[str],
-) -> None:
-    """Show an image with its true and predicted boxes.
-
-    Args:
-        axes: Where to draw.
-        image: float [H, W, 3] or [H, W] in [0, 1].
-        annotation: The label, in the pixels of `image`.
-        prediction: Detections, likewise.
-        class_names: Names without background.
-    """
-    height, width = image.shape[:2]
-    axes.imshow(
-        image.clip(0, 1), cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0),
-        interpolation="bilinear",
-    )  # fmt: skip
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    for box, ignore in zip(annotation.boxes, annotation.ignore, strict=True):
-        _rectangle(axes, box, IGNORED if ignore else TRUTH, ":" if ignore else "-")
-    for box in prediction.boxes:
-        _rectangle(axes, box, PREDICTED, "--")
-    # Points to the picture's pixels: it fills the cell in one of the two directions.
-    cell = axes.get_window_extent()
-    point = max(width / cell.width, height / cell.height) * axes.figure.dpi / 72
-    texts = [
-        label_text(class_names, label, score)
-        for label, score in zip(prediction.labels.tolist(), prediction.scores.tolist(), strict=True)
-    ]
-    widths = [(_LETTER * _FONT * len(text) + 2) * point for text in texts]
-    places = place_labels(prediction.boxes, widths, 1.5 * _FONT * point, (height, width))
-    for text, place in zip(texts, places, strict=True):
-        if place is None:
-            continue
-        axes.text(
-            place[0] + point,
-            place[1] + point,
-            text,
-            fontsize=_FONT,
-            color="#FFD37A",
-            va="top",
-            clip_on=True,
-            bbox={"facecolor": (0, 0, 0, 0.55), "edgecolor": "none", "pad": 0.8},
-        )
-
-
-def _rectangle(axes: Axes, box: np.ndarray, colour: str, style: str) -> None:
-    """A box with a dark rim, so that it shows on light and on dark pixels."""
-    x1, y1, x2, y2 = (float(value) for value in box)
-    axes.add_patch(
-        Rectangle(
-            (x1, y1),
-            x2 - x1,
-            y2 - y1,
-            fill=False,
-            edgecolor=colour,
-            linewidth=1.3,
-            linestyle=style,
-            path_effects=[withStroke(linewidth=2.4, foreground=(0, 0, 0, 0.55))],
-        )
-    )
+        draw.text((_WIDTH - _GAP, _MARGIN), note, FAINT, font, anchor="rm")
+    return np.asarray(paper)
 
 
 def _short(text: str, n: int = 36) -> str:

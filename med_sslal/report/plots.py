@@ -1,31 +1,35 @@
-"""Curves as PNG: FROC of one evaluation, and what was learned from how many labels."""
+"""What is drawn of a run: FROC, learning curves and the reliability of scores."""
 
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from med_sslal.utils.util import atomic_write
-
-# Okabe and Ito's colours, told apart with every kind of colour vision; dark ones first.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-INK, FAINT = "#222222", "#8A8A8A"
+from med_sslal.eval.calibration import N_BINS, Reliability
+from med_sslal.report.charts import (
+    band,
+    extent,
+    legend,
+    line,
+    new_chart,
+    point,
+    save_png,
+    value,
+)
+from med_sslal.report.colours import BLUE, FAINT, INK, PALETTE, VERMILLION
 
 MARKS = (0.5, 1.0, 2.0, 4.0)
 """False positives per image that are marked on a FROC, the terms of `sens_mean`."""
 
 _FPS_RANGE = (0.1, 20.0)
 _FPS_TICKS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-# Sensitivity down to which there is room for a value below its point.
-_LOW = 0.07
+
+_COLOURS = (*PALETTE, INK)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,11 @@ class FrocLine:
     intervals: Sequence[Sequence[float] | None]
     mean: float | None
     mean_interval: Sequence[float] | None
+
+    @property
+    def end(self) -> float:
+        """Sensitivity where the curve ends."""
+        return self.sensitivity[-1] if len(self.sensitivity) else 0.0
 
 
 def froc_lines(evaluation: Mapping[str, Any]) -> dict[str, FrocLine]:
@@ -88,27 +97,105 @@ def plot_froc(
         path: The PNG; its folder must exist.
         title: Heading.
         note: Printed in the figure, for example that the data is a phantom.
+
+    Raises:
+        UserError: The folder cannot be written.
     """
-    figure, axes = _figure(title, note)
-    labels = []
-    for i, (name, line) in enumerate(lines.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        _draw_curve(axes, line, colour)
+    figure, axes = _froc_chart(title, note)
+    # In the order of their ends, as the curves lie at the legend.
+    order = sorted(enumerate(lines.items()), key=lambda entry: -entry[1][1].end)
+    for i, (name, curve) in order:
+        colour = _COLOURS[i % len(_COLOURS)]
+        _draw_curve(axes, curve, colour, label=_label(name, curve, brief=len(lines) > 5))
         # Side by side, so that the intervals of several curves do not hide each other.
         shift = 1.035 ** (i - (len(lines) - 1) / 2)
-        _draw_marks(axes, line, colour, shift, with_values=len(lines) == 1)
-        end = line.sensitivity[-1] if len(line.sensitivity) else 0.0
-        labels.append((end, _label(name, line, brief=len(lines) > 5), colour))
+        _draw_marks(axes, curve, colour, shift, with_values=len(lines) == 1)
+    if lines:
+        legend(axes)
+    save_png(figure, path)
+
+
+def froc_over_cycles(lines: Sequence[FrocLine], colour: str) -> Figure:
+    """FROC of one class in each cycle, earlier ones faint.
+
+    Args:
+        lines: One per cycle, in order; one at least.
+        colour: Of the last one.
+    """
+    figure, axes = _froc_chart()
+    for place, earlier in enumerate(lines[:-1]):
+        shade = 0.35 + 0.5 * place / max(1, len(lines) - 1)
+        _draw_curve(axes, earlier, FAINT, width=1.5, alpha=shade)
+    _draw_curve(axes, lines[-1], colour)
+    _draw_marks(axes, lines[-1], colour)
+    return figure
+
+
+def _froc_chart(title: str = "", note: str | None = None) -> tuple[Figure, Axes]:
+    """Axes for FROC curves."""
+    x, y = "false positives per image (log scale)", "sensitivity"
+    figure, axes = new_chart(x, y, title=title, note=note)
     axes.set_xscale("log")
     axes.set_xlim(*_FPS_RANGE)
+    axes.set_ylim(0, 1.04)
     axes.xaxis.set_major_locator(FixedLocator(_FPS_TICKS))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("false positives per image (log scale)", color=INK)
-    axes.set_ylabel("sensitivity", color=INK)
-    axes.set_ylim(0, 1.04)
-    _label_ends(axes, labels)
-    save_png(figure, path)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
+    return figure, axes
+
+
+def _draw_curve(
+    axes: Axes,
+    curve: FrocLine,
+    colour: str,
+    *,
+    width: float = 2.2,
+    alpha: float = 1,
+    label: str | None = None,
+) -> None:
+    """The staircase, solid as far as it was measured and dotted beyond."""
+    # From the left edge on; a log axis has no zero.
+    fps = np.maximum([0.0, *curve.fps, curve.reach], _FPS_RANGE[0] / 10).tolist()
+    heights = [0.0, *curve.sensitivity, curve.end]
+    line(axes, fps, heights, colour, width=width, alpha=alpha, steps=True, label=label)
+    if curve.reach < _FPS_RANGE[1]:
+        beyond = [max(curve.reach, fps[0]), _FPS_RANGE[1]]
+        line(axes, beyond, [curve.end] * 2, colour, width=1.3, dash="2 3", alpha=alpha)
+
+
+def _draw_marks(
+    axes: Axes, curve: FrocLine, colour: str, shift: float = 1, *, with_values: bool = True
+) -> None:
+    """The reported points with their intervals; hollow where the value is the curve's end."""
+    for limit, height, interval in zip(MARKS, curve.marks, curve.intervals, strict=True):
+        if height is None:
+            continue
+        if interval is not None:
+            band(axes, [limit * shift], interval[:1], interval[1:], colour)
+        tip = f"{height:.3f} at {limit:g} FPs per image"
+        point(axes, limit * shift, height, colour, tip, hollow=limit > curve.reach)
+        if with_values:
+            value(axes, limit * shift, height, f"{height:.2f}")
+
+
+def _label(name: str, curve: FrocLine, *, brief: bool) -> str:
+    """The name of a curve in the legend; `brief` where many curves share the plot."""
+    if curve.mean is None or brief:
+        return f"{name}  {'-' if curve.mean is None else format(curve.mean, '.2f')}"
+    text = f"{name}\nmean {curve.mean:.2f}"
+    if curve.mean_interval is not None:
+        text += " ({:.2f} to {:.2f})".format(*curve.mean_interval)
+    return text + (f"\nends at {curve.reach:.1f} FPs" if curve.reach < _FPS_TICKS[-1] else "")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric to draw: its key in the rows, its name, and how its line looks."""
+
+    key: str
+    name: str
+    colour: str
+    dash: str = ""
 
 
 def plot_learning_curve(
@@ -126,157 +213,77 @@ def plot_learning_curve(
         title: Heading.
         note: Printed in the figure.
         prefix: `test_` or `val_`.
-    """
-    figure, axes = _figure(title, note)
-    labels = []
-    for key, name, colour in (
-        ("sens_mean", "mean sensitivity\nat 0.5 to 4 FPs", COLOURS[0]),
-        ("AP50", "AP50", COLOURS[1]),
-    ):
-        known = [row for row in rows if row.get(prefix + key) is not None]
-        if not known:
-            continue
-        x = [row["labelled_images"] for row in known]
-        y = [row[prefix + key] for row in known]
-        axes.plot(x, y, color=colour, linewidth=2, marker="o", markersize=6, zorder=3)
-        low, high = f"{prefix}{key}_low", f"{prefix}{key}_high"
-        spread = [row for row in known if row.get(low) is not None and row.get(high) is not None]
-        axes.fill_between(
-            [row["labelled_images"] for row in spread],
-            [row[low] for row in spread],
-            [row[high] for row in spread],
-            color=colour,
-            alpha=0.16,
-            linewidth=0,
-        )
-        if spread:
-            name += "\n(band: 95 % interval)"
-        labels.append((y[-1], f"{name}\n{y[-1]:.3f}", colour))
-    counts = [row["labelled_images"] for row in rows]
-    if 1 < len(counts) <= 8:
-        axes.xaxis.set_major_locator(FixedLocator(counts))
-    axes.set_xlabel("labelled images", color=INK)
-    axes.set_ylim(0, 1.04)
-    _label_ends(axes, labels)
-    save_png(figure, path)
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """A figure of its own (inches): matplotlib's global state is neither read nor changed."""
-    figure = Figure(figsize=(width, height), dpi=130, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure whole or not at all.
 
     Raises:
         UserError: The folder cannot be written.
     """
-    stream = io.BytesIO()
-    # Without the version of matplotlib in the file, equal pictures are equal bytes.
-    figure.savefig(stream, format="png", metadata={"Software": None})
-    atomic_write(path, lambda target: target.write(stream.getvalue()))
+    scores = [
+        Score(f"{prefix}sens_mean", "mean sensitivity\nat 0.5 to 4 FPs", BLUE),
+        Score(f"{prefix}AP50", "AP50", VERMILLION),
+    ]
+    figure = learning_curve(rows, scores, "labelled_images", title=title, note=note)
+    save_png(figure, path)
 
 
-def _figure(title: str, note: str | None) -> tuple[Figure, Axes]:
-    """A figure with one plot and room for labels on its right."""
-    figure = new_figure(7.6, 4.6)
-    axes = figure.add_axes((0.09, 0.15, 0.66, 0.73))
-    figure.text(0.09, 0.93, title, fontsize=12.5, fontweight="bold", color=INK)
-    if note:
-        figure.text(0.985, 0.025, note, fontsize=8.5, color=FAINT, style="italic", ha="right")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(FAINT)
-    axes.tick_params(colors=INK, labelsize=9, color=FAINT)
-    axes.grid(color="#E6E6E6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _draw_curve(axes: Axes, line: FrocLine, colour: str) -> None:
-    """The staircase, solid as far as it was measured and dotted beyond."""
-    # From the left edge on; a log axis has no zero.
-    fps = np.maximum([0.0, *line.fps, line.reach], _FPS_RANGE[0] / 10)
-    ends = line.sensitivity[-1] if len(line.sensitivity) else 0.0
-    sensitivity = [0.0, *line.sensitivity, ends]
-    axes.step(fps, sensitivity, where="post", color=colour, linewidth=2, zorder=3)
-    if line.reach < _FPS_RANGE[1]:
-        beyond = [max(line.reach, fps[0]), _FPS_RANGE[1]]
-        axes.plot(beyond, [ends, ends], color=colour, linewidth=1.2, linestyle=":", zorder=2)
-
-
-def _draw_marks(
-    axes: Axes, line: FrocLine, colour: str, shift: float, *, with_values: bool
-) -> None:
-    """The reported points with their intervals."""
-    for limit, value, interval in zip(MARKS, line.marks, line.intervals, strict=True):
-        if value is None:
-            continue
-        x = limit * shift
-        if interval is not None:
-            axes.plot([x, x], interval, color=colour, linewidth=1.4, alpha=0.75, zorder=4)
-        axes.plot(
-            [x],
-            [value],
-            marker="o",
-            markersize=7,
-            # Hollow where the value is that of the curve's end.
-            markerfacecolor=colour if limit <= line.reach else "white",
-            markeredgecolor="white" if limit <= line.reach else colour,
-            markeredgewidth=1.3,
-            zorder=5,
-        )
-        if with_values:
-            axes.annotate(
-                f"{value:.2f}",
-                (x, value),
-                # Below the lowest points the axis has its own numbers.
-                xytext=(6, -12 if value > _LOW else 5),
-                path_effects=[withStroke(linewidth=2.5, foreground="white")],
-                textcoords="offset points",
-                fontsize=9,
-                color=INK,
-                zorder=6,
-            )
-
-
-def _label(name: str, line: FrocLine, *, brief: bool) -> str:
-    """What is written at the end of a curve; `brief` where many curves share the plot."""
-    if line.mean is None or brief:
-        return f"{name}  {'-' if line.mean is None else format(line.mean, '.2f')}"
-    text = f"{name}\nmean {line.mean:.2f}"
-    if line.mean_interval is not None:
-        text += " ({:.2f} to {:.2f})".format(*line.mean_interval)
-    return text + (f"\nends at {line.reach:.1f} FPs" if line.reach < _FPS_TICKS[-1] else "")
-
-
-def _label_ends(axes: Axes, labels: Iterable[tuple[float, str, str]]) -> None:
-    """Write each label at the height of its curve's end, moved apart where they would collide.
+def learning_curve(
+    rows: Sequence[Mapping[str, Any]],
+    scores: Sequence[Score],
+    count: str,
+    *,
+    title: str = "",
+    note: str | None = None,
+) -> Figure:
+    """Metrics of the test images, with their 95 % intervals, against labels paid for.
 
     Args:
-        axes: The plot; its y range must be set.
-        labels: Height, text and colour of each.
+        rows: One mapping per cycle; a metric KEY may have KEY_low and KEY_high.
+        scores: The metrics; of those, what is known is drawn.
+        count: The column of the horizontal axis: `labelled_images` or `labelled_boxes`.
+        title: Heading of a picture that stands alone.
+        note: Printed in it.
     """
-    line_height = 0.047 * (axes.get_ylim()[1] - axes.get_ylim()[0])
-    placed = sorted(labels, key=lambda label: -label[0])
-    heights = [(text.count("\n") + 1.6) * line_height for _, text, _ in placed]
-    top = axes.get_ylim()[1] + 0.3 * line_height
-    for (end, text, colour), height in zip(placed, heights, strict=True):
-        middle = min(end, top - height / 2)
-        top = middle - height / 2
-        axes.annotate(
-            text,
-            (1.0, middle),
-            xycoords=("axes fraction", "data"),
-            xytext=(9, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            color=colour,
-            fontweight="bold",
-            annotation_clip=False,
-        )
+    unit = count.replace("_", " ")
+    figure, axes = new_chart(unit, "on the test images", title=title, note=note)
+    keys = [f"{score.key}{end}" for score in scores for end in ("", "_low", "_high")]
+    axes.set_ylim(*extent([row[key] for row in rows for key in keys if row.get(key) is not None]))
+    for score in scores:
+        known = [row for row in rows if row.get(score.key) is not None]
+        low, high = f"{score.key}_low", f"{score.key}_high"
+        spread = [row for row in known if row.get(low) is not None and row.get(high) is not None]
+        x, y, top = ([row[key] for row in spread] for key in (count, low, high))
+        band(axes, x, y, top, score.colour)
+        if known:
+            label = score.name + ("\n(band: 95 % interval)" if spread else "")
+            x, y = ([row[key] for row in known] for key in (count, score.key))
+            label += f"\n{y[-1]:.3f}"
+            line(axes, x, y, score.colour, dash=score.dash, label=label)
+        for row in known:
+            where = f"cycle {row.get('cycle')}: {score.name} {row[score.key]:.3f}"
+            tip = f"{where} with {row[count]} {unit}"
+            point(axes, row[count], row[score.key], score.colour, tip)
+    counts = [row[count] for row in rows]
+    axes.set_xlim(left=0, right=1.04 * max(counts, default=1) or 1)
+    if title and axes.get_lines():
+        legend(axes)
+    return figure
+
+
+def reliability_chart(result: Reliability, colour: str) -> Figure:
+    """Hit rate against mean score, over the share of detections in each tenth of the scores."""
+    figure, axes = new_chart("score", "share that is right")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(*extent([0, 1]))
+    total = max(1, int(result.counts.sum()))
+    for i, count in enumerate(result.counts.tolist()):
+        tip = f"{count} detections of score {i / N_BINS:.1f} to {(i + 1) / N_BINS:.1f}"
+        axes.bar((i + 0.5) / N_BINS, count / total, 0.95 / N_BINS, color=FAINT, alpha=0.35).patches[
+            0
+        ].set_gid(f"tip:{tip}")
+    line(axes, [0, 1], [0, 1], FAINT, width=1.3, dash="4 4")
+    filled = np.flatnonzero(result.counts)
+    xs, ys = result.mean_scores[filled].tolist(), result.hit_rates[filled].tolist()
+    line(axes, xs, ys, colour)
+    for x, y, i in zip(xs, ys, filled.tolist(), strict=True):
+        tip = f"score {x:.2f} on average, {y:.2f} right, {result.counts[i]} detections"
+        point(axes, x, y, colour, tip)
+    return figure

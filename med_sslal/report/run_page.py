@@ -1,27 +1,36 @@
-"""The report of one run."""
+"""The report of one run: what its sections show."""
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from med_sslal.report.html import Content, page, tag, tiles, write_page
-from med_sslal.report.run_choices import bought_section, pseudo_section, queries_section
-from med_sslal.report.run_data import RunData
-from med_sslal.report.run_sections import (
-    calibration_section,
-    config_section,
-    curve_section,
-    cycles_section,
-    duration,
-    froc_section,
-    headline_metrics,
-    number,
-    time_section,
+from med_sslal.eval.calibration import Reliability, reliability
+from med_sslal.report.charts import to_svg
+from med_sslal.report.colours import FAINT, PALETTE, colour_of
+from med_sslal.report.pages import render, write_page
+from med_sslal.report.plots import (
+    MARKS,
+    Score,
+    froc_lines,
+    froc_over_cycles,
+    learning_curve,
+    reliability_chart,
 )
+from med_sslal.report.run_choices import bought, pseudo_labels, queries
+from med_sslal.report.run_data import CycleData, RunData
 
-PHANTOM = "Made on the phantom: synthetic images, no patient data."
-NOT_A_DEVICE = (
-    "Research software, not a medical device: nothing here may guide the care of a person."
-)
+Content = Mapping[str, Any]
+
+FROC = "sensitivity_k_fps"
+MAX_CHARTS = 12
+
+STAGES = {
+    "training": PALETTE[0],
+    "evaluation": PALETTE[5],
+    "scoring": PALETTE[2],
+    "selection": PALETTE[3],
+    "pseudo_labels": PALETTE[4],
+}
 
 
 def write_run_report(run: RunData) -> Path:
@@ -39,97 +48,155 @@ def run_page(run: RunData) -> str:
     Raises:
         DataError: A file of the run or of its data is damaged.
     """
-    command = f"python train.py -c {run.folder.config}"
-    sections = []
-    if run.rows:
-        sections = [
-            cycles_section(run),
-            curve_section(run),
-            froc_section(run),
-            queries_section(run),
-            bought_section(run),
-            pseudo_section(run),
-            calibration_section(run),
-        ]
-    sections += [time_section(run), config_section(run, command)]
-    return page(
-        str(run.config["name"]),
-        kicker="Report of a run",
-        facts=_facts(run),
-        notices=_notices(run),
-        intro=_intro(run),
-        sections=[section for section in sections if section is not None],
+    measured: dict[str, tuple[str, Callable[[RunData], Content | None]]] = {
+        "cycles": ("Cycles", _cycles),
+        "label-efficiency": ("Label efficiency", _curves),
+        "froc": ("Sensitivity and false positives (FROC)", _froc),
+        "queries": ("Queried images", queries),
+        "bought": ("What was bought", bought),
+        "pseudo-labels": ("Pseudo-labels", pseudo_labels),
+        "calibration": ("Calibration", _calibration),
+    }
+    always: dict[str, tuple[str, Callable[[RunData], Content | None]]] = {
+        "time": ("Time per stage", _time),
+        "reproduce": ("How to reproduce", _reproduce),
+    }
+    made = {
+        name: (heading, content)
+        for name, (heading, make) in ((measured if run.rows else {}) | always).items()
+        if (content := make(run)) is not None
+    }
+    return render(
+        "run.html.j2",
+        title=str(run.config["name"]),
+        run=run,
+        metrics=headline_metrics(run.rows),
+        on_phantom="Phantom" in str(run.config["dataset"]["type"]),
+        sections=made,
     )
 
 
-def _facts(run: RunData) -> list[Content]:
-    """What the run is, in a line."""
-    facts: list[Content] = [run.strategy, f"seed {run.config['seed']}"]
-    if run.dataset is not None:
-        counts = {name: len(ids) for name, ids in run.dataset.images.splits.items()}
-        facts.append(
-            f"pool of {counts['train']} images, {counts['val']} for validation, "
-            f"{counts['test']} for test"
-        )
-    facts += [str(run.environment["device"])] if "device" in run.environment else []
-    return [*facts, tag("code", run.folder.path.name)]
+def headline_metrics(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Key and name of the metrics that stand for a run: two of ours, or the first of a user's."""
+    known = [("test_sens_mean", "mean sensitivity"), ("test_AP50", "AP50")]
+    found = [(key, name) for key, name in known if any(key in row for row in rows)]
+    others = [key for row in rows for key in row if key.startswith("test_") and key != "test_loss"]
+    return found or [(key, key.removeprefix("test_")) for key in others[:1]]
 
 
-def _notices(run: RunData) -> list[Content]:
-    """What every reader must know."""
-    notices: list[Content] = [NOT_A_DEVICE]
-    if run.dataset is not None and run.dataset.images.note:
-        notices.append(f"Made on the {run.dataset.images.note}.")
-    elif "Phantom" in str(run.config["dataset"]["type"]):
-        notices.append(PHANTOM)
-    if not run.finished:
-        done = len(run.rows)
-        notices.append(
-            f"This run is in progress or was interrupted: {done} of {run.n_cycles + 1} trainings "
-            "are measured. The page shows what is there; go on with "
-            f"python train.py --resume {run.folder}"
-        )
-    return [*notices, *run.remarks]
-
-
-def _intro(run: RunData) -> list[Content]:
-    """The finding in a sentence, and key figures."""
-    if not run.rows:
-        return [tag("p", "No training has been measured yet.", class_="finding")]
-    first, last = run.rows[0], run.rows[-1]
-    parts: list[Content] = []
-    metrics = headline_metrics(run.rows)
-    entries: list[tuple[str, Content, Content]] = []
-    if metrics:
-        key, name = metrics[0]
-        parts.append(tag("p", _finding(first, last, key, name), class_="finding"))
-        entries += [(name, number(last.get(key)), _interval(last, key)) for key, name in metrics]
-    entries += [
-        ("labelled images", last["labelled_images"], f"{last['labelled_boxes']} boxes"),
-        ("trainings", len(run.rows), _planned(run)),
-        ("time", duration(run.seconds), "all stages of all cycles"),
+def _cycles(run: RunData) -> Content:
+    """The columns of the table of cycles: key of a row and heading."""
+    keys = list(dict.fromkeys(key for row in run.rows for key in row))
+    marks = [(f"test_sens_{mark:g}fp", f"{mark:g} FP") for mark in MARKS]
+    columns = [*marks, ("test_sens_mean", "Mean (95 % interval)")]
+    columns += [(key, name) for key, name in headline_metrics(run.rows) if key != "test_sens_mean"]
+    # A space, so that a long name can go on below.
+    columns += [
+        (key, key.removeprefix("test_").replace("/", " ", 1))
+        for key in keys
+        if key.startswith("test_AP50/")
     ]
-    return [*parts, tiles(entries)]
+    known = {key: heading for key, heading in columns if key in keys}
+    return {"columns": known, "has_marks": any(key in known for key, _ in marks)}
 
 
-def _planned(run: RunData) -> str:
-    """How the number of trainings compares with the plan."""
-    planned = f"of {run.n_cycles + 1} planned"
-    return planned if run.early_end is None else f"{planned}, ended: {run.early_end}"
+def _curves(run: RunData) -> Content:
+    """What was learned from how many labels."""
+    colour, dashes = colour_of(run.strategy), ("", "6 3")
+    metrics = headline_metrics(run.rows)
+    scores = [Score(*metric, colour, dash) for metric, dash in zip(metrics, dashes, strict=False)]
+    charts = [
+        (
+            to_svg(
+                learning_curve(run.rows, scores, f"labelled_{unit}"),
+                f"Metrics of the test images against labelled {unit}",
+            ),
+            f"Against labelled {unit}.",
+        )
+        for unit in ("images", "boxes")
+    ]
+    return {
+        "charts": charts,
+        "legend": [(score.name, score.colour, score.dash) for score in scores],
+        "has_mean": "test_sens_mean" in dict(metrics),
+    }
 
 
-def _finding(first: Any, last: Any, key: str, name: str) -> str:
-    """What the run came to."""
-    end = f"with {last['labelled_images']} labelled images the {name} on the test images is "
-    end += number(last.get(key))
-    if first is last or first.get(key) is None or last.get(key) is None:
-        return end[0].upper() + end[1:] + "."
-    return (
-        f"{end[0].upper()}{end[1:]}; it was {number(first[key])} with {first['labelled_images']}."
+def _froc(run: RunData) -> Content | None:
+    """FROC per class, the last cycle emphasised; None where it was not measured."""
+    measured = {
+        cycle.number: froc_lines(cycle.test)
+        for cycle in run.cycles
+        if cycle.test is not None and FROC in cycle.test["details"]
+    }
+    if not measured:
+        return None
+    colour = colour_of(run.strategy)
+    classes = list(dict.fromkeys(name for lines in measured.values() for name in lines))
+    charts = []
+    for name in classes[:MAX_CHARTS]:
+        lines = [lines[name] for lines in measured.values() if name in lines]
+        svg = to_svg(froc_over_cycles(lines, colour), f"FROC of {name} per cycle")
+        charts.append((svg, f"{name}." if len(classes) > 1 else ""))
+    *earlier, last = measured
+    legend = [(f"cycle {last}", colour, "")]
+    if len(earlier) == 1:
+        legend.append((f"cycle {earlier[0]}", FAINT, ""))
+    elif earlier:
+        text = f"cycles {earlier[0]} to {earlier[-1]}, later ones stronger"
+        legend.append((text, FAINT, ""))
+    return {"charts": charts, "legend": legend, "n_classes": len(classes)}
+
+
+def _calibration(run: RunData) -> Content | None:
+    """Scores against hits on the test images; None without data set or predictions."""
+    measured = [cycle for cycle in run.cycles if cycle.predictions_file is not None]
+    if run.dataset is None or not measured:
+        return None
+    found = [(cycle.number, _reliability(run, cycle)) for cycle in measured]
+    chart = reliability_chart(found[-1][1], colour_of(run.strategy))
+    return {
+        "chart": to_svg(chart, "Reliability of scores"),
+        "found": found,
+        "rule": "IoBB" if _overlap(measured[-1]) == "iobb" else "IoU",
+    }
+
+
+def _overlap(cycle: CycleData) -> Any:
+    """The overlap that FROC used, IoU where it was not measured."""
+    details = cycle.test["details"] if cycle.test else {}
+    return details.get(FROC, {}).get("overlap", "iou")
+
+
+def _reliability(run: RunData, cycle: CycleData) -> Reliability:
+    """Calibration of one cycle."""
+    dataset = run.dataset
+    assert dataset is not None
+    return reliability(
+        cycle.predictions(dataset.labels.class_names),
+        dataset.labels.of(dataset.images.splits["test"]),
+        dataset.images.infos,
+        dataset.labels.class_names,
+        _overlap(cycle),
     )
 
 
-def _interval(row: Any, key: str) -> str | None:
-    """The interval of a metric, where there is one."""
-    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
-    return None if low is None or high is None else f"95 % {low:.3f} to {high:.3f}"
+def _time(run: RunData) -> Content | None:
+    """Seconds per stage; None where nothing was measured yet."""
+    timed = [cycle for cycle in run.cycles if cycle.seconds]
+    if not timed:
+        return None
+    names = {stage: stage.replace("_", "-") for stage in STAGES}
+    return {
+        "cycles": timed,
+        "longest": max(sum(cycle.seconds.values()) for cycle in timed) or 1.0,
+        "stages": STAGES,
+        "headings": [name.capitalize() for name in names.values()],
+        "legend": [(names[stage], colour, "") for stage, colour in STAGES.items()],
+    }
+
+
+def _reproduce(run: RunData) -> Content:
+    """Where it was made."""
+    known = {**run.environment, **run.environment.get("packages", {}), "packages": None}
+    return {"environment": {k: str(v) for k, v in known.items() if v is not None}}

@@ -8,7 +8,8 @@ import numpy as np
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.base.base_dataset import Images
 from med_sslal.base.types import Prediction, Selected, Selection
-from med_sslal.report.overlays import MAX_BOXES, contact_sheet
+from med_sslal.eval.drawing import MAX_BOXES
+from med_sslal.report.overlays import contact_sheet
 from med_sslal.utils.text_table import text_table
 
 

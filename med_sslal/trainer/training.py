@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -15,8 +14,9 @@ from med_sslal.base.checkpoint import load_checkpoint, sidecar
 from med_sslal.base.types import Annotation, Prediction
 from med_sslal.data.dataset import LabelledView
 from med_sslal.data.sampler import EpochBatchSampler
+from med_sslal.eval.drawing import above, draw_boxes
 from med_sslal.eval.metric import evaluate
-from med_sslal.logger.visualization import TensorboardWriter, draw_boxes
+from med_sslal.logger.visualization import TensorboardWriter
 from med_sslal.model.parallel import distribute
 from med_sslal.trainer.inference import loader_of, predict
 from med_sslal.trainer.run_folder import CycleFolder
@@ -226,12 +226,13 @@ class Validation:
         if not self._setup.tensorboard:
             return
         for image_id in self._ids[:PICTURES]:
-            prediction = found[image_id]
-            keep: np.ndarray = prediction.scores >= PICTURE_FLOOR
+            image = self._setup.images.picture(image_id)
             picture = draw_boxes(
-                self._setup.images.picture(image_id),
-                self._labels[image_id].boxes,
-                prediction.boxes[keep],
-                prediction.scores[keep],
+                image,
+                self._labels[image_id],
+                above(found[image_id], PICTURE_FLOOR),
+                self._setup.class_names,
+                # Enlarged, so that thin boxes stay legible on small slices.
+                width=2 * image.shape[1],
             )
             self._writer.image(f"val/{image_id}", picture, epoch)
