@@ -97,7 +97,7 @@ CASES: dict[str, tuple[str, list[Any], str]] = {
     "no detector": (
         "test_abilities.NoDetector",
         ["random"],
-        "arch.type: test_abilities.NoDetector is no detector: it must be a subclass of "
+        "arch.type: test_abilities.NoDetector must be a subclass of "
         "med_sslal.base.base_model.BaseModel",
     ),
 }

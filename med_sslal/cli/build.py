@@ -237,11 +237,6 @@ def _check_pool(helper: ActiveLearningHelper, images: Images, num_cycles: int) -
 def check_detector(config: ConfigParser, helper: ActiveLearningHelper) -> None:
     """Raise ConfigError unless the detector gives what the strategy reads of it."""
     detector, args = config.init_class("arch"), config.get("arch.args")
-    if not issubclass(detector, BaseModel):
-        raise ConfigError(
-            f"arch.type: {config.get('arch.type')} is no detector: it must be a subclass of "
-            f"{BaseModel.__module__}.{BaseModel.__name__}"
-        )
     gaps = missing_abilities(helper.criterion, helper.selector, detector.abilities(args))
     if not gaps:
         return

@@ -3,7 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
 from med_sslal.al.al_helpers import ActiveLearningHelper
+from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.base_model import BaseModel
 from med_sslal.config.torch_types import lr_schedulers, optimizers
 from med_sslal.data.dataset import DATASETS
 from med_sslal.data.transforms import AUGMENTATIONS
@@ -14,7 +19,7 @@ from med_sslal.ssl.pseudo_labels import PseudoLabeller
 
 
 def registries() -> dict[str, Mapping[str, Any]]:
-    """Config section to (name to class)."""
+    """Config section to (name to class); `bases`: section to what a user's class must extend."""
     return {
         "arch": MODELS,
         "dataset": {**DATASETS, "DeepLesionPhantom": DeepLesionPhantom},
@@ -25,4 +30,10 @@ def registries() -> dict[str, Mapping[str, Any]]:
         "al_settings": {"ActiveLearningHelper": ActiveLearningHelper},
         "ssl_settings": {"PseudoLabeller": PseudoLabeller},
         "metrics": METRICS,
+        "bases": {
+            "arch": BaseModel,
+            "dataset": BaseDataset,
+            "optimizer": Optimizer,
+            "lr_scheduler": LRScheduler,
+        },
     }

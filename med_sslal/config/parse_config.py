@@ -39,9 +39,11 @@ class ConfigParser:
             config: The config as given; not changed.
             registries: Section to (name to class), one for each of `arch`, `dataset`,
                 `augmentation`, `optimizer`, `lr_scheduler`, `al_settings`, `ssl_settings` (exactly
-                one class) and `metrics`. A class may have a classmethod `check_args(args)`, given
-                its arguments with defaults, that returns (argument, sentence) for each problem
-                between them; a path into an argument is a tuple, ("windows", 0, "low").
+                one class) and `metrics`; and `bases`, section to what a user's own class must
+                extend, where that is fixed. Ranges stand in the constructor's annotations; a class
+                may besides have a classmethod `check_args(args)`, given its arguments with
+                defaults, that returns (argument, sentence) for each problem between them; a path
+                into an argument is a tuple, ("windows", 0, "low").
             overrides: Values that replace those of `config`; of two for one key the later counts.
             source: Where the config comes from, for messages.
             document: Lines and columns of `config`, where it was read from a file.
@@ -114,7 +116,7 @@ class ConfigParser:
             here = here[name]
         return copy.deepcopy(here)
 
-    def init_class(self, section: str) -> type:
+    def init_class(self, section: str) -> Any:
         """The class that a section names.
 
         Raises:
@@ -132,9 +134,16 @@ class ConfigParser:
 
         Raises:
             KeyError: The section is null.
+            ConfigError: The class refuses its arguments; the text names the section.
         """
         cls = self._types[section]
-        return cls(*args, **convert_arguments(cls, self._resolved[section]["args"]), **kwargs)
+        own = convert_arguments(cls, self._resolved[section]["args"])
+        try:
+            return cls(*args, **own, **kwargs)
+        except ConfigError as error:
+            if f"{section}." in str(error):
+                raise
+            raise ConfigError(f"{section}.args: {error}") from error
 
     def differences(self) -> list[tuple[str, Any, Any]]:
         """Dotted path, value and default of every key that has a default and differs from it."""

@@ -142,16 +142,21 @@ def docstring_arguments(doc: str | None) -> dict[str, str]:
     return {name: text.strip() for name, text in result.items()}
 
 
-def load_class(dotted: str) -> type:
+def load_class(dotted: str, base: type | None = None) -> type:
     """Import a user's class by its dotted path, `package.module.Class`.
 
     Raises:
-        ConfigError: The module cannot be imported, or has no such class.
+        ConfigError: The module cannot be imported, or has no such class, or it is no subclass of
+            `base`.
     """
     cls = _load(dotted)
+    module_name, _, name = dotted.rpartition(".")
     if not isinstance(cls, type):
-        module_name, _, name = dotted.rpartition(".")
         raise ConfigError(f"module '{module_name}' has no class '{name}'")
+    if base is not None and not issubclass(cls, base):
+        raise ConfigError(
+            f"{dotted} must be a subclass of {base.__module__}.{base.__name__}, which it is not"
+        )
     return cls
 
 

@@ -1,9 +1,9 @@
 """The optimisers and schedulers of torch that a config may name. torch is imported on call."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from med_sslal.config.signature import convert_arguments
+from med_sslal.config.signature import convert_arguments, signature
 
 
 def optimizers() -> dict[str, type]:
@@ -50,23 +50,67 @@ def refused_by_torch(
     optimizer_args: Mapping[str, Any],
     scheduler: type | None,
     scheduler_args: Mapping[str, Any],
-) -> list[tuple[str, str]]:
+) -> list[tuple[tuple[str, ...], str]]:
     """Build the pair on one throw-away weight, to hear now what it would refuse later.
 
     Ranges (a negative rate) and arguments that go together stand in no signature.
 
     Returns:
-        Section and sentence of each refusal.
+        Key path and sentence of each refusal.
     """
     import torch
 
-    weight = torch.nn.Parameter(torch.zeros(1))
-    section, cls = "optimizer", optimizer
+    def make_optimizer(args: Mapping[str, Any]) -> Any:
+        weight = torch.nn.Parameter(torch.zeros(1))
+        return optimizer([weight], **convert_arguments(optimizer, args))
+
+    refused, good = _refused(optimizer, make_optimizer, optimizer_args)
+    problems = [(("optimizer", *at), sentence) for at, sentence in refused]
+    if scheduler is not None and good is not None:
+
+        def make_scheduler(args: Mapping[str, Any]) -> Any:
+            return scheduler(make_optimizer(good), **convert_arguments(scheduler, args))
+
+        refused, _ = _refused(scheduler, make_scheduler, scheduler_args)
+        problems += [(("lr_scheduler", *at), sentence) for at, sentence in refused]
+    return problems
+
+
+def _refused(
+    cls: type, make: Callable[[Mapping[str, Any]], Any], args: Mapping[str, Any]
+) -> tuple[list[tuple[tuple[str, ...], str]], dict[str, Any] | None]:
+    """What `make` refuses of `args`, and the arguments that it takes, None where there are none.
+
+    To blame is the argument without which the refusal is another one, or none.
+    """
+    problems: list[tuple[tuple[str, ...], str]] = []
+    left = dict(args)
+    while (told := _refusal(make, left)) is not None:
+        sentence = f"{cls.__name__} refuses these arguments: {told}"
+        known = signature(cls).arguments
+        optional = [name for name in left if name not in known or not known[name].required]
+        others = [{key: left[key] for key in left if key != name} for name in optional]
+        blamed = next(
+            (
+                name
+                for name, rest in zip(optional, others, strict=True)
+                if _refusal(make, rest) != told
+            ),
+            None,
+        )
+        if blamed is None:
+            needed = [name for name in left if name not in optional]
+            at = needed if len(needed) == 1 else []
+            return [*problems, (("args", *at), sentence)], None
+        problems.append((("args", blamed), sentence))
+        del left[blamed]
+    return problems, left
+
+
+def _refusal(make: Callable[[Mapping[str, Any]], Any], args: Mapping[str, Any]) -> str | None:
+    """Why torch refuses `args`; None where it takes them."""
     try:
-        built = optimizer([weight], **convert_arguments(optimizer, optimizer_args))
-        if scheduler is not None:
-            section, cls = "lr_scheduler", scheduler
-            scheduler(built, **convert_arguments(scheduler, scheduler_args))
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
-        return [(section, f"{cls.__name__} refuses these arguments: {error}")]
-    return []
+        make(args)
+    except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError, RuntimeError) as e:
+        return str(e)
+    return None

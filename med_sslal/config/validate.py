@@ -163,7 +163,7 @@ class Validator:
             self.add(path, f"{unknown('type', name, list(registry))}, or your own package.Class")
             return None
         try:
-            return load_class(name)
+            return load_class(name, self.registries.get("bases", {}).get(section.path))
         except ConfigError as error:
             self.add(path, str(error))
             return None
@@ -204,8 +204,8 @@ class Validator:
         args = [(self.resolved.get(name) or {}).get("args", {}) for name in sections]
         scheduler = self.types.get("lr_scheduler")
         refused = refused_by_torch(self.types["optimizer"], args[0], scheduler, args[1])
-        for section, sentence in refused:
-            self.add((section, "args"), sentence)
+        for path, sentence in refused:
+            self.add(path, sentence)
         plateau = scheduler is not None and scheduler.__name__ == "ReduceLROnPlateau"
         if plateau and self.resolved["lr_scheduler"]["interval"] == "step":
             self.add(
