@@ -93,7 +93,7 @@ def test_misspelt_key_names_its_path_and_the_right_one(
         ("dataset.args.seed=1", "dataset.args.seed: unknown key"),
         ("optimizer.args.params=[]", "the program supplies 'params' itself"),
         ("optimizer.args.lr=high", "optimizer.args.lr: found the string"),
-        ("optimizer.args.lr=-1", "optimizer.args: Adam refuses these arguments: Invalid learning"),
+        ("optimizer.args.lr=-1", "optimizer.args.lr: Adam refuses these arguments: Invalid lear"),
         ("optimizer.type=LBFGS", "optimizer.type: unknown type 'LBFGS'"),
         ("optimizer.type=SparseAdam", "optimizer.type: unknown type 'SparseAdam'"),
         ("optimizer.type=SGD", "optimizer.args.amsgrad: unknown key"),

@@ -81,29 +81,23 @@ def _refused(
 ) -> tuple[list[tuple[tuple[str, ...], str]], dict[str, Any] | None]:
     """What `make` refuses of `args`, and the arguments that it takes, None where there are none.
 
-    To blame is the argument without which the refusal is another one, or none.
+    To blame is the argument without which the refusal is another one or none, or, as required ones
+    cannot be left out, the one that the refusal names.
     """
     problems: list[tuple[tuple[str, ...], str]] = []
-    left = dict(args)
+    known, left = signature(cls).arguments, dict(args)
     while (told := _refusal(make, left)) is not None:
-        sentence = f"{cls.__name__} refuses these arguments: {told}"
-        known = signature(cls).arguments
-        optional = [name for name in left if name not in known or not known[name].required]
-        others = [{key: left[key] for key in left if key != name} for name in optional]
-        blamed = next(
-            (
-                name
-                for name, rest in zip(optional, others, strict=True)
-                if _refusal(make, rest) != told
-            ),
-            None,
-        )
-        if blamed is None:
-            needed = [name for name in left if name not in optional]
-            at = needed if len(needed) == 1 else []
-            return [*problems, (("args", *at), sentence)], None
-        problems.append((("args", blamed), sentence))
-        del left[blamed]
+        at: tuple[str, ...] = ("args",)
+        for name in left:
+            required = name in known and known[name].required
+            rest = {key: value for key, value in left.items() if key != name}
+            if name in told if required else _refusal(make, rest) != told:
+                at = ("args", name)
+                break
+        problems.append((at, f"{cls.__name__} refuses these arguments: {told}"))
+        if at == ("args",) or required:
+            return problems, None
+        left = rest
     return problems, left
 
 
