@@ -147,6 +147,9 @@ class Ranges:
     ) -> None: ...
 
 
+SOME = "list of (number, 0 to 1), 1 or more of them and at most 2 of them"
+
+
 @pytest.mark.parametrize(
     ("name", "right", "wrong", "words"),
     [
@@ -160,9 +163,14 @@ class Ranges:
         ("half", None, 1, "number, 0 or more and less than 1, or null"),
         ("count", "all", 0, 'integer, 1 or more, or "all"'),
         ("outside", None, 0, "integer or null, 1 or more"),
-        ("some", [0, 1], [], "list of (number, 0 to 1), one or more and at most 2 of them"),
-        ("some", [0], [0, 2], "list of (number, 0 to 1), one or more and at most 2 of them"),
-        ("some", [0], [0, 0, 0], "list of (number, 0 to 1), one or more and at most 2 of them"),
+        ("some", [0, 1], [], SOME),
+        ("some", [0], [0, 2], SOME),
+        (
+            "some",
+            [0],
+            [0, 0, 0],
+            SOME,
+        ),
         ("pairs", [[1], [2]], [[1], [0]], "list of (list of (integer, more than 0))"),
         ("by_name", {"a": 1}, {"a": 2}, "object of (number, 0 to 1), or null"),
         ("even", 4, 3, "integer, an even number"),

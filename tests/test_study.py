@@ -77,7 +77,7 @@ def changed(study: dict[str, Any], **changes: Any) -> dict[str, Any]:
     ("changes", "text"),
     [
         ({"seed": [0]}, "seed: unknown key. Did you mean 'seeds' (required)?"),
-        ({"seeds": []}, "seeds: found the list []; allowed: list of (integer), one or more"),
+        ({"seeds": []}, "seeds: found the list []; allowed: list of (integer), 1 or more of them"),
         ({"seeds": [1, 1]}, "seeds: found [1, 1]; allowed: different numbers from 0 on"),
         ({"seeds": "5"}, "seeds: found"),
         ({"baseline": "chance"}, "baseline: there is no arm 'chance'; there are random, entropy"),

@@ -6,11 +6,11 @@ class that `type` names.
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Predicate, doc
 
-from med_sslal.config.values import Key, show
+from med_sslal.config.values import Key
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,12 @@ class TypeSection:
     fill_args: bool = True
 
     @property
-    def hint(self) -> str:
-        """`required` or the default of `type`, for a message."""
-        return "required" if self.default_type is None else f"default {show(self.default_type)}"
+    def keys(self) -> tuple[Key, ...]:
+        """`type`, where there is one, and `args`."""
+        needed = self.default_type is None
+        name = Key(f"{self.path}.type", str, self.meaning, self.default_type, required=needed)
+        args = Key(f"{self.path}.args", dict[str, Any], "arguments of the type", {})
+        return (name, args) if self.has_type else (args,)
 
 
 Name = Annotated[

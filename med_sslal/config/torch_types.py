@@ -8,41 +8,25 @@ from med_sslal.config.signature import convert_arguments, signature
 
 def optimizers() -> dict[str, type]:
     """Torch's optimisers that step without a closure on dense weights of any shape."""
-    from torch import optim
+    from torch import optim as of
 
-    return {
-        "ASGD": optim.ASGD,
-        "Adadelta": optim.Adadelta,
-        "Adafactor": optim.Adafactor,
-        "Adagrad": optim.Adagrad,
-        "Adam": optim.Adam,
-        "AdamW": optim.AdamW,
-        "Adamax": optim.Adamax,
-        "NAdam": optim.NAdam,
-        "RAdam": optim.RAdam,
-        "RMSprop": optim.RMSprop,
-        "Rprop": optim.Rprop,
-        "SGD": optim.SGD,
-    }
+    known: tuple[type, ...] = (
+        of.ASGD, of.Adadelta, of.Adafactor, of.Adagrad, of.Adam, of.AdamW, of.Adamax, of.NAdam,
+        of.RAdam, of.RMSprop, of.Rprop, of.SGD,
+    )  # fmt: skip
+    return {cls.__name__: cls for cls in known}
 
 
 def lr_schedulers() -> dict[str, type]:
     """Torch's schedulers that need neither callables nor child schedulers."""
-    from torch.optim import lr_scheduler
+    from torch.optim import lr_scheduler as of
 
-    return {
-        "ConstantLR": lr_scheduler.ConstantLR,
-        "CosineAnnealingLR": lr_scheduler.CosineAnnealingLR,
-        "CosineAnnealingWarmRestarts": lr_scheduler.CosineAnnealingWarmRestarts,
-        "CyclicLR": lr_scheduler.CyclicLR,
-        "ExponentialLR": lr_scheduler.ExponentialLR,
-        "LinearLR": lr_scheduler.LinearLR,
-        "MultiStepLR": lr_scheduler.MultiStepLR,
-        "OneCycleLR": lr_scheduler.OneCycleLR,
-        "PolynomialLR": lr_scheduler.PolynomialLR,
-        "ReduceLROnPlateau": lr_scheduler.ReduceLROnPlateau,
-        "StepLR": lr_scheduler.StepLR,
-    }
+    known: tuple[type, ...] = (
+        of.ConstantLR, of.CosineAnnealingLR, of.CosineAnnealingWarmRestarts, of.CyclicLR,
+        of.ExponentialLR, of.LinearLR, of.MultiStepLR, of.OneCycleLR, of.PolynomialLR,
+        of.ReduceLROnPlateau, of.StepLR,
+    )  # fmt: skip
+    return {cls.__name__: cls for cls in known}
 
 
 def refused_by_torch(

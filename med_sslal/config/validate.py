@@ -48,7 +48,8 @@ class Validator:
 
     def run(self) -> None:
         """Check everything."""
-        self._names(self.config, (), {name: _top_hint(name) for name in NAMES_OF_SECTIONS})
+        top = {entry.path: entry.hint for entry in SCHEMA if isinstance(entry, Key)}
+        self._names(self.config, (), {name: top.get(name, "section") for name in NAMES_OF_SECTIONS})
         for name in NAMES_OF_SECTIONS:
             members = [entry for entry in SCHEMA if entry.path.split(".")[0] == name]
             if len(members) == 1 and isinstance(members[0], Key):
@@ -102,12 +103,14 @@ class Validator:
         if not isinstance(given, dict):
             self.add((name,), f"found {found(given)}; allowed: object" + " or null" * nullable)
             return
-        required = _required(members)
+        keys = [key for entry in members for key in _keys(entry)]
+        required = [key.name for key in keys if key.required]
         if name not in self.config and required:
             if (name,) not in self._meant:
                 self.add((name,), f"required section is missing; it needs {', '.join(required)}")
             return
-        self._names(given, (name,), _member_hints(members))
+        hints = {key.name: key.meaning if key.name == "args" else key.hint for key in keys}
+        self._names(given, (name,), hints)
         resolved = self.resolved.setdefault(name, {})
         for entry in members:
             if isinstance(entry, Key):
@@ -232,15 +235,9 @@ def apply_override(config: dict[str, Any], override: Override) -> Problem | None
     return None
 
 
-def _required(members: list[Key | TypeSection]) -> list[str]:
-    """Names of a section's keys that must be there."""
-    names = []
-    for entry in members:
-        if isinstance(entry, Key):
-            names += [entry.name] if entry.required else []
-        elif entry.has_type and entry.default_type is None:
-            names.append("type")
-    return names
+def _keys(entry: Key | TypeSection) -> tuple[Key, ...]:
+    """The keys that an entry of the schema stands for."""
+    return (entry,) if isinstance(entry, Key) else entry.keys
 
 
 def _elsewhere(name: str) -> str | None:
@@ -249,24 +246,3 @@ def _elsewhere(name: str) -> str | None:
         if isinstance(entry, Key) and entry.name == name:
             return f"'{entry.path}'" if "." in entry.path else f"'{name}' at the top level"
     return None
-
-
-def _top_hint(name: str) -> str:
-    """A word about a top-level key, for `Did you mean`."""
-    for entry in SCHEMA:
-        if entry.path == name and isinstance(entry, Key):
-            return entry.hint
-    return "section"
-
-
-def _member_hints(members: list[Key | TypeSection]) -> dict[str, str]:
-    """Names of a section's keys with a word about each."""
-    hints: dict[str, str] = {}
-    for entry in members:
-        if isinstance(entry, Key):
-            hints[entry.name] = entry.hint
-            continue
-        if entry.has_type:
-            hints["type"] = entry.hint
-        hints["args"] = "arguments of the type"
-    return hints

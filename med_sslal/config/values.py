@@ -5,11 +5,12 @@ with a `doc` that says in words what it asks for.
 """
 
 import json
+import operator
 import sys
 import types
 from collections import abc
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -28,6 +29,14 @@ _JSON: dict[Any, tuple[tuple[type, ...], str]] = {
     type(None): ((type(None),), "null"),
     **dict.fromkeys((dict, abc.Mapping, abc.MutableMapping), ((dict,), "object")),
     **dict.fromkeys((list, tuple, abc.Sequence, abc.Iterable, abc.Collection), ((list,), "list")),
+}
+_RULES: dict[type, tuple[Callable[[Any, Any], bool], str]] = {
+    Ge: (operator.ge, "{} or more"),
+    Gt: (operator.gt, "more than {}"),
+    Le: (operator.le, "at most {}"),
+    Lt: (operator.lt, "less than {}"),
+    MinLen: (lambda value, size: len(value) >= size, "{} or more of them"),
+    MaxLen: (lambda value, size: len(value) <= size, "at most {} of them"),
 }
 _UNIONS = (Union, types.UnionType)
 # What lies beyond cannot be counted, seeded or indexed with; inf and NaN are not in JSON.
@@ -100,7 +109,9 @@ def read(value: Any, annotation: Any) -> Any:
     if isinstance(value, dict):
         return {key: read(item, inner[1] if inner else Any) for key, item in value.items()}
     if isinstance(value, list):
-        each = _item_types(inner, len(value), is_tuple=origin is tuple)
+        each = [inner[0] if inner else Any] * len(value)
+        if origin is tuple and inner and inner[-1] is not Ellipsis:
+            each = list(inner)
         items = [read(item, kind) for item, kind in zip(value, each, strict=True)]
         return tuple(items) if origin is tuple else items
     return origin(value) if origin in (float, Path) else value
@@ -125,13 +136,6 @@ def _read_one_of(value: Any, options: list[Any]) -> Any:
     return value
 
 
-def _item_types(inner: tuple[Any, ...], size: int, *, is_tuple: bool) -> list[Any]:
-    """The annotation of each item of a list of `size`."""
-    if is_tuple and inner and inner[-1] is not Ellipsis:
-        return list(inner)
-    return [inner[0] if inner else Any] * size
-
-
 def _plain(annotation: Any) -> Any:
     """An annotation without its ranges."""
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
@@ -152,27 +156,18 @@ def _rules(metadata: tuple[Any, ...]) -> Iterator[Any]:
 
 def _holds(rule: Any, value: Any) -> bool:
     """Whether a value fulfils a rule; null is exempt, and so is what the rule cannot be asked."""
-    if value is None:
-        return True
     try:
-        match rule:
-            case Ge(low):
-                return bool(value >= low)
-            case Gt(low):
-                return bool(value > low)
-            case Le(high):
-                return bool(value <= high)
-            case Lt(high):
-                return bool(value < high)
-            case MinLen(size):
-                return len(value) >= size
-            case MaxLen(size):
-                return len(value) <= size
-            case Predicate(holds):
-                return bool(holds(value))
+        if isinstance(rule, Predicate):
+            return value is None or bool(rule.func(value))
+        holds, _ = _RULES.get(type(rule), (None, ""))
+        return holds is None or value is None or bool(holds(value, _bound(rule)))
     except TypeError:
-        pass
-    return True
+        return True
+
+
+def _bound(rule: Any) -> Any:
+    """The number in a rule, its only field."""
+    return getattr(rule, fields(rule)[0].name)
 
 
 def as_json(value: Any) -> Any:
@@ -217,26 +212,15 @@ def describe(annotation: Any) -> str:
 
 def _rule_words(rules: list[Any]) -> str:
     """The rules of an Annotated in words: `0 to 1`, `more than 0`."""
-    words = []
     if [type(rule) for rule in rules[:2]] == [Ge, Le]:
-        words.append(f"{show(rules[0].ge)} to {show(rules[1].le)}")
-        rules = rules[2:]
+        words, rules = [f"{show(rules[0].ge)} to {show(rules[1].le)}"], rules[2:]
+    else:
+        words = []
     for rule in rules:
-        match rule:
-            case Ge(low):
-                words.append(f"{show(low)} or more")
-            case Gt(low):
-                words.append(f"more than {show(low)}")
-            case Le(high):
-                words.append(f"at most {show(high)}")
-            case Lt(high):
-                words.append(f"less than {show(high)}")
-            case MinLen(size):
-                words.append("one or more" if size == 1 else f"{size} of them or more")
-            case MaxLen(size):
-                words.append(f"at most {size} of them")
-            case _ if text := getattr(rule, "documentation", ""):
-                words.append(text)
+        if type(rule) in _RULES:
+            words.append(_RULES[type(rule)][1].format(show(_bound(rule))))
+        elif text := getattr(rule, "documentation", ""):
+            words.append(text)
     return " and ".join(words)
 
 
