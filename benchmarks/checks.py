@@ -67,8 +67,8 @@ def precision_check(work: Workload, model: BaseModel) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, dtype in (("fp32", None), ("bf16", torch.bfloat16)):
         tap = work.eval_loader(labels=True)
-        setup = replace(work.setup, dtype=dtype)
-        found_boxes = predictions(setup, setup.parallel(model), tap)
+        setup = replace(work.setup, compute=replace(work.setup.compute, dtype=dtype))
+        found_boxes = predictions(setup, setup.compute.parallel(model), tap)
         result = evaluate(
             ["coco_ap"],
             found_boxes,
@@ -97,11 +97,11 @@ def drift_check(work: Workload, model: BaseModel) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name, dtype in (("fp32", None), ("bf16", torch.bfloat16)):
-        setup = replace(work.setup, dtype=dtype)
+        setup = replace(work.setup, compute=replace(work.setup.compute, dtype=dtype))
         records = []
         for size in BATCH_SIZES:
             tap = work.eval_loader(labels=False, batch_size=size)
-            records.append(score(replace(work, setup=setup), setup.parallel(model), tap))
+            records.append(score(replace(work, setup=setup), setup.compute.parallel(model), tap))
         chosen = [_chosen(work, record) for record in records]
         tables = [_best_scores(record) for record in records]
         found[name] = {

@@ -32,7 +32,7 @@ def loader_comparisons(work: Workload) -> list[Comparison]:
             data.images,
             data.labels.annotations,
             data.images.splits["train"],
-            work.setup.train_transform,
+            work.setup.transforms.train,
         )
         for data in (Repeated(from_png, n), Repeated(from_cache, n))
     )

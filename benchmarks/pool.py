@@ -38,8 +38,9 @@ from med_sslal.al.pool import Pool
 from med_sslal.al.record import PLAIN, PoolRecord, RecordHeader
 from med_sslal.al.restrict import slice_positions
 from med_sslal.al.selection_io import read_selection, write_detections, write_selection
-from med_sslal.cli.build import build_dataset, build_setup, devices_of
+from med_sslal.cli.build import build_dataset, devices_of
 from med_sslal.cli.registries import registries
+from med_sslal.cli.train import build_setup
 from med_sslal.config import jsonc
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.ssl.pseudo_labels import PseudoLabels
@@ -116,7 +117,7 @@ def score_pool(
     header = RecordHeader(
         "data",
         "model",
-        setup.config_hash,
+        setup.config.digest(),
         names,
         class_counts=dict.fromkeys(names, LABELLED),
         class_difficulty=dict.fromkeys(names, 0.5),
@@ -130,7 +131,7 @@ def score_pool(
             pool=pool,
             path=folder / "record",
             header=header,
-            views=setup.helper.views,
+            views=setup.strategy.helper.views,
             roi_features=args.roi_features,
         ),
         loads=True,
@@ -181,7 +182,7 @@ def query_all(
 
 def select(setup: RunSetup, pool: Pool, record: PoolRecord, folder: Path, stages: Stages) -> Pool:
     """The query of config.json, and the files that a run writes about it; the pool after it."""
-    infos, helper, path = setup.images.infos, setup.helper, folder / "selection.json"
+    infos, helper, path = setup.images.infos, setup.strategy.helper, folder / "selection.json"
 
     def write() -> None:
         write_detections(folder / "detections.json", selection, record, infos, 0)
@@ -204,7 +205,7 @@ def pseudo_label(
     setup: RunSetup, pool: Pool, record: PoolRecord, folder: Path, stages: Stages
 ) -> None:
     """Thresholds from validation, then pseudo-labels made, written, read and graded."""
-    labeller, path = setup.labeller, folder / "pseudo_labels.json"
+    labeller, path = setup.strategy.labeller, folder / "pseudo_labels.json"
     assert labeller is not None
     names = setup.class_names
 
@@ -213,7 +214,7 @@ def pseudo_label(
         return labeller.thresholds(found, setup.split_labels("val"), names)
 
     limits = stages("pseudo-labels: thresholds from validation", thresholds, loads=True)
-    labels = setup.oracle.label(pool.labelled)
+    labels = setup.strategy.oracle.label(pool.labelled)
     pseudo = stages(
         "pseudo-labels made",
         lambda: labeller.make(record, pool, limits, labels, seed=setup.seed),
@@ -230,7 +231,9 @@ def pseudo_label(
     pseudo = stages("pseudo-labels read", lambda: PseudoLabels.read(path))
     stages(
         "pseudo-labels graded by the hidden truth",
-        lambda: hidden_truth_quality(pseudo.labels, setup.oracle.audit(pseudo.labels), names),
+        lambda: hidden_truth_quality(
+            pseudo.labels, setup.strategy.oracle.audit(pseudo.labels), names
+        ),
     )
 
 
@@ -240,7 +243,7 @@ def run_stages(folder: Path, stages: Stages, args: argparse.Namespace) -> None:
     dataset = stages("data set: infos and labels", lambda: build_dataset(config))
     setup = build_setup(config, dataset, devices_of(config, None), show_progress=False)
     pool = Pool((), setup.images.splits["train"])
-    pool = stages("initial set", lambda: pool.label(setup.helper.initial(pool)))
+    pool = stages("initial set", lambda: pool.label(setup.strategy.helper.initial(pool)))
     record = score_pool(setup, pool, folder, stages, args)
     query_all(setup, pool, record, stages, args)
     after = select(setup, pool, record, folder, stages)

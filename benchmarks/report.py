@@ -26,7 +26,7 @@ from benchmarks.sides import (
     workload,
 )
 from benchmarks.timing import Comparison, Side, compare
-from med_sslal.cli.run_folder import environment
+from med_sslal.cli.running import environment
 from med_sslal.utils.util import write_json
 
 FORMAT_VERSION = 1
@@ -113,13 +113,13 @@ def _check_lines(name: str, found: dict[str, Any]) -> list[str]:
 
 def _machine(work: Workload) -> dict[str, Any]:
     """What the figures depend on: `short` is printed, the rest goes to the file."""
-    known = environment(str(work.setup.devices), torch.get_num_threads())
+    known = environment(str(work.setup.compute.devices), torch.get_num_threads())
     processor = _processor()
     short = {
         "device": known["gpu"] or processor,
         "threads": known["threads"],
         "torch": torch.__version__,
-        "ours in": str(work.setup.dtype or torch.float32).removeprefix("torch."),
+        "ours in": str(work.setup.compute.dtype or torch.float32).removeprefix("torch."),
         "bare in": work.options.bare_precision,
         "batch": work.options.batch_size,
         "side": work.options.image_size,

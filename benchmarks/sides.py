@@ -26,8 +26,9 @@ from med_sslal.base.base_data_loader import BaseDataLoader
 from med_sslal.base.base_dataset import BaseDataset, Images, Labels
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.types import Batch, Prediction
-from med_sslal.cli.build import build_dataset, build_setup, devices_of
+from med_sslal.cli.build import build_dataset, devices_of
 from med_sslal.cli.registries import registries
+from med_sslal.cli.train import build_setup
 from med_sslal.config.overrides import Override
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.data.dataset import LabelledView, UnlabelledView
@@ -97,11 +98,11 @@ class Workload:
     @property
     def device(self) -> torch.device:
         """Where both compute."""
-        return self.setup.devices.main
+        return self.setup.compute.devices.main
 
     def switched(self, switch: Override) -> "Workload":
         """The same, with one key of ours changed."""
-        config, devices = _config(self.options, self.folder, [switch]), self.setup.devices
+        config, devices = _config(self.options, self.folder, [switch]), self.setup.compute.devices
         setup = build_setup(config, self.dataset, devices, show_progress=False)
         return replace(self, setup=setup)
 
@@ -115,7 +116,7 @@ class Workload:
     def model(self, weights: nn.Module | None = None) -> BaseModel:
         """A detector of ours on the device, with seeded weights or those of another."""
         seed_everything(0)
-        model = self.setup.make_model()
+        model = self.setup.detector.model()
         if weights is not None:
             model.load_state_dict(weights.state_dict())
         elif self.options.norm == "frozen":
@@ -127,7 +128,7 @@ class Workload:
         ids = self.data.images.splits["train"]
         sampler = EpochBatchSampler(len(ids), 0, self.options.batch_size, 0)
         view = LabelledView(
-            self.data.images, self.data.labels.annotations, ids, self.setup.train_transform
+            self.data.images, self.data.labels.annotations, ids, self.setup.transforms.train
         )
         return self._tap(self.loader(view, sampler)), sampler
 
@@ -136,7 +137,7 @@ class Workload:
     ) -> Tap:
         """Batches in order, without augmentation."""
         ids = self.data.images.splits["train"] if ids is None else ids
-        images, transform = self.data.images, self.setup.eval_transform
+        images, transform = self.data.images, self.setup.transforms.eval
         view: Any = UnlabelledView(images, ids, transform)
         if labels:
             view = LabelledView(images, self.data.labels.annotations, ids, transform)
@@ -241,7 +242,7 @@ def training_sides(work: Workload) -> tuple[Side, Side]:
 def own_training(work: Workload, model: BaseModel) -> Side:
     """Ours: `steps` optimiser steps of the Trainer."""
     setup, (tap, sampler) = work.setup, work.training_loader()
-    parallel, optimizer = setup.parallel(model), setup.make_optimizer(model)
+    parallel, optimizer = setup.compute.parallel(model), setup.detector.optimizer(model)
     folder = work.new_folder("training")
     trainer = Trainer(
         CycleFolder(folder),
@@ -254,7 +255,9 @@ def own_training(work: Workload, model: BaseModel) -> Side:
         evaluate=lambda epoch: {},
         settings=setup.settings,
         device=work.device,
-        scaler=(torch.amp.GradScaler(work.device.type) if setup.dtype is torch.float16 else None),
+        scaler=(
+            torch.amp.GradScaler(work.device.type) if setup.compute.dtype is torch.float16 else None
+        ),
         writer=TensorboardWriter(folder, enabled=False),
         stop=StopRequest(),
         identity={},
@@ -278,7 +281,7 @@ def evaluation_sides(work: Workload) -> tuple[Side, Side]:
 
 def own_evaluation(work: Workload, model: BaseModel) -> Side:
     """Ours: predictions and validation loss of `steps` batches."""
-    parallel, tap = work.setup.parallel(model), work.eval_loader(labels=True)
+    parallel, tap = work.setup.compute.parallel(model), work.eval_loader(labels=True)
     run = partial(predictions, work.setup, parallel, tap)
     return Side(run, len(work.data.images.infos), parallel, None, tap)
 
@@ -295,7 +298,7 @@ def scoring_sides(work: Workload) -> tuple[Side, Side]:
     work = replace(work, data=Repeated(work.dataset, 2 * len(work.data.images.infos)))
     model = work.model()
     bare = _bare_inference(work, stock_model(work.options, model, work.device))
-    parallel, tap = work.setup.parallel(model), work.eval_loader(labels=False)
+    parallel, tap = work.setup.compute.parallel(model), work.eval_loader(labels=False)
     run = Side(lambda: score(work, parallel, tap), len(work.data.images.infos), parallel, None, tap)
     return bare, run
 
@@ -312,7 +315,7 @@ def score(work: Workload, model: nn.Module, batches: Tap | Sequence[Batch]) -> P
             work.new_folder("scoring") / "seen",
             header,
             device=work.device,
-            dtype=work.setup.dtype,
+            dtype=work.setup.compute.dtype,
         )
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from med_sslal.cli import args as arguments
 from med_sslal.cli import criteria, download, phantom, report, select, study
 from med_sslal.cli.errors import run_reported
 
@@ -13,10 +14,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m med_sslal",
-        description="Tools around training: data sets, criteria, selections.",
+        description="Train and evaluate detectors; data sets, criteria, selections, reports.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    train = commands.add_parser(
+        "train", help=arguments.TRAIN, description=arguments.TRAIN, allow_abbrev=False
+    )
+    arguments.add_train_arguments(train)
+    train.set_defaults(run=lambda args: _train(arguments.complete_train_args(args, train)))
+    test = commands.add_parser(
+        "test", help=arguments.TEST, description=arguments.TEST, allow_abbrev=False
+    )
+    arguments.add_test_arguments(test)
+    test.set_defaults(run=_test)
     modules: dict[str, ModuleType] = {
         "criteria": criteria,
         "select": select,
@@ -32,6 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         sub.set_defaults(run=module.run)
     args = parser.parse_args(argv)
     return run_reported(lambda: args.run(args))
+
+
+def _train(args: argparse.Namespace) -> int:
+    # Here, as in all commands: torch takes seconds to load, and `--help` must not wait.
+    from med_sslal.cli.train import train
+
+    return train(args)
+
+
+def _test(args: argparse.Namespace) -> int:
+    from med_sslal.cli.test import test
+
+    return test(args)
 
 
 def console() -> int:

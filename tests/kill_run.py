@@ -44,7 +44,7 @@ STAGES = (
 # The innermost of these that is being executed tells the stage.
 PLACES = {
     "train": "start",
-    "_resume": "start",
+    "resume": "start",
     "CycleLoop.run": "between",
     "CycleLoop._train": "train",
     "CycleLoop._evaluate": "evaluate",

@@ -412,5 +412,5 @@ def test_a_users_own_helper_may_take_other_arguments(tmp_path, monkeypatch, caps
     assert "Did you mean 'entropy'?" in capsys.readouterr().err
     assert run_train("-c", path, "--set", "al_settings.type=my_helpers.NoHelper") == 2
     said = capsys.readouterr().err
-    assert "al_settings.type: my_helpers.NoHelper is no strategy" in said
+    assert "al_settings.type: my_helpers.NoHelper must be a subclass of" in said
     assert not (tmp_path / "runs").exists()

@@ -225,7 +225,7 @@ def test_a_named_checkpoint_of_other_data(copy: Path, tmp_path: Path, refused: R
     words = settings(f"dataset.args.root={voc}")
     sentence = refused(lambda: run_train("--resume", path, *words))
     assert sentence == (
-        f"the data is not that of {copy / 'initial.pth'}: its images, labels or split have "
+        f"the data is not that of {copy / 'initial.pth'}: its images or their split have "
         "changed; give the run its own again, or start a new one with --init-from"
     )
 

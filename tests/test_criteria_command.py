@@ -98,7 +98,9 @@ def test_help_says_of_each_command_what_it_does(capsys: pytest.CaptureFixture[st
     assert "download  Fetch a data set" in commands and "`" not in commands
 
 
-@pytest.mark.parametrize("words", [["--help"], ["criteria", "--help"], ["select", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["test", "--help"], ["select", "--help"]]
+)
 def test_help_loads_no_torch_and_the_list_neither(words: list[str]) -> None:
     code = (
         "import sys; from med_sslal.__main__ import main\n"

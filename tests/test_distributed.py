@@ -17,9 +17,10 @@ from tiny import make_voc, quick_config, run_train, write_config
 from torch import nn
 from torch.distributed import TCPStore
 
-from med_sslal.cli.build import build_dataset, build_setup, devices_of
+from med_sslal.cli.build import build_dataset, devices_of
 from med_sslal.cli.registries import registries
-from med_sslal.cli.run_folder import resume_command
+from med_sslal.cli.running import resume_command
+from med_sslal.cli.train import build_setup
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.data.sampler import EpochBatchSampler, SequentialBatchSampler
 from med_sslal.model.norm import share_batch_norm

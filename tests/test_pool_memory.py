@@ -17,7 +17,8 @@ from med_sslal.al.criteria.base import BLOCK_IMAGES
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.al.record_writer import RecordWriter
-from med_sslal.cli.build import build_dataset, build_setup, devices_of
+from med_sslal.cli.build import build_dataset, devices_of
+from med_sslal.cli.train import build_setup
 from med_sslal.ssl.pseudo_labels import PseudoLabels
 from med_sslal.trainer.setup import RunSetup
 
@@ -40,7 +41,7 @@ class Made:
         self.setup: RunSetup = build_setup(config, dataset, device, show_progress=False)
         self.positions = benchmark.slice_positions(dataset.images.infos)
         everything = Pool((), dataset.images.splits["train"])
-        self.pool = everything.label(self.setup.helper.initial(everything))
+        self.pool = everything.label(self.setup.strategy.helper.initial(everything))
 
     def score(self) -> PoolRecord:
         def run(name, stage, loads=False):
@@ -113,8 +114,10 @@ def test_pseudo_labels_take_what_they_hold(scored, tmp_path):
     def make(n: int) -> None:
         made, record = scored[n]
         setup, names = made.setup, made.setup.class_names
-        labelled = setup.oracle.label(made.pool.labelled)
-        labels[n] = setup.labeller.make(record, made.pool, dict.fromkeys(names, 0.8), labelled)
+        labelled = setup.strategy.oracle.label(made.pool.labelled)
+        labels[n] = setup.strategy.labeller.make(
+            record, made.pool, dict.fromkeys(names, 0.8), labelled
+        )
 
     def write(n: int) -> None:
         labels[n].write(tmp_path / f"{n}")

@@ -17,8 +17,9 @@ from med_sslal.al.record import PLAIN, PoolRecord, RecordHeader
 from med_sslal.al.scoring import score_pool
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.checkpoint import load_checkpoint
-from med_sslal.cli.build import build_dataset, build_setup, devices_of
+from med_sslal.cli.build import build_dataset, devices_of
 from med_sslal.cli.registries import registries
+from med_sslal.cli.train import build_setup
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.trainer.inference import loader_of, predict
 from med_sslal.trainer.setup import RunSetup
@@ -56,22 +57,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunSetup, BaseMod
     setup = build_setup(
         parser, build_dataset(parser), devices_of(parser, "cpu"), show_progress=False
     )
-    model = setup.make_model()
+    model = setup.detector.model()
     best = load_checkpoint(folder / "runs" / "tiny" / "x" / "cycle_00" / "model_best.pth")
     model.load_state_dict(best["model"])
     return setup, model
 
 
+def with_batches_of(setup: RunSetup, batch_size: int) -> RunSetup:
+    return replace(setup, compute=replace(setup.compute, batch_size=batch_size))
+
+
 def pool_of(setup: RunSetup) -> Pool:
     pool = Pool((), setup.images.splits["train"])
-    return pool.label(setup.helper.initial(pool))
+    return pool.label(setup.strategy.helper.initial(pool))
 
 
 def score(
     trained: tuple[RunSetup, BaseModel], path: Path, batch_size: int, shuffled: int | None
 ) -> PoolRecord:
     setup, model = trained
-    setup, pool = replace(setup, batch_size=batch_size), pool_of(setup)
+    setup, pool = with_batches_of(setup, batch_size), pool_of(setup)
     unlabelled, labelled = list(pool.unlabelled), list(pool.labelled)
     if shuffled is not None:
         random.Random(shuffled).shuffle(unlabelled)
@@ -147,7 +152,7 @@ def test_validation_repeats_and_leaves_the_random_state_alone(
     model.train()
     before, losses, found = random_states(), [], []
     for batch_size in (4, 4, 4, 4, 4):
-        loader = loader_of(replace(setup, batch_size=batch_size), tuple(labels), labels)
+        loader = loader_of(with_batches_of(setup, batch_size), tuple(labels), labels)
         predictions, loss = predict(model, loader, setup, stop=StopRequest(), title="val")
         losses.append(loss)
         found.append([prediction.scores.tolist() for prediction in predictions.values()])

@@ -25,11 +25,20 @@ examples:
 """
 
 
+TRAIN = "Train a detector with few labels, cycle by cycle."
+TEST = "Evaluate a checkpoint with its run's own config; results go to <run>/test_<time>/."
+
+
 def train_parser() -> argparse.ArgumentParser:
     """The parser of train.py; `parse_train_args` checks what belongs together besides."""
-    parser = _parser(
-        "train.py", "Train a detector with few labels, cycle by cycle.", _TRAIN_EXAMPLES
-    )
+    parser = argparse.ArgumentParser("python train.py", description=TRAIN, allow_abbrev=False)
+    add_train_arguments(parser)
+    return parser
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of train.py; `complete_train_args` checks what belongs together."""
+    _add_examples(parser, _TRAIN_EXAMPLES)
     start = parser.add_argument_group("what to run (one of -c and -r)")
     start.add_argument("-c", "--config", metavar="FILE", help="config of a new run")
     start.add_argument(
@@ -74,7 +83,6 @@ def train_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="build everything, try one batch of each kind and one selection, leave nothing",
     )
-    return parser
 
 
 def parse_train_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -89,7 +97,18 @@ def parse_train_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help_config, dry_run.
     """
     parser = train_parser()
-    args = parser.parse_args(argv)
+    return complete_train_args(parser.parse_args(argv), parser)
+
+
+def complete_train_args(
+    args: argparse.Namespace, parser: argparse.ArgumentParser
+) -> argparse.Namespace:
+    """Check what belongs together, and add --lr and --bs to the overrides.
+
+    Args:
+        args: What a parser with `add_train_arguments` has read.
+        parser: The parser; it ends the program where the words do not go together.
+    """
     if args.help_config:
         return args
     if (args.config is None) == (args.resume is None):
@@ -112,11 +131,14 @@ def parse_train_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def test_parser() -> argparse.ArgumentParser:
     """The parser of test.py."""
-    parser = _parser(
-        "test.py",
-        "Evaluate a checkpoint with its run's own config; results go to <run>/test_<time>/.",
-        _TEST_EXAMPLES,
-    )
+    parser = argparse.ArgumentParser("python test.py", description=TEST, allow_abbrev=False)
+    add_test_arguments(parser)
+    return parser
+
+
+def add_test_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of test.py."""
+    _add_examples(parser, _TEST_EXAMPLES)
     parser.add_argument(
         "-r",
         "--resume",
@@ -128,17 +150,11 @@ def test_parser() -> argparse.ArgumentParser:
         "--split", choices=("test", "val"), default="test", help="images to evaluate on"
     )
     add_device(parser)
-    return parser
 
 
-def _parser(program: str, description: str, examples: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        prog=f"python {program}",
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _add_examples(parser: argparse.ArgumentParser, examples: str) -> None:
+    parser.epilog = examples
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
 
 
 def add_overrides(

@@ -32,6 +32,7 @@ def registries() -> dict[str, Mapping[str, Any]]:
         "metrics": METRICS,
         "bases": {
             "arch": BaseModel,
+            "al_settings": ActiveLearningHelper,
             "dataset": BaseDataset,
             "optimizer": Optimizer,
             "lr_scheduler": LRScheduler,

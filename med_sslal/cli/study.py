@@ -78,7 +78,8 @@ def _check(study: "StudyConfig", runs: "StudyRuns", devices: "list[str | None]")
     Raises:
         UserError: A setting fits neither data nor device, or a device is not there.
     """
-    from med_sslal.cli.build import build_dataset, build_setup, devices_of
+    from med_sslal.cli.build import build_dataset, devices_of
+    from med_sslal.cli.train import build_setup
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
 

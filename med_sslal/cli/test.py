@@ -10,14 +10,9 @@ from typing import Any
 
 from med_sslal.base.checkpoint import sidecar
 from med_sslal.base.types import Prediction
-from med_sslal.cli.build import (
-    build_dataset,
-    build_setup,
-    data_difference,
-    devices_of,
-    load_weights,
-)
+from med_sslal.cli.build import build_dataset, data_difference, devices_of, load_weights
 from med_sslal.cli.registries import registries
+from med_sslal.cli.train import build_setup
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.eval.coco_utils import to_coco_predictions
 from med_sslal.eval.metric import evaluate
@@ -55,7 +50,7 @@ def test(args: Namespace) -> int:
             setup = build_setup(config, dataset, devices, show_progress=world.is_main, world=world)
             if (difference := data_difference(content, setup)) is not None:
                 logger.warning("the data is not that of the training: %s", difference)
-            load_weights(setup.make_model(), content, path)
+            load_weights(setup.detector.model(), content, path)
             n_images = len(setup.images.splits[args.split])
             logger.info("evaluating %s on %d %s images", path, n_images, args.split)
             found, loss = predict_split(

@@ -3,10 +3,8 @@
 import json
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import NamedTuple
 
-import med_sslal
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import Change, compare_for_resume
@@ -144,8 +142,7 @@ class StudyRuns:
     def command(self, job: Job, device: str | None) -> list[str]:
         """Words after `python` that start or continue a run."""
         folder, config = self.folder(job), self._config(job)
-        program = Path(med_sslal.__file__).resolve().parent.parent / "train.py"
-        words = [str(program)]
+        words = ["-m", "med_sslal", "train"]
         if folder.exists:
             words += ["--resume", str(folder)]
             for key, _, new in self._changes(job):

@@ -105,7 +105,7 @@ class CycleLoop:
             write_json(folder.pool, state.pool.state_dict())
             self._train(state)
             rows.append(self._evaluate(state))
-            planned = state.number == setup.num_cycles
+            planned = state.number == setup.strategy.num_cycles
             last = planned or not state.pool.unlabelled
             # A resumed run walks through finished cycles; the table on disk has all of them.
             if last or not self._run.cycle(state.number + 1).path.exists():
@@ -117,7 +117,7 @@ class CycleLoop:
                 logger.info(
                     "every image of the pool is labelled: cycle %d of %d is the last",
                     state.number,
-                    setup.num_cycles,
+                    setup.strategy.num_cycles,
                 )
                 return rows
             following = self._query(state)
@@ -129,7 +129,7 @@ class CycleLoop:
 
     def _labels(self, state: CycleState) -> dict[str, Annotation]:
         """The labels bought so far."""
-        return self._setup.oracle.label(state.pool.labelled)
+        return self._setup.strategy.oracle.label(state.pool.labelled)
 
     def _train(self, state: CycleState) -> None:
         """Train, unless the cycle's training has ended already."""
@@ -140,7 +140,7 @@ class CycleLoop:
         logger.info(
             "cycle %d/%d: training on %d labelled and %d pseudo-labelled images",
             state.number,
-            self._setup.num_cycles,
+            self._setup.strategy.num_cycles,
             len(state.pool.labelled),
             n_pseudo,
         )
@@ -157,10 +157,10 @@ class CycleLoop:
             before=self._run.cycle(state.number - 1) if state.number else None,
         )
         # First: nothing comes back to them once the training has ended.
-        if self._setup.keep_checkpoints != "all":
+        if self._setup.storage.checkpoints != "all":
             folder.drop_numbered()
         write_json(folder.training, {**outcome, "planned": self._setup.settings.length})
-        if self._setup.keep_checkpoints == "best":
+        if self._setup.storage.checkpoints == "best":
             folder.drop_last()
 
     def _reopened(self, folder: CycleFolder) -> bool:
@@ -247,7 +247,12 @@ class CycleLoop:
             started = time.monotonic()
             positions = slice_positions(setup.images.infos)
             selection = purchase(
-                setup.helper, setup.oracle, record, state.pool, state.number, positions
+                setup.strategy.helper,
+                setup.strategy.oracle,
+                record,
+                state.pool,
+                state.number,
+                positions,
             )
             note_seconds(folder, "selection", time.monotonic() - started)
             # First: where a selection is, what the report shows of it is there too.
@@ -258,8 +263,8 @@ class CycleLoop:
             logger.warning(
                 "cycle %d is the last: budget_num %d %s pays for none of the unlabelled images",
                 state.number,
-                setup.helper.budget_num,
-                setup.helper.costs.unit,
+                setup.strategy.helper.budget_num,
+                setup.strategy.helper.costs.unit,
             )
             return None
         pool = state.pool.label(ids)
@@ -288,7 +293,7 @@ class CycleLoop:
         header = RecordHeader(
             **setup.fingerprints(labels),
             model_hash=weights_hash(best["model"]),
-            config_hash=setup.config_hash,
+            config_hash=setup.config.digest(),
             class_names=names,
             class_counts=counts,
             # A checkpoint from before it was kept has none.
@@ -303,8 +308,8 @@ class CycleLoop:
             pool=state.pool,
             path=folder.record,
             header=header,
-            views=setup.helper.views,
-            roi_features=setup.helper.needs_roi_features,
+            views=setup.strategy.helper.views,
+            roi_features=setup.strategy.helper.needs_roi_features,
         )
         assert record is not None
         seconds = time.monotonic() - started
@@ -322,14 +327,14 @@ class CycleLoop:
     ) -> PseudoLabels | None:
         """Pseudo-labels for the next cycle, from this cycle's record."""
         setup, folder = self._setup, self._run.cycle(state.number)
-        if setup.labeller is None or not pool.unlabelled:
+        if setup.strategy.labeller is None or not pool.unlabelled:
             return None
         if folder.pseudo_labels.exists():
             return PseudoLabels.read(folder.pseudo_labels)
         names, started = setup.class_names, time.monotonic()
         found = from_coco_predictions(read_json(folder.val_predictions), names)
-        thresholds = setup.labeller.thresholds(found, setup.split_labels("val"), names)
-        pseudo = setup.labeller.make(
+        thresholds = setup.strategy.labeller.thresholds(found, setup.split_labels("val"), names)
+        pseudo = setup.strategy.labeller.make(
             record or PoolRecord.open(folder.record),
             pool,
             thresholds,
@@ -353,5 +358,5 @@ class CycleLoop:
 
     def _drop_old_records(self, cycle: int) -> None:
         """Keep the newest `keep_records` records."""
-        for number in range(cycle - self._setup.keep_records + 1):
+        for number in range(cycle - self._setup.storage.records + 1):
             self._run.cycle(number).drop_record()

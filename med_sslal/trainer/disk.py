@@ -20,31 +20,36 @@ def disk_estimate(initial: Path, setup: RunSetup) -> str:
     weights = initial.stat().st_size
     # checkpoint_last has an optimiser that keeps up to two values a weight.
     last = 3 * weights
-    per_cycle = weights + (last if setup.keep_checkpoints != "best" else 0)
+    per_cycle = weights + (last if setup.storage.checkpoints != "best" else 0)
     numbered = 0
-    if setup.keep_checkpoints == "all" and setup.settings.save_period:
+    if setup.storage.checkpoints == "all" and setup.settings.save_period:
         numbered = sum(epochs // setup.settings.save_period for epochs in _epochs(setup))
     values = DETECTIONS_PER_IMAGE * VALUES_PER_DETECTION + VALUES_PER_IMAGE
-    values *= len(setup.helper.views)
-    if setup.helper.needs_roi_features:
+    values *= len(setup.strategy.helper.views)
+    if setup.strategy.helper.needs_roi_features:
         values += DETECTIONS_PER_IMAGE * VALUES_PER_ROI
     record = 4 * values * len(setup.images.splits["train"])
     # The training that runs has a previous copy of both besides.
-    total = weights + (setup.num_cycles + 1) * per_cycle + weights + (2 + numbered) * last
-    total += min(setup.keep_records, setup.num_cycles) * record
+    total = weights + (setup.strategy.num_cycles + 1) * per_cycle + weights + (2 + numbered) * last
+    total += min(setup.storage.records, setup.strategy.num_cycles) * record
     free = shutil.disk_usage(initial.parent).free
     return f"the run will take about {total / 2**30:.2f} GiB; {free / 2**30:.1f} GiB are free"
 
 
 def _epochs(setup: RunSetup) -> list[int]:
     """Epochs of each cycle, at most."""
-    settings, helper, pool = setup.settings, setup.helper, len(setup.images.splits["train"])
+    settings, helper, pool = (
+        setup.settings,
+        setup.strategy.helper,
+        len(setup.images.splits["train"]),
+    )
     if settings.steps_per_cycle is None:
-        return [settings.epochs] * (setup.num_cycles + 1)
+        return [settings.epochs] * (setup.strategy.num_cycles + 1)
     # How many images another unit pays for is not known.
     more = helper.budget_num if helper.costs.unit == "images" else 0
     labelled = [
-        min(helper.n_initial(pool) + cycle * more, pool) for cycle in range(setup.num_cycles + 1)
+        min(helper.n_initial(pool) + cycle * more, pool)
+        for cycle in range(setup.strategy.num_cycles + 1)
     ]
-    batch_size = setup.batch_size * settings.accumulate
+    batch_size = setup.compute.batch_size * settings.accumulate
     return [math.ceil(settings.steps_per_cycle / max(n // batch_size, 1)) for n in labelled]

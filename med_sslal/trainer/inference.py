@@ -33,14 +33,14 @@ def loader_of(
     """
     view: Any
     if labels is None:
-        view = UnlabelledView(setup.images, ids, setup.eval_transform)
+        view = UnlabelledView(setup.images, ids, setup.transforms.eval)
     else:
-        view = LabelledView(setup.images, labels, ids, setup.eval_transform)
+        view = LabelledView(setup.images, labels, ids, setup.transforms.eval)
     return BaseDataLoader(
         view,
-        batch_sampler=SequentialBatchSampler(len(ids), setup.batch_size, setup.world),
-        n_workers=setup.n_workers,
-        pin_memory=setup.devices.main.type == "cuda",
+        batch_sampler=SequentialBatchSampler(len(ids), setup.compute.batch_size, setup.world),
+        n_workers=setup.compute.n_workers,
+        pin_memory=setup.compute.devices.main.type == "cuda",
     )
 
 
@@ -67,7 +67,7 @@ def predict(
     view: Any = loader.dataset
     watched = setup.world.watch(loader, stop)
     batches = track(watched, title, len(loader), show=setup.settings.show_progress)
-    own = _seen(stream(model, batches, setup.devices.main, setup.dtype), title)
+    own = _seen(stream(model, batches, setup.compute.devices.main, setup.compute.dtype), title)
     seen = {item[0]: item for part in setup.world.merged(own, stop) for item in part}
     if not setup.world.is_main:
         return {}, None
@@ -146,7 +146,7 @@ def score(
     first, second = (
         world.watch(loader_of(setup, ids, None), stop) for ids in (pool.unlabelled, pool.labelled)
     )
-    recorded |= {"device": setup.devices.main, "dtype": setup.dtype}
+    recorded |= {"device": setup.compute.devices.main, "dtype": setup.compute.dtype}
 
     def merged(seen: Iterator[SeenBatch]) -> Iterator[SeenBatch]:
         return world.merged(seen, stop)
@@ -161,6 +161,6 @@ def score(
 
 def _detector(setup: RunSetup, weights: Mapping[str, Tensor]) -> nn.Module:
     """A detector of these weights, on the devices of this process."""
-    model = setup.make_model()
+    model = setup.detector.model()
     model.load_state_dict(weights)
-    return setup.parallel(model.to(setup.devices.main))
+    return setup.compute.parallel(model.to(setup.compute.devices.main))

@@ -30,8 +30,8 @@ def initial_set(setup: RunSetup, run: RunFolder, pool: Pool, stop: StopRequest) 
     Raises:
         Interrupted: A stop was asked for; the pass begins anew in a resumed run.
     """
-    if not setup.helper.cold_start:
-        return setup.helper.initial(pool)
+    if not setup.strategy.helper.cold_start:
+        return setup.strategy.helper.initial(pool)
     chosen = run.initial_selection
     if not chosen.exists():
         content = load_checkpoint(run.initial)
@@ -51,12 +51,12 @@ def initial_set(setup: RunSetup, run: RunFolder, pool: Pool, stop: StopRequest) 
             header=RecordHeader(
                 **setup.fingerprints({}),
                 model_hash=weights_hash(content["model"]),
-                config_hash=setup.config_hash,
+                config_hash=setup.config.digest(),
                 class_names=setup.class_names,
             ),
         )
         assert record is not None
-        selection = setup.helper.initial_query(record, pool)
+        selection = setup.strategy.helper.initial_query(record, pool)
         write_selection(chosen, selection, cycle=0, header=record.header)
     shutil.rmtree(run.initial_record, ignore_errors=True)
     return read_selection(chosen).image_ids

@@ -50,7 +50,7 @@ def cycle_row(
         "cycle": number,
         "labelled_images": len(labels),
         "labelled_boxes": n_boxes,
-        "labelled_seconds": round(setup.helper.costs.seconds(len(labels), n_boxes), 1),
+        "labelled_seconds": round(setup.strategy.helper.costs.seconds(len(labels), n_boxes), 1),
         "pseudo_images": len(added),
         "pseudo_boxes": sum(label.n_objects for label in added.values()),
         "pseudo_precision": sum(found) / len(found) if found else None,
@@ -72,7 +72,7 @@ def pseudo_quality(
     """
     if pseudo is None:
         return {}
-    truth = setup.oracle.audit(pseudo.labels)
+    truth = setup.strategy.oracle.audit(pseudo.labels)
     graded = hidden_truth_quality(pseudo.labels, truth, setup.class_names)
     for name, quality in graded.items():
         logger.info(

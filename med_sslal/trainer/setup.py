@@ -14,6 +14,8 @@ from med_sslal.al.oracle import SimulatedOracle
 from med_sslal.base.base_dataset import Images, Labels
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.types import Annotation
+from med_sslal.config.parse_config import ConfigParser
+from med_sslal.model.parallel import ListDataParallel
 from med_sslal.ssl.pseudo_labels import PseudoLabeller
 from med_sslal.trainer.settings import TrainerSettings
 from med_sslal.utils.distributed import ALONE, World
@@ -21,63 +23,119 @@ from med_sslal.utils.train_util import Devices
 
 
 @dataclass(frozen=True)
-class RunSetup:
-    """Built objects and scalars of a run.
+class Transforms:
+    """What is done to an image before the detector sees it.
 
     Attributes:
-        images: Images and their splits.
-        eval_labels: Labels of the images of val and test.
-        oracle: The only way from a training image to its label.
-        helper: Chooses the initial set and every query.
-        labeller: Makes pseudo-labels; None trains on labels alone.
-        make_model: A new detector with the initial weights, on the CPU.
-        parallel: Wraps a detector for several devices (identity for one).
-        make_optimizer: From a detector.
-        make_scheduler: From an optimiser; None keeps the learning rate.
-        train_transform: Augmentation and resizing of labelled images.
-        pseudo_transform: The same of pseudo-labelled ones.
-        eval_transform: Resizing alone.
-        settings: Scalars of a training.
-        num_cycles: Queries; there is one training more.
-        devices: Where to compute.
-        dtype: Low precision inside the model, None for fp32.
-        batch_size: Images per step over all devices and processes.
-        n_workers: Loader processes of each process.
-        seed: Everything random derives from it.
-        metrics: Names of METRICS.
-        keep_checkpoints: "best", "best_last" or "all".
-        keep_records: How many of the newest pool records stay on disk.
-        tensorboard: Whether TensorBoard files are written.
-        config: The resolved config, saved in every checkpoint.
-        config_hash: Its digest.
-        world: The processes of the run.
+        train: Augmentation and resizing of labelled images.
+        pseudo: The same of pseudo-labelled ones.
+        eval: Resizing alone.
     """
 
-    images: Images
-    eval_labels: Labels
-    oracle: SimulatedOracle
+    train: Any
+    pseudo: Any
+    eval: Any
+
+
+@dataclass(frozen=True)
+class DetectorParts:
+    """How the detector and what trains it are made anew in each cycle.
+
+    Attributes:
+        model: A detector with weights to be replaced, on the CPU.
+        optimizer: From a detector.
+        scheduler: From an optimiser; None keeps the learning rate.
+    """
+
+    model: Callable[[], BaseModel]
+    optimizer: Callable[[BaseModel], Optimizer]
+    scheduler: Callable[[Optimizer], LRScheduler] | None
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Where labels come from.
+
+    Attributes:
+        helper: Chooses the initial set and every query.
+        oracle: The only way from a training image to its label.
+        labeller: Makes pseudo-labels; None trains on labels alone.
+        num_cycles: Queries; there is one training more.
+    """
+
     helper: ActiveLearningHelper
+    oracle: SimulatedOracle
     labeller: PseudoLabeller | None
-    make_model: Callable[[], BaseModel]
-    parallel: Callable[[BaseModel], nn.Module]
-    make_optimizer: Callable[[BaseModel], Optimizer]
-    make_scheduler: Callable[[Optimizer], LRScheduler] | None
-    train_transform: Any
-    pseudo_transform: Any
-    eval_transform: Any
-    settings: TrainerSettings
     num_cycles: int
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where it is computed, and in which pieces.
+
+    Attributes:
+        devices: Those of this process.
+        dtype: Low precision inside the model, None for fp32.
+        batch_size: Labelled images per step over all devices and processes.
+        n_workers: Loader processes of each process.
+    """
+
     devices: Devices
     dtype: torch.dtype | None
     batch_size: int
     n_workers: int
-    seed: int
-    metrics: tuple[str, ...]
-    keep_checkpoints: str
-    keep_records: int
+
+    def parallel(self, model: BaseModel) -> nn.Module:
+        """A detector on all devices of this process."""
+        several = len(self.devices.ids) > 1
+        return ListDataParallel(model, self.devices.ids) if several else model
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What of a run is kept on disk.
+
+    Attributes:
+        checkpoints: "best", "best_last" or "all".
+        records: How many of the newest pool records.
+        tensorboard: Whether TensorBoard files are written.
+    """
+
+    checkpoints: str
+    records: int
     tensorboard: bool
-    config: Mapping[str, Any]
-    config_hash: str
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """Built objects and scalars of a run.
+
+    Attributes:
+        config: The checked config; its resolved form is saved in every checkpoint.
+        images: Images and their splits.
+        eval_labels: Labels of the images of val and test.
+        transforms: What is done to an image.
+        detector: How it is made.
+        strategy: Where labels come from.
+        settings: Scalars of a training.
+        metrics: Names of METRICS.
+        seed: Everything random derives from it.
+        compute: Where it is computed.
+        storage: What is kept.
+        world: The processes of the run.
+    """
+
+    config: ConfigParser
+    images: Images
+    eval_labels: Labels
+    transforms: Transforms
+    detector: DetectorParts
+    strategy: Strategy
+    settings: TrainerSettings
+    metrics: tuple[str, ...]
+    seed: int
+    compute: Compute
+    storage: Storage
     world: World = ALONE
 
     @property

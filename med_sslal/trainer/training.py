@@ -73,19 +73,19 @@ def train_cycle(
         raise ValueError(f"{len(both)} images are labelled and pseudo-labelled at once")
     world = setup.world
     seed_everything(setup.seed, "training", cycle)
-    model = setup.make_model()
-    if before is not None and setup.helper.restart == "continue":
+    model = setup.detector.model()
+    if before is not None and setup.strategy.helper.restart == "continue":
         weights = world.from_main(lambda: load_best(before)["model"])
     else:
         weights = world.from_main(lambda: load_checkpoint(initial)["model"])
     model.load_state_dict(weights)
-    model.to(setup.devices.main)
-    optimizer = setup.make_optimizer(model)
+    model.to(setup.compute.devices.main)
+    optimizer = setup.detector.optimizer(model)
     parts, per_step = setup.settings.accumulate, setup.settings.per_step
     sampler = EpochBatchSampler(
         len(labels),
         len(pseudo),
-        setup.batch_size * parts,
+        setup.compute.batch_size * parts,
         stable_hash(setup.seed, "order", cycle),
         world,
         per_step=per_step and per_step * parts,
@@ -95,42 +95,42 @@ def train_cycle(
             setup.images,
             {**labels, **pseudo},
             (*labels, *pseudo),
-            setup.train_transform,
+            setup.transforms.train,
             frozenset(pseudo),
-            setup.pseudo_transform,
+            setup.transforms.pseudo,
         ),
         batch_sampler=sampler,
-        n_workers=setup.n_workers,
-        pin_memory=setup.devices.main.type == "cuda",
+        n_workers=setup.compute.n_workers,
+        pin_memory=setup.compute.devices.main.type == "cuda",
     )
-    fp16 = setup.dtype is torch.float16
-    show = setup.tensorboard and world.is_main
+    fp16 = setup.compute.dtype is torch.float16
+    show = setup.storage.tensorboard and world.is_main
     with TensorboardWriter(folder.tensorboard, enabled=show) as writer:
-        parallel = setup.parallel(model)
+        parallel = setup.compute.parallel(model)
         trainer = Trainer(
             folder,
             model=parallel if world.size == 1 else distribute(model, world),
             bare_model=model,
             optimizer=optimizer,
-            scheduler=setup.make_scheduler and setup.make_scheduler(optimizer),
+            scheduler=setup.detector.scheduler and setup.detector.scheduler(optimizer),
             loader=loader,
             sampler=sampler,
             evaluate=Validation(setup, parallel, writer, stop, f"cycle {cycle}"),
             settings=setup.settings,
-            device=setup.devices.main,
-            scaler=torch.amp.GradScaler(setup.devices.main.type) if fp16 else None,
+            device=setup.compute.devices.main,
+            scaler=torch.amp.GradScaler(setup.compute.devices.main.type) if fp16 else None,
             writer=writer,
             stop=stop,
             identity={
-                "config": setup.config,
+                "config": setup.config.resolved,
                 **setup.fingerprints(labels),
                 "class_names": setup.class_names,
                 "cycle": cycle,
                 "pool": pool.state_dict(),
             },
             class_names=setup.class_names,
-            title=f"cycle {cycle}/{setup.num_cycles}",
-            cycles_left=setup.num_cycles - cycle,
+            title=f"cycle {cycle}/{setup.strategy.num_cycles}",
+            cycles_left=setup.strategy.num_cycles - cycle,
             world=world,
         )
         restored = trainer.resume()
@@ -223,7 +223,7 @@ class Validation:
 
     def _draw(self, found: Mapping[str, Prediction], epoch: int) -> None:
         """The same few validation images each time, with true and predicted boxes."""
-        if not self._setup.tensorboard:
+        if not self._setup.storage.tensorboard:
             return
         for image_id in self._ids[:PICTURES]:
             image = self._setup.images.picture(image_id)

@@ -1,0 +1,182 @@
+"""Whether the parts of a run fit each other; every error names the keys to change."""
+
+import logging
+import math
+
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
+
+from med_sslal.al.abilities import missing_abilities
+from med_sslal.al.al_helpers import ActiveLearningHelper
+from med_sslal.al.pool import Pool
+from med_sslal.al.restrict import check_groups, check_pool, check_positions, slice_positions
+from med_sslal.base.base_dataset import BaseDataset, Images
+from med_sslal.base.base_model import ABILITIES
+from med_sslal.config.parse_config import ConfigParser
+from med_sslal.eval.metric import metric_keys
+from med_sslal.model.compiling import check_compiler
+from med_sslal.model.norm import learns_batch_norm
+from med_sslal.trainer.setup import RunSetup
+from med_sslal.utils.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+ENOUGH_FOR_BATCH_NORM = 8
+
+
+def check_monitor(config: ConfigParser, dataset: BaseDataset) -> None:
+    """Raise ConfigError unless the monitored value is one that validation gives."""
+    # Asked in any case: it also tries every metric before hours are spent on a training.
+    known = metric_keys(config["metrics"], dataset.labels.class_names)
+    rule = config.get("trainer.monitor")
+    if rule == "off":
+        return
+    keys = {"val_loss"} | {f"val_{key}" for key in known}
+    key = rule.split()[1]
+    if key not in keys:
+        raise ConfigError(f"trainer.monitor: no value '{key}'; there are {', '.join(sorted(keys))}")
+
+
+def check_setup(setup: RunSetup) -> None:
+    """Refuse parts that do not fit each other.
+
+    Raises:
+        ConfigError: Initial set and first query do not fit the pool, the detector does not give
+            what the strategy reads, or batch size or schedule do not fit.
+    """
+    config, devices, world = setup.config, setup.compute.devices, setup.world
+    helper, num_cycles = setup.strategy.helper, setup.strategy.num_cycles
+    _check_pool(helper, setup.images, num_cycles)
+    if num_cycles:
+        _check_abilities(config, helper)
+    n_shares, name = (world.size, "processes") if world.launched else (len(devices.ids), "devices")
+    if setup.compute.batch_size < n_shares:
+        raise ConfigError(
+            f"batch_size is {setup.compute.batch_size} for {n_shares} {name}: each needs an image "
+            "at least, and batch_size is that of all together"
+        )
+    if config.get("trainer.compile"):
+        if len(devices.ids) > 1:
+            raise ConfigError(
+                f"trainer.compile is true for {len(devices.ids)} GPUs in one process, whose copies "
+                "of the model cannot be compiled: use one GPU, or set it to false"
+            )
+        check_compiler(devices.main)
+    check_schedule(config, helper, len(setup.images.splits["train"]))
+
+
+def check_batch_norm(setup: RunSetup) -> None:
+    """Refuse to train where batch norm would learn from single images, warn where from few.
+
+    Raises:
+        ConfigError: A device has one image of a batch.
+    """
+    # Processes share their statistics, devices of one process do not.
+    batch_size, n_devices = setup.compute.batch_size, max(len(setup.compute.devices.ids), 1)
+    n_images = batch_size // n_devices
+    if n_images >= ENOUGH_FOR_BATCH_NORM or not learns_batch_norm(setup.detector.model()):
+        return
+    text = (
+        f"batch_size {batch_size} gives batch norm {n_images} image(s) a device, and it "
+        f"wants {ENOUGH_FOR_BATCH_NORM}: set batch_size to {ENOUGH_FOR_BATCH_NORM * n_devices}, or "
+        'arch.args.norm to "group" ("frozen" with pretrained weights)'
+    )
+    if n_images == 1:
+        raise ConfigError(text)
+    logger.warning("%s", text)
+
+
+def _check_pool(helper: ActiveLearningHelper, images: Images, num_cycles: int) -> None:
+    """Refuse an initial set and a first query that the pool cannot give.
+
+    Raises:
+        ConfigError: It has too few images, or too few under the cap per patient; or adjacent
+            slices are to be suppressed among no slices.
+    """
+    pool = Pool((), images.splits["train"])
+    n_initial, in_images = helper.n_initial(len(pool)), helper.costs.unit == "images"
+    if not num_cycles:
+        check_pool(n_initial, 0, len(pool))
+        return
+    check_pool(n_initial, helper.budget_num if in_images else 1, len(pool))
+    check_positions(pool.unlabelled, slice_positions(images.infos), helper.suppress_adjacent)
+    if in_images:
+        # What a cold start picks is not known yet; more than the whole pool cannot be had.
+        left = pool if helper.cold_start else pool.label(helper.initial(pool))
+        groups = [images.infos[image_id].group_id for image_id in left.unlabelled]
+        check_groups(groups, helper.budget_num, helper.max_per_group)
+        enough = math.ceil((len(pool) - n_initial) / helper.budget_num)
+        if enough < num_cycles:
+            logger.warning(
+                "al_settings.num_cycles is %d, but all %d images of the pool are labelled after "
+                "%d: the run ends there",
+                num_cycles,
+                len(pool),
+                enough,
+            )
+
+
+def _check_abilities(config: ConfigParser, helper: ActiveLearningHelper) -> None:
+    """Raise ConfigError unless the detector gives what the strategy reads of it."""
+    detector, args = config.init_class("arch"), config.get("arch.args")
+    gaps = missing_abilities(helper.criterion, helper.selector, detector.abilities(args))
+    if not gaps:
+        return
+    name, need = gaps[0]
+    if need == "dropout" and "box_head_dropout" in args:
+        raise ConfigError(
+            f"al_settings.args.al_criterion: {name} needs arch.args.box_head_dropout above 0 (0.2, "
+            f"say), found {args['box_head_dropout']}: set it, or choose another criterion"
+        )
+    raise ConfigError(
+        f"al_settings.args.al_criterion: {name} needs {ABILITIES[need]}, which the detector "
+        f"{config.get('arch.type')} does not give: choose another criterion or detector"
+    )
+
+
+def check_schedule(config: ConfigParser, helper: ActiveLearningHelper, pool_size: int) -> None:
+    """Refuse a learning-rate schedule that would break off, do nothing or work backwards.
+
+    Raises:
+        ConfigError: OneCycleLR ends before a cycle does, the scheduler overrules another
+            optimizer.args.lr, or ReduceLROnPlateau watches for the wrong direction.
+    """
+    if not config["lr_scheduler"]:
+        return
+    cls, args = config.init_class("lr_scheduler"), config["lr_scheduler"]["args"]
+    own_lr = {OneCycleLR: "max_lr", CyclicLR: "base_lr"}.get(cls)
+    lr = config["optimizer"]["args"].get("lr")
+    if own_lr and lr is not None and args[own_lr] != lr:
+        raise ConfigError(
+            f"optimizer.args.lr is {lr}, but {cls.__name__} goes by lr_scheduler.args.{own_lr}, "
+            f"which is {args[own_lr]}: set both to the same"
+        )
+    monitor = config.get("trainer.monitor")
+    wanted = "min" if monitor == "off" else monitor.split()[0]
+    if cls is ReduceLROnPlateau and args.get("mode", "min") != wanted:
+        raise ConfigError(
+            f'ReduceLROnPlateau follows the monitored value: with trainer.monitor "{monitor}" set '
+            f'lr_scheduler.args.mode to "{wanted}"'
+        )
+    if cls is OneCycleLR:
+        end = args.get("total_steps") or args["epochs"] * args["steps_per_epoch"]
+        moves = _most_moves(config, helper, pool_size)
+        if moves > end:
+            raise ConfigError(
+                f"OneCycleLR ends after {end} moves (lr_scheduler.args), but a cycle may take "
+                f"{moves}: set total_steps to {moves}"
+            )
+
+
+def _most_moves(config: ConfigParser, helper: ActiveLearningHelper, pool_size: int) -> int:
+    """How often the scheduler moves in the longest cycle, at most."""
+    trainer = config["trainer"]
+    batch_size = config["batch_size"] * trainer["accumulate"]
+    by_step = config["lr_scheduler"]["interval"] == "step"
+    if trainer["steps_per_cycle"]:
+        batches = max(1, helper.n_initial(pool_size) // batch_size)
+        steps = trainer["steps_per_cycle"]
+        return steps if by_step else math.ceil(steps / batches)
+    queries = config.get("al_settings.num_cycles")
+    labelled = helper.n_initial(pool_size) + queries * helper.costs.most_images(helper.budget_num)
+    batches = math.ceil(min(labelled, pool_size) / batch_size)
+    return trainer["epochs"] * (batches if by_step else 1)

@@ -1,0 +1,148 @@
+"""Going through the cycles of a run in its folder: log, environment, pictures and report."""
+
+import logging
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from med_sslal.base.base_dataset import BaseDataset, Labels
+from med_sslal.cli.report import write_run
+from med_sslal.eval.coco_utils import from_coco_predictions
+from med_sslal.logger.logger import add_log_file, remove_log_file
+from med_sslal.report.pictures import write_evaluation_pictures, write_learning_curve
+from med_sslal.report.table import cycle_table
+from med_sslal.trainer.cycle import run_cycles
+from med_sslal.trainer.disk import disk_estimate
+from med_sslal.trainer.run_folder import CycleFolder, RunFolder
+from med_sslal.trainer.setup import RunSetup
+from med_sslal.utils.distributed import World
+from med_sslal.utils.errors import CheckpointError, UserError
+from med_sslal.utils.interrupt import Interrupted, StopRequest
+from med_sslal.utils.train_util import peak_memory
+from med_sslal.utils.util import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "torchvision", "albumentations", "numpy", "scikit-learn", "pycocotools")
+
+
+def run_in(run: RunFolder, setup: RunSetup) -> int:
+    """Run the cycles of a run; returns the exit code."""
+    handler = add_log_file(run.log)
+    try:
+        run.clear_unfinished()
+        write_json(run.config, setup.config.resolved)
+        logger.info("run folder: %s", run)
+        logger.info("%s", disk_estimate(run.initial, setup))
+        several = f" x {setup.world.size}" if setup.world.size > 1 else ""
+        found = environment(f"{setup.compute.devices}{several}", torch.get_num_threads())
+        _warn_of_changes(run.environment, found)
+        write_json(run.environment, found)
+        started = time.monotonic()
+        with StopRequest() as stop:
+            rows = run_cycles(setup, run, stop)
+            # Seconds, with nothing left to go on with: a request to stop waits for their end.
+            _write_pictures(run, setup, rows)
+            sys.stdout.write(cycle_table(rows) + "\n")
+            minutes = (time.monotonic() - started) / 60
+            memory = peak_memory(setup.compute.devices.main)
+            logger.info("finished after %.1f minutes; peak memory %s", minutes, memory)
+            logger.info("results: %s", run)
+            seen = _seen(run.cycle(rows[-1]["cycle"]), setup)
+            # Last, when everything else is on disk: an error in it loses nothing of the run.
+            sys.stdout.write(f"report: {write_run(run, seen)}\n")
+    except Interrupted as request:
+        logger.debug("%s", request)
+        # Not logged: it is told at every verbosity.
+        sys.stdout.write(f"stopped; go on with: {resume_command(run.path, setup.world)}\n")
+        return request.exit_code
+    except Exception as error:
+        logger.debug("ended by an error", exc_info=True)
+        # A damaged checkpoint would stop the continuation again; its error says what to remove.
+        if isinstance(error, UserError | OSError) and not isinstance(error, CheckpointError):
+            command = resume_command(run.path, setup.world)
+            sys.stdout.write(f"what is done is kept; go on with: {command}\n")
+        raise
+    finally:
+        remove_log_file(handler)
+    return 0
+
+
+def help_main(setup: RunSetup) -> int:
+    """Compute what rank 0 asks for; returns the exit code."""
+    with StopRequest() as stop:
+        run_cycles(setup, RunFolder(Path()), stop)
+    return 0
+
+
+def _seen(cycle: CycleFolder, setup: RunSetup) -> BaseDataset:
+    """The images of a run with the labels that it has used: what its report may show."""
+    bought = setup.strategy.oracle.label(read_json(cycle.pool)["labelled"])
+    labels = {**bought, **setup.eval_labels.annotations}
+    return BaseDataset(setup.images, Labels(setup.class_names, labels))
+
+
+def _write_pictures(run: RunFolder, setup: RunSetup, rows: list[dict[str, Any]]) -> None:
+    """The learning curve, and the last cycle's FROC and overlays, in the run folder."""
+    images, name = setup.images, setup.config["name"]
+    write_learning_curve(run.path, rows, images, f"{name}: test")
+    cycle = run.cycle(rows[-1]["cycle"])
+    write_evaluation_pictures(
+        run.path,
+        read_json(cycle.metrics)["test"],
+        from_coco_predictions(read_json(cycle.predictions), setup.class_names),
+        setup.split_labels("test"),
+        images,
+        setup.class_names,
+        f"{name}: test, cycle {cycle.number}",
+    )
+
+
+def _warn_of_changes(path: Path, found: Mapping[str, Any]) -> None:
+    """Warn where a resumed run meets another environment: the numbers may differ."""
+    if path.exists():
+        before = read_json(path)
+        for name in sorted(before.keys() & found.keys()):
+            if before[name] != found[name]:
+                logger.warning(
+                    "%s was %s and is now %s: the continuation may differ from an unbroken run",
+                    name,
+                    before[name],
+                    found[name],
+                )
+
+
+def resume_command(folder: Path, world: World) -> str:
+    """The command line that goes on with a run in as many processes."""
+    script = f"train.py --resume {folder}"
+    if not world.launched:
+        return f"python {script}"
+    if world.local_size < world.size:
+        return f"torchrun, on each machine with the options of before, {script}"
+    return f"torchrun --standalone --nproc_per_node={world.size} {script}"
+
+
+def environment(device: str, n_threads: int) -> dict[str, Any]:
+    """Versions, device and threads: what can change a run's numbers."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": device,
+        "gpu": torch.cuda.get_device_name(0) if device.startswith("cuda") else None,
+        "threads": n_threads,
+    }
+
+
+def _version(package: str) -> str | None:
+    """The installed version, None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
