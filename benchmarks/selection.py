@@ -22,12 +22,12 @@ from scipy.stats import entropy
 
 from benchmarks.common import detections, measured
 from med_sslal.al.al_criteria import CRITERIA, SELECTORS
-from med_sslal.al.arrays import paired_iou
 from med_sslal.al.criteria.base import confidence
 from med_sslal.al.criteria.cald_consistency import AUGMENTATIONS, CaldConsistency
 from med_sslal.al.record import PLAIN, PoolRecord, RecordHeader
 from med_sslal.al.record_writer import RecordWriter
 from med_sslal.base.types import ImageInfo
+from med_sslal.utils.boxes import paired_iou
 
 LABELLED = 500
 ONLY_EMBEDDINGS = ("k_means_diversity", "k_means_plus_plus", "k_center")

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from med_sslal.al.abilities import missing_abilities
 from tiny import files_of, make_voc, quick_config, run_train, write_config
 from torch import nn
 
-from med_sslal.al.abilities import missing_abilities
 from med_sslal.al.al_criteria import CRITERIA, SELECTORS
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.criteria.base import Criterion

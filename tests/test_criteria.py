@@ -8,10 +8,10 @@ import torch
 from records import ALL_VIEWS, detections, random_images, write_full_record, write_record
 
 from med_sslal.al.al_criteria import CRITERIA, describe
-from med_sslal.al.arrays import paired_iou
 from med_sslal.al.criteria import base, unexplained_objectness
 from med_sslal.al.criteria.aggregate import aggregate_boxes, fill_empty
 from med_sslal.al.criteria.base import Criterion
+from med_sslal.utils.boxes import paired_iou
 from med_sslal.utils.errors import ConfigError, DataError
 from med_sslal.utils.util import stable_hash
 

@@ -13,7 +13,7 @@ from test_criteria import AGGREGATES, BOX_CRITERIA, at_1e4, literal_aggregate, l
 from med_sslal.al import matching
 from med_sslal.al.al_criteria import CRITERIA
 from med_sslal.al.criteria import base
-from med_sslal.al.matching import best_matches
+from med_sslal.al.view_matches import best_matches
 from med_sslal.utils.errors import ConfigError, DataError
 
 N_RECORDS = 100

@@ -12,7 +12,7 @@ from tiny import tiny_config
 
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.pool import Pool
-from med_sslal.al.strategy import stage_names
+from med_sslal.al.stages import stage_names
 from med_sslal.cli.registries import registries
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.utils.errors import ConfigError

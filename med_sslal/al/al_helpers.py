@@ -15,7 +15,7 @@ from med_sslal.al.pool import Pool
 from med_sslal.al.query import Query
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.al.restrict import Position, check_pool
-from med_sslal.al.strategy import Stage, build_stages, check_stages, unused_defaults
+from med_sslal.al.stages import Stage, build_stages, check_stages, unused_defaults
 from med_sslal.base.types import Selection
 from med_sslal.config.jsonc import KeyPath
 from med_sslal.config.parse_config import dotted

@@ -1,4 +1,4 @@
-"""Small array functions of this room: IoU, distances, and the rounding before every ranking.
+"""Small array functions of this room: distances, entropies, and the rounding before a ranking.
 
 Raw fp32 outputs differ by about 5e-7 between batch sizes and thread counts. What decides an order
 is therefore rounded first: scores and criterion values to 1e-4, embeddings to 1e-3.
@@ -85,28 +85,6 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
         return None
     ranks = [rankdata(column) for column in (first, second)]
     return float(round_scores(np.corrcoef(*ranks)[0, 1]))
-
-
-def paired_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """IoU of box i of `first` with box i of `second`, in continuous coordinates.
-
-    Args:
-        first: [N, 4] xyxy.
-        second: [N, 4] xyxy in the same frame.
-
-    Returns:
-        float64 [N] in [0, 1]; 0 where both boxes have no area.
-
-    Example:
-        >>> paired_iou(np.array([[0, 0, 2, 2]]), np.array([[0, 0, 2, 1]])).tolist()
-        [0.5]
-    """
-    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    overlap = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    intersection = overlap.clip(min=0).prod(axis=1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(axis=1) for boxes in (a, b)]
-    union = areas[0] + areas[1] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 
 def entropy(probs: np.ndarray) -> np.ndarray:

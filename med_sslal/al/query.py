@@ -15,7 +15,7 @@ from med_sslal.al.pool import Pool
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.al.restrict import Position, cap_groups, check_positions, part_adjacent
 from med_sslal.al.selectors.base import Choice, Selector
-from med_sslal.al.strategy import rate
+from med_sslal.al.stages import rate
 from med_sslal.base.types import Selected, Selection
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import stable_hash

@@ -7,7 +7,7 @@ import numpy as np
 
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
 from med_sslal.eval.eval_utils import columns
-from med_sslal.eval.matching import Overlap, match
+from med_sslal.eval.hits import Overlap, match
 
 N_BINS = 10
 

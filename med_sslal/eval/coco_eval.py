@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
 from med_sslal.eval.coco_utils import to_coco_objects
 from med_sslal.eval.eval_utils import MetricResult, columns
-from med_sslal.eval.matching import MIN_OVERLAP
+from med_sslal.eval.hits import MIN_OVERLAP
 
 Backend = Literal["auto", "pycocotools", "faster_coco_eval"]
 

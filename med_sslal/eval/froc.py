@@ -15,7 +15,7 @@ import numpy as np
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
 from med_sslal.eval.bootstrap import hits_before, patient_weights, resampled_sensitivity
 from med_sslal.eval.eval_utils import Columns, MetricResult, columns
-from med_sslal.eval.matching import Matches, Overlap, match
+from med_sslal.eval.hits import Matches, Overlap, match
 
 LIMITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """False positives per image at which sensitivity is reported."""

@@ -19,7 +19,7 @@ from med_sslal.eval.drawing import (
     text_font,
 )
 from med_sslal.eval.eval_utils import columns
-from med_sslal.eval.matching import match
+from med_sslal.eval.hits import match
 from med_sslal.report.colours import FAINT, INK, PAPER
 from med_sslal.utils.util import atomic_write
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from med_sslal.al.pool import Pool
 from med_sslal.al.selection_io import read_selection
-from med_sslal.al.strategy import stage_names
+from med_sslal.al.stages import stage_names
 from med_sslal.base.base_dataset import BaseDataset, Labels
 from med_sslal.base.types import Prediction, Selection
 from med_sslal.eval.coco_utils import from_coco_predictions

@@ -8,7 +8,7 @@ import numpy as np
 from med_sslal.al.arrays import round_scores
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
 from med_sslal.eval.eval_utils import columns
-from med_sslal.eval.matching import match
+from med_sslal.eval.hits import match
 
 
 class Quality(NamedTuple):

@@ -5,8 +5,8 @@ import numpy as np
 from med_sslal.al.arrays import js_divergence, round_scores
 from med_sslal.al.criteria.aggregate import EmptyImages
 from med_sslal.al.criteria.base import DetectionCriterion, confidence
-from med_sslal.al.matching import best_matches
 from med_sslal.al.record import PLAIN, PoolRecord, RecordSection
+from med_sslal.al.view_matches import best_matches
 
 AUGMENTATIONS = ("flip", "cutout", "downsize", "rotate")
 

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from med_sslal.al.arrays import entropy, paired_iou
+from med_sslal.al.arrays import entropy
 from med_sslal.al.criteria.aggregate import Aggregate, EmptyImages
 from med_sslal.al.criteria.base import BoxCriterion
 from med_sslal.al.record import PLAIN, PoolRecord
+from med_sslal.utils.boxes import paired_iou
 from med_sslal.utils.errors import ConfigError
 
 

@@ -7,8 +7,8 @@ import numpy as np
 from med_sslal.al.arrays import js_divergence
 from med_sslal.al.criteria.aggregate import Aggregate
 from med_sslal.al.criteria.base import BoxCriterion
-from med_sslal.al.matching import best_matches
 from med_sslal.al.record import PLAIN, PoolRecord
+from med_sslal.al.view_matches import best_matches
 
 FLIP = "flip"
 

@@ -5,8 +5,8 @@ import numpy as np
 from med_sslal.al.arrays import round_scores
 from med_sslal.al.criteria.aggregate import EmptyImages, aggregate_boxes
 from med_sslal.al.criteria.base import DetectionCriterion, confidence
-from med_sslal.al.matching import best_matches
 from med_sslal.al.record import PLAIN, PoolRecord
+from med_sslal.al.view_matches import best_matches
 from med_sslal.utils.errors import ConfigError
 
 

@@ -4,10 +4,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from med_sslal.al.arrays import paired_iou, round_scores
+from med_sslal.al.arrays import round_scores
 from med_sslal.al.criteria.aggregate import Aggregate
 from med_sslal.al.criteria.base import BoxCriterion, confidence
 from med_sslal.al.record import PLAIN, PoolRecord
+from med_sslal.utils.boxes import paired_iou
 
 
 class LocalizationTightness(BoxCriterion):

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from med_sslal.al.arrays import paired_iou, round_scores
+from med_sslal.al.arrays import round_scores
 from med_sslal.al.criteria.aggregate import TOP_K
 from med_sslal.al.criteria.base import BLOCK_IMAGES, Criterion
 from med_sslal.al.record import PLAIN, PoolRecord, RecordSection
+from med_sslal.utils.boxes import paired_iou
 from med_sslal.utils.errors import DataError
 
 EXPLAINED_IOU = 0.3

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from med_sslal.eval.eval_utils import Columns
+from med_sslal.utils.boxes import areas, paired_intersection
 
 Overlap = Literal["iou", "iobb"]
 
@@ -88,26 +89,20 @@ def _overlapping(
     rows = np.flatnonzero(count)
     start, count = start[rows], count[rows]
     before = np.concatenate([[0], np.cumsum(count)])
-    # Coordinates of float32 are exact in float64, and so is nearly every product of two.
-    columns = np.ascontiguousarray(boxes.T, dtype=np.float64)
-    other_columns = np.ascontiguousarray(other_boxes.T, dtype=np.float64)
     cuts = np.searchsorted(before, np.arange(_PAIRS_AT_ONCE, before[-1], _PAIRS_AT_ONCE))
     for low, high in pairwise([0, *cuts, len(rows)]):
         n = count[low:high]
         first = start[low:high] - (before[low:high] - before[low])
         a = rows[low:high].repeat(n)
         b = order[first.repeat(n) + np.arange(n.sum())]
-        enough = _overlaps(columns[:, a], other_columns[:, b], overlap)
+        enough = _overlaps(boxes[a], other_boxes[b], overlap)
         yield a[enough], b[enough]
 
 
 def _overlaps(a: np.ndarray, b: np.ndarray, overlap: Overlap) -> np.ndarray:
-    """Whether the boxes a [4, n] and b [4, n] overlap by MIN_OVERLAP or more: bool [n]."""
-    width = np.minimum(a[2], b[2]) - np.maximum(a[0], b[0])
-    height = np.minimum(a[3], b[3]) - np.maximum(a[1], b[1])
-    shared = np.maximum(width, 0) * np.maximum(height, 0)
-    whole = (a[2] - a[0]) * (a[3] - a[1])
+    """Whether the boxes a [n, 4] and b [n, 4] overlap by MIN_OVERLAP or more: bool [n]."""
+    shared, whole = paired_intersection(a, b), areas(a)
     if overlap == "iou":
-        whole = whole + (b[2] - b[0]) * (b[3] - b[1]) - shared
+        whole = whole + areas(b) - shared
     # Written as a product: a box of no area has no quotient, and touches nothing.
     return (shared > 0) & (shared >= MIN_OVERLAP * whole)

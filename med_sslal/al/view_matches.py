@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from med_sslal.al.arrays import paired_iou, round_scores
+from med_sslal.al.arrays import round_scores
 from med_sslal.al.record import RecordSection
+from med_sslal.utils.boxes import paired_iou
 
 # Pairs of boxes compared at once; a block takes some 20 MB.
 BLOCK_PAIRS = 2**19

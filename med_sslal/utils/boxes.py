@@ -1,0 +1,40 @@
+"""Overlap of boxes, in continuous coordinates: every IoU of the program, but for the losses'."""
+
+import numpy as np
+
+
+def areas(boxes: np.ndarray) -> np.ndarray:
+    """Area of each box of [N, 4] xyxy: float64 [N], 0 where an edge lies beyond its opposite."""
+    left, top, right, bottom = _edges(boxes)
+    return (right - left).clip(min=0) * (bottom - top).clip(min=0)
+
+
+def paired_intersection(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Area that box i of `first` shares with box i of `second`: float64 [N] from [N, 4] xyxy."""
+    a, b = _edges(first), _edges(second)
+    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    return sides[0].clip(min=0) * sides[1].clip(min=0)
+
+
+def paired_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """IoU of box i of `first` with box i of `second`.
+
+    Args:
+        first: [N, 4] xyxy.
+        second: [N, 4] xyxy in the same frame.
+
+    Returns:
+        float64 [N] in [0, 1]; 0 where both boxes have no area.
+
+    Example:
+        >>> paired_iou(np.array([[0, 0, 2, 2]]), np.array([[0, 0, 2, 1]])).tolist()
+        [0.5]
+    """
+    intersection = paired_intersection(first, second)
+    union = areas(first) + areas(second) - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+
+
+def _edges(boxes: np.ndarray) -> np.ndarray:
+    """The boxes column by column, float64 [4, N]; in rows the arithmetic takes twice the time."""
+    return np.ascontiguousarray(np.asarray(boxes).T, dtype=np.float64)
