@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from med_sslal.al.abilities import missing_abilities
 from tiny import files_of, make_voc, quick_config, run_train, write_config
 from torch import nn
 
@@ -131,8 +130,7 @@ def helper(*stages: Any) -> ActiveLearningHelper:
 
 
 def gaps(given: frozenset[str], *stages: Any) -> list[tuple[str, str]]:
-    built = helper(*stages)
-    return missing_abilities(built.criterion, built.selector, given)
+    return helper(*stages).missing_abilities(given)
 
 
 def test_a_detector_of_this_program_lacks_at_most_dropout() -> None:

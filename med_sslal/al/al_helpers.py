@@ -5,22 +5,32 @@ import math
 from collections.abc import Collection, Mapping
 from copy import copy
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt
 
 from med_sslal.al.al_criteria import find_selector
 from med_sslal.al.budget import SECONDS_PER_BOX, SECONDS_PER_IMAGE, BudgetUnit, CostModel
 from med_sslal.al.criteria.aggregate import Aggregate, EmptyImages
+from med_sslal.al.criteria.base import Criterion
+from med_sslal.al.criteria.combination import Combination
 from med_sslal.al.criteria.random import Random
 from med_sslal.al.pool import Pool
 from med_sslal.al.query import Query
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.al.restrict import Position, check_pool
+from med_sslal.al.selectors.base import Selector
 from med_sslal.al.stages import Stage, build_stages, check_stages, unused_defaults
+from med_sslal.al.views import parse_views
 from med_sslal.base.types import Selection
 from med_sslal.config.jsonc import KeyPath
 from med_sslal.config.parse_config import dotted
+from med_sslal.config.signature import wrong_arguments
 from med_sslal.utils.errors import ConfigError
 from med_sslal.utils.util import stable_hash
+
+Count = Annotated[int, Ge(1)]
+_COSTS = {"budget_num", "seconds_per_image", "seconds_per_box"}
 
 logger = logging.getLogger(__name__)
 
@@ -32,24 +42,22 @@ class ActiveLearningHelper:
     record, the budget and the seed.
     """
 
-    _COSTS = frozenset({"budget_num", "budget_unit", "seconds_per_image", "seconds_per_box"})
-
     def __init__(
         self,
-        init_num: int | Literal["all"],
-        budget_num: int,
+        init_num: Count | Literal["all"],
+        budget_num: Count,
         al_criterion: list[Stage | list[Stage]],
         *,
         budget_unit: BudgetUnit = "images",
-        seconds_per_image: float = SECONDS_PER_IMAGE,
-        seconds_per_box: float = SECONDS_PER_BOX,
+        seconds_per_image: Annotated[float, Gt(0)] = SECONDS_PER_IMAGE,
+        seconds_per_box: Annotated[float, Ge(0)] = SECONDS_PER_BOX,
         initial: Literal["random", "k_center", "k_means_diversity"] = "random",
         restart: Literal["initial", "continue"] = "initial",
-        candidate_factor: float | Literal["auto"] | None = "auto",
+        candidate_factor: Annotated[float, Ge(1)] | Literal["auto"] | None = "auto",
         aggregate: Aggregate | None = None,
         empty_images: EmptyImages = "median",
-        max_per_group: int | None = None,
-        suppress_adjacent: int | None = None,
+        max_per_group: Count | None = None,
+        suppress_adjacent: Count | None = None,
         seed: int,
     ) -> None:
         """Set the strategy.
@@ -89,20 +97,10 @@ class ActiveLearningHelper:
         Raises:
             ConfigError: An argument is wrong.
         """
-        args = {
-            "init_num": init_num,
-            "budget_num": budget_num,
-            "al_criterion": al_criterion,
-            "budget_unit": budget_unit,
-            "seconds_per_image": seconds_per_image,
-            "seconds_per_box": seconds_per_box,
-            "candidate_factor": candidate_factor,
-            "aggregate": aggregate,
-            "empty_images": empty_images,
-            "max_per_group": max_per_group,
-            "suppress_adjacent": suppress_adjacent,
-        }
-        problems = self.check_args(args)
+        args = {name: value for name, value in locals().items() if name not in ("self", "seed")}
+        wrong = wrong_arguments(ActiveLearningHelper, args, provided=("seed",))
+        problems: list[tuple[str | KeyPath, str]] = [(name, text) for name, text, _ in wrong]
+        problems = problems or ActiveLearningHelper.check_args(args)
         if problems:
             raise ConfigError(
                 "; ".join(
@@ -132,32 +130,19 @@ class ActiveLearningHelper:
         Returns:
             (argument or path into one, sentence) for each problem.
         """
-        problems: list[tuple[str | KeyPath, str]] = [
-            (name, f"found {args[name]}; allowed: 1 or more{more}")
-            for name, more in (
-                ("init_num", ', or "all"'),
-                ("budget_num", ""),
-                ("max_per_group", ", or null"),
-                ("suppress_adjacent", ", or null"),
-            )
-            if args.get(name) not in ("all", None) and args[name] < 1
-        ]
-        factor = args.get("candidate_factor")
-        if factor not in ("auto", None) and not 1 <= factor < math.inf:
-            problems.append(
-                ("candidate_factor", f'found {factor}; allowed: 1 or more, "auto", or null')
-            )
-        if args.keys() >= cls._COSTS:
-            problems += _check_costs(args)
+        problems: list[tuple[str | KeyPath, str]] = []
+        if args.get("budget_unit") == "seconds" and args.keys() >= _COSTS:
+            least = args["seconds_per_image"] + args["seconds_per_box"]
+            if args["budget_num"] < least:
+                text = f"found {args['budget_num']}; allowed: {math.ceil(least)} or more, the "
+                problems.append(("budget_num", f"{text}seconds of an image with one box"))
         if "al_criterion" not in args:
             return problems
         wrong = check_stages(args["al_criterion"], _defaults(args))
         problems += [(("al_criterion", *at), sentence) for at, sentence in wrong]
         if not wrong:
-            given_empty = args.get("empty_images")
-            given = {**_defaults(args), "empty_images": None}
-            if given_empty not in ("median", None):
-                given["empty_images"] = given_empty
+            # The default is for whom it concerns, and no choice.
+            given = {name: v for name, v in _defaults(args).items() if v != "median"}
             problems += [
                 (name, f"the criterion has no '{name}': leave it out")
                 for name in unused_defaults(args["al_criterion"], given)
@@ -165,20 +150,40 @@ class ActiveLearningHelper:
         return problems
 
     @property
+    def _readers(self) -> list[Criterion | type[Criterion] | Selector]:
+        """Everything that reads the record."""
+        first = self.criterion
+        parts = [p.criterion for p in first.parts] if isinstance(first, Combination) else [first]
+        return [*parts, self.selector, *self.selector.criteria]
+
+    @property
     def views(self) -> tuple[str, ...]:
         """Sections that the record of a query must have."""
-        needed = (*self.criterion.views, *self.selector.views)
-        needed += tuple(view for cls in self.selector.criteria for view in cls.views)
-        return tuple(dict.fromkeys((PLAIN, *needed)))
+        return tuple(dict.fromkeys((PLAIN, *(v for one in self._readers for v in one.views))))
 
     @property
     def needs_roi_features(self) -> bool:
         """Whether the record of a query must hold RoI features."""
-        return (
-            self.criterion.needs_roi_features
-            or self.selector.needs_roi_features
-            or any(cls.needs_roi_features for cls in self.selector.criteria)
-        )
+        return any(one.needs_roi_features for one in self._readers)
+
+    def missing_abilities(self, given: Collection[str]) -> list[tuple[str, str]]:
+        """What a detector lacks for a query.
+
+        Args:
+            given: Keys of `base_model.ABILITIES` that the detector has.
+
+        Returns:
+            (name of the criterion or second stage, missing key) for each gap.
+
+        Raises:
+            ConfigError: A view is asked for that does not exist.
+        """
+        gaps = []
+        for one in self._readers:
+            needs = [*one.needs, *(("roi_features",) if one.needs_roi_features else ())]
+            needs += ["views" if view.is_full else view.kind for view in parse_views(one.views)]
+            gaps += [(one.name, need) for need in dict.fromkeys(needs) if need not in given]
+        return gaps
 
     @property
     def cold_start(self) -> bool:
@@ -210,7 +215,7 @@ class ActiveLearningHelper:
         n_images = self.n_initial(len(pool.unlabelled))
         check_pool(n_images, 0, len(pool.unlabelled))
         selector = find_selector(self._initial)()
-        cover = Query(Random(), selector, CostModel(), None, None, None, self.seed)
+        cover = Query(Random(), selector, self.seed)
         return cover.select(record, pool, n_images, stable_hash("initial", self.seed), {})
 
     def n_initial(self, pool_size: int) -> int:
@@ -262,11 +267,11 @@ class ActiveLearningHelper:
         query = Query(
             self.criterion,
             self.selector,
+            self.seed,
             self.costs,
             self._factor,
             self.max_per_group,
             self.suppress_adjacent,
-            self.seed,
         )
         seed = stable_hash("query", self.seed, cycle)
         selection = query.select(record, pool, budget, seed, positions or {}, without)
@@ -283,24 +288,3 @@ class ActiveLearningHelper:
 def _defaults(args: Mapping[str, Any]) -> dict[str, Any]:
     """What the top level says for all criteria that do not say so themselves."""
     return {name: args.get(name) for name in ("aggregate", "empty_images")}
-
-
-def _check_costs(args: Mapping[str, Any]) -> list[tuple[str | KeyPath, str]]:
-    """What is wrong with the cost of labels."""
-    per_image, per_box = args["seconds_per_image"], args["seconds_per_box"]
-    problems: list[tuple[str | KeyPath, str]] = []
-    if not 0 < per_image < math.inf:
-        problems.append(("seconds_per_image", f"found {per_image}; allowed: more than 0"))
-    if not 0 <= per_box < math.inf:
-        problems.append(("seconds_per_box", f"found {per_box}; allowed: 0 or more"))
-    if args["budget_unit"] == "seconds" and not problems and args["budget_num"] >= 1:
-        least = per_image + per_box
-        if args["budget_num"] < least:
-            problems.append(
-                (
-                    "budget_num",
-                    f"found {args['budget_num']}; allowed: {math.ceil(least)} or more, the seconds "
-                    "of an image with one box",
-                )
-            )
-    return problems

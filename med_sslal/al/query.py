@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from med_sslal.al.pool import Pool
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.al.restrict import Position, cap_groups, check_positions, part_adjacent
 from med_sslal.al.selectors.base import Choice, Selector
-from med_sslal.al.stages import rate
 from med_sslal.base.types import Selected, Selection
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import stable_hash
@@ -33,21 +32,21 @@ class Query:
     Attributes:
         criterion: Rates the images.
         selector: Chooses among the best.
+        run_seed: The run's seed, noted in the selection.
         costs: What an image will probably cost.
         candidate_factor: How many times as many images as the budget buys, best first, the
             selector chooses from; None = all.
         max_per_group: Images of one patient at most; None = any number.
         suppress_adjacent: Distance up to which slices are adjacent; None = none are.
-        run_seed: The run's seed, noted in the selection.
     """
 
     criterion: Criterion
     selector: Selector
-    costs: CostModel
-    candidate_factor: float | None
-    max_per_group: int | None
-    suppress_adjacent: int | None
     run_seed: int
+    costs: CostModel = field(default_factory=CostModel)
+    candidate_factor: float | None = None
+    max_per_group: int | None = None
+    suppress_adjacent: int | None = None
 
     def select(
         self,
@@ -79,7 +78,7 @@ class Query:
                 f"record {record.path} holds {len(ids)} images, which are not the "
                 f"{len(pool.unlabelled)} unlabelled ones of the pool: score the pool again"
             )
-        values = rate(self.criterion, record, seed)
+        values = self.criterion.columns(record, seed)
         ranking = rank(values[self.criterion.name], ids, seed)
         for cls in self.selector.criteria:
             values.setdefault(cls.name, cls()(record, seed))

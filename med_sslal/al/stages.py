@@ -6,32 +6,32 @@
 - `[["entropy", {"type": "margin", "weight": 2}], "k_center"]`: several criteria, by their ranks.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
+from annotated_types import Gt
 
 from med_sslal.al.al_criteria import find_criterion, find_selector
-from med_sslal.al.arrays import round_scores
 from med_sslal.al.criteria.base import Criterion
 from med_sslal.al.criteria.combination import Combination, Part
 from med_sslal.al.criteria.random import Random
-from med_sslal.al.record import PoolRecord
 from med_sslal.al.selectors.base import Selector
 from med_sslal.al.selectors.top_k import TopK
 from med_sslal.config.jsonc import KeyPath
 from med_sslal.config.signature import convert_arguments, signature, wrong_arguments
-from med_sslal.config.values import found
+from med_sslal.config.values import Key, found
 from med_sslal.utils.errors import ConfigError
 from med_sslal.utils.names import unknown_key
 
 Stage = str | dict[str, Any]
 Stages = Sequence[Stage | list[Stage]]
 
-_KEYS = {"type": "required", "args": "default {}"}
-_KEYS_OF_PART = {**_KEYS, "weight": "default 1"}
+_KEYS = (
+    Key("type", str, "the name of a class", required=True),
+    Key("args", dict[str, Any], "its arguments", {}),
+    Key("weight", Annotated[float, Gt(0)], "its part in a combination", 1),
+)
 
 
 def check_stages(stages: Stages, defaults: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
@@ -96,14 +96,6 @@ def build_stages(stages: Stages, defaults: Mapping[str, Any]) -> tuple[Criterion
     return Combination(list(map(Part, names, criteria, weights))), selector
 
 
-def rate(criterion: Criterion, record: PoolRecord, seed: int) -> dict[str, np.ndarray]:
-    """Name to value of every pool image, [N]; of a combination also the raw values of its parts."""
-    if not isinstance(criterion, Combination):
-        return {criterion.name: criterion(record, seed)}
-    columns = {part.name: part.criterion(record, seed) for part in criterion.parts}
-    return {criterion.name: round_scores(criterion.combine(list(columns.values()))), **columns}
-
-
 def stage_names(stages: Stages) -> list[str]:
     """A short name for each stage: `entropy & 2 x margin`, `k_center`."""
     return [
@@ -155,26 +147,22 @@ def _check_stage(
 def _check_keys(
     stage: Mapping[str, Any], at: KeyPath, *, in_list: bool
 ) -> list[tuple[KeyPath, str]]:
-    """What is wrong with the keys of an object that stands for a stage, its `type` apart."""
+    """What is wrong with the keys of an object that stands for a stage."""
+    hints = {key.name: key.hint for key in _KEYS}
     problems: list[tuple[KeyPath, str]] = []
     for name in stage:
         if name == "weight" and not in_list:
             text = "a weight is for criteria that are combined, in a list: leave it out"
             problems.append(((*at, name), text))
-        elif name not in _KEYS_OF_PART:
-            problems.append(((*at, name), unknown_key(name, _KEYS_OF_PART)[0]))
-    if "type" not in stage:
-        problems.append(((*at, "type"), "required key is missing (the name of a class)"))
-    elif not isinstance(stage["type"], str):
-        problems.append(((*at, "type"), f"found {found(stage['type'])}; allowed: string"))
-    args, weight = stage.get("args", {}), stage.get("weight", 1)
-    if not isinstance(args, dict):
-        text = f"found {found(args)}; allowed: object of arguments"
-        problems.append(((*at, "args"), text))
-    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not (is_number and 0 < weight < math.inf):
-        text = f"found {found(weight)}; allowed: number, more than 0"
-        problems.append(((*at, "weight"), text))
+        elif name not in hints:
+            problems.append(((*at, name), unknown_key(name, hints)[0]))
+    for key in _KEYS:
+        if key.name in stage:
+            wrong = key.problem(stage[key.name])
+        else:
+            wrong = f"required key is missing ({key.meaning})" if key.required else None
+        if wrong:
+            problems.append(((*at, key.name), wrong))
     return problems
 
 

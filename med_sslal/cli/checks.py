@@ -5,7 +5,6 @@ import math
 
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
-from med_sslal.al.abilities import missing_abilities
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.pool import Pool
 from med_sslal.al.restrict import check_groups, check_pool, check_positions, slice_positions
@@ -118,7 +117,7 @@ def _check_pool(helper: ActiveLearningHelper, images: Images, num_cycles: int) -
 def _check_abilities(config: ConfigParser, helper: ActiveLearningHelper) -> None:
     """Raise ConfigError unless the detector gives what the strategy reads of it."""
     detector, args = config.init_class("arch"), config.get("arch.args")
-    gaps = missing_abilities(helper.criterion, helper.selector, detector.abilities(args))
+    gaps = helper.missing_abilities(detector.abilities(args))
     if not gaps:
         return
     name, need = gaps[0]

@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from med_sslal.al.al_helpers import ActiveLearningHelper
-from med_sslal.al.pool import Pool
-from med_sslal.al.record import PLAIN, PoolRecord
-from med_sslal.al.restrict import check_groups, slice_positions
+from med_sslal.al.record import PoolRecord
+from med_sslal.al.restrict import slice_positions
+from med_sslal.al.select import query_record
 from med_sslal.al.selection_io import read_selection, write_selection
-from med_sslal.base.base_dataset import Images
 from med_sslal.base.types import Selection
 from med_sslal.cli.origin import NoImagesError, Origin, check_model, find_images, find_record
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.signature import convert_arguments, wrong_arguments
 from med_sslal.report.selection import draw_selection, selection_table
 from med_sslal.trainer.run_folder import ResultFolder
-from med_sslal.utils.errors import ConfigError, DataError, UserError
+from med_sslal.utils.errors import ConfigError, UserError
 
 # Arguments of the helper that an option of the same name replaces.
 OVERRIDES = (
@@ -66,7 +65,8 @@ def rerun(args: Namespace) -> int:
                     "--suppress-adjacent null chooses without"
                 ) from reason
     cycle = origin.number if args.cycle is None else args.cycle
-    selection = choose(helper, record, args.budget, cycle, images)
+    positions = None if images is None else slice_positions(images.infos)
+    selection = query_record(helper, record, cycle, positions)
     own = _own_selection(origin)
     out = ResultFolder(make_folder(args.out, origin, selection))
     try:
@@ -113,44 +113,6 @@ def make_helper(args: Namespace, config: ConfigParser | None) -> ActiveLearningH
     if seed is None:
         seed = 0 if config is None else config["seed"]
     return cls(**convert_arguments(cls, {**own, **changes}), seed=seed)
-
-
-def choose(
-    helper: ActiveLearningHelper,
-    record: PoolRecord,
-    budget: int,
-    cycle: int,
-    images: Images | None,
-) -> Selection:
-    """Query the record, whose images are the whole pool.
-
-    Args:
-        helper: The strategy.
-        record: The record.
-        budget: What may be spent; in images it must be there to be had.
-        cycle: Part of the query's seed.
-        images: Says where slices lie, for `suppress_adjacent`.
-
-    Raises:
-        DataError: The record lacks something that the strategy reads, or is damaged.
-        ConfigError: Fewer images can be had than the budget.
-    """
-    try:
-        pool = Pool(record.labelled_ids, tuple(record.image_ids.tolist()))
-    except ValueError as error:
-        raise DataError(f"record {record.path} is damaged: {error}") from error
-    for view in helper.views:
-        record.section(view)
-    if helper.costs.unit == "images":
-        if budget > len(pool.unlabelled):
-            raise ConfigError(
-                f"--budget: found {budget}; allowed: up to the {len(pool.unlabelled)} unlabelled "
-                f"images of record {record.path}"
-            )
-        groups = record.section(PLAIN).group_ids.tolist()
-        check_groups(groups, budget, helper.max_per_group)
-    positions = {} if images is None else slice_positions(images.infos)
-    return helper.query(record, pool, budget, cycle, positions)
 
 
 def make_folder(out: Path | None, origin: Origin, selection: Selection) -> Path:

@@ -133,7 +133,7 @@ def docstring_arguments(doc: str | None) -> dict[str, str]:
     lines = [line for line in match.group(1).splitlines() if line.strip()]
     margin = min((len(line) - len(line.lstrip()) for line in lines), default=0)
     for line in lines:
-        entry = re.match(r"(\w+)(?: *\([^)]*\))?: *(.*)", line[margin:])
+        entry = re.match(r"\**(\w+)(?: *\([^)]*\))?: *(.*)", line[margin:])
         if entry:
             name = entry.group(1)
             result[name] = entry.group(2)

@@ -6,14 +6,14 @@ from, both in ORIGINAL pixels. N images, M boxes of all images, C classes with b
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from annotated_types import Interval
 
 from med_sslal.al.arrays import round_scores
 from med_sslal.al.criteria.aggregate import Aggregate, EmptyImages, aggregate_boxes, fill_empty
 from med_sslal.al.record import PLAIN, PoolRecord, RecordSection
-from med_sslal.utils.errors import ConfigError
 
 # Images handled at once: a block of 100 boxes each and 81 classes takes some 300 MB as float64.
 BLOCK_IMAGES = 4096
@@ -59,6 +59,10 @@ class Criterion(ABC):
                 f"shape {list(values.shape)}, {int((~np.isfinite(values)).sum())} not finite"
             )
         return values
+
+    def columns(self, record: PoolRecord, seed: int) -> dict[str, np.ndarray]:
+        """What a selection keeps of the rating: name to value of every image, itself first."""
+        return {self.name: self(record, seed)}
 
     @abstractmethod
     def image_values(self, record: PoolRecord, seed: int) -> np.ndarray:
@@ -110,7 +114,7 @@ class BoxCriterion(DetectionCriterion):
         *,
         aggregate: Aggregate | None = None,
         empty_images: EmptyImages = "median",
-        floor: float = 0.0,
+        floor: Annotated[float, Interval(ge=0, le=1)] = 0.0,
     ) -> None:
         """Set how boxes become images.
 
@@ -120,12 +124,7 @@ class BoxCriterion(DetectionCriterion):
             empty_images: Place of images without a detection: first, last, median or random.
             floor: Boxes with a P_j below it do not count; an image that has no others is one
                 without a detection.
-
-        Raises:
-            ConfigError: The floor is no probability.
         """
-        if not 0 <= floor <= 1:
-            raise ConfigError(f"floor: found {floor}; allowed: 0 to 1")
         super().__init__(empty_images=empty_images)
         self.aggregate: Aggregate = aggregate or self.default_aggregate
         self.floor = floor

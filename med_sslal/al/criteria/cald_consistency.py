@@ -1,9 +1,11 @@
 """Consistency over augmentations (Yu et al., CVPR Workshops 2022, CALD)."""
 
+from typing import Annotated, Any
+
 import numpy as np
+from annotated_types import Interval
 
 from med_sslal.al.arrays import js_divergence, round_scores
-from med_sslal.al.criteria.aggregate import EmptyImages
 from med_sslal.al.criteria.base import DetectionCriterion, confidence
 from med_sslal.al.record import PLAIN, PoolRecord, RecordSection
 from med_sslal.al.view_matches import best_matches
@@ -26,14 +28,14 @@ class CaldConsistency(DetectionCriterion):
     name = "cald_consistency"
     views = (PLAIN, *AUGMENTATIONS)
 
-    def __init__(self, *, beta: float = 1.3, empty_images: EmptyImages = "median") -> None:
+    def __init__(self, *, beta: Annotated[float, Interval(ge=0, le=2)] = 1.3, **empty: Any) -> None:
         """Set the point that the search is for.
 
         Args:
-            beta: The m of the boxes that teach most, between 0 and 2; it depends on the detector.
-            empty_images: Place of images without a detection: first, last, median or random.
+            beta: The m of the boxes that teach most; it depends on the detector.
+            **empty: See `DetectionCriterion`.
         """
-        super().__init__(empty_images=empty_images)
+        super().__init__(**empty)
         self.beta = beta
 
     def block_values(self, record: PoolRecord) -> np.ndarray:

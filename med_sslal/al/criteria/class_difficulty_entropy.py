@@ -1,12 +1,14 @@
 """Difficulty-calibrated uncertainty (Yang et al., CVPR 2024, the first stage of PPAL)."""
 
+from typing import Annotated, Any
+
 import numpy as np
+from annotated_types import Ge
 
 from med_sslal.al.arrays import entropy
-from med_sslal.al.criteria.aggregate import Aggregate, EmptyImages
 from med_sslal.al.criteria.base import BoxCriterion, confidence
 from med_sslal.al.record import PLAIN, PoolRecord
-from med_sslal.utils.errors import ConfigError, DataError
+from med_sslal.utils.errors import DataError
 
 
 class ClassDifficultyEntropy(BoxCriterion):
@@ -25,30 +27,18 @@ class ClassDifficultyEntropy(BoxCriterion):
     def __init__(
         self,
         *,
-        alpha: float = 0.3,
-        beta: float = 0.2,
-        aggregate: Aggregate | None = None,
-        empty_images: EmptyImages = "median",
-        floor: float = 0.0,
+        alpha: Annotated[float, Ge(0.01)] = 0.3,
+        beta: Annotated[float, Ge(0)] = 0.2,
+        **boxes_to_images: Any,
     ) -> None:
-        """Set how difficulty weighs, and how boxes become images.
+        """Set how difficulty weighs.
 
         Args:
             alpha: How fast the weight rises: the smaller, the more even a small difficulty counts.
             beta: What the hardest class weighs more than one without any difficulty.
-            aggregate: max, mean, sum, top_k (mean of the 5 highest) or score_weighted; null takes
-                the criterion's own default.
-            empty_images: Place of images without a detection: first, last, median or random.
-            floor: Boxes with a P_j below it do not count.
-
-        Raises:
-            ConfigError: `alpha` is not above 0, or `beta` below it.
+            **boxes_to_images: See `BoxCriterion`.
         """
-        if alpha < 0.01:
-            raise ConfigError(f"alpha: found {alpha}; allowed: 0.01 or more")
-        if beta < 0:
-            raise ConfigError(f"beta: found {beta}; allowed: 0 or more")
-        super().__init__(aggregate=aggregate, empty_images=empty_images, floor=floor)
+        super().__init__(**boxes_to_images)
         self.alpha = alpha
         self.beta = beta
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
+from med_sslal.al.arrays import round_scores
 from med_sslal.al.criteria.base import Criterion
 from med_sslal.al.record import PoolRecord
 
@@ -45,7 +46,12 @@ class Combination(Criterion):
 
     def image_values(self, record: PoolRecord, seed: int) -> np.ndarray:
         """Rate by every part, then combine."""
-        return self.combine([part.criterion(record, seed) for part in self.parts])
+        return self.columns(record, seed)[self.name]
+
+    def columns(self, record: PoolRecord, seed: int) -> dict[str, np.ndarray]:
+        """The combination, and the raw values of every part."""
+        parts = {part.name: part.criterion(record, seed) for part in self.parts}
+        return {self.name: round_scores(self.combine(list(parts.values()))), **parts}
 
     def combine(self, columns: Sequence[np.ndarray]) -> np.ndarray:
         """The weighted mean of percentile ranks.

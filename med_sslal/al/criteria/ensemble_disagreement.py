@@ -1,13 +1,14 @@
 """Disagreement of an ensemble (Houlsby et al., 2011, BALD), and the same of its boxes."""
 
+from typing import Annotated, Any
+
 import numpy as np
+from annotated_types import Interval
 
 from med_sslal.al.arrays import entropy
-from med_sslal.al.criteria.aggregate import Aggregate, EmptyImages
 from med_sslal.al.criteria.base import BoxCriterion
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.utils.boxes import paired_iou
-from med_sslal.utils.errors import ConfigError
 
 
 class EnsembleDisagreement(BoxCriterion):
@@ -24,28 +25,15 @@ class EnsembleDisagreement(BoxCriterion):
     name = "ensemble_disagreement"
 
     def __init__(
-        self,
-        *,
-        passes: int = 5,
-        aggregate: Aggregate | None = None,
-        empty_images: EmptyImages = "median",
-        floor: float = 0.0,
+        self, *, passes: Annotated[int, Interval(ge=2, le=100)] = 5, **boxes_to_images: Any
     ) -> None:
-        """Set the size of the ensemble, and how boxes become images.
+        """Set the size of the ensemble.
 
         Args:
             passes: Stochastic passes of the box head.
-            aggregate: max, mean, sum, top_k (mean of the 5 highest) or score_weighted; null takes
-                the criterion's own default.
-            empty_images: Place of images without a detection: first, last, median or random.
-            floor: Boxes with a P_j below it do not count.
-
-        Raises:
-            ConfigError: There are fewer than two passes.
+            **boxes_to_images: See `BoxCriterion`.
         """
-        if passes < 2:
-            raise ConfigError(f"passes: found {passes}; allowed: 2 or more")
-        super().__init__(aggregate=aggregate, empty_images=empty_images, floor=floor)
+        super().__init__(**boxes_to_images)
         self.members = tuple(f"dropout_{number}" for number in range(1, passes + 1))
         self.views = (PLAIN, *self.members)
 

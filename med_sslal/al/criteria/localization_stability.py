@@ -1,13 +1,15 @@
 """Localisation stability with classification (Kao et al., ACCV 2018, LS/C)."""
 
+from typing import Annotated, Any
+
 import numpy as np
+from annotated_types import Ge, Interval
 
 from med_sslal.al.arrays import round_scores
-from med_sslal.al.criteria.aggregate import EmptyImages, aggregate_boxes
+from med_sslal.al.criteria.aggregate import aggregate_boxes
 from med_sslal.al.criteria.base import DetectionCriterion, confidence
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.al.view_matches import best_matches
-from med_sslal.utils.errors import ConfigError
 
 
 class LocalizationStability(DetectionCriterion):
@@ -22,21 +24,20 @@ class LocalizationStability(DetectionCriterion):
     name = "localization_stability"
 
     def __init__(
-        self, *, copies: int = 6, weight: float = 1.0, empty_images: EmptyImages = "median"
+        self,
+        *,
+        copies: Annotated[int, Interval(ge=1, le=100)] = 6,
+        weight: Annotated[float, Ge(0)] = 1.0,
+        **empty: Any,
     ) -> None:
         """Set the number of passes and what stability weighs.
 
         Args:
             copies: Noisy copies of each image, each a pass over the pool.
             weight: What the stability of the boxes weighs against the doubt about their class.
-            empty_images: Place of images without a detection: first, last, median or random.
-
-        Raises:
-            ConfigError: There is no copy.
+            **empty: See `DetectionCriterion`.
         """
-        if copies < 1:
-            raise ConfigError(f"copies: found {copies}; allowed: 1 or more")
-        super().__init__(empty_images=empty_images)
+        super().__init__(**empty)
         self.weight = weight
         self.copies = tuple(f"noise_{number}" for number in range(1, copies + 1))
         self.views = (PLAIN, *self.copies)
