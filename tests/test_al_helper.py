@@ -41,8 +41,6 @@ def arguments(**changes):
 
 
 WRONG = {
-    "no image at the start": ({"init_num": 0}, "init_num", 'found 0; allowed: 1 or more, or "all"'),
-    "no budget": ({"budget_num": -1}, "budget_num", "found -1; allowed: 1 or more"),
     "no criterion": ({"al_criterion": []}, "al_criterion", "found 0 stages"),
     "three criteria": ({"al_criterion": ["entropy"] * 3}, "al_criterion", "found 3 stages"),
     "unknown criterion": ({"al_criterion": ["entropi"]}, "al_criterion", "Did you mean 'entropy'?"),
@@ -62,9 +60,6 @@ WRONG = {
         "al_criterion",
         "Did you mean 'k_means_diversity'?",
     ),
-    "factor under 1": ({"candidate_factor": 0.5}, "candidate_factor", "found 0.5"),
-    "factor not finite": ({"candidate_factor": float("nan")}, "candidate_factor", "found nan"),
-    "no image of a patient": ({"max_per_group": 0}, "max_per_group", "found 0; allowed: 1 or more"),
     "aggregate without boxes": (
         {"al_criterion": ["random"], "aggregate": "max"},
         "aggregate",
@@ -99,11 +94,30 @@ def test_wrong_arguments_are_named(changes, name, words):
         ActiveLearningHelper(**arguments(**changes), seed=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("init_num", 0, 'found 0; allowed: integer, 1 or more, or "all"'),
+        ("budget_num", -1, "found -1; allowed: integer, 1 or more"),
+        ("candidate_factor", 0.5, "found 0.5; allowed: number, 1 or more"),
+        ("candidate_factor", float("nan"), "found NaN; allowed: number, 1 or more"),
+        ("max_per_group", 0, "found 0; allowed: integer, 1 or more, or null"),
+        ("suppress_adjacent", 0, "found 0; allowed: integer, 1 or more, or null"),
+        ("seconds_per_image", 0.0, "found 0.0; allowed: number, more than 0"),
+        ("seconds_per_box", -1.0, "found -1.0; allowed: number, 0 or more"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused(name, value, words):
+    with pytest.raises(ConfigError, match=f"^{name}: {words}"):
+        ActiveLearningHelper(**arguments(**{name: value}), seed=0)
+
+
 def test_all_problems_come_at_once():
-    wrong = arguments(init_num=0, budget_num=0, al_criterion=["a", "b"], candidate_factor=0)
-    paths = [at for at, _ in ActiveLearningHelper.check_args(wrong)]
-    criteria = [("al_criterion", 0), ("al_criterion", 1)]
-    assert paths == ["init_num", "budget_num", "candidate_factor", *criteria]
+    wrong = arguments(init_num=0, budget_num=0, candidate_factor=0)
+    with pytest.raises(ConfigError, match=r"init_num: .*; budget_num: .*; candidate_factor: "):
+        ActiveLearningHelper(**wrong, seed=0)
+    paths = [at for at, _ in ActiveLearningHelper.check_args(arguments(al_criterion=["a", "b"]))]
+    assert paths == [("al_criterion", 0), ("al_criterion", 1)]
 
 
 @pytest.mark.parametrize(

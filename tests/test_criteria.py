@@ -12,7 +12,7 @@ from med_sslal.al.criteria import base, unexplained_objectness
 from med_sslal.al.criteria.aggregate import aggregate_boxes, fill_empty
 from med_sslal.al.criteria.base import Criterion
 from med_sslal.utils.boxes import paired_iou
-from med_sslal.utils.errors import ConfigError, DataError
+from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import stable_hash
 
 # Those of one pass and of detections alone; the others have a file of their own.
@@ -131,12 +131,6 @@ def test_boxes_below_the_floor_do_not_count(cases, name, floor):
         np.testing.assert_array_equal(values, literal_image_values(name, how, images, floor))
         differ += not np.array_equal(values, CRITERIA[name]()(record, seed=1))
     assert differ
-
-
-@pytest.mark.parametrize("floor", [-0.1, 1.5])
-def test_a_floor_is_a_probability(floor):
-    with pytest.raises(ConfigError, match=rf"floor: found {floor}; allowed: 0 to 1"):
-        CRITERIA["entropy"](floor=floor)
 
 
 def test_representativeness_equals_the_literal_reference(cases):

@@ -10,8 +10,9 @@ import torch
 from records import detections, random_images, views_of, write_record
 from test_criteria import AGGREGATES, BOX_CRITERIA, at_1e4, literal_aggregate, literal_iou
 
-from med_sslal.al import matching
+from med_sslal.al import view_matches
 from med_sslal.al.al_criteria import CRITERIA
+from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.criteria import base
 from med_sslal.al.view_matches import best_matches
 from med_sslal.utils.errors import ConfigError, DataError
@@ -201,7 +202,7 @@ BY_IMAGE = {
 def test_criteria_of_boxes_equal_the_literal_reference(cases, name, how, monkeypatch):
     # Small blocks, so that records of a few images have several.
     monkeypatch.setattr(base, "BLOCK_IMAGES", 3)
-    monkeypatch.setattr(matching, "BLOCK_PAIRS", 40)
+    monkeypatch.setattr(view_matches, "BLOCK_PAIRS", 40)
     rate, args = BY_BOX[name]
     for case in cases:
         values = CRITERIA[name](aggregate=how, **args)(case.record, seed=1)
@@ -211,7 +212,7 @@ def test_criteria_of_boxes_equal_the_literal_reference(cases, name, how, monkeyp
 @pytest.mark.parametrize("which", BY_IMAGE)
 def test_criteria_of_images_equal_the_literal_reference(cases, which, monkeypatch):
     monkeypatch.setattr(base, "BLOCK_IMAGES", 3)
-    monkeypatch.setattr(matching, "BLOCK_PAIRS", 40)
+    monkeypatch.setattr(view_matches, "BLOCK_PAIRS", 40)
     name, rate, args = BY_IMAGE[which]
     copies = {"copies": len(NOISE)} if name == "localization_stability" else {}
     for case in cases:
@@ -247,7 +248,7 @@ def test_pairs_in_blocks_are_the_pairs_at_once(cases, monkeypatch):
         sections = [case.record.section(view) for view in ("plain", "flip")]
         for same_class in (False, True):
             whole = best_matches(*sections, same_class=same_class)
-            monkeypatch.setattr(matching, "BLOCK_PAIRS", 1)
+            monkeypatch.setattr(view_matches, "BLOCK_PAIRS", 1)
             blocks = best_matches(*sections, same_class=same_class)
             monkeypatch.undo()
             for column in ("iou", "rows", "partners"):
@@ -368,18 +369,28 @@ def test_a_record_without_the_views_is_refused_in_words(tmp_path, name, n_images
 
 
 WRONG = {
-    "no copy": ("localization_stability", {"copies": 0}, "copies: found 0; allowed: 1 or more"),
-    "one pass": ("ensemble_disagreement", {"passes": 1}, "passes: found 1; allowed: 2 or more"),
-    "alpha 0": ("class_difficulty_entropy", {"alpha": 0.0}, "alpha: found 0.0; allowed: 0.01"),
-    "beta -1": ("class_difficulty_entropy", {"beta": -1.0}, "beta: found -1.0; allowed: 0 or"),
+    "no copy": ("localization_stability", {"copies": 0}, "copies: found 0; allowed: integer, 1"),
+    "one pass": ("ensemble_disagreement", {"passes": 1}, "passes: found 1; allowed: integer, 2"),
+    "alpha 0": (
+        "class_difficulty_entropy",
+        {"alpha": 0.0},
+        "alpha: found 0.0; allowed: number, 0",
+    ),
+    "beta 3": ("cald_consistency", {"beta": 3}, "beta: found 3; allowed: number, 0 to 2"),
+    "beta -1": (
+        "class_difficulty_entropy",
+        {"beta": -1.0},
+        "beta: found -1.0; allowed: number, 0",
+    ),
 }
 
 
 @pytest.mark.parametrize("which", WRONG)
 def test_impossible_arguments_are_refused(which):
     name, args, sentence = WRONG[which]
-    with pytest.raises(ConfigError, match=sentence):
-        CRITERIA[name](**args)
+    at = rf"^al_criterion\[0\]\.args\.{sentence}"
+    with pytest.raises(ConfigError, match=at):
+        ActiveLearningHelper(1, 1, [{"type": name, "args": args}], seed=0)
 
 
 def test_arguments_decide_the_views():

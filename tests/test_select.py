@@ -223,8 +223,8 @@ LONG = '{"type": "entropy", "args": {"agregate": "max"}}'
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--budget", "13"], "--budget: found 13; allowed: up to the 12 unlabelled images of"),
-        (["--budget", "0"], "budget_num: found 0; allowed: 1 or more"),
+        (["--budget", "13"], "budget: found 13; allowed: up to the 12 unlabelled images of"),
+        (["--budget", "0"], "--budget: found 0; allowed: integer, 1 or more"),
         (["--criterion", "entropi"], "unknown criterion 'entropi'. Did you mean 'entropy'?"),
         (["--criterion", LONG], "unknown key. Did you mean 'aggregate'"),
         (["--criterion", "k_center"], "'k_center' is a second stage and needs a criterion"),
@@ -233,7 +233,10 @@ LONG = '{"type": "entropy", "args": {"agregate": "max"}}'
         (["--selector", "class_conditional_similarity"], "has no roi_features"),
         (["--max-per-group", "1"], "leaves 4 images of 4 patients, fewer than the budget of 5"),
         (["--aggregate", "maximum"], '--aggregate: found the string "maximum". Did you mean "max"'),
-        (["--candidate-factor", "0.5"], "candidate_factor: found 0.5; allowed: 1 or more"),
+        (
+            ["--candidate-factor", "0.5"],
+            "--candidate-factor: found 0.5; allowed: number, 1",
+        ),
         (["--suppress-adjacent", "2"], "suppress_adjacent needs the data"),
         (["--first", "-1"], "--first: found -1; allowed: 0 (no pictures) or more"),
         (["--out", "."], "is not empty: name another one with --out"),

@@ -140,7 +140,15 @@ WRONG: dict[str, tuple[list, list[str]]] = {
     ),
     "value that the class refuses": (
         [{"type": "localization_stability", "args": {"copies": 0}}],
-        ["[0].args: copies: found 0; allowed: 1 or more"],
+        ["[0].args.copies: found 0; allowed: integer, 1 to 100"],
+    ),
+    "argument of a base class": (
+        [{"type": "class_difficulty_entropy", "args": {"floor": 2}}],
+        ["[0].args.floor: found 2; allowed: number, 0 to 1"],
+    ),
+    "argument of a part of a combination": (
+        [["margin", {"type": "entropy", "args": {"floor": -0.5}}]],
+        ["[0][1].args.floor: found -0.5; allowed: number, 0 to 1"],
     ),
     "argument of a selector": (
         ["entropy", {"type": "top_k", "args": {"k": 3}}],
@@ -153,7 +161,7 @@ WRONG: dict[str, tuple[list, list[str]]] = {
     "type of another kind": ([{"type": 3}], ["[0].type: found 3; allowed: string"]),
     "args of another kind": (
         [{"type": "entropy", "args": ["max"]}],
-        ['[0].args: found the list ["max"]; allowed: object of arguments'],
+        ['[0].args: found the list ["max"]; allowed: object'],
     ),
     "unknown name in the long form": (
         [{"type": "entropi"}],

@@ -8,20 +8,25 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge, Gt, Interval
 
 from med_sslal.al.arrays import SCORE_DECIMALS
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import PLAIN, RECORD_FLOOR, PoolRecord
 from med_sslal.base.types import Annotation, Prediction
+from med_sslal.config.signature import wrong_arguments
 from med_sslal.ssl.blocks import BOX_DECIMALS, annotations, blocks_of, by_class, joined
 from med_sslal.ssl.quality import found_and_false
 from med_sslal.utils.errors import ConfigError, DataError
 from med_sslal.utils.util import atomic_write, read_versioned, stable_hash
 
 FORMAT_VERSION = 1
+Share = Annotated[float, Interval(ge=0, le=1)]
+# A record holds no score below it.
+Recorded = Annotated[float, Interval(ge=RECORD_FLOOR, le=1)]
 
 
 @dataclass(frozen=True)
@@ -110,19 +115,20 @@ class PseudoLabeller:
         ConfigError: An argument is wrong.
     """
 
-    threshold: float | None = None
-    target_precision: float = 0.9
-    min_threshold: float = 0.5
-    max_threshold: float = 0.95
-    fallback_threshold: float = 0.8
-    min_true_positives: int = 20
-    density_cap: float = 1.2
-    ignore_floor: float = 0.2
-    negative_floor: float = RECORD_FLOOR
+    threshold: Share | None = None
+    target_precision: Share = 0.9
+    min_threshold: Share = 0.5
+    max_threshold: Share = 0.95
+    fallback_threshold: Share = 0.8
+    min_true_positives: Annotated[int, Ge(1)] = 20
+    density_cap: Annotated[float, Gt(0)] = 1.2
+    ignore_floor: Recorded = 0.2
+    negative_floor: Recorded = RECORD_FLOOR
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        problems = self.check_args(asdict(self))
+        wrong = wrong_arguments(type(self), asdict(self))
+        problems = [(name, text) for name, text, _ in wrong] or self.check_args(asdict(self))
         if problems:
             raise ConfigError("; ".join(f"{name}: {sentence}" for name, sentence in problems))
 
@@ -136,32 +142,16 @@ class PseudoLabeller:
         Returns:
             (argument, sentence) for each problem.
         """
-        thresholds = ("threshold", "min_threshold", "max_threshold", "fallback_threshold")
-        given = {name: args[name] for name in thresholds if args[name] is not None}
-        limits = {
-            **{name: (args["ignore_floor"], 1.0) for name in given},
-            "target_precision": (0.0, 1.0),
-            "ignore_floor": (RECORD_FLOOR, 1.0),
-            "negative_floor": (RECORD_FLOOR, 1.0),
-        }
+        low, floor = args["min_threshold"], args["ignore_floor"]
         problems = [
-            (name, f"found {args[name]}; allowed: {low} to {high}")
-            for name, (low, high) in limits.items()
-            if not low <= args[name] <= high
+            (name, f"found {args[name]}; allowed: ignore_floor {floor} or more")
+            for name in ("threshold", "min_threshold", "max_threshold", "fallback_threshold")
+            if args[name] is not None and args[name] < floor
         ]
-        if args["min_threshold"] > args["max_threshold"]:
+        if low > args["max_threshold"]:
             problems.append(
-                (
-                    "min_threshold",
-                    f"found {args['min_threshold']}, above max_threshold {args['max_threshold']}",
-                )
+                ("min_threshold", f"found {low}, above max_threshold {args['max_threshold']}")
             )
-        if args["min_true_positives"] < 1:
-            problems.append(
-                ("min_true_positives", f"found {args['min_true_positives']}; allowed: 1 or more")
-            )
-        if not args["density_cap"] > 0:
-            problems.append(("density_cap", f"found {args['density_cap']}; allowed: more than 0"))
         return problems
 
     def thresholds(
