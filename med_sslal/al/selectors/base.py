@@ -62,3 +62,36 @@ class Selector(ABC):
         Returns:
             Exactly `budget` choices among the candidates, in the order of selection.
         """
+
+
+class Ranking(Selector):
+    """Takes the candidates of the highest worth; of two alike, the one that comes first."""
+
+    @abstractmethod
+    def worth(
+        self, record: PoolRecord, candidates: np.ndarray, values: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """Worth of each candidate, float64 [K], rounded. The arguments are those of `select`."""
+
+    @abstractmethod
+    def reason(self, worth: float, place: str) -> str:
+        """Why an image was taken; `place` is "place 3 of 20"."""
+
+    def select(
+        self,
+        record: PoolRecord,
+        candidates: np.ndarray,
+        values: Mapping[str, np.ndarray],
+        budget: int,
+        seed: int,
+    ) -> list[Choice]:
+        """Take the `budget` best by worth."""
+        worth = self.worth(record, candidates, values)
+        best = np.argsort(-worth, kind="stable")[:budget].tolist()
+        return [
+            Choice(
+                int(candidates[row]),
+                self.reason(float(worth[row]), f"place {number} of {len(candidates)}"),
+            )
+            for number, row in enumerate(best, start=1)
+        ]

@@ -7,10 +7,10 @@ import numpy as np
 from med_sslal.al.arrays import js_divergence, round_scores
 from med_sslal.al.criteria.base import BLOCK_IMAGES
 from med_sslal.al.record import PLAIN, PoolRecord, RecordSection
-from med_sslal.al.selectors.base import Choice, Selector
+from med_sslal.al.selectors.base import Ranking
 
 
-class ClassBalance(Selector):
+class ClassBalance(Ranking):
     """Balancing: the candidates whose predicted classes differ most from the labelled set's.
 
     Formula: JS(q_i, l), the Jensen-Shannon divergence in bits, with q_i the foreground
@@ -24,35 +24,24 @@ class ClassBalance(Selector):
     name = "class_balance"
     needs = ("class_probs",)
 
-    def select(
-        self,
-        record: PoolRecord,
-        candidates: np.ndarray,
-        values: Mapping[str, np.ndarray],
-        budget: int,
-        seed: int,
-    ) -> list[Choice]:
-        """Take the `budget` candidates of the highest divergence."""
+    def worth(
+        self, record: PoolRecord, candidates: np.ndarray, values: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """Divergence from the labelled boxes per class."""
         header = record.header
         counts = [header.class_counts.get(name, 0) for name in header.class_names]
-        divergence = _divergence(record, np.array(counts, dtype=np.float64))
-        order = np.argsort(-divergence[candidates], kind="stable")[:budget]
-        return [
-            Choice(row, f"classes {divergence[row]:.4f} bits from the labelled set's, place "
-                   f"{place} of {len(candidates)} candidates")
-            for place, row in enumerate(candidates[order].tolist(), start=1)
-        ]  # fmt: skip
+        labelled = np.array(counts, dtype=np.float64)
+        blocks = record.section(PLAIN).blocks(BLOCK_IMAGES)
+        found = [_divergence(block, labelled) for block in blocks]
+        return round_scores(np.concatenate(found))[candidates] if found else np.zeros(0)
+
+    def reason(self, worth: float, place: str) -> str:
+        """The divergence and the place."""
+        return f"classes {worth:.4f} bits from the labelled set's, {place} candidates"
 
 
-def _divergence(record: PoolRecord, labelled: np.ndarray) -> np.ndarray:
-    """Divergence of every image of the record from the labelled boxes per class: float64 [N]."""
-    blocks = record.section(PLAIN).blocks(BLOCK_IMAGES)
-    values = [_block_divergence(block, labelled) for block in blocks]
-    return round_scores(np.concatenate(values)) if values else np.zeros(0)
-
-
-def _block_divergence(section: RecordSection, labelled: np.ndarray) -> np.ndarray:
-    """The same of a block of images, not rounded."""
+def _divergence(section: RecordSection, labelled: np.ndarray) -> np.ndarray:
+    """Divergence of every image from the labelled boxes per class: float64 [N], not rounded."""
     owners = section.owners
     predicted = np.stack(
         [np.bincount(owners, column, len(section)) for column in section.class_probs[:, 1:].T],

@@ -7,10 +7,10 @@ from scipy.stats import rankdata
 
 from med_sslal.al.budget import PREDICTED_COST
 from med_sslal.al.record import PoolRecord
-from med_sslal.al.selectors.base import Choice, Selector
+from med_sslal.al.selectors.base import Ranking
 
 
-class GreedyBoxCost(Selector):
+class GreedyBoxCost(Ranking):
     """Value for money: the candidates of the best score per predicted cost.
 
     Formula: the highest r_i / c_i first, where c_i is the predicted cost of image i in the unit of
@@ -22,21 +22,14 @@ class GreedyBoxCost(Selector):
 
     name = "greedy_box_cost"
 
-    def select(
-        self,
-        record: PoolRecord,
-        candidates: np.ndarray,
-        values: Mapping[str, np.ndarray],
-        budget: int,
-        seed: int,
-    ) -> list[Choice]:
-        """Take the best by score per cost."""
+    def worth(
+        self, record: PoolRecord, candidates: np.ndarray, values: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """Rank per cost, rounded, so that equal quotients of different numbers stay equal."""
         score = next(iter(values.values()))
         costs = values.get(PREDICTED_COST, np.ones_like(score))
-        worth = rankdata(score[candidates]) / costs[candidates]
-        # Rounded, so that equal quotients of different numbers stay equal.
-        order = np.argsort(-np.round(worth, 9), kind="stable")[:budget]
-        return [
-            Choice(int(candidates[place]), f"place {number} of {len(candidates)} by score per cost")
-            for number, place in enumerate(order.tolist(), start=1)
-        ]
+        return np.round(rankdata(score[candidates]) / costs[candidates], 9)
+
+    def reason(self, worth: float, place: str) -> str:
+        """The place."""
+        return f"{place} by score per cost"

@@ -8,10 +8,10 @@ import numpy as np
 from med_sslal.al.criteria.base import Criterion
 from med_sslal.al.criteria.representativeness import Representativeness
 from med_sslal.al.record import PoolRecord
-from med_sslal.al.selectors.base import Choice, Selector
+from med_sslal.al.selectors.base import Ranking
 
 
-class MostRepresentative(Selector):
+class MostRepresentative(Ranking):
     """Most typical: of the candidates, those most similar to the pool as a whole.
 
     Re-ranks the candidates by the criterion `representativeness` and takes the best; of two alike
@@ -21,19 +21,12 @@ class MostRepresentative(Selector):
     name = "representativeness"
     criteria: ClassVar[tuple[type[Criterion], ...]] = (Representativeness,)
 
-    def select(
-        self,
-        record: PoolRecord,
-        candidates: np.ndarray,
-        values: Mapping[str, np.ndarray],
-        budget: int,
-        seed: int,
-    ) -> list[Choice]:
-        """Take the `budget` candidates of the highest mean similarity."""
-        similarity = values[self.name]
-        order = np.argsort(-similarity[candidates], kind="stable")[:budget]
-        return [
-            Choice(row, f"{self.name} {similarity[row]:.4f}, place {place} of {len(candidates)} "
-                   "candidates")
-            for place, row in enumerate(candidates[order].tolist(), start=1)
-        ]  # fmt: skip
+    def worth(
+        self, record: PoolRecord, candidates: np.ndarray, values: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """Mean similarity."""
+        return values[self.name][candidates]
+
+    def reason(self, worth: float, place: str) -> str:
+        """The similarity and the place."""
+        return f"{self.name} {worth:.4f}, {place} candidates"

@@ -5,22 +5,21 @@ from collections.abc import Mapping
 import numpy as np
 
 from med_sslal.al.record import PoolRecord
-from med_sslal.al.selectors.base import Choice, Selector
+from med_sslal.al.selectors.base import Ranking
 
 
-class TopK(Selector):
+class TopK(Ranking):
     """Best first: the images that the criterion rates highest, near-duplicates included."""
 
     name = "top_k"
     views = ()
 
-    def select(
-        self,
-        record: PoolRecord,
-        candidates: np.ndarray,
-        values: Mapping[str, np.ndarray],
-        budget: int,
-        seed: int,
-    ) -> list[Choice]:
-        """Take the first `budget` candidates."""
-        return [Choice(row, "") for row in candidates[:budget].tolist()]
+    def worth(
+        self, record: PoolRecord, candidates: np.ndarray, values: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """The same for all, which come in the criterion's order."""
+        return np.zeros(len(candidates))
+
+    def reason(self, worth: float, place: str) -> str:
+        """None besides the criterion's."""
+        return ""
