@@ -32,6 +32,8 @@ _PADDED = ("top_proposals", "top_objectness")
 _PER_BOX = ("boxes", "labels", "scores", "class_probs", "proposals", "roi_features")
 # All that a view of the heads changes.
 _PER_HEAD = ("boxes", "scores", "class_probs")
+# The columns that tell the size of a letter.
+_WIDTHS = {"embeddings": "D", "top_objectness": "P", "roi_features": "F"}
 _SHARD_BYTES = 2**26
 
 
@@ -74,6 +76,14 @@ class RecordWriter:
         self._detections: dict[str, list[Detections]] = {view: [] for view in self._columns}
         self._n_bytes = 0
         self._shards: list[Path] = []
+        # What is small for each image, shard by shard after an empty one.
+        self._small: dict[str, list[np.ndarray]] = {
+            "image_ids": [np.zeros(0, dtype="<U1")],
+            "group_ids": [np.zeros(0, dtype="<U1")],
+            "orig_sizes": [np.zeros((0, 2), dtype=np.int64)],
+            **{view: [np.zeros(0, dtype=np.int64)] for view in self._columns},
+        }
+        self._widths: dict[tuple[str, str], int] = {}
         self._labelled: dict[str, np.ndarray] = {}
         with _writing(path):
             shutil.rmtree(self._partial, ignore_errors=True)
@@ -166,20 +176,19 @@ class RecordWriter:
     def _write_shard(self) -> None:
         """Write the images in memory, without detections under the floor."""
         infos = self._infos
-        columns: dict[str, Any] = {
-            f"{PLAIN}.image_ids": np.array([info.image_id for info in infos], dtype=np.str_),
-            f"{PLAIN}.group_ids": np.array([info.group_id for info in infos], dtype=np.str_),
-            f"{PLAIN}.orig_sizes": np.array([info.orig_size for info in infos], dtype=np.int64),
-        }
+        self._small["image_ids"].append(np.array([info.image_id for info in infos], dtype=np.str_))
+        self._small["group_ids"].append(np.array([info.group_id for info in infos], dtype=np.str_))
+        self._small["orig_sizes"].append(np.array([info.orig_size for info in infos]))
         kept = {
             view: np.concatenate([d.scores.numpy() for d in found]) >= self.header.record_floor
             for view, found in self._detections.items()
             if not is_aligned(view)
         }
+        columns: dict[str, Any] = {}
         for view, detections in self._detections.items():
             keep = kept[_rows_of(view)]
             owners = np.repeat(np.arange(len(infos)), [len(d.scores) for d in detections])
-            columns[f"{view}.counts"] = np.bincount(owners[keep], minlength=len(infos))
+            self._small[view].append(np.bincount(owners[keep], minlength=len(infos)))
             for name in self._columns[view]:
                 if name in _PER_BOX:
                     values = torch.cat([getattr(d, name) for d in detections])[keep]
@@ -191,6 +200,9 @@ class RecordWriter:
                 else:
                     continue
                 columns[f"{view}.{name}"] = values.numpy()
+                if name in _WIDTHS:
+                    key = (view, _WIDTHS[name])
+                    self._widths[key] = max(self._widths.get(key, 0), values.shape[1])
         shard = self._partial / f"shard_{len(self._shards):05d}.npz"
         with _writing(self.path):
             np.savez(shard, **columns)
@@ -204,20 +216,22 @@ class RecordWriter:
         Returns:
             For each view the sizes N, M, C, D and P, and F where there are RoI features.
         """
-        ids = self._joined(f"{PLAIN}.image_ids", np.zeros(0, dtype="<U1"))
+        small = {name: np.concatenate(parts) for name, parts in self._small.items()}
+        ids = small["image_ids"]
         self._check_ids(ids)
         order = np.argsort(ids, kind="stable")
         rank = np.empty_like(order)
         rank[order] = np.arange(len(ids))
+        for name in _IMAGE_COLUMNS:
+            np.save(self._partial / PLAIN / f"{name}.npy", small[name][order])
         sections = {}
         for view, columns in self._columns.items():
-            counts = self._joined(f"{view}.counts", np.zeros(0, dtype=np.int64))
-            offsets = np.concatenate([[0], np.cumsum(counts[order])]).astype(np.int64)
+            offsets = np.concatenate([[0], np.cumsum(small[view][order])]).astype(np.int64)
             sizes = self._sizes(view, len(ids), int(offsets[-1]))
             for name in columns:
                 if name == "offsets":
                     np.save(self._partial / view / "offsets.npy", offsets)
-                else:
+                elif name not in _IMAGE_COLUMNS:
                     self._merge_column(view, name, rank, offsets, sizes)
             sections[view] = sizes
         for shard in self._shards:
@@ -233,12 +247,14 @@ class RecordWriter:
         sizes: Mapping[str, int],
     ) -> None:
         """Write one column of a view in the order of the image ids."""
-        key, file = f"{view}.{name}", self._partial / view / f"{name}.npy"
-        dtype, shape = self._dtype(key, ALL_COLUMNS[name][0]), column_shape(name, sizes)
+        file = self._partial / view / f"{name}.npy"
+        dtype, shape = np.dtype(ALL_COLUMNS[name][0]), column_shape(name, sizes)
         open_memmap(file, mode="w+", dtype=dtype, shape=shape).flush()
         start = 0
-        for shard in self._shards:
-            part, n_boxes = _load(shard, key), _load(shard, f"{view}.counts")
+        for shard, n_boxes in zip(self._shards, self._small[view][1:], strict=True):
+            # The others of the shard stay on disk.
+            with np.load(shard, allow_pickle=False) as columns:
+                part = columns[f"{view}.{name}"]
             rows = rank[start : start + len(n_boxes)]
             start += len(n_boxes)
             if name in _PER_BOX:
@@ -261,33 +277,11 @@ class RecordWriter:
 
     def _sizes(self, view: str, n_images: int, n_detections: int) -> dict[str, int]:
         """The sizes of a merged section by their letters."""
-        columns, source = self._columns[view], _rows_of(view)
-        letters = {"D": "embeddings", "P": "top_objectness"}
-        if "roi_features" in columns:
-            letters["F"] = "roi_features"
-        widths = {
-            letter: [_load(shard, f"{source}.{name}").shape[1] for shard in self._shards]
-            for letter, name in letters.items()
-        }
-        widths["D"] += [len(embedding) for embedding in self._labelled.values()]
-        return {
-            "N": n_images,
-            "M": n_detections,
-            "C": len(self.header.class_names) + 1,
-            **{letter: max(found, default=0) for letter, found in widths.items()},
-        }
-
-    def _joined(self, key: str, empty: np.ndarray) -> np.ndarray:
-        """One column of all shards; only for columns that hold one small value per image."""
-        parts = [_load(shard, key) for shard in self._shards]
-        return np.concatenate(parts) if parts else empty
-
-    def _dtype(self, key: str, kind: str) -> np.dtype:
-        """Dtype of a merged column; texts get the width of the longest one."""
-        if kind != "U":
-            return np.dtype(kind)
-        widths = [_load(shard, key).dtype.itemsize for shard in self._shards]
-        return np.dtype(f"<U{max(widths, default=4) // 4}")
+        letters = "DPF" if "roi_features" in self._columns[view] else "DP"
+        widths = {letter: self._widths.get((_rows_of(view), letter), 0) for letter in letters}
+        widths["D"] = max([widths["D"], *map(len, self._labelled.values())])
+        n_classes = len(self.header.class_names) + 1
+        return {"N": n_images, "M": n_detections, "C": n_classes, **widths}
 
     def _publish(self) -> None:
         """Rename the finished folder to its name; an older record makes way in the same moment."""
@@ -312,12 +306,6 @@ def _own_columns(view: str, roi_features: bool) -> tuple[str, ...]:
     if is_aligned(view):
         return _PER_HEAD
     return tuple(name for name in COLUMNS if name not in _IMAGE_COLUMNS)
-
-
-def _load(shard: Path, key: str) -> np.ndarray:
-    """One column of a shard; the others stay on disk."""
-    with np.load(shard, allow_pickle=False) as columns:
-        return columns[key]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from med_sslal.al.record import PLAIN, PoolRecord, RecordHeader
 from med_sslal.al.record_writer import RecordWriter
 from med_sslal.al.views import View, change, parse_views
 from med_sslal.base.types import Batch, Detections, Extras, ImageInfo
-from med_sslal.model.inference import evaluating, infer, stream
+from med_sslal.model.inference import evaluating, infer
 
 # The images of a batch, each with the detections of every view by name.
 SeenBatch = list[tuple[ImageInfo, dict[str, Detections]]]
@@ -58,8 +58,7 @@ def score_pool(
         ValueError: The loaders gave other images than the pool's.
         UserError: The folder cannot be written, or the detector cannot give what is asked for.
     """
-    scored: list[str] = []
-    known: list[str] = []
+    scored, known = [], []
     names = [view.name for view in parse_views(views)]
     streams = see_pool(model, unlabelled, labelled, device, dtype, views, roi_features)
     with RecordWriter(path, header, views=names, roi_features=roi_features) as writer:
@@ -92,20 +91,13 @@ def see_pool(
 
     The arguments are those of `score_pool`. Nothing runs before the streams are read.
     """
-    others = parse_views(views)
     return (
-        _stream_views(model, unlabelled, device, dtype, others, roi_features),
-        (
-            [
-                (frame.info, {PLAIN: found})
-                for frame, found in zip(batch.frames, output.detections, strict=True)
-            ]
-            for batch, output in stream(model, labelled, device, dtype)
-        ),
+        _seen(model, unlabelled, device, dtype, parse_views(views), roi_features),
+        _seen(model, labelled, device, dtype, (), False),
     )
 
 
-def _stream_views(
+def _seen(
     model: nn.Module,
     loader: Iterable[Batch],
     device: torch.device,

@@ -4,6 +4,7 @@ And, beside it: what the model saw on the images that a report shows.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -42,16 +43,7 @@ def write_selection(path: Path, selection: Selection, cycle: int, header: Record
         "model_hash": header.model_hash,
         "config_hash": header.config_hash,
         "image_ids": list(selection.image_ids),
-        "images": [
-            {
-                "image_id": item.image_id,
-                "rank": item.rank,
-                "group_id": item.group_id,
-                "values": dict(item.values),
-                "reason": item.reason,
-            }
-            for item in selection.items
-        ],
+        "images": [asdict(item) for item in selection.items],
         "scores": {name: dict(values) for name, values in selection.scores.items()},
     }
     write_versioned(path, FORMAT_VERSION, content)
