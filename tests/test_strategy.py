@@ -12,10 +12,11 @@ from tiny import tiny_config
 
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.pool import Pool
+from med_sslal.al.select import select
 from med_sslal.al.stages import stage_names
 from med_sslal.cli.registries import registries
 from med_sslal.config.parse_config import ConfigParser
-from med_sslal.utils.errors import ConfigError
+from med_sslal.utils.errors import ConfigError, DataError
 
 
 def helper(stages: list, *, seed: int = 0, **args: Any) -> ActiveLearningHelper:
@@ -254,6 +255,22 @@ def test_defaults_reach_those_parts_that_take_them(record):
     scores = query(record, stages, aggregate="max").scores
     assert scores["entropy"] == query(record, ["entropy"], aggregate="max").scores["entropy"]
     assert scores["entropy"] != query(record, ["entropy"]).scores["entropy"]
+
+
+def test_a_record_alone_is_enough_to_select(record):
+    assert select(record, "entropy", budget=4) == query(record, ["entropy"])
+    margin = {"type": "margin", "args": {"aggregate": "max"}}
+    pair = select(record, ["entropy", margin], "k_center", budget=3, seed=7, candidate_factor=None)
+    args = {"seed": 7, "candidate_factor": None}
+    assert pair == query(record, [["entropy", margin], "k_center"], 3, **args)
+    boxes = select(record, "random", {"type": "greedy_box_cost"}, budget=9, budget_unit="boxes")
+    assert sum(item.values["predicted_cost"] for item in boxes.items) <= 9
+    with pytest.raises(ConfigError, match="budget: found 31; allowed: up to the 30 unlabelled"):
+        select(record, "entropy", budget=31)
+    with pytest.raises(ConfigError, match="Did you mean 'entropy'"):
+        select(record, "entropi", budget=3)
+    with pytest.raises(DataError, match="no view 'flip'"):
+        select(record, "flip_consistency", budget=3)
 
 
 def test_short_names_of_stages():
