@@ -10,7 +10,7 @@ import numpy as np
 
 from med_sslal.al.arrays import round_scores
 from med_sslal.al.record import RecordSection
-from med_sslal.utils.boxes import paired_iou
+from med_sslal.utils.boxes import paired_iou, pairs
 
 # Pairs of boxes compared at once; a block takes some 20 MB.
 BLOCK_PAIRS = 2**19
@@ -69,20 +69,9 @@ def _overlapping(
     edges, others = (
         np.ascontiguousarray(np.asarray(section.boxes).T) for section in (first, second)
     )
-    counts = second.counts[first.owners]
-    starts = second.offsets[:-1][first.owners]
-    ends = np.cumsum(counts)
-    begin = 0
-    while begin < len(counts):
-        before = ends[begin] - counts[begin]
-        end = max(begin + 1, int(np.searchsorted(ends, before + BLOCK_PAIRS, side="right")))
-        sizes = counts[begin:end]
-        rows = np.repeat(np.arange(begin, end), sizes)
-        skipped = starts[begin:end] - (ends[begin:end] - sizes - before)
-        partners = np.arange(len(rows)) + np.repeat(skipped, sizes)
+    for rows, partners in pairs(first.owners, second.owners, BLOCK_PAIRS):
         overlap = np.ones(len(rows), dtype=bool)
         for low, high in ((0, 2), (1, 3)):
             overlap &= edges[low][rows] < others[high][partners]
             overlap &= others[low][partners] < edges[high][rows]
         yield rows[overlap], partners[overlap]
-        begin = end

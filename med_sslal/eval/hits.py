@@ -6,20 +6,17 @@ annotated box that is no ignore region.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
 from med_sslal.eval.eval_utils import Columns
-from med_sslal.utils.boxes import areas, paired_intersection
+from med_sslal.utils.boxes import areas, paired_intersection, pairs
 
 Overlap = Literal["iou", "iobb"]
 
 MIN_OVERLAP = 0.5
 """Least overlap of a hit, and least share of a detection's own area in an ignore region."""
-
-_PAIRS_AT_ONCE = 500_000
 
 
 @dataclass(frozen=True)
@@ -74,27 +71,8 @@ def _overlapping(
     other_keys: np.ndarray,
     overlap: Overlap,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the pairs (row of `boxes`, row of `other_boxes`) of one key that overlap enough.
-
-    Args:
-        boxes: [D, 4] xyxy.
-        keys: int64 [D]; only rows of equal key are compared.
-        other_boxes: [G, 4] xyxy.
-        other_keys: int64 [G].
-        overlap: Measure, relative to `boxes` for `iobb`.
-    """
-    order = np.argsort(other_keys, kind="stable")
-    start = np.searchsorted(other_keys[order], keys, "left")
-    count = np.searchsorted(other_keys[order], keys, "right") - start
-    rows = np.flatnonzero(count)
-    start, count = start[rows], count[rows]
-    before = np.concatenate([[0], np.cumsum(count)])
-    cuts = np.searchsorted(before, np.arange(_PAIRS_AT_ONCE, before[-1], _PAIRS_AT_ONCE))
-    for low, high in pairwise([0, *cuts, len(rows)]):
-        n = count[low:high]
-        first = start[low:high] - (before[low:high] - before[low])
-        a = rows[low:high].repeat(n)
-        b = order[first.repeat(n) + np.arange(n.sum())]
+    """Yield the pairs (row of `boxes`, row of `other_boxes`) of one key that overlap enough."""
+    for a, b in pairs(keys, other_keys):
         enough = _overlaps(boxes[a], other_boxes[b], overlap)
         yield a[enough], b[enough]
 

@@ -48,15 +48,11 @@ def blocks_of(section: RecordSection, usable: np.ndarray) -> Iterator[Block]:
         yield Block(block, own, boxes, labels, scores, valid)
 
 
-def by_class(block: Block, chosen: np.ndarray, n_classes: int) -> list[np.ndarray]:
-    """The scores of the chosen detections (bool [M]), class by class."""
-    return [block.scores[chosen & (block.labels == number + 1)] for number in range(n_classes)]
-
-
-def joined(blocks: Sequence[Sequence[np.ndarray]], n_classes: int) -> list[np.ndarray]:
-    """What `by_class` found in all blocks, class by class."""
-    nothing = np.zeros(0)
-    return [np.concatenate([nothing, *(b[number] for b in blocks)]) for number in range(n_classes)]
+def by_class(chosen: Sequence[tuple[np.ndarray, np.ndarray]], n_classes: int) -> list[np.ndarray]:
+    """The scores of chosen detections, class by class, from (labels, scores) of each block."""
+    none = (np.zeros(0, dtype=np.int64), np.zeros(0))
+    labels, scores = (np.concatenate(column) for column in zip(none, *chosen, strict=True))
+    return [scores[labels == number + 1] for number in range(n_classes)]
 
 
 def annotations(block: Block, kept: np.ndarray, ignored: np.ndarray) -> dict[str, Annotation]:

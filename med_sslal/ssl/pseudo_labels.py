@@ -18,7 +18,7 @@ from med_sslal.al.pool import Pool
 from med_sslal.al.record import PLAIN, RECORD_FLOOR, PoolRecord
 from med_sslal.base.types import Annotation, Prediction
 from med_sslal.config.signature import wrong_arguments
-from med_sslal.ssl.blocks import BOX_DECIMALS, annotations, blocks_of, by_class, joined
+from med_sslal.ssl.blocks import BOX_DECIMALS, annotations, blocks_of, by_class
 from med_sslal.ssl.quality import found_and_false
 from med_sslal.utils.errors import ConfigError, DataError
 from med_sslal.utils.util import atomic_write, read_versioned, stable_hash
@@ -181,12 +181,7 @@ class PseudoLabeller:
         return {name: self._threshold(*outcome[name]) for name in class_names}
 
     def _threshold(self, found: np.ndarray, false: np.ndarray) -> float:
-        """The threshold of one class.
-
-        Args:
-            found: float64 [G], best score on each of its objects, -inf where none was found.
-            false: float64 [F], scores of its detections that meet no object.
-        """
+        """The threshold of one class, from what `found_and_false` says of it."""
         found, false = np.sort(found), np.sort(false)
         if (found >= self.min_threshold).sum() < self.min_true_positives:
             return self.fallback_threshold
@@ -225,18 +220,20 @@ class PseudoLabeller:
             raise ValueError("pseudo-labels need labelled images to be measured against")
         section, names = record.section(PLAIN), record.header.class_names
         lowest = np.array([thresholds[name] for name in names])
-        sure = [
-            by_class(block, block.valid & (block.scores >= lowest[block.labels - 1]), len(names))
-            for block in blocks_of(section, usable)
-        ]
-        limits = self._limits(joined(sure, len(names)), lowest, labelled_annotations, usable.sum())
+        sure = []
+        for block in blocks_of(section, usable):
+            chosen = block.valid & (block.scores >= lowest[block.labels - 1])
+            sure.append((block.labels[chosen], block.scores[chosen]))
+        limits = self._limits(
+            by_class(sure, len(names)), lowest, labelled_annotations, usable.sum()
+        )
         labels: dict[str, Annotation] = {}
         sure, negatives = [], []
         for block in blocks_of(section, usable):
             kept = block.valid & (block.scores >= limits[block.labels - 1])
             ignored = block.valid & ~kept & (block.scores >= self.ignore_floor)
             labels |= annotations(block, kept, ignored)
-            sure.append(by_class(block, kept, len(names)))
+            sure.append((block.labels[kept], block.scores[kept]))
             best = np.zeros(len(block.section))
             np.maximum.at(best, block.section.owners, block.scores)
             empty = block.usable & (best < self.negative_floor)
@@ -248,7 +245,7 @@ class PseudoLabeller:
         for image_id in negatives[:n_negatives]:
             labels[image_id] = Annotation.empty()
         assert not labels.keys() & set(pool.labelled), "pseudo-labels on labelled images"
-        stats = map(_stats, joined(sure, len(names)), limits.tolist())
+        stats = map(_stats, by_class(sure, len(names)), limits.tolist())
         return PseudoLabels(dict(sorted(labels.items())), dict(zip(names, stats, strict=True)))
 
     def _usable(self, record: PoolRecord, pool: Pool) -> np.ndarray:
@@ -279,15 +276,7 @@ class PseudoLabeller:
         labelled: Mapping[str, Annotation],
         n_images: int,
     ) -> np.ndarray:
-        """Thresholds of the classes, raised where a class would exceed the density cap.
-
-        Args:
-            scores_by_class: Scores of each class's boxes on the unlabelled images, rounded, from
-                its threshold on.
-            thresholds: float64, one for each class.
-            labelled: Labels of the labelled images.
-            n_images: Number of unlabelled images.
-        """
+        """Thresholds of the classes, raised where a class would exceed the density cap."""
         limits = thresholds.copy()
         for number, scores in enumerate(scores_by_class, start=1):
             n_boxes = sum(

@@ -1,5 +1,8 @@
 """Overlap of boxes, in continuous coordinates: every IoU of the program, but for the losses'."""
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import numpy as np
 
 
@@ -33,6 +36,32 @@ def paired_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     intersection = paired_intersection(first, second)
     union = areas(first) + areas(second) - intersection
     return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+
+
+def pairs(
+    keys: np.ndarray, others: np.ndarray, at_once: int = 500_000
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every pair of a row and another row of the same key, a block at a time.
+
+    Args:
+        keys: int64 [N], the image that box i belongs to, say.
+        others: int64 [K], the same of other boxes.
+        at_once: Pairs of a block, about; all pairs of a row come in the same block.
+
+    Yields:
+        The row of `keys` and the row of `others` of each pair, in the order of both: int64 [P].
+    """
+    order = np.argsort(others, kind="stable")
+    start = np.searchsorted(others[order], keys, "left")
+    count = np.searchsorted(others[order], keys, "right") - start
+    rows = np.flatnonzero(count)
+    start, count = start[rows], count[rows]
+    before = np.concatenate([[0], np.cumsum(count)])
+    cuts = np.searchsorted(before, np.arange(at_once, before[-1], at_once))
+    for low, high in pairwise([0, *cuts, len(rows)]):
+        n = count[low:high]
+        first = start[low:high] - (before[low:high] - before[low])
+        yield rows[low:high].repeat(n), order[first.repeat(n) + np.arange(n.sum())]
 
 
 def _edges(boxes: np.ndarray) -> np.ndarray:

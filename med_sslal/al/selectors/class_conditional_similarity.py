@@ -87,11 +87,7 @@ def _add_class(
 ) -> None:
     """Add one class's part of sum over i of P_i max over j of cos(f_i, f_j), for each two images.
 
-    Args:
-        similarity: float64 [K, K], changed in place.
-        features: float32 [R, F], the class's detections, of length 1, sorted by image.
-        sure: float64 [R], P_i.
-        owners: int64 [R], their images.
+    The class's detections, R of them with features of length 1, are sorted by image (`owners`).
     """
     present, starts, places, sizes = np.unique(
         owners, return_index=True, return_inverse=True, return_counts=True
@@ -119,11 +115,6 @@ def _k_medoids(
     distances: np.ndarray, n_medoids: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Exact alternation of assignment and medoids; ties go to the better candidate.
-
-    Args:
-        distances: int32 [K, K], symmetric, 0 on the diagonal.
-        n_medoids: At most K.
-        generator: For the draw that it starts from.
 
     Returns:
         The places of the medoids, ascending, and the sizes of their clusters: int64 each.

@@ -63,14 +63,9 @@ def _n_distinct(rows: np.ndarray, most: int) -> int:
 
 
 def _turns(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """When each candidate has its turn.
+    """Place of each candidate in its cluster, and the cluster's place among clusters, from 0.
 
-    Args:
-        labels: int64 [K] cluster of each candidate, best candidate first, in any numbering.
-
-    Returns:
-        Its place inside its cluster, from 0, and its cluster numbered from 0 in the order of the
-        best candidates: int64 [K] each.
+    Candidates come best first, their clusters in any numbering: int64 [K].
 
     Example:
         >>> [part.tolist() for part in _turns(np.array([7, 7, 2]))]
