@@ -44,15 +44,10 @@ def squared_lengths(points: np.ndarray) -> np.ndarray:
 def squared_distances(
     points: np.ndarray, centers: np.ndarray, lengths: np.ndarray | None = None
 ) -> np.ndarray:
-    """Squared Euclidean distance of every point to every center.
+    """Squared Euclidean distance of every point [N, D] to every center [K, D]: float64 [N, K].
 
-    Args:
-        points: float64 [N, D], from `whole_embeddings`.
-        centers: float64 [K, D], likewise.
-        lengths: `squared_lengths(points)`, from who asks for the same points again and again.
-
-    Returns:
-        float64 [N, K], in units of 1e-6, at least 0.
+    Both are `whole_embeddings`, so the unit is 1e-6. Who asks for the same points again and again
+    hands in their `squared_lengths`.
 
     Example:
         >>> squared_distances(np.array([[0.0, 0.0], [3.0, 4.0]]), np.array([[0.0, 0.0]])).tolist()
@@ -68,14 +63,9 @@ def squared_distances(
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Spearman's rank correlation, ties with their mean rank, rounded to 1e-4.
+    """Spearman's rank correlation of [N] and [N], ties with their mean rank, rounded to 1e-4.
 
-    Args:
-        first: [N].
-        second: [N].
-
-    Returns:
-        A number in [-1, 1]; None where either has fewer than two distinct values.
+    None where either has fewer than two distinct values.
 
     Example:
         >>> rank_correlation(np.array([1, 2, 3]), np.array([10, 30, 20]))
@@ -88,13 +78,7 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
 
 
 def entropy(probs: np.ndarray) -> np.ndarray:
-    """Shannon entropy of each row in nats, with 0 ln 0 = 0.
-
-    Args:
-        probs: [M, C], rows that sum to 1.
-
-    Returns:
-        float64 [M].
+    """Shannon entropy of each row of [M, C] in nats, with 0 ln 0 = 0: float64 [M].
 
     Example:
         >>> entropy(np.array([[0.5, 0.5], [0.0, 1.0]])).round(4).tolist()
@@ -104,16 +88,10 @@ def entropy(probs: np.ndarray) -> np.ndarray:
 
 
 def js_divergence(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Jensen-Shannon divergence of row i of `first` and row i of `second`, in bits.
+    """Jensen-Shannon divergence of row i of `first` and row i of `second`, [M, C], in bits.
 
     Formula: (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2. Its square root is a distance.
-
-    Args:
-        first: [M, C], rows that sum to 1.
-        second: [M, C], likewise.
-
-    Returns:
-        float64 [M]: 0 for equal rows, 1 for rows without a class in common.
+    float64 [M]: 0 for equal rows, 1 for rows without a class in common.
 
     Example:
         >>> js_divergence(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])).tolist()

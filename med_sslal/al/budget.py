@@ -23,13 +23,7 @@ PREDICTED_COST = "predicted_cost"
 
 @dataclass(frozen=True)
 class CostModel:
-    """What labels cost in the unit of the budget.
-
-    Attributes:
-        unit: `images`: 1 per image. `boxes`: 1 per box. `seconds`: see `seconds`.
-        seconds_per_image: Time to look an image through, whether it holds a box or not.
-        seconds_per_box: Time to draw and check a box.
-    """
+    """What labels cost in the unit of the budget: 1 an image, 1 a box, or see `seconds`."""
 
     unit: BudgetUnit = "images"
     seconds_per_image: float = SECONDS_PER_IMAGE
@@ -96,14 +90,7 @@ def predicted_boxes(record: PoolRecord) -> np.ndarray:
 
 
 def n_affordable(costs: np.ndarray, budget: float) -> int:
-    """How many images in a row can be paid for, the first of all in any case.
-
-    Args:
-        costs: float64 [K], more than 0, in the order of labelling.
-        budget: In the same unit.
-
-    Returns:
-        A number from 1 (0 where there is no image) to K.
+    """How many images, of costs [K] more than 0, can be paid for in a row; the first in any case.
 
     Example:
         >>> n_affordable(np.array([2.0, 3.0, 1.0]), 5)

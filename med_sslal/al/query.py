@@ -27,17 +27,16 @@ CLOSE = "next to a chosen or labelled slice, as no others are left"
 
 @dataclass(frozen=True)
 class Query:
-    """A strategy with the rules around it.
+    """A strategy with the rules around it; see `ActiveLearningHelper`.
 
     Attributes:
         criterion: Rates the images.
         selector: Chooses among the best.
         run_seed: The run's seed, noted in the selection.
         costs: What an image will probably cost.
-        candidate_factor: How many times as many images as the budget buys, best first, the
-            selector chooses from; None = all.
-        max_per_group: Images of one patient at most; None = any number.
-        suppress_adjacent: Distance up to which slices are adjacent; None = none are.
+        candidate_factor: None = the selector chooses among all.
+        max_per_group: None = any number.
+        suppress_adjacent: None = no slice is adjacent to another.
     """
 
     criterion: Criterion
@@ -208,16 +207,7 @@ class Query:
 
 
 def rank(values: np.ndarray, image_ids: tuple[str, ...], seed: int) -> np.ndarray:
-    """Rows from best to worst.
-
-    Args:
-        values: float64 [N], rounded, higher = better.
-        image_ids: N ids.
-        seed: Ties are broken by a hash of it and the image id.
-
-    Returns:
-        int64 [N], a permutation of the rows.
-    """
+    """Rows from best to worst by rounded values [N]; ties by a hash of the seed and the id."""
     ties = np.array([stable_hash("tie", seed, name) for name in image_ids], dtype=np.int64)
     return np.lexsort((ties, -values))
 

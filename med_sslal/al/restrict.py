@@ -27,12 +27,7 @@ def check_pool(init_num: int, budget_num: int, pool_size: int) -> None:
 
 
 def check_groups(group_ids: Iterable[str], budget: int, max_per_group: int | None) -> None:
-    """Refuse a cap that leaves the first query too few images.
-
-    Args:
-        group_ids: The patient of every unlabelled image.
-        budget: Images that one cycle is to take.
-        max_per_group: Images of one patient at most; None = any number.
+    """Refuse a cap per patient that leaves the first query too few of the unlabelled images.
 
     Raises:
         ConfigError: Fewer than `budget` images could be had.
@@ -50,15 +45,9 @@ def check_groups(group_ids: Iterable[str], budget: int, max_per_group: int | Non
 
 
 def cap_groups(ranking: np.ndarray, group_ids: np.ndarray, max_per_group: int | None) -> np.ndarray:
-    """The best images of each patient, so that whatever is chosen among them keeps the cap.
+    """The best rows of each patient, so that whatever is chosen among them keeps the cap.
 
-    Args:
-        ranking: int64 [N], rows from best to worst.
-        group_ids: str [N], the patient of each row.
-        max_per_group: Images of one patient at most; None = any number.
-
-    Returns:
-        int64 [K], the rows that are left, still from best to worst.
+    `ranking` has rows from best to worst, and so has the answer: int64 [K].
 
     Example:
         >>> cap_groups(np.array([2, 0, 1]), np.array(["a", "b", "a"]), 1).tolist()

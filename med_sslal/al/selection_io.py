@@ -24,13 +24,7 @@ N_CONTRAST = 8
 
 
 def write_selection(path: Path, selection: Selection, cycle: int, header: RecordHeader) -> None:
-    """Write a selection atomically.
-
-    Args:
-        path: The JSON file.
-        selection: What the query took.
-        cycle: The cycle whose model scored the pool.
-        header: Header of the record that was queried.
+    """Write what a query took atomically: the cycle's model scored the record of that header.
 
     Raises:
         UserError: The file cannot be written.

@@ -3,7 +3,6 @@
 Shape shorthand: N images, M boxes of all of them in the first view, T matched pairs.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,41 +36,23 @@ def best_matches(
 ) -> Matches:
     """For each box of `first` the boxes of the same image in `second` that it overlaps most.
 
-    Args:
-        first: One view.
-        second: Another view of the same images, its boxes in the same frame.
-        same_class: Only boxes of the same label match.
-
-    Returns:
-        The matches; several boxes of `first` may share a partner.
+    With `same_class` of the same label alone. Several boxes of `first` may share a partner.
     """
-    best = np.zeros(len(first.boxes))
-    blocks = []
-    for rows, partners in _overlapping(first, second):
+    edges, others = (
+        np.ascontiguousarray(np.asarray(section.boxes).T) for section in (first, second)
+    )
+    best, blocks = np.zeros(len(first.boxes)), []
+    for rows, partners in pairs(first.owners, second.owners, BLOCK_PAIRS):
+        overlap = np.ones(len(rows), dtype=bool)
         if same_class:
-            same = first.labels[rows] == second.labels[partners]
-            rows, partners = rows[same], partners[same]
+            overlap = first.labels[rows] == second.labels[partners]
+        for low, high in ((0, 2), (1, 3)):
+            overlap &= edges[low][rows] < others[high][partners]
+            overlap &= others[low][partners] < edges[high][rows]
+        rows, partners = rows[overlap], partners[overlap]
         iou = round_scores(paired_iou(first.boxes[rows], second.boxes[partners]))
         np.maximum.at(best, rows, iou)
         keep = (iou > 0) & (iou == best[rows])
         blocks.append((rows[keep], partners[keep]))
-    if not blocks:
-        nothing = np.zeros(0, dtype=np.int64)
-        return Matches(best, nothing, nothing)
     rows, partners = (np.concatenate(column) for column in zip(*blocks, strict=True))
     return Matches(best, rows, partners)
-
-
-def _overlapping(
-    first: RecordSection, second: RecordSection
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of boxes of one image that overlap; all pairs of a box come in the same block."""
-    edges, others = (
-        np.ascontiguousarray(np.asarray(section.boxes).T) for section in (first, second)
-    )
-    for rows, partners in pairs(first.owners, second.owners, BLOCK_PAIRS):
-        overlap = np.ones(len(rows), dtype=bool)
-        for low, high in ((0, 2), (1, 3)):
-            overlap &= edges[low][rows] < others[high][partners]
-            overlap &= others[low][partners] < edges[high][rows]
-        yield rows[overlap], partners[overlap]

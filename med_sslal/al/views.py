@@ -63,7 +63,7 @@ def noise(picture: Tensor, image_id: str, number: int) -> Changed:
         tuple(picture.shape), dtype="float32"
     )
     added = torch.from_numpy(draw).to(picture.device) * NOISE_SIGMA
-    return Changed((picture + added).clamp(0, 1), _identity())
+    return Changed((picture + added).clamp(0, 1), torch.eye(2, 3))
 
 
 def cutout(picture: Tensor, image_id: str, number: int) -> Changed:
@@ -78,7 +78,7 @@ def cutout(picture: Tensor, image_id: str, number: int) -> Changed:
         )
         top, left = draw.integers((height - rows + 1, width - columns + 1)).tolist()
         picture[:, top : top + rows, left : left + columns] = 0
-    return Changed(picture, _identity())
+    return Changed(picture, torch.eye(2, 3))
 
 
 def downsize(picture: Tensor, image_id: str, number: int) -> Changed:
@@ -120,13 +120,7 @@ _NUMBERED_NAME = re.compile(rf"({'|'.join(_NUMBERED)})_([1-9]\d{{0,5}})")
 
 
 class View(NamedTuple):
-    """A view's name, taken apart.
-
-    Attributes:
-        name: As criteria and records write it: `flip`, `noise_2`, `dropout_1`.
-        kind: A key of FULL_VIEWS, or `dropout`.
-        number: The number in the name; 0 where it has none.
-    """
+    """A view's name (`flip`, `noise_2`, `dropout_1`), its kind, and its number or 0."""
 
     name: str
     kind: str
@@ -139,10 +133,7 @@ class View(NamedTuple):
 
 
 def parse_views(names: Iterable[str]) -> tuple[View, ...]:
-    """Take the names of views apart.
-
-    Args:
-        names: What criteria ask for; `plain` and repetitions are left out.
+    """Take the names of views apart, without `plain` and repetitions.
 
     Raises:
         ConfigError: There is no such view.
@@ -189,11 +180,6 @@ def change(view: View, images: Tensor, frames: Sequence[Frame]) -> tuple[Tensor,
             )
         )
     return canvas, tuple(moved)
-
-
-def _identity() -> Tensor:
-    """The map of a picture whose pixels stay in place."""
-    return torch.eye(2, 3)
 
 
 def _compose(outer: Tensor, inner: Tensor) -> Tensor:
