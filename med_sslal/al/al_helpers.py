@@ -97,7 +97,8 @@ class ActiveLearningHelper:
         Raises:
             ConfigError: An argument is wrong.
         """
-        args = {name: value for name, value in locals().items() if name not in ("self", "seed")}
+        args = dict(locals())
+        del args["self"], args["seed"]
         wrong = wrong_arguments(ActiveLearningHelper, args, provided=("seed",))
         problems: list[tuple[str | KeyPath, str]] = [(name, text) for name, text, _ in wrong]
         problems = problems or ActiveLearningHelper.check_args(args)
