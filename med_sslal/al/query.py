@@ -129,22 +129,16 @@ class Query:
         """Warn where a query cannot take its budget of images."""
         if self.costs.unit != "images" or n_allowed >= budget:
             return
+        text = (
+            f"max_per_group {self.max_per_group} allows only {n_allowed} of the {n_left} "
+            f"unlabelled images, fewer than budget_num {budget}: taking these"
+        )
         if n_allowed == n_left:
-            logger.warning(
-                "only %d unlabelled images are left, fewer than budget_num %d: taking them all; "
-                "the next training is the last",
-                n_left,
-                budget,
+            text = (
+                f"only {n_left} unlabelled images are left, fewer than budget_num {budget}: "
+                "taking them all; the next training is the last"
             )
-        else:
-            logger.warning(
-                "max_per_group %s allows only %d of the %d unlabelled images, fewer than "
-                "budget_num %d: taking these",
-                self.max_per_group,
-                n_allowed,
-                n_left,
-                budget,
-            )
+        logger.warning("%s", text)
 
     def _choose(
         self,
