@@ -81,6 +81,10 @@ def changed(study: dict[str, Any], **changes: Any) -> dict[str, Any]:
         ({"seeds": [1, 1]}, "seeds: found [1, 1]; allowed: different numbers from 0 on"),
         ({"seeds": "5"}, "seeds: found"),
         ({"baseline": "chance"}, "baseline: there is no arm 'chance'; there are random, entropy"),
+        (
+            {"baseline": "full"},
+            "baseline: 'full' labels everything (init_num all)",
+        ),
         ({"name": "../up"}, "name: found"),
         ({"metric": "test_sens"}, "metric: no value 'test_sens'; there are test_AP, test_AP50"),
         ({"set": {"trainer.steps_per_cycle": None}}, "trainer.steps_per_cycle is null"),

@@ -4,6 +4,8 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,8 @@ from med_sslal.cli.args import add_device, add_overrides
 from med_sslal.utils.errors import ConfigError
 
 if TYPE_CHECKING:
+    from med_sslal.base.base_dataset import BaseDataset
+    from med_sslal.config.parse_config import ConfigParser
     from med_sslal.study.study_config import StudyConfig
     from med_sslal.study.study_runs import StudyRuns
 
@@ -81,25 +85,30 @@ def _check(study: "StudyConfig", runs: "StudyRuns", devices: "list[str | None]")
     from med_sslal.cli.build import build_dataset, devices_of
     from med_sslal.cli.train import build_setup
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-
-    def show_all() -> None:
-        """Undo what naming a GPU does to this process: the runs name theirs themselves."""
-        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-        if visible is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    def build(config: "ConfigParser", dataset: "BaseDataset | None") -> "BaseDataset":
+        opened = dataset or build_dataset(config)
+        build_setup(config, opened, found, show_progress=False)
+        return opened
 
     any_arm = next(iter(study.arms.values()))
+    for device in devices[1:]:
+        with _same_gpus():
+            devices_of(any_arm, device)
+    with _same_gpus():
+        found = devices_of(any_arm, devices[0])
+        runs.check(build)
+
+
+@contextmanager
+def _same_gpus() -> Iterator[None]:
+    """Undo what naming a GPU does to this process: the runs name theirs themselves."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
-        for device in reversed(devices):
-            show_all()
-            found = devices_of(any_arm, device)
-        runs.check(
-            build_dataset,
-            lambda config, dataset: build_setup(config, dataset, found, show_progress=False),
-        )
+        yield
     finally:
-        show_all()
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def _finish(study: "StudyConfig") -> None:

@@ -35,10 +35,7 @@ def study_table(result: StudyResult) -> str:
 def _row(name: str, arm: ArmResult, result: StudyResult) -> list[str]:
     """The cells of one arm."""
     comparison = arm.comparison
-    seeds = str(len(arm.seeds))
-    if comparison is not None and len(comparison.seeds) != len(arm.seeds):
-        seeds += f" ({len(comparison.seeds)} paired)"
-    cells = [name, seeds, f"{arm.area.value:.3f}"]
+    cells = [name, str(len(arm.seeds)), f"{arm.area.value:.3f}"]
     cells.append("-" if comparison is None else _estimate(comparison.area))
     cells += [_goal(goal) for goal in arm.goals]
     if comparison is None:

@@ -6,8 +6,7 @@ steps, so their difference is what the choice of images made. Effect and interva
 Shape shorthand: B draws, S seeds, G label counts.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -71,12 +70,11 @@ def compare_arms(
     """Compare every arm with the baseline, paired by seed.
 
     Areas and last scores of a seed are taken over the range of labels that ALL its arms cover, with
-    linear interpolation at its ends: counted in boxes, every run starts or ends elsewhere. Only
-    seeds that an arm shares with the baseline are compared; its own curve, area and goals use all.
-    The order of arms changes nothing but that of `arms` in the result, that of seeds nothing.
+    linear interpolation at its ends: counted in boxes, every run ends elsewhere. The order of arms
+    changes nothing but that of `arms` in the result, that of seeds nothing.
 
     Args:
-        curves: Arm to seed to curve. Full supervision is no arm.
+        curves: Arm to seed to curve, the same seeds for all. Full supervision is no arm.
         full: Seed to the full-supervision score; None where it was not measured.
         baseline: The arm to compare with.
         draws: Bootstrap draws.
@@ -84,12 +82,11 @@ def compare_arms(
         unit: What the labels of the curves count, for the sentences: "images", "boxes", ...
 
     Raises:
-        DataError: The baseline is missing, an arm has no curve or no seed in common with it, a full
-            score is not finite, or no label count is covered by all arms of a seed.
+        DataError: The baseline is missing, or arms differ in their seeds or in where they start.
     """
-    _check(curves, full, baseline)
     curves = {arm: dict(sorted(by_seed.items())) for arm, by_seed in curves.items()}
-    ranges, bootstrap = _common_ranges(curves), Bootstrap(draws, seed)
+    ranges = _ranges(curves, baseline)
+    bootstrap = Bootstrap(draws, seed)
     inside = {
         arm: {s: _between(curve, *ranges[s]) for s, curve in by_seed.items()}
         for arm, by_seed in curves.items()
@@ -110,50 +107,37 @@ def compare_arms(
         )
         for arm, by_seed in curves.items()
     }
-    notes, matrix = _notes(curves, baseline, ranges, unit), _matrix(areas)
+    notes, matrix = _notes(curves, ranges, unit), _matrix(areas)
     measured = None if full is None else dict(sorted(full.items()))
     return StudyResult(baseline, unit, ranges, arms, matrix, measured, notes, draws, seed)
 
 
-def _check(curves: Curves, full: Mapping[int, float] | None, baseline: str) -> None:
-    """Raise DataError for what cannot be compared."""
-    if baseline not in curves:
-        raise DataError(
-            f"the study has no arm {baseline!r} to compare with, found {', '.join(curves) or 'no'} "
-            f"arms; add {baseline!r} or name another baseline."
-        )
+def _ranges(curves: Curves, baseline: str) -> dict[int, Interval]:
+    """Seed to the label counts that all its arms cover; DataError where they cannot be paired."""
+    seeds = list(curves.get(baseline, ()))
     for arm, by_seed in curves.items():
-        if not set(by_seed) & set(curves[baseline]):
+        if list(by_seed) != seeds or not seeds:
             raise DataError(
-                f"arm {arm!r} has no seed in common with {baseline!r}: seeds {sorted(by_seed)} and "
-                f"{sorted(curves[baseline])}; run both with the same seeds."
+                f"arm {arm!r} has the seeds {list(by_seed)} and the baseline {baseline!r} {seeds}: "
+                "run both with the same"
             )
-    if full is not None and not np.isfinite(list(full.values())).all():
-        raise DataError(
-            f"a full-supervision score is not finite, found {dict(full)}; leave out its seed."
-        )
-
-
-def _common_ranges(curves: Curves) -> dict[int, Interval]:
-    """Seed to the first and last label count that all its arms cover."""
-    ranges = {}
-    for s in sorted({s for by_seed in curves.values() for s in by_seed}):
-        mine = {arm: by_seed[s].labels for arm, by_seed in curves.items() if s in by_seed}
-        late = max(mine, key=lambda arm: mine[arm][0])
-        early = min(mine, key=lambda arm: mine[arm][-1])
-        low, high = mine[late][0], mine[early][-1]
+    ranges = {s: _range([by_seed[s] for by_seed in curves.values()]) for s in seeds}
+    for s, (low, high) in ranges.items():
         if low > high:
             raise DataError(
-                f"with seed {s} no label count is covered by every arm: {late!r} starts at {low:g},"
-                f" but {early!r} ends at {high:g}; start all arms from one initial set."
+                f"with seed {s} no label count is covered by every arm: one starts at {low:g}, but "
+                f"another ends at {high:g}; start all arms from one initial set"
             )
-        ranges[s] = (low, high)
     return ranges
 
 
-def _notes(
-    curves: Curves, baseline: str, ranges: Mapping[int, Interval], unit: str
-) -> tuple[str, ...]:
+def _range(curves: Collection[Curve]) -> Interval:
+    """First and last label count that all curves cover; the first is the larger where none is."""
+    ends = [(curve.labels[0], curve.labels[-1]) for curve in curves]
+    return max(low for low, _ in ends), min(high for _, high in ends)
+
+
+def _notes(curves: Curves, ranges: Mapping[int, Interval], unit: str) -> tuple[str, ...]:
     """What a reader must know before reading the numbers."""
     notes = []
     if any(
@@ -168,20 +152,9 @@ def _notes(
     single = [str(s) for s, (low, high) in ranges.items() if low == high]
     if single:
         notes.append(f"one label count only, whose score is the area: seed {', '.join(single)}")
-    for arm, by_seed in curves.items():
-        either, both = set(by_seed) | set(curves[baseline]), set(by_seed) & set(curves[baseline])
-        if either != both:
-            notes.append(
-                f"{arm}: {_seeds(len(both))} paired with {baseline}, "
-                f"{len(either) - len(both)} without a partner left out of the differences"
-            )
     if len(ranges) == 1:
         notes.append("1 seed, no interval")
     return tuple(notes)
-
-
-def _seeds(n: int) -> str:
-    return "1 seed" if n == 1 else f"{n} seeds"
 
 
 def _knots(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
@@ -205,8 +178,7 @@ def _on_one_grid(curves: Collection[Curve]) -> tuple[np.ndarray, np.ndarray]:
     The mean of broken lines bends only at their points, so nothing is lost between them. G is 0
     where the curves share no label count.
     """
-    low = max(curve.labels[0] for curve in curves)
-    high = min(curve.labels[-1] for curve in curves)
+    low, high = _range(curves)
     if low > high:
         return np.empty(0), np.empty((len(curves), 0))
     cut = [_between(curve, low, high) for curve in curves]
@@ -250,7 +222,7 @@ def _goal(curves: Mapping[int, Curve], full: Mapping[int, float], fraction: floa
     if not per_seed:
         return Goal(fraction, {}, None, 0, None, None)
     reached = [np.inf if labels is None else labels for labels in per_seed.values()]
-    grid, values = _on_one_grid(list(measured.values()))
+    grid, values = _on_one_grid(measured.values())
     target = fraction * np.mean([full[s] for s in measured], keepdims=True)
     mean = _first_crossing(grid, values.mean(0, keepdims=True), target)[0] if len(grid) else np.inf
     return Goal(
@@ -266,7 +238,7 @@ def _goal(curves: Mapping[int, Curve], full: Mapping[int, float], fraction: floa
 def _comparisons(
     curves: Curves, areas: Mapping[str, Mapping[int, float]], baseline: str, bootstrap: Bootstrap
 ) -> dict[str, Comparison]:
-    """Every other arm minus the baseline over their common seeds.
+    """Every other arm minus the baseline.
 
     Args:
         curves: Arm to seed to curve, cut to the range of the seed.
@@ -274,43 +246,41 @@ def _comparisons(
         baseline: The arm to compare with.
         bootstrap: For the intervals.
     """
-    base, result = curves[baseline], {}
-    for arm, own in curves.items():
-        if arm == baseline:
-            continue
-        seeds = tuple(s for s in own if s in base)
-        last = [own[s].values[-1] - base[s].values[-1] for s in seeds]
-        result[arm] = Comparison(
-            seeds=seeds,
-            area=bootstrap.estimate([areas[arm][s] - areas[baseline][s] for s in seeds]),
-            last=bootstrap.estimate(last),
-            p=signed_rank_p(last),
-            smallest_p=smallest_p(len(seeds)),
-            p_holm=1.0,
-            significant=None,
-            reason=None,
-            saving=_saving([own[s] for s in seeds], [base[s] for s in seeds], bootstrap),
-        )
-    adjusted = holm([comparison.p for comparison in result.values()])
+    base = curves[baseline]
+    lasts = {
+        arm: [own[s].values[-1] - base[s].values[-1] for s in base]
+        for arm, own in curves.items()
+        if arm != baseline
+    }
+    p = [signed_rank_p(last) for last in lasts.values()]
     return {
-        arm: _judged(comparison, p)
-        for (arm, comparison), p in zip(result.items(), adjusted, strict=True)
+        arm: Comparison(
+            seeds=tuple(base),
+            area=bootstrap.estimate([areas[arm][s] - areas[baseline][s] for s in base]),
+            last=bootstrap.estimate(last),
+            p=own_p,
+            smallest_p=smallest_p(len(last)),
+            p_holm=adjusted,
+            significant=adjusted < ALPHA if len(last) >= MIN_SEEDS_SIGNIFICANT else None,
+            reason=_too_few(len(last)),
+            saving=_saving(curves[arm].values(), base.values(), bootstrap),
+        )
+        for (arm, last), own_p, adjusted in zip(lasts.items(), p, holm(p), strict=True)
     }
 
 
-def _judged(comparison: Comparison, p_holm: float) -> Comparison:
-    """The comparison with its corrected p, called significant or not from 8 seeds on."""
-    n_seeds = len(comparison.seeds)
+def _too_few(n_seeds: int) -> str | None:
+    """Why nothing is called significant; None from 8 seeds on."""
     if n_seeds >= MIN_SEEDS_SIGNIFICANT:
-        return replace(comparison, p_holm=p_holm, significant=p_holm < ALPHA)
-    reason = (
-        f"{_seeds(n_seeds)}: nothing is called significant below {MIN_SEEDS_SIGNIFICANT}; the "
-        f"smallest p possible is {comparison.smallest_p:g}"
+        return None
+    seeds = "1 seed" if n_seeds == 1 else f"{n_seeds} seeds"
+    return (
+        f"{seeds}: nothing is called significant below {MIN_SEEDS_SIGNIFICANT}; the smallest p "
+        f"possible is {smallest_p(n_seeds):g}"
     )
-    return replace(comparison, p_holm=p_holm, reason=reason)
 
 
-def _saving(arm: Sequence[Curve], baseline: Sequence[Curve], bootstrap: Bootstrap) -> Saving:
+def _saving(arm: Collection[Curve], baseline: Collection[Curve], bootstrap: Bootstrap) -> Saving:
     """Labels that the mean of `arm` needs less than that of `baseline` for its last score."""
     grid, values = _on_one_grid([*arm, *baseline])
     if not len(grid):
@@ -334,10 +304,10 @@ def _saving(arm: Sequence[Curve], baseline: Sequence[Curve], bootstrap: Bootstra
 def _matrix(
     areas: Mapping[str, Mapping[int, float]],
 ) -> dict[str, dict[str, tuple[int, int, int]]]:
-    """Arm to other arm to common seeds with a larger, equal (within TIE) and smaller area."""
+    """Arm to other arm to seeds with a larger, equal (within TIE) and smaller area."""
 
     def count(mine: Mapping[int, float], other: Mapping[int, float]) -> tuple[int, int, int]:
-        differences = np.array([mine[s] - other[s] for s in mine if s in other])
+        differences = np.array([mine[s] - other[s] for s in mine])
         wins, losses = int((differences > TIE).sum()), int((differences < -TIE).sum())
         return wins, len(differences) - wins - losses, losses
 

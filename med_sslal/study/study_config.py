@@ -122,7 +122,7 @@ class StudyConfig:
                 arms[arm] = ConfigParser.from_file(base, registries, (*changes, *own))
             except ConfigError as error:
                 problems += str(error).splitlines()
-        problems += _unfair(source, arms, strategies)
+        problems += _unfair(source, content["baseline"], arms, strategies)
         if problems:
             # What is wrong in all arms is told once.
             raise ConfigError("\n".join(dict.fromkeys(problems)))
@@ -199,7 +199,10 @@ def _wrong_names(source: str, content: Mapping[str, Any]) -> list[str]:
 
 
 def _unfair(
-    source: str, arms: Mapping[str, ConfigParser], strategies: Mapping[str, tuple[Override, ...]]
+    source: str,
+    baseline: str,
+    arms: Mapping[str, ConfigParser],
+    strategies: Mapping[str, tuple[Override, ...]],
 ) -> list[str]:
     """Sentences about what would make the comparison unfair."""
     problems = [
@@ -211,6 +214,11 @@ def _unfair(
         if not is_strategy(dotted) and dotted not in ("al_settings", "ssl_settings")
     ]
     full = [arm for arm, config in arms.items() if _is_full(config)]
+    if baseline in full:
+        problems.append(
+            f"{source} baseline: '{baseline}' labels everything (init_num all) and has no curve: "
+            "name another arm"
+        )
     if len(full) > 1:
         problems.append(
             f"{source} arms: {' and '.join(full)} both label everything (init_num all): keep one"

@@ -1,7 +1,8 @@
 """What a study measured and what its comparison says, as plain values.
 
 Words: an arm is one way to choose images (or the baseline), a seed one repetition that all arms
-share, labels the x-axis of a curve: images, boxes or estimated seconds of annotation.
+share, labels the x-axis of a curve: images, boxes or estimated seconds of annotation. Intervals are
+95 % bootstrap intervals over seeds; there is none with 1 seed.
 """
 
 from collections.abc import Mapping
@@ -44,7 +45,7 @@ class Curve:
                 f"a curve needs finite numbers, found labels {self.labels} and values "
                 f"{self.values}; leave out runs whose score is undefined."
             )
-        if any(after < before for before, after in zip(self.labels, self.labels[1:], strict=False)):
+        if (np.diff(self.labels) < 0).any():
             raise DataError(
                 f"the labels of a curve must not fall from cycle to cycle, found {self.labels}; "
                 "give the cycles in their order."
@@ -53,12 +54,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds.
-
-    Attributes:
-        value: The mean.
-        interval: Its 95 % bootstrap interval over seeds; None with 1 seed.
-    """
+    """A mean over seeds and its interval."""
 
     value: float
     interval: Interval | None
@@ -72,8 +68,7 @@ class MeanCurve:
         labels: The label counts that lie inside the range of ALL seeds of the arm, rising; empty
             where they share none (few and different boxes).
         values: Mean over seeds; curves without a point there are interpolated linearly.
-        low: Lower end of the 95 % bootstrap interval over seeds, per point; None with 1
-            seed or no point.
+        low: Lower end of the interval, per point; None where there is none.
         high: Upper end.
     """
 
@@ -113,10 +108,9 @@ class Saving:
     Both are first crossings of the mean curves, so that a bump helps neither side.
 
     Attributes:
-        value: Baseline's crossing minus the arm's, positive = labels saved; None where the arm
-            does not reach that score inside the range of all seeds, or where there is none.
-        interval: 95 % interval of the paired bootstrap over seeds; an end is None where the score
-            is not reached there. None as a whole with 1 seed or without a range of all seeds.
+        value: Baseline's crossing minus the arm's, positive = labels saved; None where the arm does
+            not reach that score inside the range of all seeds, or where there is no such range.
+        interval: Of the value; an end is None where the score is not reached there.
     """
 
     value: float | None
@@ -128,10 +122,10 @@ class Comparison:
     """One arm minus the baseline, paired by seed.
 
     Attributes:
-        seeds: The seeds that both have; only these are compared.
+        seeds: The paired seeds.
         area: Difference of the normalised areas: the verdict.
         last: Difference of the scores at the end of each seed's range (the last budget).
-        p: Exact two-sided Wilcoxon signed-rank p of `last`.
+        p: Two-sided Wilcoxon signed-rank p of `last`.
         smallest_p: The smallest that so many seeds can reach.
         p_holm: `p` after Holm's correction over all arms but the baseline.
         significant: `p_holm` < 0.05; None below 8 seeds.
@@ -180,10 +174,9 @@ class StudyResult:
         unit: What the x-axis counts, for example "images".
         ranges: Seed to the labels that all its arms cover: areas and last scores are taken in it.
         arms: In the order given.
-        matrix: Arm to arm to (wins, ties, losses) over the seeds of both, by area; areas closer
-            than `label_efficiency.TIE` are ties.
+        matrix: Arm to arm to (wins, ties, losses) over the seeds, by area.
         full: Seed to the full-supervision score; None where not measured.
-        notes: What a reader must know: seeds left out, curves cut, a single seed.
+        notes: What a reader must know: curves cut, a single seed.
         draws: Bootstrap draws.
         seed: Of the bootstrap.
     """

@@ -79,32 +79,26 @@ class StudyRuns:
         """The place of a run's seed."""
         return self._study.seeds.index(job.seed)
 
-    def check(
-        self,
-        open_dataset: Callable[[ConfigParser], BaseDataset],
-        build: Callable[[ConfigParser, BaseDataset], object],
-    ) -> None:
+    def check(self, build: Callable[[ConfigParser, BaseDataset | None], BaseDataset]) -> None:
         """Build what every arm needs once: what is wrong shows before the first training.
 
         Args:
-            open_dataset: From a run's config to its data set.
-            build: Makes everything else that a run is made of, for the device that it will use.
+            build: Makes all that a run is made of, for the device that it will use. It gets the
+                data set of the arm before, as arms differ in no key of the data, and returns it.
 
         Raises:
             UserError: A setting does not fit the data or the device.
         """
         study, dataset = self._study, None
         for arm in study.arms:
-            config = self._config(Job(arm, study.seeds[0]))
-            # Arms differ in no key of the data, so one data set serves all.
-            dataset = dataset or open_dataset(config)
-            build(config, dataset)
+            config = study.run_config(arm, study.seeds[0])
+            dataset = build(config, dataset)
             keys = metric_keys(config["metrics"], dataset.labels.class_names)
             known = sorted(f"test_{key}" for key in keys)
             if study.metric not in known:
+                there = ", ".join(known)
                 raise ConfigError(
-                    f"{study.source} metric: no value '{study.metric}'; there are "
-                    f"{', '.join(known)}"
+                    f"{study.source} metric: no value '{study.metric}'; there are {there}"
                 )
 
     def named(self, name: str) -> Job:

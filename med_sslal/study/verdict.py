@@ -2,7 +2,7 @@
 
 from med_sslal.study.label_efficiency import ALPHA, MIN_SEEDS_SIGNIFICANT
 from med_sslal.study.paired import smallest_p
-from med_sslal.study.study_result import ArmResult, Comparison, Saving, StudyResult
+from med_sslal.study.study_result import Comparison, Saving, StudyResult
 
 MIN_SEEDS_VERDICT = 5
 """Paired seeds that a fair comparison needs; below it no arm is called better or worse."""
@@ -23,18 +23,12 @@ def verdict(result: StudyResult) -> list[str]:
     An arm is called better or worse only from 5 paired seeds on and where the interval of its area
     difference excludes 0; "saves" only where that of the labels saved excludes 0 too.
     """
-    compared = {name: (arm, arm.comparison) for name, arm in result.arms.items() if arm.comparison}
-    sentences = [
-        _arm_sentence(name, arm, comparison, result) for name, (arm, comparison) in compared.items()
-    ]
-    comparisons = [comparison for _, comparison in compared.values()]
-    for n_seeds in sorted({len(comparison.seeds) for comparison in comparisons}):
-        same = [comparison for comparison in comparisons if len(comparison.seeds) == n_seeds]
-        sentences.append(_limits(n_seeds, same, len(comparisons)))
-    return sentences
+    compared = {arm: own.comparison for arm, own in result.arms.items() if own.comparison}
+    sentences = [_arm_sentence(arm, own, result) for arm, own in compared.items()]
+    return [*sentences, _limits(list(compared.values()))] if compared else []
 
 
-def _arm_sentence(name: str, arm: ArmResult, comparison: Comparison, result: StudyResult) -> str:
+def _arm_sentence(name: str, comparison: Comparison, result: StudyResult) -> str:
     """The verdict on one arm."""
     n_seeds = len(comparison.seeds)
     interval = comparison.area.interval
@@ -83,14 +77,9 @@ def _last(comparison: Comparison) -> str:
     )
 
 
-def _limits(n_seeds: int, comparisons: list[Comparison], family: int) -> str:
-    """What comparisons over `n_seeds` seeds cannot show.
-
-    Args:
-        n_seeds: Paired seeds.
-        comparisons: Those with so many.
-        family: All comparisons of the study, for Holm.
-    """
+def _limits(comparisons: list[Comparison]) -> str:
+    """What comparisons over so many seeds cannot show."""
+    n_seeds, family = len(comparisons[0].seeds), len(comparisons)
     if n_seeds == 1:
         return "1 seed shows one outcome: nothing about how another seed would end."
     chance = CHANCE.get(n_seeds, f"up to {CHANCE[max(CHANCE)]}")
