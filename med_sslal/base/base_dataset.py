@@ -25,7 +25,11 @@ class Images(ABC):
         splits: "train" (the pool), "val" and "test" to disjoint tuples of image ids; groups do not
             cross.
         note: What every figure and table made from the data must say, or None.
+        split_from_labels: Whether the split was drawn among labelled images, so that more labels
+            give another one: a run keeps the one that it began with.
     """
+
+    split_from_labels = False
 
     def __init__(
         self,
@@ -124,6 +128,10 @@ class BaseDataset:
     def check_num_classes(self, num_classes: int) -> None:
         """Raise ConfigError unless the model's classes (with background) fit the data."""
         names = self.labels.class_names
+        if not names:
+            raise ConfigError(
+                "the data names no class and has no label that tells one: set dataset.args.classes"
+            )
         if num_classes != len(names) + 1:
             raise ConfigError(
                 f"arch.args.num_classes is {num_classes}, but the data has {len(names)} "

@@ -1,27 +1,29 @@
-"""COCO: one JSON file for all images, or one per split."""
+"""COCO: one JSON file for all images, or one per split; read and written."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
-from med_sslal.base.base_dataset import BaseDataset, Labels
+from med_sslal.base.base_dataset import BaseDataset, Images, Labels
 from med_sslal.base.types import ImageInfo
 from med_sslal.data.bad_samples import BadSamples, OnBadSample
 from med_sslal.data.pictures import (
     BoxRecord,
     PictureImages,
-    class_labels,
+    Window,
     given_splits,
-    make_annotation,
+    make_labels,
     picture_size,
 )
 from med_sslal.data.splits import Classes, EvalSplit, SplitFiles, split_by_group
 from med_sslal.utils.errors import DataError
-from med_sslal.utils.util import inside, read_json
+from med_sslal.utils.util import inside, read_json, write_json
+
+GROUP_KEY = "group_id"
 
 
 class COCO(BaseDataset):
-    """Annotations in COCO's detection format, pictures of 8 bits (PNG or JPEG) in a folder.
+    """Annotations in COCO's detection format, pictures (PNG, JPEG or TIFF) in a folder.
 
     The image id is `file_name` without its ending, because the numbers in the file change when it
     is written anew. `bbox` is (x, y, width, height) in continuous coordinates. `iscrowd` boxes
@@ -38,6 +40,7 @@ class COCO(BaseDataset):
         eval_split: EvalSplit = 0.2,
         split_seed: int = 0,
         group_key: str | None = None,
+        window: Window | None = None,
         on_bad_sample: OnBadSample = "error",
     ) -> None:
         """Read all annotations and check that the image files are whole.
@@ -53,6 +56,8 @@ class COCO(BaseDataset):
             split_seed: Seed of the split.
             group_key: Field of an image's entry that names its patient. null: every image by
                 itself.
+            window: Lowest and highest value of 16-bit grey pixels, mapped to 0 and 1; null: all
+                pictures have 8 bits.
             on_bad_sample: "error" lists all bad files and boxes; "skip" leaves them out.
 
         Raises:
@@ -60,99 +65,165 @@ class COCO(BaseDataset):
             DataError: A file is missing or is no COCO file, or something is bad and
                 on_bad_sample is "error".
         """
-        self.root = Path(root)
-        self._folder = inside(self.root, images)
-        self._group_key = group_key
-        files = annotations if isinstance(annotations, dict) else {"all": annotations}
-        if not self._folder.is_dir():
-            gone = self._folder if self.root.is_dir() else self.root
+        folder, pictures = Path(root), inside(Path(root), images)
+        if not pictures.is_dir():
+            gone = pictures if folder.is_dir() else folder
             raise DataError(
                 f"no COCO data at {root}: folder {gone} does not exist; set dataset.args.root and "
                 "dataset.args.images"
             )
-        bad = BadSamples(on_bad_sample, str(self.root))
+
+        def find(entry: dict[str, Any], name: str, where: str) -> ImageInfo:
+            file = inside(pictures, name)
+            size = picture_size(file, window)
+            image_id = PurePosixPath(name.replace("\\", "/")).with_suffix("").as_posix()
+            group = entry.get(group_key) if group_key else image_id
+            if group is None or group == "":
+                raise DataError(f"{where}: it has no '{group_key}' (dataset.args.group_key)")
+            return ImageInfo(image_id, str(group), file.relative_to(folder).as_posix(), size)
+
+        bad = BadSamples(on_bad_sample, str(folder))
         names: list[str] = []
         infos: dict[str, ImageInfo] = {}
         records: dict[str, list[BoxRecord]] = {}
         lists: dict[str, list[str]] = {}
+        files = annotations if isinstance(annotations, dict) else {"all": annotations}
         for split, name in files.items():
-            path = inside(self.root, name)
-            document = _document(path)
-            categories = _categories(document["categories"], path)
-            names += [each for each in categories.values() if each not in names]
-            by_number = self._read_images(document["images"], path, infos, bad)
-            lists[split] = list(by_number.values())
-            records |= _read_boxes(document, path, categories, by_number, bad)
-
-        labels = class_labels(names if classes is None else classes)
-        made = {
-            image_id: make_annotation(records[image_id], labels, info.orig_size, bad)
-            for image_id, info in sorted(infos.items())
-        }
+            content = load_coco(inside(folder, name), find, bad, known=infos)
+            names += [each for each in content.class_names if each not in names]
+            lists[split] = list(content.infos)
+            infos |= content.infos
+            records |= content.records
+        labels = make_labels(records, names if classes is None else classes, infos, bad)
         bad.finish()
         splits = (
             given_splits(infos, lists)
             if isinstance(annotations, dict)
             else split_by_group(infos, eval_split, split_seed)
         )
-        super().__init__(PictureImages(self.root, infos, splits), Labels(tuple(labels), made))
-
-    def _read_images(
-        self,
-        entries: Sequence[dict[str, Any]],
-        path: Path,
-        infos: dict[str, ImageInfo],
-        bad: BadSamples,
-    ) -> dict[int, str]:
-        """Add the images of one file to `infos`; return the file's number to image id."""
-        by_number: dict[int, str] = {}
-        for position, entry in enumerate(entries):
-            where = f"{path}, images[{position}]"
-            try:
-                info = self._image(entry, where)
-                if info.image_id in infos:
-                    raise DataError(
-                        f"{where}: a second image '{info.image_id}' (file_name without its ending "
-                        "must be unique, over all splits)"
-                    )
-                if entry["id"] in by_number:
-                    raise DataError(f"{where}: a second image with id {entry['id']}")
-            except DataError as error:
-                bad.add(error)
-                continue
-            infos[info.image_id] = info
-            by_number[entry["id"]] = info.image_id
-        return by_number
-
-    def _image(self, entry: dict[str, Any], where: str) -> ImageInfo:
-        """Check one image's entry and file."""
-        number, name = entry.get("id"), entry.get("file_name")
-        if not isinstance(number, int) or not isinstance(name, str):
-            raise DataError(f"{where}: it needs an id (whole number) and a file_name (text)")
-        file = inside(self._folder, name)
-        size = picture_size(file)
-        told = (entry.get("height", size[0]), entry.get("width", size[1]))
-        if told != size:
-            raise DataError(
-                f"{where}: it is said to have {told[1]}x{told[0]} pixels, but {file} has "
-                f"{size[1]}x{size[0]}"
-            )
-        image_id = PurePosixPath(name.replace("\\", "/")).with_suffix("").as_posix()
-        group = entry.get(self._group_key) if self._group_key else image_id
-        if group is None or group == "":
-            raise DataError(f"{where}: it has no '{self._group_key}' (group_key)")
-        relative = file.relative_to(self.root).as_posix()
-        return ImageInfo(image_id, str(group), relative, size)
+        super().__init__(PictureImages(folder, infos, splits, window), labels)
 
 
-def _document(path: Path) -> dict[str, Any]:
-    """Read a COCO file and check its frame."""
+class CocoContent(NamedTuple):
+    """What a COCO file holds: class names in order of their ids, images, and the boxes of each."""
+
+    class_names: tuple[str, ...]
+    infos: dict[str, ImageInfo]
+    records: dict[str, list[BoxRecord]]
+
+
+def load_coco(
+    path: Path,
+    find: Callable[[dict[str, Any], str, str], ImageInfo],
+    bad: BadSamples,
+    known: dict[str, ImageInfo] | None = None,
+) -> CocoContent:
+    """Read a COCO file.
+
+    Args:
+        path: The file.
+        find: Called with an image's entry, its `file_name`, and where both stand; gives the image,
+            or raises DataError.
+        bad: Collects images and boxes that are wrong.
+        known: Images of other files, whose ids may not come again.
+
+    Raises:
+        DataError: It is no such file.
+    """
     document = read_json(path)
     for key in ("images", "annotations", "categories"):
         part = document.get(key) if isinstance(document, dict) else None
         if not isinstance(part, list) or not all(isinstance(entry, dict) for entry in part):
             raise DataError(f"{path} is no COCO file: it needs a list of objects '{key}'")
-    return document
+    categories = _categories(document["categories"], path)
+    by_number: dict[int, str] = {}
+    infos: dict[str, ImageInfo] = {}
+    for position, entry in enumerate(document["images"]):
+        where = f"{path}, images[{position}]"
+        try:
+            number, info = _image(entry, where, find)
+            if info.image_id in infos or info.image_id in (known or {}):
+                raise DataError(
+                    f"{where}: a second image '{info.image_id}' (file_name without its ending "
+                    "must be unique, over all splits)"
+                )
+            if number in by_number:
+                raise DataError(f"{where}: a second image with id {number}")
+        except DataError as error:
+            bad.add(error)
+            continue
+        infos[info.image_id] = info
+        by_number[number] = info.image_id
+    return CocoContent(
+        tuple(categories.values()), infos, _read_boxes(document, path, categories, by_number, bad)
+    )
+
+
+def save_coco(path: Path, images: Images, labels: Labels, *, folder: str = ".") -> None:
+    """Write the labelled images and their labels as a COCO file, which `COCO` reads back.
+
+    The patient is written as `group_id`, which `group_key` can name.
+
+    Args:
+        path: The file.
+        images: What the labels belong to.
+        labels: Labels of some or all of them.
+        folder: Where file names shall start, below the data root.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    document: dict[str, list[dict[str, Any]]] = {
+        "images": [],
+        "annotations": [],
+        "categories": [
+            {"id": number, "name": name} for number, name in enumerate(labels.class_names, start=1)
+        ],
+    }
+    for number, (image_id, label) in enumerate(sorted(labels.annotations.items()), start=1):
+        info = images.infos[image_id]
+        document["images"].append(
+            {
+                "id": number,
+                "file_name": PurePosixPath(info.file_name).relative_to(folder).as_posix(),
+                "height": info.orig_size[0],
+                "width": info.orig_size[1],
+                GROUP_KEY: info.group_id,
+            }
+        )
+        for box, category, crowd in zip(
+            label.boxes.tolist(), label.labels.tolist(), label.ignore.tolist(), strict=True
+        ):
+            width, height = box[2] - box[0], box[3] - box[1]
+            document["annotations"].append(
+                {
+                    "id": len(document["annotations"]) + 1,
+                    "image_id": number,
+                    "category_id": category,
+                    "bbox": [box[0], box[1], width, height],
+                    "area": width * height,
+                    "iscrowd": int(crowd),
+                }
+            )
+    write_json(path, document)
+
+
+def _image(
+    entry: dict[str, Any], where: str, find: Callable[[dict[str, Any], str, str], ImageInfo]
+) -> tuple[int, ImageInfo]:
+    """Number and image of an entry; DataError where it is incomplete or tells another size."""
+    number, name = entry.get("id"), entry.get("file_name")
+    if not isinstance(number, int) or not isinstance(name, str):
+        raise DataError(f"{where}: it needs an id (whole number) and a file_name (text)")
+    info = find(entry, name, where)
+    height, width = info.orig_size
+    told = (entry.get("height", height), entry.get("width", width))
+    if told != info.orig_size:
+        raise DataError(
+            f"{where}: it is said to have {told[1]}x{told[0]} pixels, but {info.file_name} has "
+            f"{width}x{height}"
+        )
+    return number, info
 
 
 def _categories(entries: Sequence[dict[str, Any]], path: Path) -> dict[int, str]:
@@ -203,7 +274,10 @@ def _record(entry: dict[str, Any], categories: dict[int, str], where: str) -> Bo
         or not all(isinstance(value, int | float) for value in box)
     ):
         raise DataError(f"{where}: bbox must be [x, y, width, height], found {box}")
-    x, y, width, height = box
+    try:
+        x, y, width, height = map(float, box)
+    except OverflowError as error:
+        raise DataError(f"{where}: bbox has a number that no image is as large as") from error
     if width <= 0 or height <= 0:
         raise DataError(f"{where}: bbox {box} has no area ([x, y, width, height] is expected)")
     corners = (x, y, x + width, y + height)

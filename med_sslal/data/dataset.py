@@ -15,6 +15,7 @@ from med_sslal.base.base_dataset import BaseDataset, Images
 from med_sslal.base.types import Annotation, Frame, ImageInfo, Sample, UnlabelledSample
 from med_sslal.data.coco import COCO
 from med_sslal.data.deeplesion import DeepLesion
+from med_sslal.data.image_folder import ImageFolder
 from med_sslal.data.transforms import Transformed
 from med_sslal.data.voc import PascalVOC
 from med_sslal.utils.errors import LabelAccessError
@@ -23,6 +24,7 @@ DATASETS: dict[str, type[BaseDataset]] = {
     "DeepLesion": DeepLesion,
     "COCO": COCO,
     "PascalVOC": PascalVOC,
+    "ImageFolder": ImageFolder,
 }
 
 

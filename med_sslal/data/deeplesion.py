@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from annotated_types import Gt, Predicate, doc
+from annotated_types import Gt
 
 from med_sslal.base.base_dataset import BaseDataset, Images, Labels
 from med_sslal.base.types import Annotation, ImageInfo
 from med_sslal.data.bad_samples import BadSamples, OnBadSample
 from med_sslal.data.deeplesion_csv import Lesion, read_csv
 from med_sslal.data.deeplesion_files import SliceFiles
+from med_sslal.data.pictures import Window, to_unit
 from med_sslal.data.probe import ImageProbe, probe_image
 from med_sslal.data.slice_cache import SliceCache
 from med_sslal.data.slices import (
@@ -43,9 +44,6 @@ LesionType = Literal[
 ]
 DatasetType = Literal["non-specified", "official"]
 Distance = Annotated[float, Gt(0)]
-Window = Annotated[
-    tuple[float, float], Predicate(lambda window: window[0] < window[1]), doc("the lower one first")
-]
 
 # The published file: rows, and boxes and images of its split without noisy boxes.
 FULL_ROWS = 32735
@@ -95,10 +93,14 @@ class SliceImages(Images):
         return read_stack(self._stacks[image_id], self.window, self._decode)
 
     def picture(self, image_id: str) -> np.ndarray:
-        """The key slice in grey between -1000 and 400 HU, where lung and soft tissue both show."""
+        """The key slice in grey between -1000 and 400 HU, where lung and soft tissue both show.
+
+        A narrower window is shown as it is, with all greys.
+        """
         low, high = self.window
         values = self.read(image_id)[..., 1] * (high - low) + low
-        grey = ((values - DISPLAY_WINDOW[0]) / (DISPLAY_WINDOW[1] - DISPLAY_WINDOW[0])).clip(0, 1)
+        shown = max(low, DISPLAY_WINDOW[0]), min(high, DISPLAY_WINDOW[1])
+        grey = to_unit(values, shown if shown[0] < shown[1] else self.window)
         return np.repeat(grey[..., None], 3, axis=2)
 
 

@@ -1,19 +1,26 @@
-"""What COCO and Pascal VOC have in common: 8-bit pictures, foreign boxes, given splits."""
+"""What all data sets of pictures have in common: pixels, foreign boxes, patients, given splits."""
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import cv2
 import numpy as np
+from annotated_types import Predicate, doc
 
-from med_sslal.base.base_dataset import Images
+from med_sslal.base.base_dataset import Images, Labels
 from med_sslal.base.types import Annotation, ImageInfo
 from med_sslal.data.bad_samples import BadSamples
 from med_sslal.data.probe import probe_image
 from med_sslal.data.splits import SPLIT_NAMES, log_split
 from med_sslal.utils.errors import DataError
+
+Window = Annotated[
+    tuple[float, float], Predicate(lambda window: window[0] < window[1]), doc("the lower one first")
+]
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,33 @@ class BoxRecord:
     ignore: bool
 
 
+class PictureImages(Images):
+    """Pictures in files of their own below a folder."""
+
+    def __init__(
+        self,
+        root: Path,
+        infos: Mapping[str, ImageInfo],
+        splits: Mapping[str, tuple[str, ...]],
+        window: Window | None = None,
+    ) -> None:
+        """Hold what was found.
+
+        Args:
+            root: Where every `file_name` starts from.
+            infos: See Images.
+            splits: See Images.
+            window: Lowest and highest value of 16-bit pixels, mapped to 0 and 1.
+        """
+        super().__init__(infos, splits)
+        self.root, self.window = root, window
+
+    def read(self, image_id: str) -> np.ndarray:
+        """Decode an image: float32 [H, W, 3] RGB in [0, 1], ORIGINAL pixels."""
+        info = self.infos[image_id]
+        return read_picture(self.root / info.file_name, info.orig_size, self.window)
+
+
 def class_labels(classes: Sequence[str]) -> dict[str, int]:
     """Class name to label, from 1 on.
 
@@ -42,6 +76,28 @@ def class_labels(classes: Sequence[str]) -> dict[str, int]:
     if not classes:
         raise DataError("the data has no class: name them in dataset.args.classes")
     return {name: label for label, name in enumerate(classes, start=1)}
+
+
+def make_labels(
+    records: Mapping[str, Sequence[BoxRecord]],
+    classes: Sequence[str],
+    infos: Mapping[str, ImageInfo],
+    bad: BadSamples,
+) -> Labels:
+    """Check the boxes of all labelled images.
+
+    Args:
+        records: Image id to its boxes.
+        classes: Class names in order of their labels.
+        infos: Image id to ImageInfo, for at least these images.
+        bad: Collects what is wrong; such boxes are left out.
+    """
+    numbers = class_labels(classes)
+    made = {
+        image_id: make_annotation(boxes, numbers, infos[image_id].orig_size, bad)
+        for image_id, boxes in sorted(records.items())
+    }
+    return Labels(tuple(numbers), made)
 
 
 def make_annotation(
@@ -93,29 +149,37 @@ def _area(box: np.ndarray) -> float:
     return float(math.prod((box[2:] - box[:2]).tolist()))
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """(height, width) of a PNG or JPEG file, from its header.
+def picture_size(path: Path, window: Window | None = None) -> tuple[int, int]:
+    """(height, width) of a PNG, JPEG or TIFF file, from its header.
+
+    Args:
+        path: The file.
+        window: What 16 bits are to be mapped with, None where there must be none.
 
     Raises:
-        DataError: The file is missing, damaged, or has more than 8 bits per channel.
+        DataError: The file is missing or damaged, or its pixels cannot be mapped.
     """
     probe = probe_image(path)
-    if probe.bit_depth > 8:
+    found = f"image file {path} has {probe.channels} channel(s) of {probe.bit_depth} bits"
+    if probe.bit_depth > 16 or (probe.bit_depth > 8 and probe.channels > 1):
+        raise DataError(f"{found}: convert it to 8 bits, or to 16-bit grey")
+    if probe.bit_depth > 8 and window is None:
         raise DataError(
-            f"image file {path} has {probe.bit_depth} bits per channel, whose range COCO and "
-            "Pascal VOC do not tell: convert it to 8 bits with the window of your choice"
+            f"{found}, whose range the file does not tell: set dataset.args.window to the lowest "
+            "and highest value to be seen, or convert it to 8 bits"
         )
     return probe.height, probe.width
 
 
-def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Decode an 8-bit picture.
+def read_picture(path: Path, size: tuple[int, int], window: Window | None = None) -> np.ndarray:
+    """Decode a picture.
 
     An EXIF rotation is not applied: annotation tools count pixels as they are stored.
 
     Args:
-        path: PNG or JPEG file, grey or colour.
+        path: PNG, JPEG or TIFF file, 8-bit grey or colour, or 16-bit grey.
         size: (height, width) that it must have.
+        window: Lowest and highest value of 16-bit pixels, mapped to 0 and 1.
 
     Returns:
         float32 [H, W, 3] RGB in [0, 1].
@@ -129,6 +193,8 @@ def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
     except OSError as error:
         raise DataError(f"cannot read image file {path}: {error.strerror or error}") from error
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    if window is not None:
+        flags |= cv2.IMREAD_ANYDEPTH
     image = cv2.imdecode(content, flags) if content.size else None
     if image is None:
         raise DataError(f"image file {path} is damaged: its pixels cannot be decoded")
@@ -137,26 +203,38 @@ def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
             f"image file {path} has {image.shape[1]}x{image.shape[0]} pixels now and had "
             f"{size[1]}x{size[0]} when the data set was opened"
         )
-    return np.multiply(image, np.float32(1 / 255), dtype=np.float32)
+    if window is None or image.dtype == np.uint8:
+        return np.multiply(image, np.float32(1 / 255), dtype=np.float32)
+    return to_unit(image.astype(np.float32), window)
 
 
-class PictureImages(Images):
-    """Pictures in files of their own below a folder."""
+def to_unit(values: np.ndarray, window: Window) -> np.ndarray:
+    """Map a window to [0, 1] in place, and clip what lies outside; float32."""
+    low, high = window
+    values -= np.float32(low)
+    values /= np.float32(high - low)
+    return np.clip(values, 0, 1, out=values)
 
-    def __init__(
-        self,
-        root: Path,
-        infos: Mapping[str, ImageInfo],
-        splits: Mapping[str, tuple[str, ...]],
-    ) -> None:
-        """Hold what was found below `root`, which every `file_name` starts from."""
-        super().__init__(infos, splits)
-        self.root = root
 
-    def read(self, image_id: str) -> np.ndarray:
-        """Decode an image: float32 [H, W, 3] RGB in [0, 1], ORIGINAL pixels."""
-        info = self.infos[image_id]
-        return read_picture(self.root / info.file_name, info.orig_size)
+def group_finder(pattern: str | None) -> Callable[[str], str]:
+    """A function from image id to its patient: what the pattern's first group finds in it.
+
+    Without a pattern every image is a group by itself. The function raises DataError where the
+    pattern finds nothing.
+    """
+    if pattern is None:
+        return str
+    compiled = re.compile(pattern)
+
+    def find(image_id: str) -> str:
+        match = compiled.search(image_id)
+        if match is None or not match.group(1):
+            raise DataError(
+                f"dataset.args.group_pattern '{pattern}' finds no patient in '{image_id}'"
+            )
+        return match.group(1)
+
+    return find
 
 
 def given_splits(

@@ -1,22 +1,22 @@
-"""A cheap check of image files: header and trailer, no pixels."""
+"""A cheap check of image files: header and end, no pixels."""
 
-import struct
+import os
+import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
+
+from PIL import Image
 
 from med_sslal.utils.errors import DataError
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_END = b"IEND\xaeB`\x82"
-# Channels after decoding; a palette (3) decodes to colours.
-PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
-JPEG_START = b"\xff\xd8"
-JPEG_END = b"\xff\xd9"
-# Start-of-frame markers: C0 to CF without the tables DHT (C4), JPG (C8) and DAC (CC).
-JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+END_MARKS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
 # Some programs append a few bytes (PNG) or a maker's block (JPEG) behind the end mark.
 TAIL_BYTES = 65536
+# Numbers of TIFF's tags: where strips and tiles of pixels begin, and their lengths.
+TIFF_BLOCKS = ((273, 279), (324, 325))
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ImageProbe:
     Attributes:
         width: Pixels per row, before any EXIF rotation.
         height: Rows.
-        bit_depth: Bits per channel.
+        bit_depth: Bits per channel: 8 (or fewer), 16, or 32 for all that cannot be read.
         channels: 1 grey, 2 grey with alpha, 3 colours, 4 colours with alpha.
     """
 
@@ -37,83 +37,51 @@ class ImageProbe:
 
 
 def probe_image(path: Path) -> ImageProbe:
-    """Read size and kind of a PNG or JPEG file, and check that its end is there.
+    """Read size and kind of a PNG, JPEG or TIFF file, and check that its end is there.
 
     Damage in the middle of a file shows only when its pixels are decoded.
 
     Raises:
-        DataError: The file is missing, unreadable, empty, truncated or no PNG or JPEG.
+        DataError: The file is missing, unreadable, empty, truncated or of another kind.
     """
     try:
-        size = path.stat().st_size
+        # By an open file: Pillow tells a broken header and a missing file in the same way.
         with path.open("rb") as stream:
-            start = stream.read(len(PNG_SIGNATURE))
-            if start == PNG_SIGNATURE:
-                probe = _png_header(stream)
-                ending = PNG_END
-            elif start[:2] == JPEG_START:
-                probe = _jpeg_header(stream)
-                ending = JPEG_END
-            elif not start:
-                raise _Damaged("is empty")
-            else:
-                raise _Damaged("is neither a PNG nor a JPEG file")
+            size = os.fstat(stream.fileno()).st_size
+            # Of a TIFF file that ends within its header Pillow only warns.
+            is_tiff = stream.read(2) in (b"II", b"MM")
+            with warnings.catch_warnings(action="error") if is_tiff else nullcontext():
+                image = Image.open(stream, formats=("PNG", "JPEG", "TIFF"))
             # Not before the header's end: an embedded JPEG preview has an end mark too.
             stream.seek(max(stream.tell(), size - TAIL_BYTES))
-            if ending not in stream.read():
-                raise _Damaged("is truncated: its end is missing")
+            whole = _is_whole(image, stream.read(), size)
+            raw = str(image.tile[0].args)
     except FileNotFoundError as error:
         raise DataError(f"image file {path} is missing") from error
-    except OSError as error:
-        raise DataError(f"image file {path} cannot be read: {error.strerror or error}") from error
-    except _Damaged as error:
-        raise DataError(f"image file {path} {error}") from error
-    if probe.width < 1 or probe.height < 1:
-        raise DataError(f"image file {path} has no pixels ({probe.width}x{probe.height})")
-    return probe
+    # Its plugins stumble over foreign bytes in many ways: SyntaxError, struct.error, ...
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"image file {path} cannot be read: {error.strerror}") from error
+        raise DataError(
+            f"image file {path} is empty, damaged, or neither PNG, JPEG nor TIFF"
+        ) from error
+    if not whole:
+        raise DataError(f"image file {path} is truncated: its end is missing")
+    if image.mode == "P":
+        return ImageProbe(image.width, image.height, 8, 3)
+    # Pillow's mode hides 16 bits of colours, its raw mode ("RGB;16B") does not.
+    depth = 32 if image.mode in "IF" or "16S" in raw else 16 if "16" in raw else 8
+    return ImageProbe(image.width, image.height, depth, len(image.getbands()))
 
 
-class _Damaged(Exception):
-    """The file's content is wrong; the caller adds its name."""
-
-
-def _read(stream: BinaryIO, count: int) -> bytes:
-    """Read exactly `count` bytes."""
-    block = stream.read(count)
-    if len(block) < count:
-        raise _Damaged("is truncated within its header")
-    return block
-
-
-def _png_header(stream: BinaryIO) -> ImageProbe:
-    """Read the IHDR chunk behind the signature (PNG specification, 11.2.1)."""
-    length, kind = struct.unpack(">I4s", _read(stream, 8))
-    if kind != b"IHDR" or length != 13:
-        raise _Damaged("is a damaged PNG: it does not begin with its header")
-    width, height, depth, colour = struct.unpack(">IIBB", _read(stream, 10))
-    if colour not in PNG_CHANNELS:
-        raise _Damaged(f"is a damaged PNG: unknown colour type {colour}")
-    # A palette index has `depth` bits, the colour it stands for always 8.
-    return ImageProbe(width, height, 8 if colour == 3 else depth, PNG_CHANNELS[colour])
-
-
-def _jpeg_header(stream: BinaryIO) -> ImageProbe:
-    """Walk the marker segments to the start of frame (ITU T.81, B.1 and B.2)."""
-    stream.seek(2)
-    while True:
-        mark, code = _read(stream, 2)
-        if mark != 0xFF:
-            raise _Damaged("is a damaged JPEG: a marker is expected and none found")
-        if code == 0xFF:
-            # Fill byte: the marker's code is still to come.
-            stream.seek(-1, 1)
-            continue
-        if code == 0x01 or 0xD0 <= code <= 0xD8:
-            continue
-        if code in (0xD9, 0xDA):
-            raise _Damaged("is a damaged JPEG: it has no frame header")
-        (length,) = struct.unpack(">H", _read(stream, 2))
-        if code in JPEG_FRAMES:
-            depth, height, width, channels = struct.unpack(">BHHB", _read(stream, 6))
-            return ImageProbe(width, height, depth, channels)
-        stream.seek(max(length - 2, 0), 1)
+def _is_whole(image: Any, tail: bytes, size: int) -> bool:
+    """Whether the file reaches as far as its header says."""
+    if image.format != "TIFF":
+        return END_MARKS[image.format] in tail
+    tags = image.tag_v2
+    blocks = [
+        begin + length
+        for begins, lengths in TIFF_BLOCKS
+        for begin, length in zip(tags.get(begins, ()), tags.get(lengths, ()), strict=False)
+    ]
+    return bool(blocks) and max(blocks) <= size

@@ -9,6 +9,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from med_sslal.data.pictures import to_unit
 from med_sslal.utils.errors import DataError
 
 SliceMode = Literal["interpolate", "raw", "repeat"]
@@ -124,7 +125,4 @@ def read_stack(
         image[..., channel] = slices[below]
         if share:
             image[..., channel] += share * (slices[below + 1] - slices[below])
-    low, high = window
-    image -= np.float32(low)
-    image /= np.float32(high - low)
-    return np.clip(image, 0, 1, out=image)
+    return to_unit(image, window)

@@ -20,7 +20,7 @@ from med_sslal.utils.errors import ConfigError
 from med_sslal.utils.util import numpy_generator, python_generator
 
 MIN_SIDE = 2.0
-"""Boxes with a shorter side (pixels of the model's frame) are left out of the target."""
+"""Boxes with a shorter side (pixels of the model's frame) teach nothing: ignore regions."""
 
 Transformed = tuple[Tensor, Target | None, Tensor]
 Share = Annotated[float, Interval(ge=0, le=1)]
@@ -49,8 +49,8 @@ class EvalTransform:
     ) -> Transformed:
         """Bring an image and its label to the model's frame.
 
-        Boxes that are under MIN_SIDE there are dropped (evaluation reads the annotations, in
-        ORIGINAL pixels, and keeps them).
+        Boxes that are under MIN_SIDE there become ignore regions (evaluation reads the
+        annotations, in ORIGINAL pixels, and keeps them).
 
         Args:
             image: float32 [h, w, 3] in [0, 1], ORIGINAL pixels.
@@ -153,8 +153,8 @@ class TrainTransform:
 
         A box becomes the box around its inscribed ellipse after the change: lesions and cells are
         round, and the box around the turned CORNERS would grow by 16 % at 10 degrees. A box of
-        which less than half stays visible becomes an ignore region; one with a side under
-        MIN_SIDE is dropped.
+        which less than half stays visible, or with a side under MIN_SIDE, becomes an ignore
+        region; one of which nothing stays visible is dropped.
 
         Args:
             image: float32 [h, w, 3] in [0, 1], ORIGINAL pixels.
@@ -279,9 +279,10 @@ def _target(
     visible = (lower - upper).prod(axis=1) / (4 * half.prod(axis=1))
     if uncovered is not None:
         visible *= [_mean_inside(uncovered, u, v) for u, v in zip(upper, lower, strict=True)]
-    keep = ((lower - upper) >= MIN_SIDE).all(axis=1)
     clipped = np.concatenate([upper, lower], axis=1).astype(np.float32)
-    ignore = annotation.ignore | (visible < 0.5)
+    keep = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
+    small = ((lower - upper) < MIN_SIDE).any(axis=1)
+    ignore = annotation.ignore | small | (visible < 0.5)
     return Target(
         *(
             torch.from_numpy(array[keep])

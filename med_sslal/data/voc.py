@@ -1,20 +1,19 @@
-"""Pascal VOC: one XML file per image."""
+"""Pascal VOC: one XML file per image; read and written."""
 
 import logging
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from med_sslal.base.base_dataset import BaseDataset, Labels
+from med_sslal.base.base_dataset import BaseDataset, Images, Labels
 from med_sslal.base.types import ImageInfo
 from med_sslal.data.bad_samples import BadSamples, OnBadSample
 from med_sslal.data.pictures import (
     BoxRecord,
     PictureImages,
-    class_labels,
     given_splits,
-    make_annotation,
+    group_finder,
+    make_labels,
     picture_size,
 )
 from med_sslal.data.splits import (
@@ -25,7 +24,7 @@ from med_sslal.data.splits import (
     split_by_group,
 )
 from med_sslal.utils.errors import DataError
-from med_sslal.utils.util import inside
+from med_sslal.utils.util import atomic_write, inside
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +44,8 @@ class PascalVOC(BaseDataset):
         self,
         root: str,
         *,
+        annotations: str = "Annotations",
+        images: str = "JPEGImages",
         classes: Classes | None = None,
         eval_split: EvalSplit = 0.2,
         split_seed: int = 0,
@@ -55,7 +56,9 @@ class PascalVOC(BaseDataset):
         """Read all annotations and check that the image files are whole.
 
         Args:
-            root: The folder that holds Annotations and JPEGImages.
+            root: The folder that holds the folders of annotations and images.
+            annotations: Folder in root with the XML files.
+            images: Folder in root with the pictures.
             classes: Class names in order of their labels; null takes the names found, sorted.
             eval_split: Share of groups held out, half for validation and half for test.
             split_seed: Seed of the split.
@@ -69,10 +72,10 @@ class PascalVOC(BaseDataset):
             ConfigError: An argument is wrong.
             DataError: A folder is missing, or something is bad and on_bad_sample is "error".
         """
-        folder = Path(root)
-        pattern = re.compile(group_pattern) if group_pattern else None
+        folder, group_of = Path(root), group_finder(group_pattern)
         bad = BadSamples(on_bad_sample, str(folder))
-        documents = _xml_files(folder)
+        documents = _xml_files(folder, inside(folder, annotations))
+        pictures = _pictures(folder, inside(folder, images))
         lists = None if split_lists is None else _lists(folder, split_lists)
         wanted = sorted({i for ids in lists.values() for i in ids} if lists else documents)
         if left_out := len(documents.keys() - set(wanted)):
@@ -80,55 +83,31 @@ class PascalVOC(BaseDataset):
 
         infos: dict[str, ImageInfo] = {}
         records: dict[str, list[BoxRecord]] = {}
-        for info in _read_infos(folder, wanted, pattern, bad):
+        for info in _read_infos(folder, pictures, wanted, group_of, bad):
             image_id = info.image_id
             try:
                 if image_id not in documents:
                     raise DataError(f"image '{image_id}' is on a list and has no annotation file")
-                records[image_id] = _read_boxes(documents[image_id], info.orig_size, bad)
+                records[image_id] = load_voc(documents[image_id], info.orig_size, bad)
                 infos[image_id] = info
             except DataError as error:
                 bad.add(error)
         found = sorted({record.name for boxes in records.values() for record in boxes})
-        labels = class_labels(found if classes is None else classes)
-        annotations = {
-            image_id: make_annotation(records[image_id], labels, info.orig_size, bad)
-            for image_id, info in infos.items()
-        }
+        labels = make_labels(records, found if classes is None else classes, infos, bad)
         bad.finish()
         splits = (
             given_splits(infos, lists) if lists else split_by_group(infos, eval_split, split_seed)
         )
-        super().__init__(PictureImages(folder, infos, splits), Labels(tuple(labels), annotations))
+        super().__init__(PictureImages(folder, infos, splits), labels)
 
 
-def _read_infos(
-    root: Path, image_ids: Iterable[str], pattern: re.Pattern[str] | None, bad: BadSamples
-) -> Iterator[ImageInfo]:
-    """Yield the images whose picture is whole; the others go to `bad`."""
-    pictures = _pictures(root)
-    for image_id in image_ids:
-        try:
-            if image_id not in pictures:
-                raise DataError(f"image '{image_id}' has no picture in {root / 'JPEGImages'}")
-            path = pictures[image_id]
-            size = picture_size(path)
-            group = _group(pattern, image_id)
-        except DataError as error:
-            bad.add(error)
-            continue
-        yield ImageInfo(image_id, group, path.relative_to(root).as_posix(), size)
+def load_voc(path: Path, size: tuple[int, int], bad: BadSamples) -> list[BoxRecord]:
+    """Read one annotation file.
 
-
-class _NoDoctype(ElementTree.TreeBuilder):
-    """Refuses the declaration that entities (bombs, files of this machine) come in."""
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise DataError("it declares a DOCTYPE, which an annotation file does not need")
-
-
-def _read_boxes(path: Path, size: tuple[int, int], bad: BadSamples) -> list[BoxRecord]:
-    """Read one annotation file; bad objects go to `bad`.
+    Args:
+        path: The file.
+        size: (height, width) of its picture.
+        bad: Collects objects that are wrong.
 
     Raises:
         DataError: The file is not such XML, or tells another image size.
@@ -157,6 +136,49 @@ def _read_boxes(path: Path, size: tuple[int, int], bad: BadSamples) -> list[BoxR
     return records
 
 
+def save_voc(folder: Path, images: Images, labels: Labels) -> None:
+    """Write the labelled images' annotation files, which `load_voc` reads back.
+
+    Args:
+        folder: Where `<image id>.xml` goes; it exists.
+        images: What the labels belong to.
+        labels: Labels of some or all of them.
+
+    Raises:
+        DataError: An image id is no file name.
+        UserError: A file cannot be written.
+    """
+    for image_id, label in labels.annotations.items():
+        if Path(image_id).name != image_id:
+            raise DataError(f"image id '{image_id}' is a path: Pascal VOC files lie in one folder")
+        info = images.infos[image_id]
+        root = ElementTree.Element("annotation")
+        ElementTree.SubElement(root, "filename").text = Path(info.file_name).name
+        size = ElementTree.SubElement(root, "size")
+        for tag, value in zip(("height", "width", "depth"), (*info.orig_size, 3), strict=True):
+            ElementTree.SubElement(size, tag).text = str(value)
+        for (x1, y1, x2, y2), number, ignore in zip(
+            label.boxes.tolist(), label.labels.tolist(), label.ignore.tolist(), strict=True
+        ):
+            element = ElementTree.SubElement(root, "object")
+            ElementTree.SubElement(element, "name").text = labels.class_names[number - 1]
+            ElementTree.SubElement(element, "difficult").text = str(int(ignore))
+            corners = ElementTree.SubElement(element, "bndbox")
+            for tag, corner in zip(CORNERS, (x1 + 1, y1 + 1, x2, y2), strict=True):
+                ElementTree.SubElement(corners, tag).text = format(corner, ".17g")
+        ElementTree.indent(root)
+        text = ElementTree.tostring(root, encoding="utf-8")
+        path = folder / f"{image_id}.xml"
+        atomic_write(path, lambda stream, text=text: stream.write(text))  # type: ignore[misc]
+
+
+class _NoDoctype(ElementTree.TreeBuilder):
+    """Refuses the declaration that entities (bombs, files of this machine) come in."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise DataError("it declares a DOCTYPE, which an annotation file does not need")
+
+
 def _read_object(element: ElementTree.Element, where: str) -> BoxRecord:
     """Read one object; raise DataError where it is incomplete or has no area."""
     name = (element.findtext("name") or "").strip()
@@ -173,25 +195,47 @@ def _read_object(element: ElementTree.Element, where: str) -> BoxRecord:
     return BoxRecord(where, name, (xmin - 1, ymin - 1, xmax, ymax), difficult)
 
 
-def _xml_files(root: Path) -> dict[str, Path]:
+def _read_infos(
+    root: Path,
+    pictures: dict[str, Path],
+    image_ids: Iterable[str],
+    group_of: Callable[[str], str],
+    bad: BadSamples,
+) -> Iterator[ImageInfo]:
+    """Yield the images whose picture is whole; the others go to `bad`."""
+    for image_id in image_ids:
+        try:
+            if image_id not in pictures:
+                raise DataError(f"image '{image_id}' has no picture below {root}")
+            path = pictures[image_id]
+            size, group = picture_size(path), group_of(image_id)
+        except DataError as error:
+            bad.add(error)
+            continue
+        yield ImageInfo(image_id, group, path.relative_to(root).as_posix(), size)
+
+
+def _xml_files(root: Path, folder: Path) -> dict[str, Path]:
     """Image id to annotation file."""
-    folder = root / "Annotations"
     files = {path.stem: path for path in sorted(folder.glob("*.xml"))}
     if not files:
         gone = next((path for path in (root, folder) if not path.is_dir()), None)
         problem = f"{folder} has no XML file" if gone is None else f"folder {gone} does not exist"
         raise DataError(
             f"no Pascal VOC data at {root}: {problem}; set dataset.args.root to the folder that "
-            "holds Annotations and JPEGImages"
+            "holds Annotations and JPEGImages, or dataset.args.annotations and "
+            "dataset.args.images to the names that they have there"
         )
     return files
 
 
-def _pictures(root: Path) -> dict[str, Path]:
+def _pictures(root: Path, folder: Path) -> dict[str, Path]:
     """Image id to picture, by the name of the file: the `filename` in the XML is often wrong."""
-    folder = root / "JPEGImages"
     if not folder.is_dir():
-        raise DataError(f"no Pascal VOC data at {root}: folder {folder} does not exist")
+        raise DataError(
+            f"no Pascal VOC data at {root}: folder {folder} does not exist; name it with "
+            "dataset.args.images"
+        )
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
@@ -210,16 +254,8 @@ def _lists(root: Path, split_lists: dict[str, str]) -> dict[str, list[str]]:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read the list of split '{split}', {path}: {error}") from error
+            raise DataError(
+                f"dataset.args.split_lists.{split}: cannot read {path}: {error}"
+            ) from error
         lists[split] = [line.split()[0] for line in lines if line.strip()]
     return lists
-
-
-def _group(pattern: re.Pattern[str] | None, image_id: str) -> str:
-    """The patient of an image; the image itself without a pattern."""
-    if pattern is None:
-        return image_id
-    match = pattern.search(image_id)
-    if match is None or not match.group(1):
-        raise DataError(f"group_pattern '{pattern.pattern}' finds no patient in '{image_id}'")
-    return match.group(1)

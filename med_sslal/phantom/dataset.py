@@ -7,7 +7,8 @@ from typing import Annotated
 from annotated_types import Ge, Interval
 
 from med_sslal.data.bad_samples import OnBadSample
-from med_sslal.data.deeplesion import DatasetType, DeepLesion, Distance, LesionType, Window
+from med_sslal.data.deeplesion import DatasetType, DeepLesion, Distance, LesionType
+from med_sslal.data.pictures import Window
 from med_sslal.data.slices import SliceMode
 from med_sslal.data.splits import EvalSplit
 from med_sslal.logger.progress import Progress

@@ -208,9 +208,10 @@ def inside(root: Path, relative: str) -> Path:
         `root / relative`.
 
     Raises:
-        DataError: The name leads out of the root (absolute, `..`, or a link that leaves).
+        DataError: The name leads out of the root (absolute, `..`, or a link that leaves), or holds
+            a null byte.
     """
     path = root / relative
-    if not path.resolve().is_relative_to(root.resolve()):
+    if "\0" in relative or not path.resolve().is_relative_to(root.resolve()):
         raise DataError(f"file name '{relative}' leads out of the data root {root}")
     return path

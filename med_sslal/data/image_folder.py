@@ -1,0 +1,138 @@
+"""A folder of pictures, with labels of all, some or none of them."""
+
+from pathlib import Path
+from typing import Any
+
+from med_sslal.base.base_dataset import BaseDataset, Labels
+from med_sslal.base.types import ImageInfo
+from med_sslal.data.bad_samples import BadSamples, OnBadSample
+from med_sslal.data.coco import load_coco
+from med_sslal.data.pictures import (
+    PictureImages,
+    Window,
+    group_finder,
+    make_labels,
+    picture_size,
+)
+from med_sslal.data.probe import SUFFIXES
+from med_sslal.data.splits import (
+    SPLIT_NAMES,
+    Classes,
+    EvalSplit,
+    GroupPattern,
+    log_split,
+    split_by_group,
+)
+from med_sslal.utils.errors import DataError
+from med_sslal.utils.util import inside
+
+
+class ImageFolder(BaseDataset):
+    """Every PNG, JPEG and TIFF file below a folder, however deep; hidden ones are passed over.
+
+    The image id is the path below the folder without its ending. The images that a COCO file names
+    are labelled, those without a box there as confirmed empty. val and test are drawn from the
+    groups (patients) all of whose images are labelled; everything else is the pool.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        labels: str | None = None,
+        classes: Classes | None = None,
+        group_pattern: GroupPattern | None = None,
+        window: Window | None = None,
+        eval_split: EvalSplit = 0.2,
+        split_seed: int = 0,
+        on_bad_sample: OnBadSample = "error",
+    ) -> None:
+        """List the pictures, check that they are whole, and read the labels.
+
+        Args:
+            root: The folder.
+            labels: COCO file in root, whose `file_name` starts from root; null: no image has a
+                label.
+            classes: Class names in order of their labels; null takes the file's categories in
+                order of their ids.
+            group_pattern: Regular expression searched in the image id; its first group is the
+                patient. null: every image by itself.
+            window: Lowest and highest value of 16-bit grey pixels, mapped to 0 and 1; null: all
+                pictures have 8 bits.
+            eval_split: Share of the wholly labelled groups held out, half for validation and half
+                for test.
+            split_seed: Seed of the split.
+            on_bad_sample: "error" lists all bad files and boxes; "skip" leaves them out.
+
+        Raises:
+            ConfigError: An argument is wrong.
+            DataError: The folder holds no picture, the labels are of too few groups for a split, or
+                something is bad and on_bad_sample is "error".
+        """
+        folder, group_of = Path(root), group_finder(group_pattern)
+        bad = BadSamples(on_bad_sample, str(folder))
+        infos: dict[str, ImageInfo] = {}
+        for path in _files(folder):
+            name = path.relative_to(folder)
+            image_id = name.with_suffix("").as_posix()
+            try:
+                if image_id in infos:
+                    raise DataError(f"{path}: a second picture with the image id '{image_id}'")
+                size, group = picture_size(path, window), group_of(image_id)
+                infos[image_id] = ImageInfo(image_id, group, name.as_posix(), size)
+            except DataError as error:
+                bad.add(error)
+        known = Labels(tuple(classes or ()), {})
+        if labels is not None:
+            by_name = {info.file_name: info for info in infos.values()}
+
+            def find(entry: dict[str, Any], name: str, where: str) -> ImageInfo:
+                if name not in by_name:
+                    raise DataError(f"{where}: there is no picture {name} in {folder}")
+                return by_name[name]
+
+            content = load_coco(inside(folder, labels), find, bad)
+            names = content.class_names if classes is None else classes
+            known = make_labels(content.records, names, infos, bad)
+        bad.finish()
+        splits = _split(infos, known, eval_split, split_seed)
+        images = PictureImages(folder, infos, splits, window)
+        images.split_from_labels = True
+        super().__init__(images, known)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The pictures below a folder, sorted."""
+    found = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if not found:
+        state = "holds no picture" if folder.is_dir() else "does not exist"
+        raise DataError(
+            f"dataset.args.root: folder {folder} {state} ({', '.join(SUFFIXES)} are looked for)"
+        )
+    return found
+
+
+def _split(
+    infos: dict[str, ImageInfo], labels: Labels, eval_split: float, split_seed: int
+) -> dict[str, tuple[str, ...]]:
+    """Val and test from wholly labelled groups, all other images in train."""
+    if not labels.annotations:
+        return dict.fromkeys(SPLIT_NAMES, ()) | {"train": tuple(sorted(infos))}
+    in_part = {info.group_id for name, info in infos.items() if name not in labels.annotations}
+    whole = {name: info for name, info in infos.items() if info.group_id not in in_part}
+    if len({info.group_id for info in whole.values()}) < len(SPLIT_NAMES):
+        raise DataError(
+            f"dataset.args.labels: {len(labels.annotations)} of {len(infos)} images have a label, "
+            "but fewer than 3 patients have one on all of their images: validation and test need "
+            "one each, and training one; label more, or give no labels at all"
+        )
+    splits = split_by_group(whole, eval_split, split_seed)
+    held_out = {*splits["val"], *splits["test"]}
+    splits["train"] = tuple(sorted(infos.keys() - held_out))
+    log_split(infos, splits)
+    return splits
