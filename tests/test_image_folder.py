@@ -1,0 +1,224 @@
+"""Folders of pictures with labels in part, 16-bit pixels by a window, and labels written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from med_sslal.base.base_dataset import Labels
+from med_sslal.base.types import Annotation
+from med_sslal.data.bad_samples import BadSamples
+from med_sslal.data.coco import COCO, save_coco
+from med_sslal.data.deeplesion import SliceImages
+from med_sslal.data.image_folder import ImageFolder
+from med_sslal.data.slices import HU_OFFSET, Stack
+from med_sslal.data.voc import PascalVOC, load_voc, save_voc
+from med_sslal.utils.errors import ConfigError, DataError
+from tests.tiny import make_voc
+
+
+def write(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), pixels)
+    return path
+
+
+def folder_of(root: Path, n_patients: int = 6, **document: Any) -> Path:
+    """Two 16-bit pictures of each patient, of which the first `labelled` patients have labels."""
+    labelled = document.pop("labelled", 0)
+    entries, boxes = [], []
+    for patient in range(n_patients):
+        for number in range(2):
+            name = f"p{patient}/scan{number}.{('png', 'tif')[number]}"
+            write(root / name, np.full((30, 40), 1000 + 100 * patient, dtype=np.uint16))
+            if patient < labelled:
+                entries.append({"id": len(entries), "file_name": name, "width": 40, "height": 30})
+                boxes.append({"id": len(boxes), "image_id": len(entries) - 1, "category_id": 4,
+                              "bbox": [4, 5, 16, 13.5]})  # fmt: skip
+    content = {"images": entries, "annotations": boxes, "categories": [{"id": 4, "name": "mass"}]}
+    (root / "labels.json").write_text(json.dumps(content | document))
+    return root
+
+
+OF_PATIENTS = {"group_pattern": "^(p[0-9]+)/", "window": (1000, 1500)}
+
+
+def test_a_pool_without_a_single_label(tmp_path):
+    root = folder_of(tmp_path)
+    write(root / ".hidden" / "x.png", np.zeros((4, 4), dtype=np.uint8))
+    data = ImageFolder(str(root), **OF_PATIENTS)
+    assert len(data.images.infos) == 12 and not data.labels.annotations
+    assert data.images.splits == {"train": tuple(data.images.infos), "val": (), "test": ()}
+    assert data.images.infos["p3/scan1"].group_id == "p3"
+    for name in ("p3/scan0", "p3/scan1"):
+        np.testing.assert_allclose(data.images.read(name), np.full((30, 40, 3), 0.6), atol=1e-6)
+    with pytest.raises(DataError, match="1 of 1 images have no label and need one: p3/scan0"):
+        data.labels.of(["p3/scan0"])
+    with pytest.raises(ConfigError, match=r"set dataset\.args\.classes"):
+        data.check_num_classes(2)
+
+
+def test_val_and_test_come_from_wholly_labelled_patients(tmp_path):
+    root = folder_of(tmp_path, 8, labelled=4)
+    document = json.loads((root / "labels.json").read_text())
+    # One image of p0 alone stays labelled; one of p1 is confirmed empty.
+    document["images"], document["annotations"] = (
+        document["images"][1:],
+        document["annotations"][3:],
+    )
+    (root / "labels.json").write_text(json.dumps(document))
+    data = ImageFolder(str(root), labels="labels.json", eval_split=0.5, **OF_PATIENTS)
+    splits, known = data.images.splits, data.labels.annotations
+    assert set(known) == {f"p{p}/scan{n}" for p in range(4) for n in range(2)} - {"p0/scan0"}
+    assert known["p1/scan0"].n_objects == 0
+    held_out = {*splits["val"], *splits["test"]}
+    assert {name[:2] for name in held_out} < {"p1", "p2", "p3"} and len(held_out) == 4
+    assert set(data.labels.of(held_out)) == held_out
+    assert sorted((*splits["train"], *held_out)) == list(data.images.infos)
+
+
+@pytest.mark.parametrize(
+    ("change", "args", "error"),
+    [
+        ({}, {"window": None}, "16 bits, whose range .* dataset.args.window"),
+        ({}, {"group_pattern": "(q)"}, "dataset.args.group_pattern '\\(q\\)' finds no patient"),
+        (
+            {"labelled": 2},
+            {"labels": "labels.json"},
+            "4 of 12 images have a label, but fewer than 3",
+        ),
+        ({}, {"labels": "../labels.json"}, "leads out of the data root"),
+        (
+            {"images": [{"id": 1, "file_name": "p9/x.png"}]},
+            {"labels": "labels.json"},
+            "there is no picture p9/x.png",
+        ),
+    ],
+    ids=["no window", "no patient", "two patients", "labels elsewhere", "unknown picture"],
+)
+def test_what_a_folder_cannot_give(tmp_path, change, args, error):
+    with pytest.raises(DataError, match=error):
+        ImageFolder(str(folder_of(tmp_path, **change)), **(OF_PATIENTS | args))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_without_pictures(tmp_path, there):
+    root = tmp_path if there else tmp_path / "none"
+    with pytest.raises(DataError, match=r"dataset.args.root: folder .* (holds|does not exist)"):
+        ImageFolder(str(root))
+
+
+def coco_of(root: Path, pixels: np.ndarray, **entry: Any) -> Path:
+    """Three pictures with one box each; the fields of the last box's entry are replaced."""
+    images, boxes = [], []
+    for number in range(3):
+        write(root / "images" / f"i{number}.png", pixels)
+        images.append({"id": number, "file_name": f"i{number}.png"})
+        boxes.append({"id": number, "image_id": number, "category_id": 1, "bbox": [2, 3, 9, 8]})
+    changed = images[2] if "file_name" in entry else boxes[2]
+    changed |= entry
+    document = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "a"}]}
+    (root / "a.json").write_text(json.dumps(document))
+    return root
+
+
+def test_coco_of_16_bits(tmp_path):
+    root = coco_of(tmp_path, np.full((20, 30), 32768 + 40, dtype=np.uint16))
+    window = (32768 - 160, 32768 + 240)
+    data = COCO(str(root), annotations="a.json", eval_split=0.6, window=window)
+    np.testing.assert_allclose(data.images.read("i1"), np.full((20, 30, 3), 0.5), atol=1e-6)
+    with pytest.raises(DataError, match="whose range the file does not tell"):
+        COCO(str(root), annotations="a.json", eval_split=0.6)
+    write(root / "images" / "i0.png", np.full((20, 30, 3), 40000, dtype=np.uint16))
+    with pytest.raises(DataError, match=r"3 channel\(s\) of 16 bits: convert"):
+        COCO(str(root), annotations="a.json", eval_split=0.6, window=window)
+    write(root / "images" / "i0.png", np.full((20, 30, 3), 51, dtype=np.uint8))
+    data = COCO(str(root), annotations="a.json", eval_split=0.6, window=window)
+    np.testing.assert_allclose(data.images.read("i0"), np.full((20, 30, 3), 0.2), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"file_name": "i\0.png"}, "leads out of the data root"),
+        ({"bbox": [1, 2, 10**400, 5]}, "annotation 2: bbox has a number that no image is as large"),
+    ],
+    ids=["null byte", "400 digits"],
+)
+def test_coco_values_that_no_file_should_have(tmp_path, entry, words):
+    root = coco_of(tmp_path, np.zeros((20, 30), dtype=np.uint8), **entry)
+    with pytest.raises(DataError, match=words):
+        COCO(str(root), annotations="a.json", eval_split=0.6)
+
+
+def odd_labels(data: PascalVOC) -> Labels:
+    """The labels with fractions, an ignore region, an empty image and a name that needs escapes."""
+    known = dict(data.labels.annotations)
+    first, second, *_ = known
+    boxes = known[first].boxes.copy()
+    boxes[0] = (0, 1 / 3, 20.1, 64)
+    known[first] = Annotation(boxes, known[first].labels, np.array([True, False]))
+    known[second] = Annotation.empty()
+    return Labels(("<a> & b", "c"), known)
+
+
+def assert_same(found: Labels, expected: Labels) -> None:
+    assert found.fingerprint() == expected.fingerprint()
+    assert found.class_names == expected.class_names
+
+
+def test_coco_is_written_as_it_is_read(tmp_path):
+    data = PascalVOC(str(make_voc(tmp_path / "voc", classes=2)), eval_split=0.5)
+    labels = odd_labels(data)
+    save_coco(tmp_path / "voc" / "out.json", data.images, labels, folder="JPEGImages")
+    again = COCO(
+        str(tmp_path / "voc"), annotations="out.json", images="JPEGImages", group_key="group_id",
+        eval_split=0.5,
+    )  # fmt: skip
+    assert_same(again.labels, labels)
+    assert again.images.fingerprint() == data.images.fingerprint()
+    part = Labels(labels.class_names, dict(list(labels.annotations.items())[:3]))
+    save_coco(tmp_path / "voc" / "part.json", data.images, part)
+    assert len(json.loads((tmp_path / "voc" / "part.json").read_text())["images"]) == 3
+
+
+def test_voc_is_written_as_it_is_read(tmp_path):
+    data = PascalVOC(str(make_voc(tmp_path / "voc", classes=2)), eval_split=0.5)
+    labels = odd_labels(data)
+    (tmp_path / "voc" / "new labels").mkdir()
+    save_voc(tmp_path / "voc" / "new labels", data.images, labels)
+    again = PascalVOC(
+        str(tmp_path / "voc"), annotations="new labels", eval_split=0.5, classes=["<a> & b", "c"]
+    )
+    assert_same(again.labels, labels)
+    bad = BadSamples("error", "x")
+    name = next(iter(labels.annotations))
+    assert len(load_voc(tmp_path / "voc" / "new labels" / f"{name}.xml", (64, 64), bad)) == 2
+    nested = Labels(("a",), {"p0/scan0": Annotation.empty()})
+    with pytest.raises(DataError, match="is a path"):
+        save_voc(tmp_path, data.images, nested)
+
+
+def test_voc_folders_of_other_names(tmp_path):
+    root = make_voc(tmp_path / "voc")
+    (root / "Annotations").rename(root / "annotations")
+    (root / "JPEGImages").rename(root / "images")
+    data = PascalVOC(str(root), annotations="annotations", images="images", eval_split=0.5)
+    assert data.images.infos["image003"].file_name == "images/image003.jpg"
+    with pytest.raises(DataError, match=r"dataset\.args\.annotations and dataset\.args\.images"):
+        PascalVOC(str(root), eval_split=0.5)
+    with pytest.raises(DataError, match="leads out"):
+        PascalVOC(str(root), annotations="../elsewhere")
+
+
+def test_pictures_of_a_narrow_window_use_all_greys(tmp_path):
+    values = np.linspace(-160, 240, 40).round().astype(np.int64) + HU_OFFSET
+    path = write(tmp_path / "s.png", np.tile(values.astype(np.uint16), (30, 1)))
+    stacks = {"s": Stack((1, 1, 1), {1: path})}
+    narrow = SliceImages({}, {}, stacks, (-160.0, 240.0)).picture("s")
+    assert narrow.min() == 0 and narrow.max() == 1
+    wide = SliceImages({}, {}, stacks, (-1024.0, 3071.0)).picture("s")
+    np.testing.assert_allclose(wide[0, 0], 840 / 1400, atol=1e-4)
