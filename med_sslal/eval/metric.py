@@ -1,6 +1,5 @@
 """The registry of metrics, and the one call that computes several of them."""
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from med_sslal.eval.coco_eval import coco_ap
 from med_sslal.eval.eval_utils import MetricResult
 from med_sslal.eval.froc import sensitivity_k_fps
 from med_sslal.utils.errors import ConfigError
+from med_sslal.utils.names import unknown
 
 Metric = Callable[..., MetricResult]
 """Called as metric(predictions, annotations, infos, class_names, draws=..., seed=...)."""
@@ -79,7 +79,5 @@ def _lookup(name: str) -> Metric:
     if name not in METRICS and "." in name:
         return load_metric(name)
     if name not in METRICS:
-        near = difflib.get_close_matches(name, METRICS, 1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ConfigError(f"unknown metric '{name}': there are {', '.join(METRICS)}{hint}")
+        raise ConfigError(unknown("metric", name, METRICS))
     return METRICS[name]
