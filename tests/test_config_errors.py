@@ -213,10 +213,10 @@ def test_all_problems_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
     ("path", "words"),
     [
         (("name",), "name: required key is missing"),
-        (("arch",), "arch: required section is missing; it needs type"),
+        (("arch",), "arch: required key is missing (it needs type)"),
         (("al_settings",), "it needs num_cycles, type"),
         (("al_settings", "num_cycles"), "al_settings.num_cycles: required key is missing"),
-        (("optimizer", "type"), "optimizer.type: required key is missing; allowed: ASGD"),
+        (("optimizer", "type"), "optimizer.type: required key is missing (one of ASGD"),
         (("arch", "args", "num_classes"), "arch.args.num_classes: required by FasterRCNN"),
         (("dataset", "args"), "dataset.args.root: required by DeepLesion, but missing"),
     ],

@@ -250,7 +250,7 @@ def test_config_table_tells_the_defaults(name: str, default: str) -> None:
             known += [entry.hint] if entry.path == name else []
             continue
         if name == f"{entry.path}.type":
-            known.append(entry.keys[0].hint)
+            known.append(entry.keys()[0].hint)
         elif name == entry.path and entry.nullable:
             known.append("default null")
         elif name.startswith(f"{entry.path}.args."):

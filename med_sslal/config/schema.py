@@ -5,6 +5,7 @@ class that `type` names.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -36,12 +37,11 @@ class TypeSection:
     has_type: bool = True
     fill_args: bool = True
 
-    @property
-    def keys(self) -> tuple[Key, ...]:
-        """`type`, where there is one, and `args`."""
-        needed = self.default_type is None
-        name = Key(f"{self.path}.type", str, self.meaning, self.default_type, required=needed)
-        args = Key(f"{self.path}.args", dict[str, Any], "arguments of the type", {})
+    def keys(self, registered: Iterable[str] = ()) -> tuple[Key, ...]:
+        """`type`, where there is one, which is one of those `registered`; and `args`."""
+        needed, known = self.default_type is None, f"one of {', '.join(registered)}"
+        name = Key(f"{self.path}.type", str, known, self.default_type, required=needed)
+        args = Key(f"{self.path}.args", dict[str, Any], "", {}, word="arguments of the type")
         return (name, args) if self.has_type else (args,)
 
 

@@ -73,7 +73,9 @@ def _section_lines(section: TypeSection, registry: Mapping[str, type]) -> list[s
     lines = []
     if section.has_type:
         kind = "string" + (", or null in place of the section" if section.nullable else "")
-        lines += entry_lines(f"{section.path}.type", kind, section.keys[0].hint, section.meaning, 0)
+        lines += entry_lines(
+            f"{section.path}.type", kind, section.keys()[0].hint, section.meaning, 0
+        )
     for name, cls in registry.items():
         title = f"{section.path}.args" + (f" of {name}" if section.has_type else "")
         arguments = [

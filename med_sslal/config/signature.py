@@ -5,7 +5,7 @@ import inspect
 import re
 import typing
 from collections import abc
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -71,27 +71,52 @@ def wrong_arguments(
         provided: Arguments that the program supplies itself.
     """
     known = signature(cls)
-    allowed = {name: argument for name, argument in known.arguments.items() if name not in provided}
     problems = [
         WrongArgument(name, f"the program supplies '{name}' itself; remove it here")
         for name in args
         if name in provided
     ]
-    meant = set()
-    hints = {name: argument.hint for name, argument in allowed.items()}
-    for name in args:
-        if known.is_open or name in provided or name in allowed:
-            continue
-        message, close = unknown_key(name, hints)
+    own = {name: value for name, value in args.items() if name not in provided}
+    keys = [key for name, key in known.arguments.items() if name not in provided]
+    return problems + wrong_members(own, keys, owner=cls.__name__, is_open=known.is_open)
+
+
+def wrong_members(
+    given: Mapping[str, Any],
+    keys: Iterable[Key],
+    elsewhere: Callable[[str], str | None] = lambda name: None,
+    *,
+    owner: str = "",
+    is_open: bool = False,
+) -> list[WrongArgument]:
+    """Hold the members of an object against its keys: names, presence and values.
+
+    Args:
+        given: The members.
+        keys: All that it may have.
+        elsewhere: Where else a key of an unknown name belongs, None where nowhere.
+        owner: The class whose arguments they are, if they are.
+        is_open: Other names are taken too.
+    """
+    known = {key.name: key for key in keys}
+    hints = {name: key.hint for name, key in known.items()}
+    problems, meant = [], set()
+    for name in [] if is_open else [name for name in given if name not in known]:
+        place = elsewhere(name)
+        message, close = f"unknown key. Did you mean {place}?", None
+        if place is None:
+            message, close = unknown_key(name, hints)
         meant.add(close)
         problems.append(WrongArgument(name, message, at_key=True))
-    for name, argument in allowed.items():
-        if name not in args:
-            if argument.required and name not in meant:
-                message = f"required by {cls.__name__}, but missing"
-                problems.append(WrongArgument(name, message))
-        elif wrong := argument.problem(args[name]):
-            problems.append(WrongArgument(name, wrong))
+    for name, key in known.items():
+        if name in given:
+            if wrong := key.problem(given[name]):
+                problems.append(WrongArgument(name, wrong))
+        elif key.required and name not in meant:
+            missing = f"required key is missing ({key.meaning})"
+            problems.append(
+                WrongArgument(name, f"required by {owner}, but missing" if owner else missing)
+            )
     return problems
 
 

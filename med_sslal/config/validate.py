@@ -8,15 +8,22 @@ from typing import Any, NamedTuple
 from med_sslal.config.jsonc import KeyPath
 from med_sslal.config.overrides import Override
 from med_sslal.config.schema import SCHEMA, TypeSection
-from med_sslal.config.signature import load_class, load_metric, signature, wrong_arguments
+from med_sslal.config.signature import (
+    load_class,
+    load_metric,
+    signature,
+    wrong_arguments,
+    wrong_members,
+)
 from med_sslal.config.torch_types import refused_by_torch
 from med_sslal.config.values import Key, found
 from med_sslal.utils.errors import ConfigError
-from med_sslal.utils.names import unknown, unknown_key
+from med_sslal.utils.names import nearest, unknown
 
 Registries = Mapping[str, Mapping[str, Any]]
 
 NAMES_OF_SECTIONS = tuple(dict.fromkeys(entry.path.split(".")[0] for entry in SCHEMA))
+_TYPED = {entry.path: entry for entry in SCHEMA if isinstance(entry, TypeSection)}
 
 
 class Problem(NamedTuple):
@@ -44,90 +51,80 @@ class Validator:
     problems: list[Problem] = field(default_factory=list)
     resolved: dict[str, Any] = field(default_factory=dict)
     types: dict[str, type] = field(default_factory=dict)
-    _meant: set[KeyPath] = field(default_factory=set)
 
     def run(self) -> None:
         """Check everything."""
-        top = {entry.path: entry.hint for entry in SCHEMA if isinstance(entry, Key)}
-        self._names(self.config, (), {name: top.get(name, "section") for name in NAMES_OF_SECTIONS})
-        for name in NAMES_OF_SECTIONS:
-            members = [entry for entry in SCHEMA if entry.path.split(".")[0] == name]
-            if len(members) == 1 and isinstance(members[0], Key):
-                self._key(members[0], self.config, self.resolved)
-            else:
-                self._section(name, members)
+        sections = {name: self._keys(name) for name in NAMES_OF_SECTIONS}
+        top = []
+        for name, keys in sections.items():
+            if keys[0].path == name:
+                top.append(keys[0])
+                continue
+            needed = [] if self._is_null(name) else [key.name for key in keys if key.required]
+            words = f"it needs {', '.join(needed)}"
+            top.append(Key(name, Any, words, required=bool(needed), word="section"))
+        self._members(self.config, top, (), self.resolved)
+        for name, keys in sections.items():
+            if keys[0].path != name:
+                self._section(name, keys)
         self._full_supervision()
         self._metrics()
         self._torch_pair()
+
+    def _keys(self, name: str) -> list[Key]:
+        """All keys of a section; the key itself where it is none."""
+        keys: list[Key] = []
+        for entry in SCHEMA:
+            if entry.path.split(".")[0] != name:
+                continue
+            if isinstance(entry, Key):
+                keys.append(entry)
+            else:
+                keys += entry.keys(self.registries[entry.path])
+        return keys
+
+    def _is_null(self, name: str) -> bool:
+        """Whether a section that may be null is so."""
+        typed = _TYPED.get(name)
+        return typed is not None and typed.nullable and self.config.get(name) is None
 
     def add(self, path: KeyPath, message: str) -> None:
         """Note a problem of a value."""
         self.problems.append(Problem(path, message))
 
-    def _names(self, given: Mapping[str, Any], at: KeyPath, allowed: Mapping[str, str]) -> None:
-        """Report the keys of `given` that are not in `allowed` (name to a word about it)."""
-        for name in given:
-            if name in allowed:
-                continue
-            elsewhere = _elsewhere(name)
-            if elsewhere is not None:
-                message = f"unknown key. Did you mean {elsewhere}?"
-            else:
-                message, close = unknown_key(name, allowed)
-                if close is not None:
-                    self._meant.add((*at, close))
-            self.problems.append(Problem((*at, name), message, at_key=True))
-
-    def _key(self, key: Key, given: Mapping[str, Any], resolved: dict[str, Any]) -> None:
-        """Check one key of a section."""
-        path, name = tuple(key.path.split(".")), key.name
-        if name not in given:
-            if not key.required:
-                resolved[name] = copy.deepcopy(key.default)
-            elif path not in self._meant:
-                self.add(path, f"required key is missing ({key.meaning})")
-            return
-        if message := key.problem(given[name]):
-            self.add(path, message)
-        else:
-            resolved[name] = copy.deepcopy(given[name])
-
-    def _section(self, name: str, members: list[Key | TypeSection]) -> None:
-        """Check a section of keys, of type and args, or of both."""
-        typed = next((entry for entry in members if isinstance(entry, TypeSection)), None)
-        nullable = typed is not None and typed.nullable
-        given = self.config.get(name, None if nullable else {})
-        if given is None and nullable:
-            self.resolved[name] = None
-            return
-        if not isinstance(given, dict):
-            self.add((name,), f"found {found(given)}; allowed: object" + " or null" * nullable)
-            return
-        keys = [key for entry in members for key in _keys(entry)]
-        required = [key.name for key in keys if key.required]
-        if name not in self.config and required:
-            if (name,) not in self._meant:
-                self.add((name,), f"required section is missing; it needs {', '.join(required)}")
-            return
-        hints = {key.name: key.meaning if key.name == "args" else key.hint for key in keys}
-        self._names(given, (name,), hints)
-        resolved = self.resolved.setdefault(name, {})
-        for entry in members:
-            if isinstance(entry, Key):
-                self._key(entry, given, resolved)
-            else:
-                self._type_and_args(entry, given, resolved)
-
-    def _type_and_args(
-        self, section: TypeSection, given: Mapping[str, Any], resolved: dict[str, Any]
+    def _members(
+        self, given: Mapping[str, Any], keys: list[Key], at: KeyPath, resolved: dict[str, Any]
     ) -> None:
+        """Check the members of the object at `at`, and put the good ones into `resolved`."""
+        wrong = wrong_members(given, keys, _elsewhere)
+        self.problems += [Problem((*at, name), text, at_key) for name, text, at_key in wrong]
+        names = [key.name for key in keys]
+        # What a misspelt key means has no value yet.
+        bad = {nearest(name, names) if at_key else name for name, _, at_key in wrong}
+        for key in keys:
+            if key.name not in bad:
+                resolved[key.name] = copy.deepcopy(given.get(key.name, key.default))
+
+    def _section(self, name: str, keys: list[Key]) -> None:
+        """Check a section of keys, of type and args, or of both."""
+        given, typed = self.config.get(name, {}), _TYPED.get(name)
+        nullable = typed is not None and typed.nullable
+        resolved: dict[str, Any] = {}
+        self.resolved[name] = resolved
+        if self._is_null(name):
+            self.resolved[name] = None
+        elif not isinstance(given, dict):
+            self.add((name,), f"found {found(given)}; allowed: object" + " or null" * nullable)
+        elif name in self.config or not any(key.required for key in keys):
+            self._members(given, keys, (name,), resolved)
+            if typed is not None:
+                self._type_and_args(typed, resolved)
+
+    def _type_and_args(self, section: TypeSection, resolved: dict[str, Any]) -> None:
         """Check `type` against the registry and `args` against the signature."""
-        cls = self._class(section, given, resolved)
-        args_path: KeyPath = (section.path, "args")
-        args = given.get("args", {})
-        if not isinstance(args, dict):
-            self.add(args_path, f"found {found(args)}; allowed: object of arguments")
-        elif cls is not None and args_path not in self._meant:
+        cls, args = self._class(section, resolved), resolved.get("args")
+        if cls is not None and args is not None:
+            args_path: KeyPath = (section.path, "args")
             before = len(self.problems)
             self.types[section.path] = cls
             known = signature(cls)
@@ -143,23 +140,15 @@ class Validator:
                 for at, sentence in check(copy.deepcopy(full)):
                     self.add((*args_path, *((at,) if isinstance(at, str) else at)), sentence)
 
-    def _class(
-        self, section: TypeSection, given: Mapping[str, Any], resolved: dict[str, Any]
-    ) -> type | None:
+    def _class(self, section: TypeSection, resolved: Mapping[str, Any]) -> type | None:
         """The class that the section names, or None after reporting why there is none."""
         registry = self.registries[section.path]
         if not section.has_type:
             return next(iter(registry.values()))
         path: KeyPath = (section.path, "type")
-        name = given.get("type", section.default_type)
-        if "type" not in given and name is None:
-            if path not in self._meant:
-                self.add(path, f"required key is missing; allowed: {', '.join(registry)}")
+        name = resolved.get("type")
+        if name is None:
             return None
-        if not isinstance(name, str):
-            self.add(path, f"found {found(name)}; allowed: string")
-            return None
-        resolved["type"] = name
         if name in registry:
             return registry[name]
         if "." not in name:
@@ -233,11 +222,6 @@ def apply_override(config: dict[str, Any], override: Override) -> Problem | None
             return Problem(override.path, f"unknown key; '{owner}' is a value, not a section")
     here[override.path[-1]] = copy.deepcopy(override.value)
     return None
-
-
-def _keys(entry: Key | TypeSection) -> tuple[Key, ...]:
-    """The keys that an entry of the schema stands for."""
-    return (entry,) if isinstance(entry, Key) else entry.keys
 
 
 def _elsewhere(name: str) -> str | None:

@@ -54,6 +54,7 @@ class Key:
         default: Value where it is left out, as JSON holds it; None where JSON cannot.
         required: It must be there; `default` means nothing then.
         in_json: JSON can hold its default.
+        word: What stands for its default in a message.
     """
 
     path: str
@@ -62,6 +63,7 @@ class Key:
     default: Any = None
     required: bool = False
     in_json: bool = True
+    word: str = ""
 
     @property
     def name(self) -> str:
@@ -71,7 +73,7 @@ class Key:
     @property
     def hint(self) -> str:
         """`required` or its default, for a message."""
-        return "required" if self.required else f"default {show(self.default)}"
+        return self.word or ("required" if self.required else f"default {show(self.default)}")
 
     def problem(self, value: Any) -> str | None:
         """A sentence about a value that may not stand here; a default of None allows null."""
