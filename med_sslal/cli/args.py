@@ -1,11 +1,13 @@
 """The command lines of train.py and test.py. No torch here: `--help` answers at once."""
 
 import argparse
-import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from med_sslal.config.overrides import Override, parse_set
+from med_sslal.config.overrides import Override, json_or_text, parse_set
+from med_sslal.config.schema import Name
+from med_sslal.config.values import describe, fits
 from med_sslal.utils.errors import ConfigError
 
 _TRAIN_EXAMPLES = """\
@@ -65,8 +67,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add_overrides(
         values, "any key, such as trainer.epochs=3; the value is JSON, else text; repeatable"
     )
-    values.add_argument("--lr", type=_learning_rate, help="learning rate: optimizer.args.lr")
-    values.add_argument("--bs", type=_batch_size, metavar="N", help="batch size: batch_size")
+    _add_override(values, "--lr", "LR", "learning rate: optimizer.args.lr", _learning_rate)
+    _add_override(values, "--bs", "N", "batch size: batch_size", _batch_size)
     instead = parser.add_argument_group("instead of a training").add_mutually_exclusive_group()
     instead.add_argument(
         "--print-config",
@@ -93,7 +95,7 @@ def parse_train_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     Returns:
         config, resume, init_from, cycle0_from, run_id, device (str or None each); overrides (list
-        of Override, with those of --lr and --bs last, `--device` left out); print_config,
+        of Override, those of --lr and --bs among them, `--device` left out); print_config,
         help_config, dry_run.
     """
     parser = train_parser()
@@ -103,7 +105,7 @@ def parse_train_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def complete_train_args(
     args: argparse.Namespace, parser: argparse.ArgumentParser
 ) -> argparse.Namespace:
-    """Check what belongs together, and add --lr and --bs to the overrides.
+    """Check what belongs together.
 
     Args:
         args: What a parser with `add_train_arguments` has read.
@@ -122,10 +124,6 @@ def complete_train_args(
             parser.error("--dry-run tries a new run with -c; --resume goes on with one")
     if args.cycle0_from is not None and args.init_from is not None:
         parser.error("--cycle0-from takes over the initial weights too: leave --init-from out")
-    if args.lr is not None:
-        args.overrides.append(Override("--lr", ("optimizer", "args", "lr"), args.lr))
-    if args.bs is not None:
-        args.overrides.append(Override("--bs", ("batch_size",), args.bs))
     return args
 
 
@@ -165,14 +163,19 @@ def add_overrides(
     dest: str = "overrides",
 ) -> None:
     """Add `--set KEY=VALUE` with its help text; `overrides` gets a list of Override."""
+    _add_override(parser, option, "KEY=VALUE", meaning, _set, dest)
+
+
+def _add_override(
+    parser: argparse._ActionsContainer,
+    option: str,
+    metavar: str,
+    meaning: str,
+    read: Callable[[str], Override],
+    dest: str = "overrides",
+) -> None:
     parser.add_argument(
-        option,
-        dest=dest,
-        action="append",
-        type=_set,
-        default=[],
-        metavar="KEY=VALUE",
-        help=meaning,
+        option, dest=dest, action="append", type=read, default=[], metavar=metavar, help=meaning
     )
 
 
@@ -206,25 +209,20 @@ def _set(text: str) -> Override:
         raise argparse.ArgumentTypeError(str(error).removeprefix("--set ")) from error
 
 
-def _learning_rate(text: str) -> float:
+# What the two may be is the config's rule, and told with its other problems.
+def _learning_rate(text: str) -> Override:
     try:
-        rate = float(text)
+        rate: Any = float(text)
     except ValueError:
-        rate = math.nan
-    if not (math.isfinite(rate) and rate > 0):
-        raise argparse.ArgumentTypeError(f"takes a number above 0 such as 3e-4; found '{text}'")
-    return rate
+        rate = text
+    return Override("--lr", ("optimizer", "args", "lr"), rate)
 
 
-def _batch_size(text: str) -> int:
-    if not re.fullmatch("[0-9]+", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"takes a whole number of 1 or more; found '{text}'")
-    return int(text)
+def _batch_size(text: str) -> Override:
+    return Override("--bs", ("batch_size",), json_or_text(text))
 
 
 def _run_id(text: str) -> str:
-    if not re.fullmatch(r"[\w-][\w.-]*", text):
-        raise argparse.ArgumentTypeError(
-            f"takes a folder name of letters, digits, '.', '_' and '-'; found '{text}'"
-        )
+    if not fits(text, Name):
+        raise argparse.ArgumentTypeError(f"found '{text}'; allowed: {describe(Name)}")
     return text
