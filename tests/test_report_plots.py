@@ -265,8 +265,9 @@ def test_lower_floor_finds_the_missed_one():
 def sheet(tmp_path, predictions, annotations, name="sheet.png", **more):
     ids = list(annotations)
     best, worst = best_and_worst(predictions, annotations, infos_of(ids), ["lesion"], n=2)
+    groups = {"Best": best, "Worst": worst}
     contact_sheet(
-        {"Best": best, "Worst": worst},
+        {name: {r.image_id: r.caption for r in g} for name, g in groups.items()},
         lambda image_id: np.full((64, 64, 3), 0.5, dtype=np.float32),
         predictions,
         annotations,
@@ -310,7 +311,7 @@ def test_sheet_with_empty_groups_ignore_regions_and_note(tmp_path):
     picture = sheet(tmp_path, predictions, annotations, note="phantom data")
     assert picture.shape[1] > 1000
     contact_sheet(
-        {"Best": [], "Worst": []},
+        {"Best": {}, "Worst": {}},
         lambda image_id: np.zeros((4, 4, 3)),
         {},
         {},

@@ -100,7 +100,7 @@ def draw_boxes(
     class_names: Sequence[str],
     *,
     width: int,
-    letter: int = 12,
+    letter: int = 14,
 ) -> np.ndarray:
     """Draw a picture with its boxes.
 

@@ -4,7 +4,6 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -26,20 +25,6 @@ from med_sslal.utils.util import atomic_write
 # In pixels.
 _PER_ROW, _CELL, _GAP, _MARGIN = 4, 390, 16, 24
 _WIDTH = _PER_ROW * (_CELL + _GAP) + _GAP
-
-
-class Captioned(Protocol):
-    """What a contact sheet needs of an image besides its pixels and boxes."""
-
-    @property
-    def image_id(self) -> str:
-        """The image."""
-        ...
-
-    @property
-    def caption(self) -> str:
-        """A line below its name."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -133,7 +118,7 @@ def whole_rows(images: list[RankedImage]) -> list[RankedImage]:
 
 
 def contact_sheet(
-    groups: Mapping[str, Sequence[Captioned]],
+    groups: Mapping[str, Mapping[str, str]],
     read: Callable[[str], np.ndarray],
     predictions: Mapping[str, Prediction],
     annotations: Mapping[str, Annotation] | None,
@@ -147,7 +132,7 @@ def contact_sheet(
     """Draw groups of images with their labels and their MAX_BOXES best detections on one sheet.
 
     Args:
-        groups: Heading to images, for example best and worst.
+        groups: Heading to (image id to caption), for example best and worst.
         read: Image id to float [H, W, 3], or [H, W] for grey, in [0, 1], ORIGINAL pixels.
         predictions: Image id to detections in ORIGINAL pixels.
         annotations: Image id to label; None where labels are not to be seen.
@@ -167,11 +152,12 @@ def contact_sheet(
         return draw_boxes(read(image_id), truth, found, class_names, width=_CELL)
 
     strips = [_line(title, 25, 60, bold=True)]
-    for heading, items in groups.items():
-        strips.append(_line(heading if items else f"{heading}: none", 20, 44))
-        for first in range(0, len(items), _PER_ROW):
-            row = items[first : first + _PER_ROW]
-            strips.append(_row([drawn(item.image_id) for item in row], row))
+    for heading, captions in groups.items():
+        strips.append(_line(heading if captions else f"{heading}: none", 20, 44))
+        entries = list(captions.items())
+        for first in range(0, len(entries), _PER_ROW):
+            row = entries[first : first + _PER_ROW]
+            strips.append(_row([(drawn(name), _short(name), text) for name, text in row]))
     strips.append(_legend(min_score, note, with_truth=annotations is not None))
     sheet, stream = Image.fromarray(np.concatenate(strips)), io.BytesIO()
     sheet.save(stream, "PNG")
@@ -191,15 +177,15 @@ def _line(text: str, size: int, height: int, *, bold: bool = False) -> np.ndarra
     return np.asarray(paper)
 
 
-def _row(pictures: Sequence[np.ndarray], items: Sequence[Captioned]) -> np.ndarray:
-    """Pictures side by side, each with its name and caption below."""
-    tall = max(len(picture) for picture in pictures)
+def _row(entries: Sequence[tuple[np.ndarray, str, str]]) -> np.ndarray:
+    """Pictures side by side, each with two lines below."""
+    tall = max(len(picture) for picture, _, _ in entries)
     paper, draw = _paper(tall + 56)
     font = text_font(15)
-    for place, (picture, item) in enumerate(zip(pictures, items, strict=True)):
+    for place, (picture, *lines) in enumerate(entries):
         left = _GAP + place * (_CELL + _GAP)
         paper.paste(Image.fromarray(picture), (left, 0))
-        for text, top in ((_short(item.image_id), 6), (item.caption, 27)):
+        for text, top in zip(lines, (6, 27), strict=True):
             draw.text((left + _CELL / 2, tall + top), text, INK, font, anchor="ma")
     return np.asarray(paper)
 

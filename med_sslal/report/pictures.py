@@ -36,8 +36,12 @@ def write_evaluation_pictures(
     if "sensitivity_k_fps" in evaluation["details"]:
         plot_froc(froc_lines(evaluation), folder / "froc.png", title, images.note)
     best, worst = best_and_worst(predictions, annotations, images.infos, class_names)
+    groups = {"Best (at least one object found)": best, "Worst": worst}
     contact_sheet(
-        {"Best (at least one object found)": whole_rows(best), "Worst": whole_rows(worst)},
+        {
+            heading: {ranked.image_id: ranked.caption for ranked in whole_rows(group)}
+            for heading, group in groups.items()
+        },
         images.picture,
         predictions,
         annotations,

@@ -184,7 +184,7 @@ def _label(name: str, curve: FrocLine, *, brief: bool) -> str:
         return f"{name}  {'-' if curve.mean is None else format(curve.mean, '.2f')}"
     text = f"{name}\nmean {curve.mean:.2f}"
     if curve.mean_interval is not None:
-        text += " ({:.2f} to {:.2f})".format(*curve.mean_interval)
+        text += "\n({:.2f} to {:.2f})".format(*curve.mean_interval)
     return text + (f"\nends at {curve.reach:.1f} FPs" if curve.reach < _FPS_TICKS[-1] else "")
 
 

@@ -70,7 +70,7 @@ class RunData:
             be had.
         differences: Dotted key, value and default of what the config changes; None where its
             defaults cannot be had.
-        ended: What the run itself says of its end; None where it says nothing.
+        ended: Whether the run says that no cycle follows.
         remarks: Why something is missing, one sentence each.
     """
 
@@ -80,7 +80,7 @@ class RunData:
     cycles: tuple[CycleData, ...]
     dataset: BaseDataset | None
     differences: tuple[tuple[str, Any, Any], ...] | None
-    ended: bool | None
+    ended: bool
     remarks: tuple[str, ...]
 
     @property
@@ -95,14 +95,8 @@ class RunData:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to its end: all cycles, or no image left to label."""
-        if not self.cycles or self.cycles[-1].row is None:
-            return False
-        if self.ended is not None:
-            return self.ended
-        # Runs of before they said so.
-        last = self.cycles[-1]
-        return last.number >= self.n_cycles or not last.pool.unlabelled
+        """Whether the run has come to its end, with as many cycles as were planned or fewer."""
+        return self.ended and bool(self.cycles) and self.cycles[-1].row is not None
 
     @property
     def early_end(self) -> str | None:
@@ -153,7 +147,6 @@ def load_run(
         DataError: A file is damaged.
     """
     config = read_json(folder.config)
-    ended = folder.read_summary().get("finished") if folder.summary.exists() else None
     names = dataset.labels.class_names if dataset is not None else None
     cycles = [_load_cycle(cycle, names) for cycle in folder.cycles() if cycle.pool.is_file()]
     return RunData(
@@ -163,7 +156,7 @@ def load_run(
         cycles=tuple(cycles),
         dataset=dataset and _used(dataset, cycles),
         differences=None if differences is None else tuple(differences),
-        ended=ended,
+        ended=folder.finished,
         remarks=remarks,
     )
 

@@ -1,13 +1,12 @@
 """A query as a person sees it: a table with reasons, and pictures without labels."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.base.base_dataset import Images
-from med_sslal.base.types import Prediction, Selected, Selection
+from med_sslal.base.types import Prediction, Selection
 from med_sslal.eval.drawing import MAX_BOXES
 from med_sslal.report.overlays import contact_sheet
 from med_sslal.utils.text_table import text_table
@@ -62,37 +61,22 @@ def draw_selection(
         DataError: An image cannot be read.
         UserError: The file cannot be written.
     """
-    shown = [_Shown(item, next(iter(selection.scores))) for item in selection.items[:first]]
-    floor = record.header.record_floor
+    criterion = next(iter(selection.scores))
+    captions = {
+        item.image_id: f"{item.rank}: {criterion} {item.values[criterion]:.4f}"
+        for item in selection.items[:first]
+    }
     contact_sheet(
-        {f"The first {len(shown)} of {len(selection.items)}, without their labels": shown},
+        {f"The first {len(captions)} of {len(selection.items)}, without their labels": captions},
         images.picture,
-        {item.image_id: _prediction(record, item.image_id) for item in shown},
+        {image_id: _prediction(record, image_id) for image_id in captions},
         None,
         record.header.class_names,
         path,
         title=", ".join(selection.criteria),
-        min_score=floor,
+        min_score=record.header.record_floor,
         note=images.note,
     )
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """A chosen image on a contact sheet."""
-
-    item: Selected
-    criterion: str
-
-    @property
-    def image_id(self) -> str:
-        """The image."""
-        return self.item.image_id
-
-    @property
-    def caption(self) -> str:
-        """Rank and value."""
-        return f"{self.item.rank}: {self.criterion} {self.item.values[self.criterion]:.4f}"
 
 
 def _prediction(record: PoolRecord, image_id: str) -> Prediction:
