@@ -76,8 +76,8 @@ def decoded(delta: list[float], box: list[float]) -> list[float]:
 def literal_quality(model: FasterRCNN) -> list[list[list[float]]]:
     """[image][class] of [sum, number], one RoI after the other, as the formula is written."""
     batch = model.transform(images(), None)
-    features, _ = model.backbone(batch.images.tensors)
-    proposals, *_ = model.rpn(batch.images, features, None, [None] * len(TARGETS), None)
+    features, _ = model.backbone(batch.tensors)
+    proposals, *_ = model.rpn(batch, features, None, [None] * len(TARGETS), None)
     heads, result = model.roi_heads, []
     for i, target in enumerate(TARGETS):
         sums = [[0.0, 0.0] for _ in range(N_CLASSES - 1)]

@@ -167,7 +167,7 @@ def change(view: View, images: Tensor, frames: Sequence[Frame]) -> tuple[Tensor,
     canvas, moved = torch.zeros_like(images), []
     for row, frame in enumerate(frames):
         # A letterboxed picture covers whole pixels.
-        height, width = (max(1, round(side)) for side in valid_size(frame, shape, shape))
+        height, width = (max(1, round(side)) for side in valid_size(frame, shape))
         picture = images[row, :, :height, :width]
         changed = FULL_VIEWS[view.kind](picture, frame.info.image_id, view.number)
         rows, columns = changed.picture.shape[-2:]

@@ -1,6 +1,5 @@
 """Parts of a run that take more than a line of the config to make, and weights to put in them."""
 
-import inspect
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from med_sslal.base.base_model import BaseModel
 from med_sslal.base.checkpoint import load_checkpoint, sidecar
 from med_sslal.cli.checks import check_monitor
 from med_sslal.config.parse_config import ConfigParser
+from med_sslal.config.signature import signature
 from med_sslal.model.compiling import compile_parts
 from med_sslal.model.weights import read_weights
 from med_sslal.trainer.settings import TrainerSettings
@@ -130,7 +130,7 @@ def detector_maker(config: ConfigParser, dtype: torch.dtype | None) -> Callable[
         config: The checked config.
         dtype: Low precision inside the model.
     """
-    parameters = inspect.signature(config.init_class("arch")).parameters
+    parameters = signature(config.init_class("arch")).arguments
     # Pretrained weights would be read, or even downloaded, to be overwritten at once.
     frame_only = {"load_pretrained": False} if "load_pretrained" in parameters else {}
 

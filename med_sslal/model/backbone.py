@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torchvision.models import (
+    MobileNet_V2_Weights,
     MobileNet_V3_Large_Weights,
     ResNet18_Weights,
     ResNet34_Weights,
     ResNet50_Weights,
     ResNet101_Weights,
+    mobilenet_v2,
     mobilenet_v3_large,
     resnet18,
     resnet34,
@@ -53,6 +55,11 @@ class BackboneSpec:
     norm_eps: float = 1e-5
 
 
+def _mobilenet_v2(norm_layer: Callable[[int], nn.Module]) -> nn.Module:
+    """The convolutional part of MobileNetV2."""
+    return mobilenet_v2(norm_layer=norm_layer).features
+
+
 def _mobilenet_v3_large(norm_layer: Callable[[int], nn.Module]) -> nn.Module:
     """The convolutional part of MobileNetV3-Large."""
     return mobilenet_v3_large(norm_layer=norm_layer).features
@@ -69,6 +76,20 @@ BACKBONES: Mapping[str, BackboneSpec] = {
     "resnet34": _resnet(resnet34, ResNet34_Weights.IMAGENET1K_V1),
     "resnet50": _resnet(resnet50, ResNet50_Weights.IMAGENET1K_V1),
     "resnet101": _resnet(resnet101, ResNet101_Weights.IMAGENET1K_V1),
+    "mobilenet_v2": BackboneSpec(
+        build=_mobilenet_v2,
+        stages=(
+            ("0", "1"),
+            ("2", "3"),
+            ("4", "5", "6"),
+            ("7", "8", "9", "10", "11", "12", "13"),
+            ("14", "15", "16", "17"),
+            ("18",),
+        ),
+        returned_stages=(1, 2, 3, 5),
+        weights=MobileNet_V2_Weights.IMAGENET1K_V1,
+        weights_prefix="features.",
+    ),
     "mobilenet_v3_large": BackboneSpec(
         build=_mobilenet_v3_large,
         stages=(

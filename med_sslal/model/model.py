@@ -3,6 +3,6 @@
 from collections.abc import Mapping
 
 from med_sslal.base.base_model import BaseModel
-from med_sslal.model.detectors import FasterRCNN
+from med_sslal.model.detectors import FasterRCNN, RetinaNet
 
-MODELS: Mapping[str, type[BaseModel]] = {"FasterRCNN": FasterRCNN}
+MODELS: Mapping[str, type[BaseModel]] = {"FasterRCNN": FasterRCNN, "RetinaNet": RetinaNet}

@@ -6,7 +6,6 @@ Q sampled positives of the whole batch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,46 +15,15 @@ from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
 from torchvision.ops import remove_small_boxes as large_enough
 
 from med_sslal.model.box_head import BoxHead
-from med_sslal.model.targets import Sampler, Samples, Truth, draw_samples, row_iou, sum_per_image
-
-# Weight of the probability against the IoU in the quality of a training box (PPAL, CVPR 2024).
-QUALITY_EXPONENT = 0.6
-
-
-@dataclass(frozen=True)
-class RoIResult:
-    """The detections of one image in the network's frame, best score first.
-
-    Attributes:
-        boxes: float32 [N, 4].
-        labels: int64 [N].
-        scores: float32 [N].
-        class_probs: float32 [N, C].
-        proposals: float32 [N, 4].
-        roi_features: float32 [N, F].
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    scores: Tensor
-    class_probs: Tensor
-    proposals: Tensor
-    roi_features: Tensor
-
-
-@dataclass(frozen=True)
-class HeadPass:
-    """The detections of one image seen again under dropout, in the network's frame.
-
-    Attributes:
-        boxes: float32 [N, 4].
-        scores: float32 [N].
-        class_probs: float32 [N, C].
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    class_probs: Tensor
+from med_sslal.model.detector import Found
+from med_sslal.model.targets import (
+    Sampler,
+    Samples,
+    Truth,
+    class_quality,
+    draw_samples,
+    sum_per_image,
+)
 
 
 class RoIHeads(StockRoIHeads):
@@ -111,7 +79,7 @@ class RoIHeads(StockRoIHeads):
         truths: Sequence[Truth] | None = None,
         generators: Sequence[torch.Generator | None] = (),
         dtype: torch.dtype | None = None,
-    ) -> tuple[list[RoIResult], dict[str, Tensor], Tensor, Tensor | None]:
+    ) -> tuple[list[Found], dict[str, Tensor], Tensor, Tensor | None]:
         """Classify and refine the proposals.
 
         Args:
@@ -162,12 +130,12 @@ class RoIHeads(StockRoIHeads):
     def sample(
         self,
         features: dict[str, Tensor],
-        results: Sequence[RoIResult],
+        results: Sequence[Found],
         image_shapes: Sequence[tuple[float, float]],
         image_ids: Sequence[str],
         numbers: Sequence[int],
         dtype: torch.dtype | None = None,
-    ) -> list[list[HeadPass]]:
+    ) -> list[list[Found]]:
         """Look at the detections' proposals again, with dropout in the box head.
 
         Args:
@@ -182,7 +150,7 @@ class RoIHeads(StockRoIHeads):
             One list of B entries per pass; rows are those of `results`, without another NMS.
         """
         counts = [len(result.labels) for result in results]
-        sources = torch.cat([result.proposals for result in results])
+        sources = torch.cat([one.proposals for one in results if one.proposals is not None])
         labels = torch.cat([result.labels for result in results])
         owners = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
         rows = torch.arange(len(labels), device=labels.device)
@@ -200,6 +168,7 @@ class RoIHeads(StockRoIHeads):
             of_class = deltas.view(*logits.shape, 4)[rows, labels]
             parts = zip(
                 self.box_coder.decode_single(of_class, sources).split(counts),
+                labels.split(counts),
                 probs[rows, labels].split(counts),
                 probs.split(counts),
                 image_shapes,
@@ -207,8 +176,8 @@ class RoIHeads(StockRoIHeads):
             )
             passes.append(
                 [
-                    HeadPass(clip_boxes_to_image(boxes, shape), scores, class_probs)
-                    for boxes, scores, class_probs, shape in parts
+                    Found(clip_boxes_to_image(boxes, shape), *of_image)
+                    for boxes, *of_image, shape in parts
                 ]
             )
         return passes
@@ -249,22 +218,18 @@ class RoIHeads(StockRoIHeads):
     def _class_quality(
         self, logits: Tensor, deltas: Tensor, sources: Tensor, samples: Samples
     ) -> Tensor:
-        """How well the sampled positives are found, by image and class (see ModelOutput).
-
-        Nothing here waits for the device.
-        """
-        positives, n_images = samples.positives, len(samples.counts)
+        """How well the sampled positives are found, by image and class (see ModelOutput)."""
+        positives = samples.positives
         labels = samples.labels[positives]
         probs = logits[positives].softmax(-1).gather(1, labels[:, None])[:, 0]
         of_class = deltas.view(*logits.shape, 4)[positives, labels]
         boxes = self.box_coder.decode_single(of_class, sources[positives])
-        quality = probs**QUALITY_EXPONENT * row_iou(boxes, samples.boxes) ** (1 - QUALITY_EXPONENT)
-        n_foreground = logits.shape[1] - 1
-        images = torch.arange(n_images).repeat_interleave(torch.tensor(samples.positive_counts))
-        cells = images.to(labels.device, non_blocking=True) * n_foreground + labels - 1
-        entries = torch.stack([quality, torch.ones_like(quality)], 1)
-        sums = entries.new_zeros(n_images * n_foreground, 2).index_add(0, cells, entries)
-        return sums.view(n_images, n_foreground, 2)
+        images = torch.arange(len(samples.counts)).repeat_interleave(
+            torch.tensor(samples.positive_counts)
+        )
+        places = images.to(labels.device, non_blocking=True), labels
+        shape = (len(samples.counts), logits.shape[1] - 1)
+        return class_quality(probs, boxes, samples.boxes, places, shape)
 
     def _detect(
         self,
@@ -273,7 +238,7 @@ class RoIHeads(StockRoIHeads):
         probs: Tensor,
         deltas: Tensor,
         shape: tuple[float, float],
-    ) -> RoIResult:
+    ) -> Found:
         """Detections of one image; rows beyond the proposals (true boxes) are left out.
 
         One flat index over (proposal, foreground class) goes through every step, and everything
@@ -292,7 +257,7 @@ class RoIHeads(StockRoIHeads):
         kept = kept[: self.detections_per_img]
         index, labels = index[kept], labels[kept]
         rows = index // n_foreground
-        return RoIResult(
+        return Found(
             flat_boxes[index],
             labels,
             flat_scores[index],

@@ -16,6 +16,8 @@ from med_sslal.base.types import Target
 from med_sslal.utils.errors import DataError
 
 IGNORED_FRACTION = 0.5
+# Weight of the probability against the IoU in the quality of a training box (PPAL, CVPR 2024).
+QUALITY_EXPONENT = 0.6
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,32 @@ def row_iou(first: Tensor, second: Tensor) -> Tensor:
     intersection = (lower_right - upper_left).clamp(min=0).prod(1)
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (first, second)]
     return intersection / (areas[0] + areas[1] - intersection)
+
+
+def class_quality(
+    probs: Tensor,
+    boxes: Tensor,
+    goals: Tensor,
+    places: tuple[Tensor, Tensor],
+    shape: tuple[int, int],
+) -> Tensor:
+    """How well positives are found, by image and class; nothing here waits for the device.
+
+    Args:
+        probs: float32 [Q], probability of the true class.
+        boxes: float32 [Q, 4], decoded.
+        goals: float32 [Q, 4], what they are to become.
+        places: int64 [Q] image and int64 [Q] label of each.
+        shape: (B, C - 1).
+
+    Returns:
+        float32 [B, C - 1, 2] (see ModelOutput).
+    """
+    quality = probs**QUALITY_EXPONENT * row_iou(boxes, goals) ** (1 - QUALITY_EXPONENT)
+    cells = places[0] * shape[1] + places[1] - 1
+    entries = torch.stack([quality, torch.ones_like(quality)], 1)
+    sums = entries.new_zeros(shape[0] * shape[1], 2).index_add(0, cells, entries)
+    return sums.view(*shape, 2)
 
 
 def sum_per_image(values: Tensor, counts: Sequence[int], divisors: Sequence[int]) -> Tensor:

@@ -12,7 +12,11 @@ from med_sslal.model.backbone import BackboneSpec
 from med_sslal.utils.errors import CheckpointError, UserError
 
 # The layers whose shapes depend on the number of classes.
-CLASS_LAYERS = ("roi_heads.box_predictor.cls_score.", "roi_heads.box_predictor.bbox_pred.")
+CLASS_LAYERS = (
+    "roi_heads.box_predictor.cls_score.",
+    "roi_heads.box_predictor.bbox_pred.",
+    "head.classification_head.cls_logits.",
+)
 
 
 def download_imagenet(name: str, spec: BackboneSpec) -> dict[str, Tensor]:

@@ -1,0 +1,238 @@
+"""RetinaNet: classes and boxes straight from the anchors of every level.
+
+Shape shorthand: B images, L levels, N anchors of an image, K classes with background (which has a
+column, as in torchvision, that learns to be 0), Q positive anchors of the whole batch.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.retinanet import (
+    RetinaNetClassificationHead,
+    RetinaNetHead,
+    RetinaNetRegressionHead,
+)
+from torchvision.ops import (
+    batched_nms,
+    clip_boxes_to_image,
+    remove_small_boxes,
+    sigmoid_focal_loss,
+)
+
+from med_sslal.base.types import ModelOutput
+from med_sslal.model.backbone import PyramidBackbone, SingleLevelBackbone
+from med_sslal.model.detector import Detector, Found, Seen, check_finite
+from med_sslal.model.targets import Truth, class_quality, match
+from med_sslal.model.transform import DetectionTransform
+from med_sslal.utils.errors import UserError
+
+
+class _Classification(RetinaNetClassificationHead):
+    """torchvision's, with fp32 logits under autocast."""
+
+    def forward(self, x: list[Tensor]) -> Tensor:
+        """Compute logits [B, N, K] of all levels."""
+        return _rows(self.conv, self.cls_logits, x, self.num_classes)
+
+
+class _Regression(RetinaNetRegressionHead):
+    """torchvision's, with fp32 deltas under autocast."""
+
+    def forward(self, x: list[Tensor]) -> Tensor:
+        """Compute deltas [B, N, 4] of all levels."""
+        return _rows(self.conv, self.bbox_reg, x, 4)
+
+
+def _rows(hidden: nn.Module, last: nn.Module, levels: Sequence[Tensor], width: int) -> Tensor:
+    """[B, N, width] from maps: the wide layers in low precision, the last one not."""
+    rows = []
+    for level in levels:
+        features = hidden(level)
+        with torch.autocast(features.device.type, enabled=False):
+            values = last(features.float())
+        rows.append(values.unflatten(1, (-1, width)).permute(0, 3, 4, 1, 2).flatten(1, 3))
+    return torch.cat(rows, 1)
+
+
+class DenseHead(RetinaNetHead):
+    """torchvision's RetinaNet head whose outputs are fp32."""
+
+    def __init__(self, in_channels: int, num_anchors: int, num_classes: int) -> None:
+        """Make it with torchvision's initial weights (a prior probability of 0.01).
+
+        Args:
+            in_channels: Width of the levels.
+            num_anchors: Anchors of a cell.
+            num_classes: Classes K with background.
+        """
+        nn.Module.__init__(self)
+        self.classification_head = _Classification(in_channels, num_anchors, num_classes)
+        self.regression_head = _Regression(in_channels, num_anchors)
+
+
+class OneStageDetector(Detector):
+    """A detector that classifies and refines anchors.
+
+    Nothing in it is drawn at random. It has neither proposals nor RoI features: those fields of
+    Detections are zero.
+    """
+
+    def __init__(
+        self,
+        *,
+        transform: DetectionTransform,
+        backbone: PyramidBackbone | SingleLevelBackbone,
+        anchor_generator: AnchorGenerator,
+        head: DenseHead,
+        num_classes: int,
+        score_thresh: float,
+        nms_thresh: float,
+        detections_per_img: int,
+        topk_candidates: int,
+    ) -> None:
+        """Put the parts together, with torchvision's matching thresholds.
+
+        Args:
+            transform: Images to the network's batch.
+            backbone: The batch to feature levels and C5.
+            anchor_generator: Anchors of every level.
+            head: Feature levels to logits and deltas.
+            num_classes: Classes with background.
+            score_thresh: Detections need a higher score.
+            nms_thresh: IoU above which the lower score of a class is dropped.
+            detections_per_img: Most detections of an image.
+            topk_candidates: Best candidates of a level that go into the NMS.
+        """
+        super().__init__(transform=transform, backbone=backbone, num_classes=num_classes)
+        self.anchor_generator = anchor_generator
+        self.head = head
+        self._matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
+        self._box_coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+        self._score_thresh, self._nms_thresh = score_thresh, nms_thresh
+        self._n_detections, self._n_candidates = detections_per_img, topk_candidates
+
+    @classmethod
+    def abilities(cls, args: Mapping[str, Any]) -> frozenset[str]:
+        """What there is without proposals."""
+        return frozenset({"class_probs", "class_quality", "views"})
+
+    def compilable(self) -> tuple[nn.Module, ...]:
+        """The backbone and the head; the rest depends on how many boxes there are."""
+        return self.backbone, self.head
+
+    def look(self, seen: Seen) -> ModelOutput:
+        """Classify and refine the anchors."""
+        levels = list(seen.features.values())
+        dtype = seen.dtype
+        with torch.autocast(levels[0].device.type, dtype=dtype, enabled=dtype is not None):
+            outputs = self.head(levels)
+        logits, deltas = outputs["cls_logits"], outputs["bbox_regression"]
+        # They take the dtype of the maps that they are made for; all images share one set.
+        anchors = self.anchor_generator(seen.images, [level.float() for level in levels])[0]
+        losses: dict[str, Tensor] = {}
+        quality = None
+        if seen.truths is not None:
+            losses, quality = self._losses(logits, deltas, anchors, seen.truths)
+        if self.training:
+            return ModelOutput(losses, [], quality)
+        check_finite(seen, logits, deltas)
+        if self.extras.head_passes:
+            raise UserError("passes with dropout need RoI heads, which RetinaNet does not have")
+        sizes = [
+            level.shape[2] * level.shape[3] * n
+            for level, n in zip(
+                levels, self.anchor_generator.num_anchors_per_location(), strict=True
+            )
+        ]
+        found = [
+            self._detect(of_image, boxes, anchors, sizes, shape)
+            for of_image, boxes, shape in zip(logits, deltas, seen.images.image_sizes, strict=True)
+        ]
+        return ModelOutput(losses, self.finish(seen, found))
+
+    def _losses(
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, truths: Sequence[Truth]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Focal loss and L1 as in torchvision, divided by the image's positives.
+
+        Returns:
+            Losses by name, float32 [B]; the class quality of ModelOutput.
+        """
+        states, rows, boxes, labels, regress = [], [], [], [], []
+        for truth in truths:
+            matched, state = match(self._matcher, truth, anchors)
+            row = torch.where(state == 1)[0]
+            states.append(state)
+            rows.append(row)
+            boxes.append(truth.boxes[matched[row]])
+            labels.append(truth.labels[matched[row]])
+            regress.append(truth.regress[matched[row]])
+        counts = torch.tensor([len(row) for row in rows])
+        images = torch.arange(len(rows)).repeat_interleave(counts).to(logits.device)
+        row, label, goals = torch.cat(rows), torch.cat(labels), torch.cat(boxes)
+        divisors = counts.clamp(min=1).to(logits.device)
+        wanted = torch.zeros_like(logits)
+        wanted[images, row, label] = 1.0
+        focal = sigmoid_focal_loss(logits, wanted).sum(2)
+        of_positives, sources = deltas[images, row], anchors[row]
+        distance = F.l1_loss(
+            of_positives, self._box_coder.encode_single(goals, sources), reduction="none"
+        ).sum(1)
+        sums = distance.new_zeros(len(rows)).index_add(0, images, distance * torch.cat(regress))
+        losses = {
+            "loss_classifier": (focal * (torch.stack(states) >= 0)).sum(1) / divisors,
+            "loss_box_reg": sums / divisors,
+        }
+        with torch.no_grad():
+            quality = class_quality(
+                logits[images, row, label].sigmoid(),
+                self._box_coder.decode_single(of_positives, sources),
+                goals,
+                (images, label),
+                (len(rows), self.num_classes - 1),
+            )
+        return losses, quality
+
+    def _detect(
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        anchors: Tensor,
+        sizes: list[int],
+        shape: tuple[float, float],
+    ) -> Found:
+        """Detections of one image, as torchvision's but for boxes without area.
+
+        One flat index over (anchor, foreground class) goes through every step, and everything is
+        gathered by it at the end. A foreground class has its share of the sigmoid scores times the
+        best of them; the rest is background's.
+        """
+        index, of_levels, start = [], [], 0
+        for level in logits.split(sizes):
+            # Level by level, as torchvision does: a vectorised sigmoid rounds by place.
+            of_levels.append(level.sigmoid()[:, 1:])
+            scores = of_levels[-1].flatten()
+            above = torch.where(scores > self._score_thresh)[0]
+            best = scores[above].topk(min(len(above), self._n_candidates))[1]
+            index.append(above[best] + start)
+            start += len(scores)
+        probs = torch.cat(of_levels)
+        n_foreground, flat = probs.shape[1], probs.flatten()
+        kept = torch.cat(index)
+        rows = kept // n_foreground
+        boxes = self._box_coder.decode_single(deltas[rows], anchors[rows])
+        boxes = clip_boxes_to_image(boxes, shape)
+        whole = remove_small_boxes(boxes, min_size=1e-2)
+        boxes, kept, rows = boxes[whole], kept[whole], rows[whole]
+        labels, scores = kept % n_foreground + 1, flat[kept]
+        best = batched_nms(boxes, scores, labels, self._nms_thresh)[: self._n_detections]
+        of_rows = probs[rows[best]]
+        top = of_rows.amax(1, keepdim=True)
+        shares = top * of_rows / of_rows.sum(1, keepdim=True)
+        class_probs = torch.cat([1 - top, shares], 1)
+        return Found(boxes[best], labels[best], scores[best], class_probs)
