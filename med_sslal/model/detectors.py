@@ -85,7 +85,7 @@ class FromConfig(Detector):
         norm: NormName | None = None,
         norm_eps: Share | None = None,
         trainable_layers: Annotated[int, Ge(0)] | None = None,
-        returned_layers: Annotated[tuple[int, ...], MinLen(1)] | None = None,
+        returned_layers: Annotated[tuple[Count, ...], MinLen(1)] | None = None,
         anchor_sizes: Annotated[tuple[Sides, ...], MinLen(1)] | None = None,
         aspect_ratios: Annotated[tuple[Positive, ...], MinLen(1)] = (0.5, 1.0, 2.0),
         box_score_thresh: Share = 0.01,
