@@ -5,21 +5,7 @@ PATH is a checkpoint, a run folder (its last finished cycle's best model) or `la
 
 import sys
 
-from med_sslal.cli.args import test_parser
-from med_sslal.cli.errors import run_reported
-
-
-def main() -> int:
-    """Read the command line first: torch takes seconds to load, and `--help` must not wait."""
-    args = test_parser().parse_args()
-
-    def run() -> int:
-        from med_sslal.cli.test import test
-
-        return test(args)
-
-    return run_reported(run)
-
+from med_sslal.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["test", *sys.argv[1:]]))

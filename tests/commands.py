@@ -1,5 +1,6 @@
 """Fenced blocks of Markdown pages, and running the command lines in them."""
 
+import argparse
 import re
 import runpy
 import shlex
@@ -8,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from med_sslal.cli.args import add_train_arguments, complete_train_args
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -18,6 +21,13 @@ def blocks(page: Path, language: str) -> list[str]:
 def languages(page: Path) -> list[str]:
     """The language of each fenced block, "" where none is named."""
     return re.findall(r"^```(.*)$", page.read_text(), re.M)[::2]
+
+
+def train_args(words: Sequence[str]) -> argparse.Namespace:
+    """What train.py reads of its command line."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_train_arguments(parser)
+    return complete_train_args(parser.parse_args(words), parser)
 
 
 def run_command(command: str, folder: Path, more: Sequence[str] = ()) -> int:

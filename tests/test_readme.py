@@ -11,14 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import blocks, languages, run_command
+from commands import blocks, languages, run_command, train_args
 from test_docs import PAGES, merged
 from tiny import make_voc
 from torch.distributed.run import get_args_parser
 
 from med_sslal.al.al_criteria import CRITERIA, SELECTORS
 from med_sslal.cli import download, study
-from med_sslal.cli.args import parse_train_args
 from med_sslal.cli.registries import registries
 from med_sslal.config.jsonc import parse
 from med_sslal.config.parse_config import ConfigParser
@@ -58,7 +57,7 @@ SMALL_VOC = (*SMALL, 'dataset.args.classes=["class0","class1","class2"]')
 
 
 def parses_as_training(command: str) -> None:
-    args = parse_train_args(shlex.split(command)[2:])
+    args = train_args(shlex.split(command)[2:])
     ConfigParser.from_file(ROOT / args.config, registries(), args.overrides)
 
 
@@ -80,7 +79,7 @@ def is_known_to_torchrun(command: str) -> None:
     words = shlex.split(command)
     args = get_args_parser().parse_args(words[words.index("torchrun") + 1 :])
     assert args.training_script == "train.py"
-    train = parse_train_args(args.training_script_args)
+    train = train_args(args.training_script_args)
     assert train.resume or (ROOT / train.config).is_file()
 
 

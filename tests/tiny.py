@@ -7,10 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from med_sslal.cli.args import parse_train_args, test_parser
-from med_sslal.cli.errors import run_reported
-from med_sslal.cli.test import test as evaluate
-from med_sslal.cli.train import train
+from med_sslal.__main__ import main
 
 SIDE = 64
 
@@ -115,12 +112,12 @@ def quick_config(data: Path, save_dir: Path) -> dict[str, Any]:
 
 def run_train(*argv: str | Path) -> int:
     """`python train.py ARGV` in this process; returns the exit code."""
-    return run_reported(lambda: train(parse_train_args([str(word) for word in argv])))
+    return main(["train", *map(str, argv)])
 
 
 def run_test(*argv: str | Path) -> int:
     """`python test.py ARGV` in this process; returns the exit code."""
-    return run_reported(lambda: evaluate(test_parser().parse_args([str(word) for word in argv])))
+    return main(["test", *map(str, argv)])
 
 
 def files_of(folder: Path) -> set[str]:

@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from med_sslal.config.overrides import Override, json_or_text, parse_set
@@ -29,13 +29,6 @@ examples:
 
 TRAIN = "Train a detector with few labels, cycle by cycle."
 TEST = "Evaluate a checkpoint with its run's own config; results go to <run>/test_<time>/."
-
-
-def train_parser() -> argparse.ArgumentParser:
-    """The parser of train.py; `parse_train_args` checks what belongs together besides."""
-    parser = argparse.ArgumentParser("python train.py", description=TRAIN, allow_abbrev=False)
-    add_train_arguments(parser)
-    return parser
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,21 +80,6 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def parse_train_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line of train.py; a wrong one prints a sentence and exits with code 2.
-
-    Args:
-        argv: Words after the program's name; None takes the process's own.
-
-    Returns:
-        config, resume, init_from, cycle0_from, run_id, device (str or None each); overrides (list
-        of Override, those of --lr and --bs among them, `--device` left out); print_config,
-        help_config, dry_run.
-    """
-    parser = train_parser()
-    return complete_train_args(parser.parse_args(argv), parser)
-
-
 def complete_train_args(
     args: argparse.Namespace, parser: argparse.ArgumentParser
 ) -> argparse.Namespace:
@@ -110,6 +88,11 @@ def complete_train_args(
     Args:
         args: What a parser with `add_train_arguments` has read.
         parser: The parser; it ends the program where the words do not go together.
+
+    Returns:
+        config, resume, init_from, cycle0_from, run_id, device (str or None each); overrides (list
+        of Override, those of --lr and --bs among them, `--device` left out); print_config,
+        help_config, dry_run.
     """
     if args.help_config:
         return args
@@ -125,13 +108,6 @@ def complete_train_args(
     if args.cycle0_from is not None and args.init_from is not None:
         parser.error("--cycle0-from takes over the initial weights too: leave --init-from out")
     return args
-
-
-def test_parser() -> argparse.ArgumentParser:
-    """The parser of test.py."""
-    parser = argparse.ArgumentParser("python test.py", description=TEST, allow_abbrev=False)
-    add_test_arguments(parser)
-    return parser
 
 
 def add_test_arguments(parser: argparse.ArgumentParser) -> None:

@@ -70,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
         UserError: Anything that the user can mend.
     """
     # torch takes seconds to load, and `--help` must not wait.
-    from med_sslal.cli.rerun import rerun
+    from med_sslal.cli.choose_again import choose_again
 
-    return rerun(args)
+    return choose_again(args)
 
 
 def _stage(text: str) -> Any:

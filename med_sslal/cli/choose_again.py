@@ -35,7 +35,7 @@ _OF_CRITERION = ("aggregate", "empty_images")
 _OPTIONS = {"al_criterion": "--criterion", "budget_num": "--budget"}
 
 
-def rerun(args: Namespace) -> int:
+def choose_again(args: Namespace) -> int:
     """Choose from a record, write the selection and pictures of it, and explain it on stdout.
 
     Args:
