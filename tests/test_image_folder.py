@@ -17,7 +17,7 @@ from med_sslal.data.image_folder import ImageFolder
 from med_sslal.data.slices import HU_OFFSET, Stack
 from med_sslal.data.voc import PascalVOC, load_voc, save_voc
 from med_sslal.utils.errors import ConfigError, DataError
-from tests.tiny import make_voc
+from tests.tiny import files_of, make_voc, quick_config, run_test, run_train, write_config
 
 
 def write(path: Path, pixels: np.ndarray) -> Path:
@@ -222,3 +222,67 @@ def test_pictures_of_a_narrow_window_use_all_greys(tmp_path):
     assert narrow.min() == 0 and narrow.max() == 1
     wide = SliceImages({}, {}, stacks, (-1024.0, 3071.0)).picture("s")
     np.testing.assert_allclose(wide[0, 0], 840 / 1400, atol=1e-4)
+
+
+def folder_config(root: Path, n_images: int, n_labelled: int) -> dict[str, Any]:
+    """A config of PNG files of which the first `n_labelled` hold a bright square with its label."""
+    generator = np.random.default_rng(0)
+    for number in range(n_images):
+        pixels = generator.integers(0, 80, (32, 32), dtype=np.uint8)
+        pixels[8:20, 6:18] = 200
+        write(root / "images" / f"i{number:03d}.png", pixels)
+    label_first(root, n_labelled)
+    config = quick_config(root, root / "runs")
+    config["image_size"] = 32
+    config["dataset"] = {
+        "type": "ImageFolder",
+        "args": {"root": str(root / "images"), "labels": "labels.json", "eval_split": 0.2},
+    }
+    config["al_settings"]["num_cycles"] = 0
+    config["al_settings"]["args"] |= {"init_num": "labelled"}
+    config["trainer"] |= {"epochs": 1, "early_stop": 0}
+    return config
+
+
+def label_first(root: Path, n: int) -> None:
+    """Write the labels of the first n images."""
+    entries = [{"id": i, "file_name": f"i{i:03d}.png"} for i in range(n)]
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [6, 8, 12, 12]} for i in range(n)]
+    content = {"images": entries, "annotations": boxes, "categories": [{"id": 1, "name": "x"}]}
+    (root / "images" / "labels.json").write_text(json.dumps(content))
+
+
+def test_200_images_of_which_40_have_labels(tmp_path, capsys):
+    path = write_config(tmp_path / "config.json", folder_config(tmp_path, 200, 40))
+    assert run_train("-c", path, "--dry-run") == 0
+    for words, said in (
+        ("al_settings.num_cycles=1", "al_settings.num_cycles is 1, but 160 of 192 training images"),
+        ("al_settings.args.init_num=4", 'set it to "labelled" to train on those'),
+        ("dataset.args.labels=null", "set dataset.args.classes"),
+    ):
+        capsys.readouterr()
+        assert run_train("-c", path, "--set", words) == 2
+        assert said in capsys.readouterr().err
+    capsys.readouterr()
+    no_label = ["dataset.args.labels=null", "--set", 'dataset.args.classes=["x"]']
+    assert run_train("-c", path, "--set", *no_label) == 2
+    assert "no image has a label, but training, validation and test" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists(), "nothing is made"
+
+    assert run_train("-c", path, "--run-id", "a") == 0
+    run = tmp_path / "runs" / "tiny" / "a"
+    pool = json.loads((run / "cycle_00" / "pool.json").read_text())
+    assert len(pool["labelled"]) == 32 and len(pool["unlabelled"]) == 160
+    split = json.loads((run / "split.json").read_text())
+    assert all(name < "i040" for name in (*pool["labelled"], *split["val"], *split["test"]))
+    assert "report.html" in files_of(run)
+
+    label_first(tmp_path, 60)
+    assert run_train("--resume", run, "--set", "trainer.epochs=2") == 0, "more labels have come"
+    assert json.loads((run / "cycle_00" / "pool.json").read_text()) == pool
+    assert json.loads((run / "summary.json").read_text())["cycles"][0]["labelled_images"] == 32
+    capsys.readouterr()
+    assert run_test("-r", run) == 0
+    assert "not that of the training" not in capsys.readouterr().out
+    label_first(tmp_path, 39)
+    assert run_train("--resume", run, "--set", "trainer.epochs=3") == 2, "a label is gone"

@@ -44,7 +44,7 @@ class ActiveLearningHelper:
 
     def __init__(
         self,
-        init_num: Count | Literal["all"],
+        init_num: Count | Literal["all", "labelled"],
         budget_num: Count,
         al_criterion: list[Stage | list[Stage]],
         *,
@@ -64,7 +64,7 @@ class ActiveLearningHelper:
 
         Args:
             init_num: Images that are labelled at the start; all = the whole pool, which leaves
-                nothing to query (full supervision).
+                nothing to query (full supervision); labelled = those that the data has labels of.
             budget_num: What each cycle labels, in budget_unit; it is never exceeded.
             al_criterion: A criterion, then optionally a second stage (diversity or
                 representativeness): a name, your own package.module.Class, or {"type", "args"}. In
@@ -189,7 +189,12 @@ class ActiveLearningHelper:
     @property
     def cold_start(self) -> bool:
         """Whether the initial set is picked by `initial_query`, from a record of the pool."""
-        return self._initial != "random" and self.init_num != "all"
+        return self._initial != "random" and isinstance(self.init_num, int)
+
+    @property
+    def starts_labelled(self) -> bool:
+        """Whether the initial set is the images that the data has labels of."""
+        return getattr(self, "init_num", None) == "labelled"
 
     def initial(self, pool: Pool) -> tuple[str, ...]:
         """The first images to label: a seeded draw that the order of files does not change.
@@ -221,7 +226,7 @@ class ActiveLearningHelper:
 
     def n_initial(self, pool_size: int) -> int:
         """Images of the initial set, of a pool of `pool_size` images."""
-        return pool_size if self.init_num == "all" else self.init_num
+        return self.init_num if isinstance(self.init_num, int) else pool_size
 
     def handful(self, n_initial: int, n_query: int) -> "ActiveLearningHelper":
         """A copy that labels so few images, of any patient, to try a config out.
@@ -231,7 +236,7 @@ class ActiveLearningHelper:
             n_query: Images of a query at most.
         """
         small = copy(self)
-        if self.init_num != "all":
+        if isinstance(self.init_num, int):
             small.init_num = min(self.init_num, n_initial)
         small.budget_num, small.costs = n_query, replace(self.costs, unit="images")
         small.max_per_group = None

@@ -8,15 +8,19 @@ from med_sslal.utils.errors import DataError
 
 
 class SimulatedOracle:
-    """Stands for the person who annotates: it knows the label of every training image."""
+    """Stands for the person who annotates: it knows the labels of training images."""
 
     def __init__(self, annotations: Mapping[str, Annotation]) -> None:
         """Hold the hidden labels.
 
         Args:
-            annotations: Image id to label, for every image that may be asked for.
+            annotations: Image id to label, for the training images that have one.
         """
         self._annotations = annotations
+
+    def known(self, image_ids: Iterable[str]) -> tuple[str, ...]:
+        """Those of the images that it has a label of, in their order; no label is revealed."""
+        return tuple(image_id for image_id in image_ids if image_id in self._annotations)
 
     def label(self, image_ids: Iterable[str]) -> dict[str, Annotation]:
         """Reveal labels; asking again for the same image costs nothing.

@@ -1,7 +1,7 @@
 """Parts of a run that take more than a line of the config to make, and weights to put in them."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,23 @@ def devices_of(config: ConfigParser, device: str | None, world: World = ALONE) -
     return resolve_devices(config["n_gpu"] if device is None else restrict_visible_devices(device))
 
 
-def build_dataset(config: ConfigParser) -> BaseDataset:
+def build_dataset(
+    config: ConfigParser, split: Mapping[str, Sequence[str]] | None = None
+) -> BaseDataset:
     """The data set, checked against the rest of the config.
+
+    Args:
+        config: The checked config.
+        split: That of the run that goes on, which it keeps where labels have come since.
 
     Raises:
         ConfigError: Classes, pool size or monitor do not fit the data.
         DataError: The data is missing or damaged.
     """
     dataset: BaseDataset = config.init_obj("dataset")
+    if split is not None and dataset.images.split_from_labels:
+        splits = {name: tuple(ids) for name, ids in split.items()}
+        dataset = BaseDataset(dataset.images.with_splits(splits), dataset.labels)
     dataset.check_num_classes(config.get("arch.args.num_classes"))
     check_monitor(config, dataset)
     return dataset

@@ -2,14 +2,16 @@
 
 import logging
 import math
+from collections.abc import Mapping, Sequence
 
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.pool import Pool
 from med_sslal.al.restrict import check_groups, check_pool, check_positions, slice_positions
-from med_sslal.base.base_dataset import BaseDataset, Images
+from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.base_model import ABILITIES
+from med_sslal.base.types import ImageInfo
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.eval.metric import metric_keys
 from med_sslal.model.compiling import check_compiler
@@ -44,7 +46,11 @@ def check_setup(setup: RunSetup) -> None:
     """
     config, devices, world = setup.config, setup.compute.devices, setup.world
     helper, num_cycles = setup.strategy.helper, setup.strategy.num_cycles
-    _check_pool(helper, setup.images, num_cycles)
+    pool = setup.images.splits["train"]
+    _check_labels(setup, pool)
+    if helper.starts_labelled:
+        pool = setup.strategy.oracle.known(pool)
+    _check_pool(helper, pool, setup.images.infos, num_cycles)
     if num_cycles:
         _check_abilities(config, helper)
     n_shares, name = (world.size, "processes") if world.launched else (len(devices.ids), "devices")
@@ -60,7 +66,7 @@ def check_setup(setup: RunSetup) -> None:
                 "of the model cannot be compiled: use one GPU, or set it to false"
             )
         check_compiler(devices.main)
-    check_schedule(config, helper, len(setup.images.splits["train"]))
+    check_schedule(config, helper, len(pool))
 
 
 def check_batch_norm(setup: RunSetup) -> None:
@@ -84,24 +90,57 @@ def check_batch_norm(setup: RunSetup) -> None:
     logger.warning("%s", text)
 
 
-def _check_pool(helper: ActiveLearningHelper, images: Images, num_cycles: int) -> None:
+def _check_labels(setup: RunSetup, train: Sequence[str]) -> None:
+    """Refuse what needs labels that are not there.
+
+    Raises:
+        ConfigError: No image has a label; or some training images have none, which the initial set
+            or a query might ask for.
+    """
+    if not setup.eval_labels.annotations:
+        raise ConfigError(
+            "dataset: no image has a label, but training, validation and test need some: name a "
+            "file of labels (dataset.args.labels of ImageFolder)"
+        )
+    n_missing = len(train) - len(setup.strategy.oracle.known(train))
+    if not n_missing:
+        return
+    missing = f"{n_missing} of {len(train)} training images have no label"
+    if setup.strategy.num_cycles:
+        raise ConfigError(
+            f"al_settings.num_cycles is {setup.strategy.num_cycles}, but {missing} and there is "
+            "nobody to ask for it: set it to 0 to train on the labelled images"
+        )
+    if not setup.strategy.helper.starts_labelled:
+        raise ConfigError(
+            f'al_settings.args.init_num: {missing}; set it to "labelled" to train on those that '
+            "have one"
+        )
+
+
+def _check_pool(
+    helper: ActiveLearningHelper,
+    train: Sequence[str],
+    infos: Mapping[str, ImageInfo],
+    num_cycles: int,
+) -> None:
     """Refuse an initial set and a first query that the pool cannot give.
 
     Raises:
         ConfigError: It has too few images, or too few under the cap per patient; or adjacent
             slices are to be suppressed among no slices.
     """
-    pool = Pool((), images.splits["train"])
+    pool = Pool((), tuple(train))
     n_initial, in_images = helper.n_initial(len(pool)), helper.costs.unit == "images"
     if not num_cycles:
         check_pool(n_initial, 0, len(pool))
         return
     check_pool(n_initial, helper.budget_num if in_images else 1, len(pool))
-    check_positions(pool.unlabelled, slice_positions(images.infos), helper.suppress_adjacent)
+    check_positions(pool.unlabelled, slice_positions(infos), helper.suppress_adjacent)
     if in_images:
         # What a cold start picks is not known yet; more than the whole pool cannot be had.
         left = pool if helper.cold_start else pool.label(helper.initial(pool))
-        groups = [images.infos[image_id].group_id for image_id in left.unlabelled]
+        groups = [infos[image_id].group_id for image_id in left.unlabelled]
         check_groups(groups, helper.budget_num, helper.max_per_group)
         enough = math.ceil((len(pool) - n_initial) / helper.budget_num)
         if enough < num_cycles:

@@ -103,8 +103,9 @@ def _open_dataset(config: "ConfigParser", split: Path) -> "BaseDataset":
     from med_sslal.cli.build import build_dataset
     from med_sslal.utils.util import read_json
 
-    dataset = build_dataset(config)
-    if {name: list(ids) for name, ids in dataset.images.splits.items()} != read_json(split):
+    own = read_json(split)
+    dataset = build_dataset(config, own)
+    if {name: list(ids) for name, ids in dataset.images.splits.items()} != own:
         raise DataError("Its images or its split have changed since.")
     return dataset
 

@@ -26,7 +26,7 @@ from med_sslal.utils.deterministic import deterministic_algorithms
 from med_sslal.utils.distributed import World
 from med_sslal.utils.errors import CheckpointError, UserError
 from med_sslal.utils.interrupt import StopRequest
-from med_sslal.utils.util import write_json
+from med_sslal.utils.util import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +44,10 @@ def test(args: Namespace) -> int:
         setup_logging(config.get("trainer.verbosity"), leads=world.is_main)
         for complaint in complaints:
             logger.warning("%s", complaint)
+        split = world.from_main(lambda: _split_of_run(path))
         devices = devices_of(config, args.device, world)
         with deterministic_algorithms(config["deterministic"]), StopRequest() as stop:
-            dataset = world.local_first(lambda: build_dataset(config))
+            dataset = world.local_first(lambda: build_dataset(config, split))
             setup = build_setup(config, dataset, devices, show_progress=world.is_main, world=world)
             if (difference := data_difference(content, setup)) is not None:
                 logger.warning("the data is not that of the training: %s", difference)
@@ -57,6 +58,12 @@ def test(args: Namespace) -> int:
                 setup, stop=stop, weights=content["model"], split=args.split, title=args.split
             )
     return _write(setup, found, loss, args.split, path) if world.is_main else 0
+
+
+def _split_of_run(checkpoint: Path) -> dict[str, list[str]] | None:
+    """The split of the run that a checkpoint lies in, None outside of a run."""
+    cycle = CycleFolder.around(checkpoint.resolve())
+    return read_json(cycle.run.split) if cycle is not None and cycle.run.split.exists() else None
 
 
 def _find(name: str) -> tuple[Path, dict[str, Any], list[str]]:

@@ -128,6 +128,7 @@ def build_setup(
     seed, size = config["seed"], config["image_size"] or DEFAULT_IMAGE_SIZE
     # Data. The labels of training images are the oracle's alone.
     labels, splits = dataset.labels, dataset.images.splits
+    known = [image_id for image_id in splits["train"] if image_id in labels.annotations]
     changes = stable_hash(seed, "augmentation")
     transforms = Transforms(
         train=config.init_obj("augmentation", size, seed=changes),
@@ -145,7 +146,7 @@ def build_setup(
     pseudo = config.get("ssl_settings.include_pseudolabels")
     strategy = Strategy(
         helper=config.init_obj("al_settings", seed=seed),
-        oracle=SimulatedOracle(labels.of(splits["train"])),
+        oracle=SimulatedOracle(labels.of(known)),
         labeller=config.init_obj("ssl_settings") if pseudo else None,
         num_cycles=config.get("al_settings.num_cycles"),
     )
@@ -207,8 +208,10 @@ def dry_run(setup: RunSetup, init_from: Path | None) -> int:
     """One training step, one validation, one scoring and selection on a handful of images."""
     sizes = {"train": DRY_POOL, "val": DRY_EVAL, "test": DRY_EVAL}
     splits = {name: ids[: sizes[name]] for name, ids in setup.images.splits.items()}
-    n_initial = max(1, min(DRY_INIT, len(splits["train"]) - 1))
     strategy = setup.strategy
+    if strategy.helper.starts_labelled:
+        splits["train"] = strategy.oracle.known(setup.images.splits["train"])[:DRY_POOL]
+    n_initial = max(1, min(DRY_INIT, len(splits["train"]) - 1))
     small = replace(
         setup,
         images=setup.images.with_splits(splits),
@@ -249,7 +252,8 @@ def resume(args: Namespace) -> int:
         apply_policy(before.resolved, config)
         devices = devices_of(config, args.device, world)
         with deterministic_algorithms(config["deterministic"]):
-            dataset = world.local_first(lambda: build_dataset(config))
+            split = world.from_main(lambda: read_json(run.split))
+            dataset = world.local_first(lambda: build_dataset(config, split))
             initial = load_initial(run.initial) if world.is_main else None
             setup = build_setup(config, dataset, devices, show_progress=world.is_main, world=world)
             check_batch_norm(setup)

@@ -36,6 +36,7 @@ _WARNED = (
     "ssl_settings.per_step",
     "dataset.args.root",
     "dataset.args.cache*",
+    "dataset.args.labels",
     "trainer.monitor",
     "trainer.early_stop",
     "trainer.precision",

@@ -12,12 +12,13 @@ from med_sslal.trainer.remote_calls import together
 from med_sslal.trainer.run_folder import RunFolder
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.interrupt import StopRequest
+from med_sslal.utils.util import read_json
 
 logger = logging.getLogger(__name__)
 
 
 def initial_set(setup: RunSetup, run: RunFolder, pool: Pool, stop: StopRequest) -> tuple[str, ...]:
-    """Ids of the initial set: drawn, or picked once from what the initial model sees.
+    """Ids of the initial set: those with a label, drawn, or picked from what the first model sees.
 
     A pick is kept in the run folder; the record of its pass is removed.
 
@@ -30,6 +31,12 @@ def initial_set(setup: RunSetup, run: RunFolder, pool: Pool, stop: StopRequest) 
     Raises:
         Interrupted: A stop was asked for; the pass begins anew in a resumed run.
     """
+    if setup.strategy.helper.starts_labelled:
+        # A run keeps what it began with, where more labels have come since.
+        first = run.cycle(0).pool
+        if first.exists():
+            return tuple(read_json(first)["labelled"])
+        return setup.strategy.oracle.known(pool.unlabelled)
     if not setup.strategy.helper.cold_start:
         return setup.strategy.helper.initial(pool)
     chosen = run.initial_selection
