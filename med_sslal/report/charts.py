@@ -18,7 +18,7 @@ from med_sslal.utils.util import atomic_write
 
 # Of a page's chart, in pixels, and where its axes lie.
 _WIDTH, _HEIGHT = 480, 310
-_INSIDE = (0.115, 0.15, 0.865, 0.8)
+_INSIDE = (0.13, 0.15, 0.85, 0.8)
 
 # What is written beside a point; it stands out from the lines that it crosses.
 _VALUE = "value"

@@ -263,6 +263,7 @@ def learning_curve(
             point(axes, row[count], row[score.key], score.colour, tip)
     counts = [row[count] for row in rows]
     axes.set_xlim(left=0, right=1.04 * max(counts, default=1) or 1)
+    axes.locator_params(axis="x", integer=True)
     if title and axes.get_lines():
         legend(axes)
     return figure
