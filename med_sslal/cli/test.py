@@ -87,11 +87,7 @@ def _find(name: str) -> tuple[Path, dict[str, Any], list[str]]:
 
 
 def _write(
-    setup: RunSetup,
-    found: dict[str, Prediction],
-    loss: float | None,
-    split: str,
-    path: Path,
+    setup: RunSetup, found: dict[str, Prediction], loss: float | None, split: str, path: Path
 ) -> int:
     """Measure the predictions, and write all of it to a new folder of the checkpoint's run."""
     folder = path.resolve().parent

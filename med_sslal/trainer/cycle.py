@@ -208,12 +208,7 @@ class CycleLoop:
                 title=f"cycle {state.number} {split}",
             )
             results[split] = evaluate(
-                setup.metrics,
-                found,
-                labels,
-                setup.images.infos,
-                setup.class_names,
-                seed=setup.seed,
+                setup.metrics, found, labels, setup.images.infos, setup.class_names, seed=setup.seed
             )
             results[split]["values"]["loss"] = loss
             path = folder.predictions if split == "test" else folder.val_predictions

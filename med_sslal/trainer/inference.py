@@ -45,12 +45,7 @@ def loader_of(
 
 
 def predict(
-    model: nn.Module,
-    loader: BaseDataLoader,
-    setup: RunSetup,
-    *,
-    stop: StopRequest,
-    title: str,
+    model: nn.Module, loader: BaseDataLoader, setup: RunSetup, *, stop: StopRequest, title: str
 ) -> tuple[dict[str, Prediction], float | None]:
     """Detections of every image of the loader's view, and the mean loss where it gives labels.
 
