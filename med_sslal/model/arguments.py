@@ -1,11 +1,11 @@
 """What a detector's arguments must satisfy together, before anything is built."""
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from med_sslal.model.backbone import BackboneSpec
+from med_sslal.utils.names import unknown
 
 Problem = tuple[str, str]
 
@@ -23,15 +23,9 @@ def problems_of(args: Mapping[str, Any], backbones: Mapping[str, BackboneSpec]) 
     spec = backbones.get(args["backbone_name"])
     problems = _norm_and_weights(args)
     if spec is None:
-        return [_unknown_backbone(args["backbone_name"], backbones), *problems]
+        told = unknown("backbone", args["backbone_name"], backbones)
+        return [("backbone_name", told), *problems]
     return [*problems, *_stages(args, spec)]
-
-
-def _unknown_backbone(name: str, backbones: Mapping[str, BackboneSpec]) -> Problem:
-    """The sentence about a wrong backbone name."""
-    near = difflib.get_close_matches(name, backbones, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    return "backbone_name", f"unknown backbone '{name}'.{hint} Allowed: {', '.join(backbones)}"
 
 
 def _norm_and_weights(args: Mapping[str, Any]) -> list[Problem]:
