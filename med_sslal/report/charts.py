@@ -25,7 +25,7 @@ _VALUE = "value"
 
 
 def new_chart(x: str, y: str, *, title: str = "", note: str | None = None) -> tuple[Figure, Axes]:
-    """A figure with one plot; matplotlib's global state is neither read nor changed.
+    """A figure with one plot, without pyplot and the figures that it keeps.
 
     Args:
         x: What the horizontal axis measures, with its unit.

@@ -26,7 +26,6 @@ class CycleData:
         pool: Labelled and unlabelled images of its training.
         row: Its line of the summary.
         test: What `eval.metric.evaluate` returned for the test split.
-        training: Outcome of the training.
         seconds: Stage to seconds, the training's among them.
         selection: What was chosen at its end.
         detections: Image id to the detections worth showing, of images taken and of some others.
@@ -39,7 +38,6 @@ class CycleData:
     pool: Pool
     row: Mapping[str, Any] | None
     test: Mapping[str, Any] | None
-    training: Mapping[str, Any] | None
     seconds: Mapping[str, float]
     selection: Selection | None
     detections: Mapping[str, Prediction]
@@ -200,7 +198,6 @@ def _load_cycle(folder: CycleFolder, class_names: tuple[str, ...] | None) -> Cyc
         pool=pool,
         row=row,
         test=metrics.get("test"),
-        training=training,
         seconds=seconds,
         selection=read_selection(folder.selection) if folder.queried else None,
         detections=from_coco_predictions(shown, class_names) if shown and class_names else {},
