@@ -1,11 +1,13 @@
 """The detector in eval mode: equal to stock torchvision, and what it adds."""
 
+import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
+from config_samples import full
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN as StockFasterRCNN
 from torchvision.models.detection import (
@@ -25,8 +27,10 @@ from med_sslal.base.types import (
     Target,
     UnlabelledSample,
 )
+from med_sslal.cli.registries import registries
+from med_sslal.config.parse_config import ConfigParser
 from med_sslal.model.backbone import BACKBONES, BackboneSpec
-from med_sslal.model.detectors import FasterRCNN
+from med_sslal.model.detectors import FasterRCNN, RetinaNet
 from med_sslal.model.inference import stream
 from med_sslal.model.model import MODELS
 from med_sslal.model.norm import FastFrozenNorm
@@ -192,10 +196,12 @@ def test_same_size_batch_equals_stock_without_resizing():
         assert torch.equal(item.scores, stock_item["scores"])
 
 
+@pytest.mark.parametrize("detector", [FasterRCNN, RetinaNet])
 @pytest.mark.parametrize("fpn", [True, False], ids=["fpn", "one level"])
 @pytest.mark.parametrize("name", BACKBONES)
-def test_every_backbone_builds_and_detects(name, fpn):
-    model = FasterRCNN(**(SMALL | {"backbone_name": name, "fpn": fpn, "norm": "group"})).eval()
+def test_every_backbone_builds_and_detects(name, fpn, detector):
+    args = SMALL if detector is FasterRCNN else {"num_classes": 3, "fpn_channels": 32}
+    model = detector(**(args | {"backbone_name": name, "fpn": fpn, "norm": "group"})).eval()
     with torch.no_grad():
         [item] = model(torch.rand(1, 3, 64, 64)).detections
     assert item.embedding.shape == (
@@ -453,6 +459,24 @@ def test_imagenet_weights_go_through_torchs_cache(tmp_path, monkeypatch):
     assert torch.equal(weight, network.state_dict()["features.16.0.weight"])
 
 
+@pytest.mark.skipif("MED_SSLAL_TEST_DATA" not in os.environ, reason="MED_SSLAL_TEST_DATA not set")
+@pytest.mark.parametrize("detector", [FasterRCNN, RetinaNet])
+def test_mobilenet_v2_takes_real_imagenet_weights(detector):
+    folder = Path(os.environ["MED_SSLAL_TEST_DATA"]) / "weights"
+    path = folder / "mobilenet_v2_imagenet_features.pth"
+    if not path.is_file():
+        pytest.skip(f"no {path.name} in MED_SSLAL_TEST_DATA")
+    model = detector(
+        num_classes=2, backbone_name="mobilenet_v2", pretrained=str(path), fpn_channels=32
+    ).eval()
+    own, theirs = model.backbone.body.state_dict(), torch.load(path, weights_only=True)
+    assert all(torch.equal(own[name], theirs[f"features.{name}"]) for name in own)
+    assert model.backbone.strides == (4, 8, 16, 32)
+    with torch.no_grad():
+        [item] = model(torch.rand(1, 3, 64, 64)).detections
+    assert item.embedding.shape == (1280,) and item.embedding.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -516,6 +540,15 @@ def test_arguments_that_do_not_go_together(args, argument, message):
     assert name == argument and message in sentence
     with pytest.raises(ConfigError, match=f"arch.args.{argument}"):
         FasterRCNN(**args)
+
+
+def test_an_argument_of_an_older_version_is_taken_where_it_asked_for_nothing():
+    config = full()
+    config["arch"]["args"] |= {"pretrained": False, "min_size": None, "roi_features": False}
+    assert "min_size" not in ConfigParser.from_dict(config, registries()).get("arch.args")
+    config["arch"]["args"]["min_size"] = 800
+    with pytest.raises(ConfigError, match=r"arch\.args\.min_size"):
+        ConfigParser.from_dict(config, registries())
 
 
 def test_all_problems_are_told_at_once():

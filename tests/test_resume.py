@@ -296,6 +296,7 @@ def test_a_config_of_an_older_version_lacks_keys(copy: Path, whole: Path) -> Non
     del content["trainer"]["grad_clip"], content["trainer"]["warmup_steps"]
     del content["pseudo_augmentation"], content["al_settings"]["args"]["restart"]
     content["trainer"]["grad_clip"] = 5.0
+    content["arch"]["args"] |= {"min_size": None, "max_size": None, "roi_features": False}
     (copy / "config.json").write_text(json.dumps(content))
     cut(copy, "cycle_01")
     assert run_train("--resume", copy) == 0

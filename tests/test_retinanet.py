@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from same_run import assert_same_run
 from test_model import frame_of, pictures, unresized
 from test_model_training import frames_of, images_of, target_of
+from test_resume import stop_at
 from tiny import make_voc, quick_config, run_test, run_train, write_config
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet as StockRetinaNet
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.rpn import AnchorGenerator
 
+from med_sslal.base.checkpoint import load_checkpoint
 from med_sslal.base.types import Extras, Target
 from med_sslal.model.detectors import RetinaNet
 from med_sslal.utils.errors import UserError
@@ -262,6 +265,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_voc(tmp_path_factory.mktemp("data") / "voc")
 
 
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_to_the_bit(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = retina_config(data, tmp_path / "runs")
+    path = write_config(tmp_path / "c.json", config)
+    assert run_train("-c", path, "--run-id", "whole") == 0
+    with monkeypatch.context() as patch:
+        # Within the second epoch of cycle 1.
+        stop_at(patch, 21, None)
+        assert run_train("-c", path, "--run-id", "stopped") == 143
+    runs = tmp_path / "runs" / "tiny"
+    assert load_checkpoint(runs / "stopped" / "cycle_01" / "checkpoint_last.pth")["batch"] == 1
+    assert run_train("--resume", runs / "stopped") == 0
+    assert_same_run(runs / "whole", runs / "stopped")
+
+
+@pytest.mark.slow
 def test_a_run_scores_selects_and_takes_pseudo_labels(data: Path, tmp_path: Path) -> None:
     config = retina_config(data, tmp_path / "runs")
     # Fresh weights give scores about the prior, 0.01, and a record begins at 0.05.

@@ -560,8 +560,14 @@ def test_bf16_trains_and_differs_from_fp32(config: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_detector_learns_bright_rectangles(tmp_path: Path) -> None:
+@pytest.mark.parametrize("detector", ["FasterRCNN", "RetinaNet"])
+def test_a_detector_learns_bright_rectangles(detector: str, tmp_path: Path) -> None:
     config = tiny_config(make_voc(tmp_path / "voc", 48), tmp_path / "runs")
+    if detector == "RetinaNet":
+        args = config["arch"]["args"]
+        own = {name: args[name] for name in args if not name.startswith(("rpn_", "box_"))}
+        config["arch"] = {"type": detector, "args": own}
+        config["al_settings"]["args"]["al_criterion"] = ["entropy"]
     config["al_settings"] |= {"num_cycles": 0}
     config["al_settings"]["args"]["init_num"] = 20
     config["lr_scheduler"] |= {"args": {"T_max": 150}, "interval": "step"}

@@ -331,13 +331,13 @@ class ModelOutput:
     """What a detector returns.
 
     Attributes:
-        losses: Name to float32 [B], one value per image: `loss_classifier`, `loss_box_reg`,
-            `loss_objectness`, `loss_rpn_box_reg`. Empty without targets.
+        losses: Name to float32 [B], one value per image: `loss_classifier`, `loss_box_reg`, and
+            with proposals `loss_objectness`, `loss_rpn_box_reg`. Empty without targets.
         detections: B entries in eval mode, empty in training mode.
         class_quality: float32 [B, C - 1, 2] in training mode, without gradients: for each image
-            and foreground class, the sum of p^0.6 * IoU^0.4 over the sampled positive RoIs and
-            their number. p is the RoI's probability of its true class, IoU that of its decoded
-            box (before it is cut at the image's border) with its true box, in the model's frame.
+            and foreground class, the sum of p^0.6 * IoU^0.4 over the positives (sampled RoIs, or
+            anchors) and their number. p is the probability of the true class, IoU that of the
+            decoded box (before it is cut at the border) with its true box, in the model's frame.
             None in eval mode, and from a detector that does not measure it.
         head_passes: One list of B entries for each of `Extras.head_passes`.
     """

@@ -127,6 +127,10 @@ class Validator:
             args_path: KeyPath = (section.path, "args")
             before = len(self.problems)
             self.types[section.path] = cls
+            for name, value in getattr(cls, "retired", {}).items():
+                # Of a run of an older version.
+                if args.get(name, ...) == value:
+                    del args[name]
             known = signature(cls)
             for name, message, at_key in wrong_arguments(cls, args, section.provided):
                 self.problems.append(Problem((*args_path, name), message, at_key))

@@ -67,10 +67,16 @@ class FromConfig(Detector):
 
     Attributes:
         backbones: The registry that `backbone_name` is looked up in; a subclass may extend it.
+        retired: Arguments of older versions with the value that asked for nothing.
         pyramid_anchors: Sides by level of the pyramid, unless `anchor_sizes` says otherwise.
     """
 
     backbones: ClassVar[Mapping[str, BackboneSpec]] = BACKBONES
+    retired: ClassVar[Mapping[str, Any]] = {
+        "min_size": None,
+        "max_size": None,
+        "roi_features": False,
+    }
     pyramid_anchors: ClassVar[Sequence[Sequence[int]]]
 
     def __init__(
