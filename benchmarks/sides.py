@@ -33,11 +33,13 @@ from med_sslal.config.overrides import Override
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.data.dataset import LabelledView, UnlabelledView
 from med_sslal.data.sampler import EpochBatchSampler, SequentialBatchSampler
-from med_sslal.logger.visualization import TensorboardWriter
 from med_sslal.model.norm import norm_layer
+from med_sslal.trainer.difficulty import ClassDifficulty
+from med_sslal.trainer.hooks import ShowProgress
 from med_sslal.trainer.inference import predict
 from med_sslal.trainer.run_folder import CycleFolder
 from med_sslal.trainer.setup import RunSetup
+from med_sslal.trainer.train_cycle import make_step
 from med_sslal.trainer.trainer import Trainer
 from med_sslal.utils.deterministic import deterministic_algorithms, fix_workspace
 from med_sslal.utils.interrupt import StopRequest
@@ -242,34 +244,25 @@ def training_sides(work: Workload) -> tuple[Side, Side]:
 def own_training(work: Workload, model: BaseModel) -> Side:
     """Ours: `steps` optimiser steps of the Trainer."""
     setup, (tap, sampler) = work.setup, work.training_loader()
-    parallel, optimizer = setup.compute.parallel(model), setup.detector.optimizer(model)
-    folder = work.new_folder("training")
+    step, _ = make_step(setup, model, len(sampler))
     trainer = Trainer(
-        CycleFolder(folder),
-        model=parallel,
-        bare_model=model,
-        optimizer=optimizer,
-        scheduler=None,
+        CycleFolder(work.new_folder("training")),
+        training_step=step,
         loader=cast(BaseDataLoader, tap),
         sampler=sampler,
         evaluate=lambda epoch: {},
-        settings=setup.settings,
-        device=work.device,
-        scaler=(
-            torch.amp.GradScaler(work.device.type) if setup.compute.dtype is torch.float16 else None
-        ),
-        writer=TensorboardWriter(folder, enabled=False),
         stop=StopRequest(),
         identity={},
-        class_names=work.data.labels.class_names,
+        hooks=[ClassDifficulty(work.data.labels.class_names), ShowProgress("", show=False)],
     )
 
     def run() -> None:
-        trainer.batch = 0
+        trainer.batch = trainer.step = 0
         with deterministic_algorithms(setup.config["deterministic"]):
             trainer.train_epoch()
 
-    return Side(run, len(work.data.images.infos), parallel, optimizer, tap)
+    n_images = len(work.data.images.infos)
+    return Side(run, n_images, step.model, step.optimisation.optimizer, tap)
 
 
 def evaluation_sides(work: Workload) -> tuple[Side, Side]:

@@ -5,17 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import SIDE, make_voc, run_train, tiny_config, write_config
+from trainings import settings_of, training_of
 
-from med_sslal.base.base_data_loader import BaseDataLoader
-from med_sslal.data.dataset import LabelledView
-from med_sslal.data.sampler import EpochBatchSampler
-from med_sslal.data.transforms import EvalTransform
 from med_sslal.data.voc import PascalVOC
-from med_sslal.logger.visualization import TensorboardWriter
 from med_sslal.model.detectors import FasterRCNN
-from med_sslal.trainer.settings import TrainerSettings
 from med_sslal.trainer.trainer import Trainer
-from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.util import read_json
 
 N_IMAGES, N_PSEUDO, BATCH = 8, 2, 4
@@ -45,33 +39,18 @@ def trained(folder: Path, dataset: PascalVOC, norm: str, accumulate: int) -> Tra
     for part in (model.rpn, model.roi_heads):
         part.fg_bg_sampler.batch_size_per_image = 100_000
     ids = dataset.images.splits["train"][:N_IMAGES]
-    sampler = EpochBatchSampler(N_IMAGES - N_PSEUDO, N_PSEUDO, BATCH, seed=0)
-    view = LabelledView(
-        dataset.images,
-        dataset.labels.annotations,
-        ids,
-        EvalTransform(SIDE),
-        frozenset(ids[-N_PSEUDO:]),
-    )
-    folder.mkdir()
-    trainer = Trainer(
+    trainer = training_of(
         folder,
-        model=model,
-        bare_model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
-        scheduler=None,
-        loader=BaseDataLoader(view, batch_sampler=sampler),
-        sampler=sampler,
-        evaluate=lambda epoch: {},
-        settings=TrainerSettings(
-            epochs=9, steps_per_cycle=3, accumulate=accumulate, grad_clip=5.0, show_progress=False
-        ),
-        device=torch.device("cpu"),
-        scaler=None,
-        writer=TensorboardWriter(folder, enabled=False),
-        stop=StopRequest(),
-        identity={},
+        model,
+        dataset.images,
+        ids,
+        torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
+        settings_of(steps_per_cycle=3, accumulate=accumulate, grad_clip=5.0),
+        labels=dataset.labels.annotations,
         class_names=dataset.labels.class_names,
+        side=SIDE,
+        batch_size=BATCH,
+        n_pseudo=N_PSEUDO,
     )
     trainer.train()
     return trainer

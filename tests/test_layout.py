@@ -7,19 +7,12 @@ import pytest
 import torch
 from tiny import SIDE, make_voc, quick_config, run_train, write_config
 from torch import Tensor
+from trainings import settings_of, training_of
 
-from med_sslal.base.base_data_loader import BaseDataLoader
 from med_sslal.base.checkpoint import load_checkpoint
-from med_sslal.data.dataset import LabelledView
-from med_sslal.data.sampler import EpochBatchSampler
-from med_sslal.data.transforms import EvalTransform
 from med_sslal.data.voc import PascalVOC
-from med_sslal.logger.visualization import TensorboardWriter
 from med_sslal.model.detectors import FasterRCNN
-from med_sslal.trainer.run_folder import CycleFolder
-from med_sslal.trainer.settings import TrainerSettings
 from med_sslal.trainer.trainer import Trainer
-from med_sslal.utils.interrupt import StopRequest
 
 
 def detector(channels_last: bool) -> FasterRCNN:
@@ -70,28 +63,17 @@ def trainer_of(
     folder: Path, data: PascalVOC, *, channels_last: bool = True, steps: int = 2, fused: bool
 ) -> Trainer:
     model = detector(channels_last)
-    ids = data.images.splits["train"][:4]
-    sampler = EpochBatchSampler(4, 0, 2, seed=0)
-    view = LabelledView(data.images, data.labels.annotations, ids, EvalTransform(SIDE))
-    folder.mkdir(exist_ok=True)
-    return Trainer(
-        CycleFolder(folder),
-        model=model,
-        bare_model=model,
-        optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3, fused=fused),
-        scheduler=None,
-        loader=BaseDataLoader(view, batch_sampler=sampler),
-        sampler=sampler,
-        evaluate=lambda epoch: {},
-        settings=TrainerSettings(
-            epochs=9, steps_per_cycle=steps, checkpoint_seconds=0, show_progress=False
-        ),
-        device=torch.device("cpu"),
-        scaler=None,
-        writer=TensorboardWriter(folder, enabled=False),
-        stop=StopRequest(),
-        identity={},
+    return training_of(
+        folder,
+        model,
+        data.images,
+        data.images.splits["train"][:4],
+        torch.optim.AdamW(model.parameters(), lr=1e-3, fused=fused),
+        settings_of(steps_per_cycle=steps),
+        labels=data.labels.annotations,
         class_names=data.labels.class_names,
+        side=SIDE,
+        batch_size=2,
     )
 
 
@@ -120,10 +102,10 @@ def test_the_state_of_another_layout_moves_the_right_weights(tmp_path: Path, dat
             tmp_path / f"{channels_last}", data, channels_last=channels_last, steps=3, fused=True
         )
         content = load_checkpoint(tmp_path / "cut" / "checkpoint_last.pth")
-        rest.load_state_dict(content["model"], content["state"])
-        for weight in rest._parameters:
+        rest.optimisation.load_state_dict(content["model"], content["state"]["optimisation"])
+        for weight in rest.optimisation.model.parameters():
             weight.grad = torch.full_like(weight, 1e-3)
-        rest._optimizer.step()
+        rest.optimisation.optimizer.step()
         rests.append(rest.model_state())
     for name, value in rests[0].items():
         torch.testing.assert_close(rests[1][name], value, atol=1e-7, rtol=1e-5)
@@ -138,7 +120,7 @@ def first_group(folder: Path, config: dict[str, Any], optimizer: dict[str, Any])
     name = f"run{len(list(folder.glob('runs/x/run*')))}"
     assert run_train("-c", path, "--run-id", name) == 0
     content = load_checkpoint(folder / "runs" / "x" / name / "cycle_00" / "checkpoint_last.pth")
-    groups: list[dict[str, Any]] = content["state"]["optimizer"]["param_groups"]
+    groups: list[dict[str, Any]] = content["state"]["optimisation"]["optimizer"]["param_groups"]
     return groups[0]
 
 

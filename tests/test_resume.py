@@ -265,7 +265,7 @@ def test_a_new_learning_rate_is_warned_of_and_used(
     steps = 6
     last = load_checkpoint(copy / "cycle_01" / "checkpoint_last.pth")
     assert last["history"][-1]["lr"] == pytest.approx(0.04 * 0.5 ** (steps // 2))
-    assert last["state"]["base_lrs"] == [0.04]
+    assert last["state"]["optimisation"]["base_lrs"] == [0.04]
 
 
 WARNED = {

@@ -157,7 +157,7 @@ def test_checkpoints_are_plain_and_hold_what_a_continuation_needs(
     for path in folder.rglob("*.pth"):
         torch.load(path, weights_only=True)
     last = load_checkpoint(folder / "cycle_01" / "checkpoint_last.pth")
-    assert set(last["state"]) >= {"optimizer", "scheduler", "scaler", "sums"}
+    assert set(last["state"]) >= {"optimisation", "training_step", "hooks", "sums"}
     assert set(last["random"]) == {"python", "numpy", "torch", "cuda"}
     assert last["cycle"] == 1 and last["epoch"] == 2 and last["batch"] == 0
     assert last["pool"] == read(folder / "cycle_01" / "pool.json")

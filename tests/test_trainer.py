@@ -21,19 +21,13 @@ from torch.optim.lr_scheduler import (
     OneCycleLR,
     ReduceLROnPlateau,
 )
+from trainings import settings_of, training_of
 
-from med_sslal.base.base_data_loader import BaseDataLoader
 from med_sslal.base.base_dataset import Images
 from med_sslal.base.base_model import BaseModel
-from med_sslal.base.checkpoint import load_checkpoint, save_checkpoint
+from med_sslal.base.checkpoint import load_checkpoint
 from med_sslal.base.types import Annotation, Frame, ImageInfo, ModelOutput, Target
 from med_sslal.config.torch_types import lr_schedulers, optimizers
-from med_sslal.data.dataset import LabelledView
-from med_sslal.data.sampler import EpochBatchSampler
-from med_sslal.data.transforms import EvalTransform
-from med_sslal.logger.visualization import TensorboardWriter
-from med_sslal.trainer.run_folder import CycleFolder
-from med_sslal.trainer.settings import TrainerSettings
 from med_sslal.trainer.trainer import Trainer
 from med_sslal.utils.errors import UserError
 from med_sslal.utils.interrupt import Interrupted, StopRequest
@@ -111,32 +105,26 @@ def trainer_of(
     evaluate: Callable[[int], dict[str, float | None]] = lambda epoch: {"val_loss": 1.0},
     stop: StopRequest | None = None,
     graded: bool = True,
+    batch_size: int = 2,
     **settings: Any,
 ) -> tuple[Trainer, Slope]:
     """A trainer over batches of two, and of two more that are pseudo-labelled."""
-    folder.mkdir(exist_ok=True)
     data, model = Flat(brightness), Slope(graded)
-    ids = data.splits["train"]
-    sampler = EpochBatchSampler(len(ids) - n_pseudo, n_pseudo, 2, seed=0)
-    pseudo = frozenset(ids[len(ids) - n_pseudo :])
-    labels = dict.fromkeys(ids, Annotation.empty())
-    view = LabelledView(data, labels, ids, EvalTransform(32), pseudo)
     step_by = optimizer(model.parameters(), lr=lr)
-    trainer = Trainer(
-        CycleFolder(folder),
-        model=model,
-        bare_model=model,
-        optimizer=step_by,
+    trainer = training_of(
+        folder,
+        model,
+        data,
+        data.splits["train"],
+        step_by,
+        settings_of(**{"epochs": 2, **settings}),
+        labels=dict.fromkeys(data.infos, Annotation.empty()),
+        side=32,
+        batch_size=batch_size,
+        n_pseudo=n_pseudo,
         scheduler=scheduler and scheduler(step_by),
-        loader=BaseDataLoader(view, batch_sampler=sampler),
-        sampler=sampler,
         evaluate=evaluate,
-        settings=TrainerSettings(**{"epochs": 2, "checkpoint_seconds": 0.0, **settings}),
-        device=torch.device("cpu"),
-        scaler=None,
-        writer=TensorboardWriter(folder, enabled=False),
-        stop=stop or StopRequest(),
-        identity={"cycle": 0},
+        stop=stop,
         class_names=("thing", "bright", "never"),
     )
     return trainer, model
@@ -261,7 +249,9 @@ def test_weight_of_pseudo_labels(
         ("min val_loss", [2, 2, 2, 2, 2], 1),
         ("off", [3, 2, 4, 1, 5], 5),
         ("min val_loss", [None, None, 4, 1, 5], 4),
-        ("min val_loss", [None] * 5, 1),
+        ("min val_loss", [None] * 5, 5),
+        ("min val_loss", [math.nan, 3, math.nan, 2, math.inf], 4),
+        ("max val_loss", [math.nan] * 5, 5),
     ],
     ids=str,
 )
@@ -523,21 +513,6 @@ def test_a_detector_without_class_quality_has_no_difficulty(tmp_path: Path) -> N
     trainer, _ = trainer_of(tmp_path, graded=False)
     trainer.train()
     assert difficulty_of(tmp_path / "model_best.pth") == {}
-
-
-def test_a_checkpoint_from_before_the_difficulty_was_kept_goes_on(tmp_path: Path) -> None:
-    trainer, _ = trainer_of(tmp_path, brightness=DIM_AND_BRIGHT, stop=StopAt(3))
-    with pytest.raises(Interrupted):
-        trainer.train()
-    path = tmp_path / "checkpoint_last.pth"
-    content = load_checkpoint(path)
-    del content["class_difficulty"], content["state"]["class_difficulty"]
-    save_checkpoint(path, content)
-    trainer, model = trainer_of(tmp_path, brightness=DIM_AND_BRIGHT)
-    trainer.resume()
-    trainer.train()
-    assert len(model.shown) == 6
-    assert difficulty_of(path) == pytest.approx(by_hand(model.shown), abs=1e-6)
 
 
 @pytest.fixture

@@ -1,14 +1,17 @@
 """The epoch loop: train, validate, keep the best, stop early, save, resume."""
 
 import logging
+import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from med_sslal.base.checkpoint import load_checkpoint, newest_good, previous, save_checkpoint
+from med_sslal.base.hook import Hook
 from med_sslal.base.monitor import Monitor
+from med_sslal.base.training_step import TrainingStep
 from med_sslal.utils.distributed import ALONE, World
 from med_sslal.utils.errors import CheckpointError
 from med_sslal.utils.interrupt import Interrupted
@@ -38,8 +41,13 @@ class BaseTrainer(ABC):
     of things, the files and the resume.
 
     Attributes:
+        training_step: What happens in a step, with its `optimisation` and `settings`.
         epoch: Finished epochs.
         batch: Finished batches of the epoch after them.
+        batches: Batches of a whole epoch.
+        step: Finished optimiser steps.
+        epochs: Epochs at the end.
+        total_steps: Steps at the end.
         seconds: Time spent, over all resumes.
         history: One dict of values per finished epoch.
     """
@@ -48,39 +56,49 @@ class BaseTrainer(ABC):
         self,
         folder: CheckpointFolder,
         *,
-        epochs: int,
-        monitor: Monitor,
-        save_period: int = 0,
-        checkpoint_seconds: float = 60.0,
+        training_step: TrainingStep,
+        batches: int,
         identity: Mapping[str, Any],
+        hooks: Sequence[Hook] = (),
         world: World = ALONE,
     ) -> None:
         """Prepare a training.
 
         Args:
             folder: Where the checkpoints go; it exists.
-            epochs: How many.
-            monitor: What decides on the best epoch.
-            save_period: Epochs between numbered checkpoints; 0 writes none.
-            checkpoint_seconds: Least time between two savings of the position within a training; 0
-                writes one after every epoch, and none within.
+            training_step: What happens in a step, with model, optimisation and scalars.
+            batches: Batches of an epoch.
             identity: Plain values that every checkpoint of this training carries (config, data
                 fingerprint, cycle, pool).
+            hooks: What goes along; at most one of a class.
             world: The processes that train together; rank 0 alone reads and writes files.
         """
-        self.world = world
-        self.folder, self.epochs, self.monitor = folder, epochs, monitor
-        self._save_period = save_period
-        self._checkpoint_seconds = checkpoint_seconds
+        self.folder, self.world, self.hooks, self.batches = folder, world, hooks, batches
+        self.training_step, self.optimisation = training_step, training_step.optimisation
+        self.settings = training_step.settings
+        self.monitor = Monitor(self.settings.monitor, self.settings.early_stop)
         self._identity = dict(identity)
-        self.epoch = self.batch = 0
+        self.epoch = self.batch = self.step = 0
+        self._plan()
         self.seconds = 0.0
         self.history: list[dict[str, float | None]] = []
         self._clock = self._saved = time.monotonic()
 
+    def _plan(self) -> None:
+        """How much there is to do from here on: a resumed run may have batches of another size."""
+        steps, ended = self.settings.steps_per_cycle, self.epoch * self.batches + self.batch
+        self.total_steps = steps or self.step + self.settings.epochs * self.batches - ended
+        left = self.total_steps - self.step + self.batch
+        self.epochs = self.epoch + math.ceil(left / self.batches)
+
+    @property
+    def epoch_batches(self) -> int:
+        """Batches of the current epoch; the last one may be cut short by `steps_per_cycle`."""
+        return min(self.batches, self.batch + self.total_steps - self.step)
+
     @abstractmethod
     def train_epoch(self) -> dict[str, float | None]:
-        """Train from `self.batch` to the end of the epoch, counting `self.batch` up.
+        """Train from `self.batch` to the end of the epoch, counting it and `self.step` up.
 
         It is called again with all batches done where a stop came during the validation, and must
         return the same values then. Where `save_due` between two batches, it calls `save_position`.
@@ -96,23 +114,27 @@ class BaseTrainer(ABC):
 
     @abstractmethod
     def after_epoch(self, values: Mapping[str, float | None]) -> None:
-        """What follows an epoch: learning-rate schedule, logs."""
+        """What follows an epoch, before the hooks are told."""
 
     @abstractmethod
+    def mean_losses(self) -> dict[str, float | None]:
+        """Means over the steps of the epoch so far."""
+
     def model_state(self) -> dict[str, Any]:
-        """The model's state dict, with the same keys for any number of devices."""
+        """The kept model's state dict, with the same keys for any number of devices."""
+        return self.optimisation.kept.state_dict()
 
     def model_facts(self) -> dict[str, Any]:
         """Plain values that stand beside the model in every checkpoint, the best one's too."""
-        return {}
+        return {name: value for hook in self.hooks for name, value in hook.facts().items()}
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything else that an identical continuation needs."""
+        """What an identical continuation needs of the subclass."""
 
     @abstractmethod
-    def load_state_dict(self, model: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-        """Take over what `model_state` and `state_dict` returned."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
 
     def train(self) -> None:
         """Run the epochs that are left; afterwards the best model is there.
@@ -135,12 +157,16 @@ class BaseTrainer(ABC):
                         raise
                     best = self.monitor.update(self.epoch, values)
                 self.after_epoch(values)
+                self.optimisation.after_epoch(values.get(self.monitor.key or "val_loss"))
+                for hook in self.hooks:
+                    hook.after_epoch(self, values)
                 self.history.append(values)
                 if best:
                     self._save(self.folder.best, with_state=False)
-                if self._save_period and self.epoch % self._save_period == 0:
+                period = self.settings.save_period
+                if period and self.epoch % period == 0:
                     self._save(self.folder.numbered(self.epoch))
-                if self.save_due() or not self._checkpoint_seconds:
+                if self.save_due() or not self.settings.checkpoint_seconds:
                     self.save_position()
         except Interrupted:
             self._save(self.folder.last)
@@ -155,9 +181,9 @@ class BaseTrainer(ABC):
 
     def save_due(self) -> bool:
         """Whether `checkpoint_seconds` have passed since the position was saved."""
-        if not self._checkpoint_seconds:
+        if not self.settings.checkpoint_seconds:
             return False
-        due = self._checkpoint_seconds <= time.monotonic() - self._saved
+        due = self.settings.checkpoint_seconds <= time.monotonic() - self._saved
         return bool(self.world.largest(due)[0])
 
     def save_position(self) -> None:
@@ -177,12 +203,19 @@ class BaseTrainer(ABC):
             **self.model_facts(),
             "epoch": self.epoch,
             "batch": self.batch,
+            "batches": self.batches,
+            "step": self.step,
             "seconds": self.seconds,
             "monitor": self.monitor.state_dict(),
             "history": self.history,
         }
         if with_state:
-            content["state"] = self.state_dict()
+            content["state"] = {
+                **self.state_dict(),
+                "optimisation": self.optimisation.state_dict(),
+                "training_step": self.training_step.state_dict(),
+                "hooks": {type(hook).__name__: hook.state_dict() for hook in self.hooks},
+            }
             others = {"others": states[1:]} if states[1:] else {}
             content["random"] = {**states[0], **others}
         save_checkpoint(path, content)
@@ -204,7 +237,12 @@ class BaseTrainer(ABC):
         if found is None:
             return None
         path, content = found
-        self.load_state_dict(content["model"], content["state"])
+        state = content["state"]
+        self.load_state_dict(state)
+        self.optimisation.load_state_dict(content["model"], state["optimisation"])
+        self.training_step.load_state_dict(state["training_step"])
+        for hook in self.hooks:
+            hook.load_state_dict(state["hooks"].get(type(hook).__name__))
         states = [content["random"], *content["random"].get("others", ())]
         if len(states) == self.world.size:
             restore_random_states(states[self.world.rank])
@@ -213,7 +251,10 @@ class BaseTrainer(ABC):
             gpus = states[0]["cuda"]
             restore_random_states({**states[0], "cuda": gpus[:1] * len(gpus)})
         self.monitor.load_state_dict(content["monitor"])
-        self.epoch, self.batch = content["epoch"], content["batch"]
+        self.epoch, self.step = content["epoch"], content["step"]
+        # In batches of another size the same part of the epoch is done.
+        self.batch = content["batch"] * self.batches // content["batches"]
+        self._plan()
         self.seconds, self.history = content["seconds"], content["history"]
         return path
 

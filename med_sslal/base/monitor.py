@@ -1,5 +1,6 @@
 """Which epoch was the best, and when to stop."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,9 +46,9 @@ class Monitor:
         if self.key not in values:
             raise UserError(f"trainer.monitor: no value '{self.key}' among {sorted(values)}")
         value = values[self.key]
-        if value is None:
-            # Undefined (no lesion to find): only a start, so that there is a model at all.
-            better = self.best_epoch == 0
+        if value is None or not math.isfinite(value):
+            # Undefined (no lesion to find): the newest model stands in until one is measured.
+            value, better = None, self.best is None
         else:
             better = self.best is None or self._sign * value > self._sign * self.best
         if better:

@@ -11,15 +11,17 @@ from torch import nn, optim
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.checkpoint import load_checkpoint, sidecar
+from med_sslal.base.settings import TrainerSettings
+from med_sslal.base.training_step import VIEWS, TrainingStep
 from med_sslal.cli.checks import check_monitor
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.signature import signature
 from med_sslal.model.compiling import compile_parts
 from med_sslal.model.weights import read_weights
-from med_sslal.trainer.settings import TrainerSettings
 from med_sslal.trainer.setup import RunSetup, Storage
+from med_sslal.trainer.supervised_step import SupervisedStep
 from med_sslal.utils.distributed import ALONE, World
-from med_sslal.utils.errors import CheckpointError, DeviceError
+from med_sslal.utils.errors import CheckpointError, ConfigError, DeviceError
 from med_sslal.utils.train_util import (
     Devices,
     process_device,
@@ -164,6 +166,29 @@ def optimizer_of(config: ConfigParser, model: nn.Module) -> Any:
     if can_fuse and not given.keys() & {"fused", "foreach", "differentiable"}:
         return config.init_obj("optimizer", parameters, fused=True)
     return config.init_obj("optimizer", parameters)
+
+
+def step_class(config: ConfigParser) -> type[TrainingStep]:
+    """The training step that the config names, or else the supervised one.
+
+    Raises:
+        ConfigError: It is none, or asks for views that there are not.
+    """
+    name = config.get("trainer.type")
+    if name is None:
+        return SupervisedStep
+    cls = config.init_class("trainer")
+    if not issubclass(cls, TrainingStep):
+        raise ConfigError(
+            f"trainer.type: {name} is no training step: it must be a subclass of "
+            f"{TrainingStep.__module__}.{TrainingStep.__name__}"
+        )
+    wrong = sorted(set(cls.views) - set(VIEWS))
+    if wrong:
+        raise ConfigError(
+            f"trainer.type: {name} asks for the view '{wrong[0]}'; there are {', '.join(VIEWS)}"
+        )
+    return cls
 
 
 def trainer_settings(config: ConfigParser, *, show_progress: bool) -> TrainerSettings:

@@ -24,6 +24,7 @@ from med_sslal.cli.build import (
     devices_of,
     initial_weights,
     optimizer_of,
+    step_class,
     storage_of,
     trainer_settings,
 )
@@ -129,6 +130,7 @@ def build_setup(
         model=detector_maker(config, dtype),
         optimizer=partial(optimizer_of, config),
         scheduler=partial(config.init_obj, "lr_scheduler") if config["lr_scheduler"] else None,
+        step=step_class(config),
     )
     # Strategy.
     pseudo = config.get("ssl_settings.include_pseudolabels")

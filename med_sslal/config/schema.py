@@ -55,6 +55,9 @@ Monitor = Annotated[
     Predicate(re.compile(r"off|(min|max) \S+").fullmatch),
     doc('"off", "min KEY" or "max KEY", where KEY is a metric such as val_loss'),
 ]
+DottedPath = Annotated[
+    str, Predicate(re.compile(r"\w+(\.\w+)+").fullmatch), doc("a dotted path to a class")
+]
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
 Amount = Annotated[float, Ge(0)]
@@ -195,6 +198,17 @@ SCHEMA: tuple[Key | TypeSection, ...] = (
         "trainer.compile",
         bool,
         "compile backbone and RPN head with torch.compile; needs a compiler and one device",
+        False,
+    ),
+    Key(
+        "trainer.type",
+        DottedPath | None,
+        "your own training step as a dotted path; null = what ssl_settings implies",
+    ),
+    Key(
+        "trainer.ema",
+        bool,
+        "average the weights over the steps, and validate, keep and score with the average",
         False,
     ),
     Key(

@@ -69,6 +69,7 @@ class Validator:
                 self._section(name, keys)
         self._full_supervision()
         self._metrics()
+        self._training_step()
         self._torch_pair()
 
     def _keys(self, name: str) -> list[Key]:
@@ -188,6 +189,22 @@ class Validator:
                 load_metric(name)
             except ConfigError as error:
                 self.add(("metrics", index), str(error))
+
+    def _training_step(self) -> None:
+        """Load a user's training step, which is a whole recipe: nothing of another one stays."""
+        name = self.resolved.get("trainer", {}).get("type")
+        if name is None:
+            return
+        if self.resolved.get("ssl_settings", {}).get("include_pseudolabels"):
+            self.add(
+                ("trainer", "type"),
+                "a training step of your own and ssl_settings.include_pseudolabels true are two "
+                "recipes: set this one to null or that one to false",
+            )
+        try:
+            self.types["trainer"] = load_class(name)
+        except ConfigError as error:
+            self.add(("trainer", "type"), str(error))
 
     def _torch_pair(self) -> None:
         """Let torch check optimiser and scheduler, where nothing else is wrong with them."""

@@ -1,5 +1,6 @@
 """The order of an epoch: a pure function of (seed, epoch), whatever the workers do."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +13,30 @@ from med_sslal.utils.util import numpy_generator
 Key = tuple[int, int]
 
 
-class EpochBatchSampler(Sampler[list[Key]]):
+class _EpochSampler(Sampler[list[Key]], ABC):
+    """Batches of one epoch after the other, each from any batch on."""
+
+    _epoch = _start = 0
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of batches of a WHOLE epoch, whatever the start."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration; it begins with its first batch."""
+        self._epoch, self._start = epoch, 0
+
+    def set_start(self, batch: int) -> None:
+        """Begin the next iteration with batch number `batch` (0-based): exact resume.
+
+        It holds until the next `set_epoch`. The batches are those of an unbroken epoch.
+        """
+        if not 0 <= batch <= len(self):
+            raise ValueError(f"start must lie in 0..{len(self)}, found {batch}")
+        self._start = batch
+
+
+class EpochBatchSampler(_EpochSampler):
     """Shuffled batches of (position, epoch); an epoch is one pass over the labelled images.
 
     Positions 0 to n_labelled - 1 are labelled images, those behind them pseudo-labelled ones. The
@@ -62,22 +86,6 @@ class EpochBatchSampler(Sampler[list[Key]]):
         self._world = world
         self._batch_size = batch_size
         self._per_step = min(batch_size if per_step is None else per_step, n_pseudo)
-        self._epoch = 0
-        self._start = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; it begins with its first batch."""
-        self._epoch = epoch
-        self._start = 0
-
-    def set_start(self, batch: int) -> None:
-        """Begin the next iteration with batch number `batch` (0-based): exact resume.
-
-        It holds until the next `set_epoch`. The batches are those of an unbroken epoch.
-        """
-        if not 0 <= batch <= len(self):
-            raise ValueError(f"start must lie in 0..{len(self)}, found {batch}")
-        self._start = batch
 
     def __len__(self) -> int:
         """Number of batches of a WHOLE epoch, whatever the start."""
@@ -92,10 +100,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
 
     def share(self, batch: int) -> range:
         """This process's part of a batch; it may be empty."""
-        size, world = sum(self.counts(batch)), self._world
-        # Rounded up: rank 0, which leads, has an image in any case.
-        first, last = (-(-size * rank // world.size) for rank in (world.rank, world.rank + 1))
-        return range(first, last)
+        return _share(sum(self.counts(batch)), self._world)
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Yield this process's part of the batches of the epoch from the start on."""
@@ -106,10 +111,51 @@ class EpochBatchSampler(Sampler[list[Key]]):
         for batch in range(start, len(self)):
             positions = labelled[batch * self._batch_size :][: self._batch_size]
             if self._per_step:
-                turn = batch * self._per_step + np.arange(self._per_step)
-                positions = np.concatenate([positions, pseudo[turn % self.n_pseudo]])
+                positions = np.concatenate([positions, _turn(pseudo, batch, self._per_step)])
             share = self.share(batch) or range(1)
             yield [(int(positions[place]), epoch) for place in share]
+
+
+class RoundSampler(_EpochSampler):
+    """As many unlabelled images for each batch of an epoch, shuffled, going round."""
+
+    def __init__(
+        self, n: int, per_step: int, batches: int, seed: int, world: World = ALONE
+    ) -> None:
+        """Set the counts.
+
+        Args:
+            n: Number of images, at least `per_step`.
+            per_step: Images for each batch, over all processes; at least one for each.
+            batches: Batches of an epoch.
+            seed: Seed of the order.
+            world: The processes.
+        """
+        self.per_step = per_step
+        self._n, self._batches, self._seed, self._world = n, batches, seed, world
+
+    def __len__(self) -> int:
+        """Number of batches of a whole epoch."""
+        return self._batches
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        """Yield this process's part of the batches of the epoch from the start on."""
+        epoch, share = self._epoch, _share(self.per_step, self._world)
+        order = numpy_generator("unlabelled", self._seed, epoch).permutation(self._n)
+        for batch in range(self._start, self._batches):
+            positions = _turn(order, batch, self.per_step)
+            yield [(int(positions[place]), epoch) for place in share]
+
+
+def _turn(order: np.ndarray, batch: int, per_step: int) -> np.ndarray:
+    """The images of a batch where all go round in an order."""
+    return order[(batch * per_step + np.arange(per_step)) % len(order)]
+
+
+def _share(size: int, world: World) -> range:
+    """A process's part of `size` images; rounded up: rank 0, which leads, has one in any case."""
+    first, last = (-(-size * rank // world.size) for rank in (world.rank, world.rank + 1))
+    return range(first, last)
 
 
 class SequentialBatchSampler(Sampler[list[Key]]):

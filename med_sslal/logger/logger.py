@@ -6,6 +6,7 @@ import json
 import logging
 import logging.config
 import sys
+import time
 from importlib import resources
 from pathlib import Path
 
@@ -17,7 +18,16 @@ CONSOLE_LEVELS = {0: logging.WARNING, 1: logging.INFO, 2: logging.INFO}
 
 
 class ConsoleHandler(logging.Handler):
-    """Writes records to standard output without tearing a progress bar apart."""
+    """Writes records to standard output at once, without tearing a progress bar apart.
+
+    Attributes:
+        last: When it wrote last, by the monotonic clock.
+    """
+
+    def __init__(self) -> None:
+        """Start the clock."""
+        super().__init__()
+        self.last = time.monotonic()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
@@ -25,6 +35,16 @@ class ConsoleHandler(logging.Handler):
         if record.levelno >= logging.WARNING:
             text = f"{record.levelname.lower()}: {text}"
         tqdm.write(text)
+        sys.stdout.flush()
+        self.last = time.monotonic()
+
+
+def console_silence() -> float:
+    """Seconds since a line came to the console; 0 where none is shown that is no warning."""
+    for handler in logging.getLogger("med_sslal").handlers:
+        if isinstance(handler, ConsoleHandler) and handler.level <= logging.INFO:
+            return time.monotonic() - handler.last
+    return 0.0
 
 
 class LogFile(logging.FileHandler):

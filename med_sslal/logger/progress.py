@@ -1,13 +1,14 @@
-"""Progress of a loop: one tqdm line on a terminal, a plain line every 30 s elsewhere."""
+"""Progress of a loop: one tqdm line on a terminal, elsewhere a plain line after 30 s of silence."""
 
 import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from med_sslal.logger.logger import console_silence
 
 T = TypeVar("T")
 PLAIN_INTERVAL_S = 30.0
@@ -24,7 +25,11 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts the steps of one loop and shows where it is."""
+    """Counts the steps of one loop and shows where it is.
+
+    One clock serves all loops of a run, however short each is: it runs from the console's last
+    line, whatever wrote that.
+    """
 
     def __init__(self, description: str, total: int, *, done: int = 0, show: bool = True) -> None:
         """Start at `done` of `total` steps; `show=False` stays silent."""
@@ -32,8 +37,7 @@ class Progress:
         self._logger = logging.getLogger("med_sslal.progress")
         terminal = sys.stderr.isatty()
         self._plain = show and not terminal
-        self._last = time.monotonic()
-        self._started, self._first = self._last, done
+        self._started, self._first = time.monotonic(), done
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -47,19 +51,18 @@ class Progress:
         """Enter the loop."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Leave the loop, whatever ended it."""
+        self.close()
+
+    def close(self) -> None:
+        """Take the line away."""
         self._bar.close()
 
     def due(self) -> bool:
         """Whether a note given to `advance` now would be shown (building one may cost)."""
         if self._plain:
-            return time.monotonic() - self._last >= PLAIN_INTERVAL_S
+            return console_silence() >= PLAIN_INTERVAL_S
         return not self._bar.disable
 
     def advance(self, note: str = "") -> None:
@@ -68,10 +71,8 @@ class Progress:
         self._bar.update()
         if note:
             self._bar.set_postfix_str(note, refresh=False)
-        now = time.monotonic()
-        if self._plain and now - self._last >= PLAIN_INTERVAL_S:
-            self._last = now
-            per_step = (now - self._started) / max(self._done - self._first, 1)
+        if self._plain and console_silence() >= PLAIN_INTERVAL_S:
+            per_step = (time.monotonic() - self._started) / max(self._done - self._first, 1)
             left = duration(per_step * (self._total - self._done))
             text = f"{self._description}: {self._done}/{self._total}, {left} left"
             self._logger.info("%s%s", text, f", {note}" if note else "")

@@ -25,7 +25,7 @@ from med_sslal.trainer.remote_calls import help_out, together
 from med_sslal.trainer.results import cycle_row, note_seconds, pseudo_quality
 from med_sslal.trainer.run_folder import CycleFolder, RunFolder
 from med_sslal.trainer.setup import RunSetup
-from med_sslal.trainer.training import load_best, train_cycle
+from med_sslal.trainer.train_cycle import load_best, train_cycle
 from med_sslal.utils.distributed import naming_lost_peers
 from med_sslal.utils.interrupt import Interrupted, StopRequest
 from med_sslal.utils.util import read_json, stable_hash, write_json

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from med_sslal.base.base_trainer import BaseTrainer
+from med_sslal.base.hook import Hook
+from med_sslal.base.training_step import StepOutcome
 from med_sslal.utils.distributed import ALONE, World
 
 MOMENTUM = 0.99
 
 
-class ClassDifficulty:
+class ClassDifficulty(Hook):
     """d_c = 1 - EMA of the mean quality of class c's positive RoIs in a step (PPAL, CVPR 2024).
 
     The quality of a RoI is p^0.6 * IoU^0.4 (see ModelOutput.class_quality). A value that is n steps
@@ -37,7 +40,13 @@ class ClassDifficulty:
         self._quality: Tensor | None = None
         self._weight: Tensor | None = None
 
-    def update(self, quality: Tensor, counted: Tensor) -> None:
+    def after_step(self, trainer: BaseTrainer, outcome: StepOutcome) -> None:
+        """Take in the labelled images of a step."""
+        if outcome.class_quality is not None:
+            counted = ~outcome.pseudo if outcome.share else torch.zeros_like(outcome.pseudo)
+            self._update(outcome.class_quality, counted)
+
+    def _update(self, quality: Tensor, counted: Tensor) -> None:
         """Take in one step.
 
         Args:
@@ -55,11 +64,10 @@ class ClassDifficulty:
         mean = total / number.clamp(min=1)
         self._quality = torch.lerp(self._quality.to(total.device), mean, rate)
 
-    def values(self) -> dict[str, float]:
+    def facts(self) -> dict[str, Any]:
         """Class name to difficulty in [0, 1]; empty where the detector measures no quality."""
-        if self._quality is None:
-            return {}
-        return dict(zip(self._names, (1 - self._quality.double()).tolist(), strict=True))
+        found = [] if self._quality is None else (1 - self._quality.double()).tolist()
+        return {"class_difficulty": dict(zip(self._names, found, strict=False))}
 
     def state_dict(self) -> dict[str, list[float]] | None:
         """The K means and weights as plain numbers; None before the first update."""

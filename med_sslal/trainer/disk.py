@@ -19,7 +19,7 @@ def disk_estimate(initial: Path, setup: RunSetup) -> str:
     """
     weights = initial.stat().st_size
     # checkpoint_last has an optimiser that keeps up to two values a weight.
-    last = 3 * weights
+    last = (4 if setup.settings.ema else 3) * weights
     per_cycle = weights + (last if setup.storage.checkpoints != "best" else 0)
     numbered = 0
     if setup.storage.checkpoints == "all" and setup.settings.save_period:

@@ -138,8 +138,11 @@ def score(
         Interrupted: A stop was asked for.
     """
     model, world = _detector(setup, weights), setup.world
+    loaders = [loader_of(setup, ids, None) for ids in (pool.unlabelled, pool.labelled)]
+    show = setup.settings.show_progress
     first, second = (
-        world.watch(loader_of(setup, ids, None), stop) for ids in (pool.unlabelled, pool.labelled)
+        track(world.watch(loader, stop), title, len(loader), show=show)
+        for loader, title in zip(loaders, ("scoring the pool", "labelled images"), strict=True)
     )
     recorded |= {"device": setup.compute.devices.main, "dtype": setup.compute.dtype}
 

@@ -13,11 +13,12 @@ from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.oracle import SimulatedOracle
 from med_sslal.base.base_dataset import Images, Labels
 from med_sslal.base.base_model import BaseModel
+from med_sslal.base.settings import TrainerSettings
+from med_sslal.base.training_step import TrainingStep
 from med_sslal.base.types import Annotation
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.model.parallel import ListDataParallel
 from med_sslal.ssl.pseudo_labels import PseudoLabeller
-from med_sslal.trainer.settings import TrainerSettings
 from med_sslal.utils.distributed import ALONE, World
 from med_sslal.utils.train_util import Devices
 
@@ -45,11 +46,13 @@ class DetectorParts:
         model: A detector with weights to be replaced, on the CPU.
         optimizer: From a detector.
         scheduler: From an optimiser; None keeps the learning rate.
+        step: What happens in a step.
     """
 
     model: Callable[[], BaseModel]
     optimizer: Callable[[BaseModel], Optimizer]
     scheduler: Callable[[Optimizer], LRScheduler] | None
+    step: type[TrainingStep]
 
 
 @dataclass(frozen=True)

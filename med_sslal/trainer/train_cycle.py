@@ -10,14 +10,19 @@ from torch import nn
 
 from med_sslal.al.pool import Pool
 from med_sslal.base.base_data_loader import BaseDataLoader
+from med_sslal.base.base_model import BaseModel
 from med_sslal.base.checkpoint import load_checkpoint, sidecar
+from med_sslal.base.optimisation import Optimisation
+from med_sslal.base.training_step import VIEWS, TrainingStep
 from med_sslal.base.types import Annotation, Prediction
-from med_sslal.data.dataset import LabelledView
-from med_sslal.data.sampler import EpochBatchSampler
+from med_sslal.data.dataset import LabelledView, UnlabelledView
+from med_sslal.data.sampler import EpochBatchSampler, RoundSampler
 from med_sslal.eval.drawing import above, draw_boxes
 from med_sslal.eval.metric import evaluate
 from med_sslal.logger.visualization import TensorboardWriter
 from med_sslal.model.parallel import distribute
+from med_sslal.trainer.difficulty import ClassDifficulty
+from med_sslal.trainer.hooks import ShowProgress, WriteTensorboard
 from med_sslal.trainer.inference import loader_of, predict
 from med_sslal.trainer.run_folder import CycleFolder
 from med_sslal.trainer.setup import RunSetup
@@ -80,46 +85,21 @@ def train_cycle(
         weights = world.from_main(lambda: load_checkpoint(initial)["model"])
     model.load_state_dict(weights)
     model.to(setup.compute.devices.main)
-    optimizer = setup.detector.optimizer(model)
-    parts, per_step = setup.settings.accumulate, setup.settings.per_step
-    sampler = EpochBatchSampler(
-        len(labels),
-        len(pseudo),
-        setup.compute.batch_size * parts,
-        stable_hash(setup.seed, "order", cycle),
-        world,
-        per_step=per_step and per_step * parts,
-    )
-    loader = BaseDataLoader(
-        LabelledView(
-            setup.images,
-            {**labels, **pseudo},
-            (*labels, *pseudo),
-            setup.transforms.train,
-            frozenset(pseudo),
-            setup.transforms.pseudo,
-        ),
-        batch_sampler=sampler,
-        n_workers=setup.compute.n_workers,
-        pin_memory=setup.compute.devices.main.type == "cuda",
-    )
-    fp16 = setup.compute.dtype is torch.float16
     show = setup.storage.tensorboard and world.is_main
     with TensorboardWriter(folder.tensorboard, enabled=show) as writer:
-        parallel = setup.compute.parallel(model)
+        sampler, loader = _labelled(setup, labels, pseudo, cycle)
+        step, validated = make_step(setup, model, len(sampler))
+        title, left = (
+            f"cycle {cycle}/{setup.strategy.num_cycles}",
+            setup.strategy.num_cycles - cycle,
+        )
         trainer = Trainer(
             folder,
-            model=parallel if world.size == 1 else distribute(model, world),
-            bare_model=model,
-            optimizer=optimizer,
-            scheduler=setup.detector.scheduler and setup.detector.scheduler(optimizer),
+            training_step=step,
             loader=loader,
             sampler=sampler,
-            evaluate=Validation(setup, parallel, writer, stop, f"cycle {cycle}"),
-            settings=setup.settings,
-            device=setup.compute.devices.main,
-            scaler=torch.amp.GradScaler(setup.compute.devices.main.type) if fp16 else None,
-            writer=writer,
+            unlabelled=_unlabelled(setup, step, pool.unlabelled, sampler),
+            evaluate=Validation(setup, validated, writer, stop, f"cycle {cycle}"),
             stop=stop,
             identity={
                 "config": setup.config.resolved,
@@ -128,9 +108,11 @@ def train_cycle(
                 "cycle": cycle,
                 "pool": pool.state_dict(),
             },
-            class_names=setup.class_names,
-            title=f"cycle {cycle}/{setup.strategy.num_cycles}",
-            cycles_left=setup.strategy.num_cycles - cycle,
+            hooks=(
+                ClassDifficulty(setup.class_names, world),
+                WriteTensorboard(writer),
+                ShowProgress(title, left, show=setup.settings.show_progress),
+            ),
             world=world,
         )
         restored = trainer.resume()
@@ -147,8 +129,90 @@ def train_cycle(
         trainer.train()
         for name, value in trainer.model_facts()["class_difficulty"].items():
             logger.debug("cycle %d: training difficulty of %s: %.4f", cycle, name, value)
-    if not world.is_main:
+    return _outcome(trainer) if world.is_main else {}
+
+
+def _labelled(
+    setup: RunSetup,
+    labels: Mapping[str, Annotation],
+    pseudo: Mapping[str, Annotation],
+    cycle: int,
+) -> tuple[EpochBatchSampler, BaseDataLoader]:
+    """The order of the labelled and pseudo-labelled images, and their batches."""
+    parts, per_step = setup.settings.accumulate, setup.settings.per_step
+    sampler = EpochBatchSampler(
+        len(labels),
+        len(pseudo),
+        setup.compute.batch_size * parts,
+        stable_hash(setup.seed, "order", cycle),
+        setup.world,
+        per_step=per_step and per_step * parts,
+    )
+    view = LabelledView(
+        setup.images,
+        {**labels, **pseudo},
+        (*labels, *pseudo),
+        setup.transforms.train,
+        frozenset(pseudo),
+        setup.transforms.pseudo,
+    )
+    return sampler, _loader(setup, view, sampler)
+
+
+def _loader(setup: RunSetup, view: Any, sampler: Any) -> BaseDataLoader:
+    return BaseDataLoader(
+        view,
+        batch_sampler=sampler,
+        n_workers=setup.compute.n_workers,
+        pin_memory=setup.compute.devices.main.type == "cuda",
+    )
+
+
+def make_step(setup: RunSetup, model: BaseModel, batches: int) -> tuple[TrainingStep, nn.Module]:
+    """The step of a training with such epochs, and what is validated, both on all devices."""
+    optimizer, settings = setup.detector.optimizer(model), setup.settings
+    optimisation = Optimisation(
+        model,
+        optimizer,
+        setup.detector.scheduler and setup.detector.scheduler(optimizer),
+        torch.amp.GradScaler(setup.compute.devices.main.type)
+        if setup.compute.dtype is torch.float16
+        else None,
+        settings,
+        settings.half_life(batches),
+    )
+    parallel, world = setup.compute.parallel(model), setup.world
+    step = setup.detector.step(
+        model=parallel if world.size == 1 else distribute(model, world),
+        optimisation=optimisation,
+        settings=settings,
+        world=world,
+    )
+    kept = optimisation.kept
+    return step, parallel if kept is model else setup.compute.parallel(kept)
+
+
+def _unlabelled(
+    setup: RunSetup, step: TrainingStep, ids: Sequence[str], sampler: EpochBatchSampler
+) -> dict[str, BaseDataLoader]:
+    """Loaders of the views that a step asks for; none where there is no image for each process."""
+    settings = setup.settings
+    per_step = min((settings.per_step or setup.compute.batch_size) * settings.accumulate, len(ids))
+    if per_step < setup.world.size:
         return {}
+    transforms = dict(zip(VIEWS, (setup.transforms.train, setup.transforms.pseudo), strict=True))
+    return {
+        name: _loader(
+            setup,
+            UnlabelledView(setup.images, ids, transforms[name]),
+            RoundSampler(len(ids), per_step, len(sampler), sampler.seed, setup.world),
+        )
+        for name in step.views
+    }
+
+
+def _outcome(trainer: Trainer) -> dict[str, Any]:
+    """What `training.json` says of a training that has ended."""
     return {
         "steps": trainer.step,
         "epochs": trainer.epoch,
@@ -156,8 +220,8 @@ def train_cycle(
         "best": trainer.monitor.best,
         "seconds": trainer.seconds,
         "history": trainer.history,
-        "best_checkpoint": folder.best.name,
-        "sha256": sidecar(folder.best).read_text().split()[0],
+        "best_checkpoint": trainer.folder.best.name,
+        "sha256": sidecar(trainer.folder.best).read_text().split()[0],
     }
 
 

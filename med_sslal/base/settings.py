@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """The scalars of a training; config keys of the same names under `trainer`.
+    """The scalars of a training; their defaults stand in the config's schema alone.
 
     Attributes:
         epochs: Epochs of a cycle.
@@ -14,32 +14,35 @@ class TrainerSettings:
         val_steps: Overrides `val_period` where given: least steps between validations.
         monitor: "min KEY", "max KEY" or "off".
         early_stop: Epochs without improvement; 0 never stops early.
-        save_period: Epochs between numbered checkpoints.
-        checkpoint_seconds: Least time between two `checkpoint_last.pth` within a training.
+        save_period: Epochs between numbered checkpoints; 0 writes none.
+        checkpoint_seconds: Least time between two `checkpoint_last.pth` within a training; 0
+            writes one after every epoch, and none within.
         grad_clip: Largest gradient norm, or None.
         accumulate: Parts of a batch that are computed one after the other.
         warmup_steps: Steps over which the learning rate rises linearly from zero.
+        ema: Whether the average of the weights is validated, kept and scored with.
         lr_interval: "epoch" or "step": when the scheduler steps.
         pseudo_weight: Weight of the pseudo-labelled loss after its ramp.
-        per_step: Pseudo-labelled images on top of each batch; None takes as many as labelled ones.
+        per_step: Images without labels on top of each batch; None takes as many as labelled ones.
         show_progress: Whether progress is shown.
     """
 
     epochs: int
-    steps_per_cycle: int | None = None
-    val_period: int = 1
-    val_steps: int | None = None
-    monitor: str = "off"
-    early_stop: int = 0
-    save_period: int = 0
-    checkpoint_seconds: float = 60.0
-    grad_clip: float | None = None
-    accumulate: int = 1
-    warmup_steps: int = 0
-    lr_interval: str = "epoch"
-    pseudo_weight: float = 1.0
-    per_step: int | None = None
-    show_progress: bool = True
+    steps_per_cycle: int | None
+    val_period: int
+    val_steps: int | None
+    monitor: str
+    early_stop: int
+    save_period: int
+    checkpoint_seconds: float
+    grad_clip: float | None
+    accumulate: int
+    warmup_steps: int
+    ema: bool
+    lr_interval: str
+    pseudo_weight: float
+    per_step: int | None
+    show_progress: bool
 
     @property
     def length(self) -> str:
@@ -47,3 +50,7 @@ class TrainerSettings:
         if self.steps_per_cycle is not None:
             return f"{self.steps_per_cycle} steps"
         return f"{self.epochs} epochs"
+
+    def half_life(self, batches: int) -> float:
+        """Of a weight in the average, in steps: an epoch or 2 % of a training of such epochs."""
+        return max(batches, 0.02 * (self.steps_per_cycle or self.epochs * batches))

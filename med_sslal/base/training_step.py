@@ -1,0 +1,109 @@
+"""What happens in one step of a training: a class of its own, exchanged by `trainer.type`.
+
+Shape shorthand: B images of this process's share of a step, K foreground classes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from med_sslal.base.optimisation import Optimisation
+from med_sslal.base.settings import TrainerSettings
+from med_sslal.base.types import Batch
+from med_sslal.utils.distributed import World
+
+# Of unlabelled images: changed as labelled training images are, and as pseudo-labelled ones are.
+VIEWS = ("weak", "strong")
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """What a step is given.
+
+    Attributes:
+        batch: This process's share of the labelled images, then of the pseudo-labelled ones.
+        counts: False where the process has no share and its image is a stand-in: of several
+            processes all must take part in every step.
+        n_labelled: Labelled images of the step, in all processes.
+        n_pseudo: Pseudo-labelled ones.
+        unlabelled: The views that the step asked for, each a batch of this process's share of the
+            same unlabelled images in the same order; empty where the pool has too few left.
+        n_unlabelled: Unlabelled images of the step, in all processes.
+        number: Steps before this one.
+        total: Steps of the training.
+    """
+
+    batch: Batch
+    counts: bool
+    n_labelled: int
+    n_pseudo: int
+    unlabelled: Mapping[str, Batch]
+    n_unlabelled: int
+    number: int
+    total: int
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What a step was, for the log; without gradients.
+
+    Attributes:
+        image_ids: The B images that it trained on.
+        pseudo: bool [B], where the label is a pseudo-label.
+        losses: Name to float32 [B].
+        loss: This process's part of the step's loss, a scalar.
+        share: The part that the B images are of all of the step; 0 where they do not count.
+        class_quality: float32 [B, K, 2], see ModelOutput; None where it was not measured.
+    """
+
+    image_ids: tuple[str, ...]
+    pseudo: Tensor
+    losses: Mapping[str, Tensor]
+    loss: Tensor
+    share: float
+    class_quality: Tensor | None = None
+
+
+class TrainingStep(ABC):
+    """One optimiser step after the other; loop, checkpoints and resume know no recipe.
+
+    Attributes:
+        views: The VIEWS of unlabelled images that each step gets.
+    """
+
+    views: ClassVar[Sequence[str]] = ()
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimisation: Optimisation,
+        settings: TrainerSettings,
+        world: World,
+    ) -> None:
+        """Take the built parts.
+
+        Args:
+            model: Computes the losses: the detector, or what spreads it over devices.
+            optimisation: Turns gradients into weights; `optimisation.model` is the detector itself.
+            settings: The scalars.
+            world: The processes that train together; gradients are averaged over them.
+        """
+        self.model, self.optimisation = model, optimisation
+        self.settings, self.world = settings, world
+
+    @abstractmethod
+    def __call__(self, given: StepInput) -> StepOutcome:
+        """Do one optimiser step; the detector is in training mode."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What an identical continuation needs besides the optimisation; plain values, tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        if state:
+            raise NotImplementedError(f"{type(self).__name__} has a state, but cannot load it")

@@ -1,0 +1,95 @@
+"""What is shown and written while a training runs."""
+
+import logging
+import time
+from collections.abc import Mapping
+
+from med_sslal.base.base_trainer import BaseTrainer
+from med_sslal.base.hook import Hook
+from med_sslal.base.training_step import StepOutcome
+from med_sslal.logger.progress import Progress, duration
+from med_sslal.logger.visualization import TensorboardWriter
+from med_sslal.utils.train_util import peak_memory
+
+logger = logging.getLogger(__name__)
+
+
+class ShowProgress(Hook):
+    """The progress line, and a line for each epoch."""
+
+    def __init__(self, title: str, cycles_left: int = 0, *, show: bool = True) -> None:
+        """Prepare.
+
+        Args:
+            title: Such as "cycle 1/3".
+            cycles_left: Trainings that follow, for the time left.
+            show: False logs the epochs for train.log alone.
+        """
+        self._title, self._cycles_left, self._show = title, cycles_left, show
+        self._progress: Progress | None = None
+        self._started, self._first_step, self._seen = 0.0, 0, 0
+
+    def before_steps(self, trainer: BaseTrainer) -> None:
+        """Open the line of an epoch."""
+        if not self._seen:
+            self._started, self._first_step = time.monotonic(), trainer.step
+        text = f"{self._title} epoch {trainer.epoch + 1}/{trainer.epochs}"
+        total = trainer.epoch_batches
+        self._progress = Progress(text, total, done=trainer.batch, show=self._show)
+
+    def after_step(self, trainer: BaseTrainer, outcome: StepOutcome) -> None:
+        """Count the step."""
+        assert self._progress is not None
+        self._seen += round(len(outcome.pseudo) / outcome.share) if outcome.share else 0
+        self._progress.advance(self._note(trainer) if self._progress.due() else "")
+
+    def after_steps(self, trainer: BaseTrainer) -> None:
+        """Close the line."""
+        assert self._progress is not None
+        self._progress.close()
+
+    def _note(self, trainer: BaseTrainer) -> str:
+        """Losses, learning rate, pace, memory and what is left."""
+        losses = ", ".join(
+            f"{name.removeprefix('loss_')} {value:.3f}"
+            for name, value in trainer.mean_losses().items()
+        )
+        elapsed = time.monotonic() - self._started
+        per_step = elapsed / max(trainer.step - self._first_step, 1)
+        cycle = per_step * (trainer.total_steps - trainer.step)
+        run = cycle + self._cycles_left * per_step * trainer.total_steps
+        memory = peak_memory(trainer.optimisation.device)
+        return (
+            f"{losses}, lr {trainer.optimisation.lr:.2g}, "
+            f"{self._seen / max(elapsed, 1e-9):.1f} images/s, {memory}, "
+            f"cycle {duration(cycle)}, run {duration(run)} left"
+        )
+
+    def after_epoch(self, trainer: BaseTrainer, values: Mapping[str, float | None]) -> None:
+        """Log the epoch's values, those of the classes apart."""
+        validated = any(name.startswith("val_") for name in values)
+        shown = ", ".join(
+            f"{name} {value:.4g}"
+            for name, value in values.items()
+            if value is not None
+            and (name in ("loss", "lr") or name.startswith("val_"))
+            and "/" not in name
+        )
+        level = logging.INFO if validated and self._show else logging.DEBUG
+        text = f"{self._title} epoch {trainer.epoch}/{trainer.epochs}"
+        logger.log(level, "%s: %s", text, shown)
+
+
+class WriteTensorboard(Hook):
+    """The values of each epoch, over the steps."""
+
+    def __init__(self, writer: TensorboardWriter) -> None:
+        """Take the writer of the training."""
+        self._writer = writer
+
+    def after_epoch(self, trainer: BaseTrainer, values: Mapping[str, float | None]) -> None:
+        """Write them."""
+        measured = {k: v for k, v in values.items() if k not in ("epoch", "step")}
+        for name, value in trainer.model_facts().get("class_difficulty", {}).items():
+            measured[f"difficulty/{name}"] = value
+        self._writer.scalars(measured, trainer.step)
