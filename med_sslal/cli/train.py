@@ -117,7 +117,6 @@ def build_setup(
     seed, size = config["seed"], config["image_size"] or DEFAULT_IMAGE_SIZE
     # Data. The labels of training images are the oracle's alone.
     labels, splits = dataset.labels, dataset.images.splits
-    known = [image_id for image_id in splits["train"] if image_id in labels.annotations]
     changes = stable_hash(seed, "augmentation")
     transforms = Transforms(
         train=config.init_obj("augmentation", size, seed=changes),
@@ -136,7 +135,7 @@ def build_setup(
     pseudo = config.get("ssl_settings.include_pseudolabels")
     strategy = Strategy(
         helper=config.init_obj("al_settings", seed=seed),
-        oracle=SimulatedOracle(labels.of(known)),
+        oracle=SimulatedOracle(labels.of(i for i in splits["train"] if i in labels.annotations)),
         labeller=config.init_obj("ssl_settings") if pseudo else None,
         num_cycles=config.get("al_settings.num_cycles"),
     )
