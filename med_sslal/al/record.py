@@ -14,6 +14,7 @@ import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tokenize import TokenError
 from types import MappingProxyType
 from typing import Any
 
@@ -289,7 +290,7 @@ def _open_column(file: Path, kind: str, shape: tuple[int, ...]) -> np.ndarray:
     """
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
         raise DataError(f"cannot read {file}: {error}; score the pool again") from error
     fits = array.dtype.kind == "U" if kind == "U" else array.dtype == np.dtype(kind)
     if not fits or array.shape != shape:

@@ -39,7 +39,7 @@ def test(args: Namespace) -> int:
     """
     world = World.from_environment()
     with world.joined(gpus=args.device != "cpu"):
-        path, content, complaints = world.from_main(lambda: _find(args.resume))
+        path, content, complaints = world.from_main(lambda: find_model(args.resume))
         config = ConfigParser.from_dict(content["config"], registries(), source=str(path))
         setup_logging(config.get("trainer.verbosity"), leads=world.is_main)
         for complaint in complaints:
@@ -66,7 +66,7 @@ def _split_of_run(checkpoint: Path) -> dict[str, list[str]] | None:
     return read_json(cycle.run.split) if cycle is not None and cycle.run.split.exists() else None
 
 
-def _find(name: str) -> tuple[Path, dict[str, Any], list[str]]:
+def find_model(name: str) -> tuple[Path, dict[str, Any], list[str]]:
     """The checkpoint that was named, its content, and what is to be said of it.
 
     Raises:

@@ -192,8 +192,9 @@ class _Parser:
         number = _NUMBER.fullmatch(token)
         if number is None or len(token) > 400 or re.match("-?0[0-9]", token):
             self.fail(f"expected a value, found {self.found()}")
-        value = float(token) if number.group(1) or number.group(2) else int(token)
-        if not math.isfinite(value):
+        # A whole number too: a key that takes any number gets it as a float.
+        if not math.isfinite(float(token)):
             self.fail(f"the number {token} is too large")
+        value = float(token) if number.group(1) or number.group(2) else int(token)
         self.at += len(token)
         return value

@@ -327,6 +327,6 @@ def _label_or_same(content: dict[str, Any]) -> Any:
         return content
     try:
         return _image_from_json(content)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         # To the reader of JSON a ValueError means that it is none.
         raise TypeError(str(error)) from error

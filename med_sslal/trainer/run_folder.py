@@ -15,7 +15,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from med_sslal.base.checkpoint import load_checkpoint, newest_good, previous, sidecar
-from med_sslal.utils.errors import CheckpointError, UserError
+from med_sslal.utils.errors import DataError, CheckpointError, UserError
 from med_sslal.utils.util import (
     UNFINISHED,
     atomic_write,
@@ -244,7 +244,10 @@ class RunFolder:
         Raises:
             DataError: It is missing, damaged, or written by a newer version.
         """
-        return read_versioned(self.summary, SUMMARY_VERSION)
+        content = read_versioned(self.summary, SUMMARY_VERSION)
+        if not isinstance(content.get("finished"), bool) or not _is_table(content.get("cycles")):
+            raise DataError(f"{self.summary} is no summary of a run")
+        return content
 
     def finished_best(self) -> tuple[Path, dict[str, Any], list[str]]:
         """The best checkpoint of the last cycle whose training has ended.
@@ -273,6 +276,11 @@ class RunFolder:
                 remove_unfinished(part)
         except OSError as error:
             raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
+
+
+def _is_table(rows: Any) -> bool:
+    """Whether it is a list of objects."""
+    return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
 
 
 def new_run_folder(save_dir: Path, name: str, run_id: str | None, seed: int) -> Path:

@@ -1,0 +1,161 @@
+"""The program from Python: a trained run, its detector on new images, and choices from its record.
+
+run = med_sslal.load("latest")
+found = run.predict(["a.png", "b.png"])
+chosen = med_sslal.select(run.record, "entropy", budget=10)
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from med_sslal.al.record import PoolRecord
+from med_sslal.al.select import select as select
+from med_sslal.base.base_dataset import Images
+from med_sslal.base.base_model import BaseModel
+from med_sslal.base.types import Batch, Frame, ImageInfo, Prediction, UnlabelledSample
+from med_sslal.cli.build import build_dataset, detector_maker, devices_of, load_weights
+from med_sslal.cli.origin import find_record
+from med_sslal.cli.registries import registries
+from med_sslal.cli.test import find_model
+from med_sslal.cli.train import DEFAULT_IMAGE_SIZE
+from med_sslal.config.parse_config import ConfigParser
+from med_sslal.data.coco import COCO
+from med_sslal.data.image_folder import ImageFolder
+from med_sslal.data.pictures import picture_size, read_picture
+from med_sslal.data.transforms import EvalTransform
+from med_sslal.data.voc import PascalVOC
+from med_sslal.model.inference import stream
+from med_sslal.utils.errors import DataError
+from med_sslal.utils.train_util import autocast_dtype
+
+
+def load(path: str | Path = "latest", *, device: str | None = None) -> "Run":
+    """A trained run with its best model.
+
+    Args:
+        path: A run folder (its last finished cycle), a checkpoint, or `latest`, the newest run
+            below `exp_results` in the working folder.
+        device: "cpu" or "cuda"; None is what the run's config says.
+
+    Raises:
+        UserError: There is no such run or device, or the checkpoint is damaged.
+    """
+    return Run(str(path), device)
+
+
+class Run:
+    """A trained run, as `load` gives it.
+
+    Attributes:
+        path: The checkpoint.
+        config: The run's config, resolved.
+        class_names: Names without background; label i is `class_names[i - 1]`.
+        model: The detector, in eval mode.
+    """
+
+    def __init__(self, path: str, device: str | None) -> None:
+        """Read the checkpoint and make its detector (see `load`)."""
+        self.path, content, _ = find_model(path)
+        parser = ConfigParser.from_dict(content["config"], registries(), source=str(self.path))
+        self._parser, self._device = parser, devices_of(parser, device).main
+        self.config = parser.resolved
+        self.class_names = tuple(content["class_names"])
+        self._dtype = autocast_dtype(parser.get("trainer.precision"), self._device)
+        self.model: BaseModel = detector_maker(parser, self._dtype)()
+        load_weights(self.model, content, self.path)
+        self.model.to(self._device).eval()
+
+    @cached_property
+    def images(self) -> Images:
+        """The images that the run was made on; none of their labels.
+
+        Raises:
+            UserError: The data is not where the config says.
+        """
+        return build_dataset(self._parser).images
+
+    @cached_property
+    def record(self) -> PoolRecord:
+        """What the run's newest pass over its pool saw.
+
+        Raises:
+            DataError: None is kept (see `trainer.keep_records`).
+        """
+        return PoolRecord.open(find_record(str(self.path.parents[1])).record)
+
+    def predict(
+        self, images: Sequence[np.ndarray | str | Path], *, min_score: float = 0.05
+    ) -> list[Prediction]:
+        """Detections on images.
+
+        Args:
+            images: Arrays [H, W] or [H, W, 3], RGB, uint8 or in [0, 1] (as `images.read` gives
+                them); or, for a run on pictures, files: PNG, JPEG or TIFF, of 16 bits where the
+                run's data has a window.
+            min_score: Detections of a lower score are left out.
+
+        Returns:
+            For each image its boxes [N, 4], xyxy in ORIGINAL pixels, labels [N] and scores [N],
+            best first.
+
+        Raises:
+            DataError: An image cannot be read or is no such array.
+        """
+        batches = self._batches(iter(images))
+        outputs = stream(self.model, batches, self._device, self._dtype)
+        found = [each.prediction() for _, output in outputs for each in output.detections]
+        kept = [each.scores >= min_score for each in found]
+        return [
+            Prediction(each.boxes[keep], each.labels[keep], each.scores[keep])
+            for each, keep in zip(found, kept, strict=True)
+        ]
+
+    def _batches(self, images: Iterator[np.ndarray | str | Path]) -> Iterator[Batch]:
+        """Images in the model's frame, as many at a time as in the run."""
+        resize = EvalTransform(self.config["image_size"] or DEFAULT_IMAGE_SIZE)
+        number = 0
+        while part := [self._read(image) for image in islice(images, self.config["batch_size"])]:
+            samples = []
+            for pixels in part:
+                size = (pixels.shape[0], pixels.shape[1])
+                info = ImageInfo(f"{number}", f"{number}", "", size)
+                image, _, to_original = resize(pixels, None, info, 0)
+                samples.append(UnlabelledSample(image, Frame(info, to_original)))
+                number += 1
+            yield Batch.collate(samples)
+
+    def _read(self, image: np.ndarray | str | Path) -> np.ndarray:
+        """float32 [H, W, 3] in [0, 1] of an array or a file."""
+        if isinstance(image, np.ndarray):
+            return _unit(image)
+        if not issubclass(self._parser.init_class("dataset"), COCO | PascalVOC | ImageFolder):
+            raise DataError(
+                f"files are read for runs on pictures, and this one is on "
+                f"{self.config['dataset']['type']}: give arrays, such as those of run.images.read"
+            )
+        path, window = Path(image), self.config["dataset"]["args"].get("window")
+        return read_picture(path, picture_size(path, window), window)
+
+
+def _unit(array: np.ndarray) -> np.ndarray:
+    """float32 [H, W, 3] in [0, 1] of an array given by a user.
+
+    Raises:
+        DataError: It is none that can be taken.
+    """
+    scale: Any = 255 if array.dtype == np.uint8 else 1
+    pixels = np.asarray(array / np.float32(scale), dtype=np.float32)
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    fits = pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size > 0
+    if not fits or not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise DataError(
+            f"an image must be [H, W] or [H, W, 3], uint8 or in [0, 1]; found {array.dtype} "
+            f"{list(array.shape)}" + (f" from {array.min()} to {array.max()}" if array.size else "")
+        )
+    return pixels
