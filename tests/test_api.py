@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from commands import blocks
 from tiny import make_voc, quick_config, run_train, write_config
 
 import med_sslal
@@ -104,6 +105,18 @@ def test_what_is_no_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_pool_labels_stay_out_of_reach(run: med_sslal.Run) -> None:
     assert not isinstance(run.images, BaseDataset) and not hasattr(run.images, "annotations")
+
+
+def test_the_example_of_the_readme(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = iter(sorted(folder.path.parents[2].rglob("*.jpg")))
+    (example,) = blocks(Path(__file__).parents[1] / "README.md", "python")
+    for name in ("a.png", "b.png"):
+        example = example.replace(name, str(next(pictures)))
+    monkeypatch.setattr(med_sslal, "load", lambda path: med_sslal.api.load(folder.path))
+    exec(example.replace("budget=10", "budget=2"), {})
+    assert "('class0',)" in capsys.readouterr().out
 
 
 def test_the_package_loads_without_torch() -> None:

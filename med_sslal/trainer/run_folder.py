@@ -15,7 +15,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from med_sslal.base.checkpoint import load_checkpoint, newest_good, previous, sidecar
-from med_sslal.utils.errors import DataError, CheckpointError, UserError
+from med_sslal.utils.errors import CheckpointError, DataError, UserError
 from med_sslal.utils.util import (
     UNFINISHED,
     atomic_write,
