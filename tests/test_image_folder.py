@@ -12,9 +12,8 @@ from med_sslal.base.base_dataset import Labels
 from med_sslal.base.types import Annotation
 from med_sslal.data.bad_samples import BadSamples
 from med_sslal.data.coco import COCO, save_coco
-from med_sslal.data.deeplesion import SliceImages
 from med_sslal.data.image_folder import ImageFolder
-from med_sslal.data.slices import HU_OFFSET, Stack
+from med_sslal.data.slices import HU_OFFSET, SliceImages, Stack
 from med_sslal.data.voc import PascalVOC, load_voc, save_voc
 from med_sslal.utils.errors import ConfigError, DataError
 from tests.tiny import files_of, make_voc, quick_config, run_test, run_train, write_config

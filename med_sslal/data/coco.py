@@ -66,22 +66,7 @@ class COCO(BaseDataset):
                 on_bad_sample is "error".
         """
         folder, pictures = Path(root), inside(Path(root), images)
-        if not pictures.is_dir():
-            gone = pictures if folder.is_dir() else folder
-            raise DataError(
-                f"no COCO data at {root}: folder {gone} does not exist; set dataset.args.root and "
-                "dataset.args.images"
-            )
-
-        def find(entry: dict[str, Any], name: str, where: str) -> ImageInfo:
-            file = inside(pictures, name)
-            size = picture_size(file, window)
-            image_id = PurePosixPath(name.replace("\\", "/")).with_suffix("").as_posix()
-            group = entry.get(group_key) if group_key else image_id
-            if group is None or group == "":
-                raise DataError(f"{where}: it has no '{group_key}' (dataset.args.group_key)")
-            return ImageInfo(image_id, str(group), file.relative_to(folder).as_posix(), size)
-
+        find = _finder(folder, pictures, group_key, window)
         bad = BadSamples(on_bad_sample, str(folder))
         names: list[str] = []
         infos: dict[str, ImageInfo] = {}
@@ -89,7 +74,7 @@ class COCO(BaseDataset):
         lists: dict[str, list[str]] = {}
         files = annotations if isinstance(annotations, dict) else {"all": annotations}
         for split, name in files.items():
-            content = load_coco(inside(folder, name), find, bad, known=infos)
+            content = load_coco(inside(folder, name), find, bad, infos)
             names += [each for each in content.class_names if each not in names]
             lists[split] = list(content.infos)
             infos |= content.infos
@@ -102,6 +87,33 @@ class COCO(BaseDataset):
             else split_by_group(infos, eval_split, split_seed)
         )
         super().__init__(PictureImages(folder, infos, splits, window), labels)
+
+
+def _finder(
+    root: Path, pictures: Path, group_key: str | None, window: Window | None
+) -> Callable[[dict[str, Any], str, str], ImageInfo]:
+    """What gives `load_coco` the image of an entry: that of its file below `pictures`.
+
+    Raises:
+        DataError: There is no such folder.
+    """
+    if not pictures.is_dir():
+        gone = pictures if root.is_dir() else root
+        raise DataError(
+            f"no COCO data at {root}: folder {gone} does not exist; set dataset.args.root and "
+            "dataset.args.images"
+        )
+
+    def find(entry: dict[str, Any], name: str, where: str) -> ImageInfo:
+        file = inside(pictures, name)
+        size = picture_size(file, window)
+        image_id = PurePosixPath(name.replace("\\", "/")).with_suffix("").as_posix()
+        group = entry.get(group_key) if group_key else image_id
+        if group is None or group == "":
+            raise DataError(f"{where}: it has no '{group_key}' (dataset.args.group_key)")
+        return ImageInfo(image_id, str(group), file.relative_to(root).as_posix(), size)
+
+    return find
 
 
 class CocoContent(NamedTuple):

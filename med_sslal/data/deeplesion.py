@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,21 +10,20 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Gt
 
-from med_sslal.base.base_dataset import BaseDataset, Images, Labels
+from med_sslal.base.base_dataset import BaseDataset, Labels
 from med_sslal.base.types import Annotation, ImageInfo
 from med_sslal.data.bad_samples import BadSamples, OnBadSample
 from med_sslal.data.deeplesion_csv import Lesion, read_csv
 from med_sslal.data.deeplesion_files import SliceFiles
-from med_sslal.data.pictures import Window, to_unit
-from med_sslal.data.probe import ImageProbe, probe_image
+from med_sslal.data.pictures import Window
+from med_sslal.data.probe import ImageProbe
 from med_sslal.data.slice_cache import SliceCache
 from med_sslal.data.slices import (
+    FoundStack,
+    SliceImages,
     SliceMode,
-    Stack,
     decode_slice,
-    needed_slices,
-    neighbour_positions,
-    read_stack,
+    find_stack,
 )
 from med_sslal.data.splits import SPLIT_NAMES, EvalSplit, log_split, split_by_group
 from med_sslal.utils.errors import ConfigError, DataError
@@ -50,58 +49,6 @@ FULL_ROWS = 32735
 FULL_COUNTS = {"train": (22901, 22478), "val": (4887, 4791), "test": (4912, 4817)}
 # Checking a file waits for the disk or the network, not for the processor.
 PROBE_THREADS = 16
-
-# HU; narrower than the model's input, which a screen cannot show.
-DISPLAY_WINDOW = (-1000.0, 400.0)
-
-
-class SliceImages(Images):
-    """Key slices, each read with the slices around it."""
-
-    def __init__(
-        self,
-        infos: Mapping[str, ImageInfo],
-        splits: Mapping[str, tuple[str, ...]],
-        stacks: Mapping[str, Stack],
-        window: tuple[float, float],
-        decode: Callable[[Path], np.ndarray] = decode_slice,
-        note: str | None = None,
-    ) -> None:
-        """Hold the files.
-
-        Args:
-            infos: See Images.
-            splits: See Images.
-            stacks: Image id to its files.
-            window: Lowest and highest HU of the pixels, mapped to 0 and 1.
-            decode: Gives uint16 [H, W] of a file.
-            note: See Images.
-        """
-        super().__init__(infos, splits, note)
-        self._stacks, self.window, self._decode = stacks, window, decode
-
-    def read(self, image_id: str) -> np.ndarray:
-        """Decode a key slice and its neighbours.
-
-        Returns:
-            float32 [H, W, 3] in [0, 1], ORIGINAL pixels; channels from the lower slice index to
-            the higher one.
-
-        Raises:
-            DataError: A file is missing or damaged.
-        """
-        return read_stack(self._stacks[image_id], self.window, self._decode)
-
-    def picture(self, image_id: str) -> np.ndarray:
-        """The key slice in grey between -1000 and 400 HU, where lung and soft tissue both show.
-
-        A narrower window is shown as it is, with all greys.
-        """
-        low, high = self.window
-        values = self.read(image_id)[..., 1] * (high - low) + low
-        shown = max(low, DISPLAY_WINDOW[0]), min(high, DISPLAY_WINDOW[1])
-        grey = to_unit(values, shown if shown[0] < shown[1] else self.window)
-        return np.repeat(grey[..., None], 3, axis=2)
 
 
 class DeepLesion(BaseDataset):
@@ -138,8 +85,8 @@ class DeepLesion(BaseDataset):
                 official = keep the split of DL_info.csv.
             eval_split: Share of patients held out, half for validation and half for test.
             split_seed: Seed of that split, apart from the run's seed.
-            slice_mode: The outer two channels: interpolate = slice_step_mm away where the
-                slice interval is known; raw = the neighbouring slices; repeat = the key slice.
+            slice_mode: The outer two channels: interpolate = slice_step_mm away where the slice
+                interval is known; raw = the neighbouring slices; repeat = the key slice.
             slice_step_mm: Distance of the outer channels in mm (interpolate).
             window: Lowest and highest HU of the pixels, mapped to 0 and 1.
             cache_dir: Folder for decoded slices, which makes later epochs faster (0.5 MB a
@@ -151,8 +98,6 @@ class DeepLesion(BaseDataset):
             ConfigError: An argument is wrong, or the choice leaves a split empty.
             DataError: Data is missing or bad.
         """
-        self.slice_mode: SliceMode = slice_mode
-        self.slice_step_mm = slice_step_mm
         decode = SliceCache(Path(cache_dir)).read if cache_dir else decode_slice
 
         folder = Path(root).expanduser()
@@ -160,9 +105,9 @@ class DeepLesion(BaseDataset):
         table, files = _open_root(folder)
         lesions = read_csv(table, bad)
         n_rows = len(lesions) + len(bad.problems)
-        infos, annotations, stacks = self._fill(
-            folder, _keep_images(lesions, lesion_type), files, lesion_type, bad
-        )
+        wanted = _keep_images(lesions, lesion_type)
+        found = _find_stacks(wanted, files, slice_mode, slice_step_mm)
+        infos, annotations = _read_images(folder, wanted, found, lesion_type, bad)
         bad.finish()
         if not infos:
             raise ConfigError(f"{table} has no usable lesion of dataset.args.lesion_type")
@@ -170,96 +115,13 @@ class DeepLesion(BaseDataset):
             splits = _official_split(infos, lesions, lesion_type)
         else:
             splits = split_by_group(infos, eval_split, split_seed)
+        stacks = {name: found[name].stack for name in infos}
         super().__init__(
             SliceImages(infos, splits, stacks, window, decode, self.note),
             Labels(("lesion",), annotations),
         )
         full = n_rows == FULL_ROWS and (dataset_type, lesion_type) == ("official", "all")
         self._log_counts(lesion_type, full)
-
-    def _fill(
-        self,
-        root: Path,
-        images: dict[str, list[Lesion]],
-        files: SliceFiles,
-        lesion_type: str,
-        bad: BadSamples,
-    ) -> tuple[dict[str, ImageInfo], dict[str, Annotation], dict[str, Stack]]:
-        """Check the files of `images`, and keep those that can be read and have a lesion."""
-        infos: dict[str, ImageInfo] = {}
-        annotations: dict[str, Annotation] = {}
-        found: dict[str, Stack] = {}
-        logger.info("checking the slices of %d images in %s", len(images), root)
-        with ThreadPoolExecutor(PROBE_THREADS) as threads:
-            stacks = threads.map(lambda rows: self._find_stack(rows[0], files), images.values())
-            for (image_id, rows), (stack, probe, problems) in zip(
-                images.items(), stacks, strict=True
-            ):
-                for problem in problems:
-                    bad.add(problem)
-                if stack is None or probe is None:
-                    continue
-                if any(
-                    sorted(row.image_size) != sorted((probe.width, probe.height)) for row in rows
-                ):
-                    bad.add(
-                        f"image file {stack.files[rows[0].slice_index]} has {probe.width}x"
-                        f"{probe.height} pixels; its Image_size in DL_info.csv is "
-                        f"{rows[0].image_size}"
-                    )
-                    continue
-                annotation = _annotate(rows, lesion_type, probe, bad)
-                if annotation.n_objects == 0:
-                    continue
-                spacing = rows[0].spacing[0]
-                found[image_id] = stack
-                annotations[image_id] = annotation
-                infos[image_id] = ImageInfo(
-                    image_id,
-                    rows[0].patient,
-                    stack.files[rows[0].slice_index].relative_to(root).as_posix(),
-                    (probe.height, probe.width),
-                    spacing if _known(spacing) else None,
-                    rows[0].series,
-                    rows[0].slice_index,
-                )
-        return infos, annotations, found
-
-    def _find_stack(
-        self, lesion: Lesion, files: SliceFiles
-    ) -> tuple[Stack | None, ImageProbe | None, list[str]]:
-        """Files of a key slice and its neighbours, the key slice's header, and what is wrong.
-
-        A damaged neighbour counts as missing; without the key slice there is no stack.
-        """
-        paths = dict(files.of_series(lesion.series))
-        centre = lesion.slice_index
-        if centre not in paths:
-            return None, None, [f"key slice {lesion.image_id}.png is missing"]
-        try:
-            key = _probe_slice(paths[centre])
-        except DataError as error:
-            return None, None, [str(error)]
-        checked, problems = {centre}, []
-        while True:
-            positions = neighbour_positions(
-                centre, paths, self.slice_mode, lesion.spacing[2], self.slice_step_mm
-            )
-            needed = needed_slices(positions)
-            for index in set(needed) - checked:
-                checked.add(index)
-                try:
-                    probe = _probe_slice(paths[index])
-                    if probe != key:
-                        raise DataError(
-                            f"image file {paths[index]} differs in size from its key "
-                            f"slice {lesion.image_id}"
-                        )
-                except DataError as error:
-                    problems.append(str(error))
-                    del paths[index]
-            if paths.keys() >= set(needed):
-                return Stack(positions, {i: paths[i] for i in needed}), key, problems
 
     def _log_counts(self, lesion_type: str, full: bool) -> None:
         """Log boxes and images per split, and compare the full file with what is published."""
@@ -285,6 +147,61 @@ class DeepLesion(BaseDataset):
                     name,
                     *FULL_COUNTS[name],
                 )
+
+
+def _find_stacks(
+    images: Mapping[str, Sequence[Lesion]], files: SliceFiles, mode: SliceMode, step_mm: float
+) -> dict[str, FoundStack]:
+    """Image id to what was found of it."""
+    logger.info("checking the slices of %d images", len(images))
+
+    def find(rows: Sequence[Lesion]) -> FoundStack:
+        paths, (_, _, gap) = files.of_series(rows[0].series), rows[0].spacing
+        return find_stack(paths, rows[0].slice_index, mode, gap, step_mm)
+
+    with ThreadPoolExecutor(PROBE_THREADS) as threads:
+        return dict(zip(images, threads.map(find, images.values()), strict=True))
+
+
+def _read_images(
+    root: Path,
+    images: Mapping[str, Sequence[Lesion]],
+    found: Mapping[str, FoundStack],
+    lesion_type: str,
+    bad: BadSamples,
+) -> tuple[dict[str, ImageInfo], dict[str, Annotation]]:
+    """Infos and labels of the images that can be read and have a lesion."""
+    infos: dict[str, ImageInfo] = {}
+    annotations: dict[str, Annotation] = {}
+    for image_id, rows in images.items():
+        first, (stack, probe, problems) = rows[0], found[image_id]
+        for problem in problems:
+            bad.add(problem)
+        if probe is None:
+            if not problems:
+                bad.add(f"key slice {image_id}.png is missing")
+            continue
+        path = stack.files[first.slice_index]
+        if any(sorted(row.image_size) != sorted((probe.width, probe.height)) for row in rows):
+            bad.add(
+                f"image file {path} has {probe.width}x{probe.height} pixels; its Image_size in "
+                f"DL_info.csv is {first.image_size}"
+            )
+            continue
+        annotation = _annotate(rows, lesion_type, probe, bad)
+        if annotation.n_objects == 0:
+            continue
+        annotations[image_id] = annotation
+        infos[image_id] = ImageInfo(
+            image_id,
+            first.patient,
+            path.relative_to(root).as_posix(),
+            (probe.height, probe.width),
+            first.spacing[0] if _known(first.spacing[0]) else None,
+            first.series,
+            first.slice_index,
+        )
+    return infos, annotations
 
 
 def _official_split(
@@ -389,17 +306,6 @@ def _annotate(
         sizes_mm=np.array(sizes, dtype=np.float32),
         subtypes=tuple(row.lesion_type for row in kept),
     )
-
-
-def _probe_slice(path: Path) -> ImageProbe:
-    """Header of a slice; DataError unless it is a whole 16-bit grey PNG."""
-    probe = probe_image(path)
-    if (probe.bit_depth, probe.channels) != (16, 1):
-        raise DataError(
-            f"image file {path} must be 16-bit grey, found {probe.channels} channel(s) of "
-            f"{probe.bit_depth} bits: it is no original slice"
-        )
-    return probe
 
 
 def _known(spacing: float) -> bool:

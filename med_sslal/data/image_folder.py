@@ -10,11 +10,11 @@ from med_sslal.data.coco import load_coco
 from med_sslal.data.pictures import (
     PictureImages,
     Window,
+    find_pictures,
     group_finder,
     make_labels,
-    picture_size,
+    read_infos,
 )
-from med_sslal.data.probe import SUFFIXES
 from med_sslal.data.splits import (
     SPLIT_NAMES,
     Classes,
@@ -71,17 +71,7 @@ class ImageFolder(BaseDataset):
         """
         folder, group_of = Path(root), group_finder(group_pattern)
         bad = BadSamples(on_bad_sample, str(folder))
-        infos: dict[str, ImageInfo] = {}
-        for path in _files(folder):
-            name = path.relative_to(folder)
-            image_id = name.with_suffix("").as_posix()
-            try:
-                if image_id in infos:
-                    raise DataError(f"{path}: a second picture with the image id '{image_id}'")
-                size, group = picture_size(path, window), group_of(image_id)
-                infos[image_id] = ImageInfo(image_id, group, name.as_posix(), size)
-            except DataError as error:
-                bad.add(error)
+        infos = read_infos(folder, find_pictures(folder, "root"), group_of, bad, window)
         known = Labels(tuple(classes or ()), {})
         if labels is not None:
             by_name = {info.file_name: info for info in infos.values()}
@@ -99,22 +89,6 @@ class ImageFolder(BaseDataset):
         images = PictureImages(folder, infos, splits, window)
         images.split_from_labels = True
         super().__init__(images, known)
-
-
-def _files(folder: Path) -> list[Path]:
-    """The pictures below a folder, sorted."""
-    found = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    if not found:
-        state = "holds no picture" if folder.is_dir() else "does not exist"
-        raise DataError(
-            f"dataset.args.root: folder {folder} {state} ({', '.join(SUFFIXES)} are looked for)"
-        )
-    return found
 
 
 def _split(

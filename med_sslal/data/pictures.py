@@ -14,7 +14,7 @@ from annotated_types import Predicate, doc
 from med_sslal.base.base_dataset import Images, Labels
 from med_sslal.base.types import Annotation, ImageInfo
 from med_sslal.data.bad_samples import BadSamples
-from med_sslal.data.probe import probe_image
+from med_sslal.data.probe import SUFFIXES, probe_image
 from med_sslal.data.splits import SPLIT_NAMES, log_split
 from med_sslal.utils.errors import DataError
 
@@ -235,6 +235,62 @@ def group_finder(pattern: str | None) -> Callable[[str], str]:
         return match.group(1)
 
     return find
+
+
+def find_pictures(folder: Path, key: str) -> dict[str, Path]:
+    """The pictures below a folder, however deep, by id; hidden ones are passed over.
+
+    Args:
+        folder: The folder.
+        key: Of `dataset.args`, which names it.
+
+    Returns:
+        Path below the folder without its ending, to the file; sorted.
+
+    Raises:
+        DataError: There is none, or two would have one id.
+    """
+    files: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.suffix.lower() in SUFFIXES and not any(p.startswith(".") for p in name.parts):
+            image_id = name.with_suffix("").as_posix()
+            if image_id in files:
+                raise DataError(f"two pictures have one image id: {files[image_id]} and {path}")
+            files[image_id] = path
+    if not files:
+        state = "holds no picture" if folder.is_dir() else "does not exist"
+        raise DataError(
+            f"dataset.args.{key}: folder {folder} {state} ({', '.join(SUFFIXES)} are looked for)"
+        )
+    return files
+
+
+def read_infos(
+    root: Path,
+    files: Mapping[str, Path],
+    group_of: Callable[[str], str],
+    bad: BadSamples,
+    window: Window | None = None,
+) -> dict[str, ImageInfo]:
+    """The images whose picture is whole; the others go to `bad`.
+
+    Args:
+        root: What `file_name` shall start from.
+        files: Image id to picture.
+        group_of: Gives the patient of an image id.
+        bad: Collects what is wrong.
+        window: See `picture_size`.
+    """
+    infos: dict[str, ImageInfo] = {}
+    for image_id, path in files.items():
+        try:
+            size, group = picture_size(path, window), group_of(image_id)
+        except DataError as error:
+            bad.add(error)
+            continue
+        infos[image_id] = ImageInfo(image_id, group, path.relative_to(root).as_posix(), size)
+    return infos
 
 
 def given_splits(

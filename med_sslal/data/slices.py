@@ -4,18 +4,24 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 
+from med_sslal.base.base_dataset import Images
+from med_sslal.base.types import ImageInfo
 from med_sslal.data.pictures import to_unit
+from med_sslal.data.probe import ImageProbe, probe_image
 from med_sslal.utils.errors import DataError
 
 SliceMode = Literal["interpolate", "raw", "repeat"]
 
 # DeepLesion stores HU + 32768.
 HU_OFFSET = 32768
+
+# HU; narrower than the model's input, which a screen cannot show.
+DISPLAY_WINDOW = (-1000.0, 400.0)
 
 
 def decode_slice(path: Path) -> np.ndarray:
@@ -126,3 +132,115 @@ def read_stack(
         if share:
             image[..., channel] += share * (slices[below + 1] - slices[below])
     return to_unit(image, window)
+
+
+class FoundStack(NamedTuple):
+    """What was found of an image: its files, the key slice's header, and what is wrong.
+
+    Without a key slice `stack` is empty and `probe` None.
+    """
+
+    stack: Stack
+    probe: ImageProbe | None
+    problems: list[str]
+
+
+def find_stack(
+    present: Mapping[int, Path], centre: int, mode: SliceMode, spacing_z: float, step_mm: float
+) -> FoundStack:
+    """Find and check the files of a key slice and its neighbours.
+
+    A damaged neighbour counts as missing.
+
+    Args:
+        present: Slice index to file, of the whole series.
+        centre: Index of the key slice.
+        mode: See `neighbour_positions`.
+        spacing_z: Likewise.
+        step_mm: Likewise.
+    """
+    paths, checked = dict(present), {centre}
+    problems: list[str] = []
+    nothing = Stack((centre, centre, centre), {})
+    if centre not in paths:
+        return FoundStack(nothing, None, [])
+    try:
+        key = _probe_slice(paths[centre])
+    except DataError as error:
+        return FoundStack(nothing, None, [str(error)])
+    while True:
+        positions = neighbour_positions(centre, paths, mode, spacing_z, step_mm)
+        needed = needed_slices(positions)
+        for index in set(needed) - checked:
+            checked.add(index)
+            try:
+                if _probe_slice(paths[index]) != key:
+                    raise DataError(
+                        f"image file {paths[index]} differs in size from its key slice "
+                        f"{paths[centre]}"
+                    )
+            except DataError as error:
+                problems.append(str(error))
+                del paths[index]
+        if paths.keys() >= set(needed):
+            return FoundStack(Stack(positions, {i: paths[i] for i in needed}), key, problems)
+
+
+def _probe_slice(path: Path) -> ImageProbe:
+    """Header of a slice; DataError unless it is a whole 16-bit grey PNG."""
+    probe = probe_image(path)
+    if (probe.bit_depth, probe.channels) != (16, 1):
+        raise DataError(
+            f"image file {path} must be 16-bit grey, found {probe.channels} channel(s) of "
+            f"{probe.bit_depth} bits: it is no original slice"
+        )
+    return probe
+
+
+class SliceImages(Images):
+    """Key slices, each read with the slices around it."""
+
+    def __init__(
+        self,
+        infos: Mapping[str, ImageInfo],
+        splits: Mapping[str, tuple[str, ...]],
+        stacks: Mapping[str, Stack],
+        window: tuple[float, float],
+        decode: Callable[[Path], np.ndarray] = decode_slice,
+        note: str | None = None,
+    ) -> None:
+        """Hold the files.
+
+        Args:
+            infos: See Images.
+            splits: See Images.
+            stacks: Image id to its files.
+            window: Lowest and highest HU of the pixels, mapped to 0 and 1.
+            decode: Gives uint16 [H, W] of a file.
+            note: See Images.
+        """
+        super().__init__(infos, splits, note)
+        self._stacks, self.window, self._decode = stacks, window, decode
+
+    def read(self, image_id: str) -> np.ndarray:
+        """Decode a key slice and its neighbours.
+
+        Returns:
+            float32 [H, W, 3] in [0, 1], ORIGINAL pixels; channels from the lower slice index to
+            the higher one.
+
+        Raises:
+            DataError: A file is missing or damaged.
+        """
+        return read_stack(self._stacks[image_id], self.window, self._decode)
+
+    def picture(self, image_id: str) -> np.ndarray:
+        """The key slice in grey between -1000 and 400 HU, where lung and soft tissue both show.
+
+        A narrower window is shown as it is, with all greys.
+        """
+        low, high = self.window
+        values = self.read(image_id)[..., 1] * (high - low) + low
+        shown = max(low, DISPLAY_WINDOW[0]), min(high, DISPLAY_WINDOW[1])
+        grey = to_unit(values, shown if shown[0] < shown[1] else self.window)
+        return np.repeat(grey[..., None], 3, axis=2)

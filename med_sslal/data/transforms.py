@@ -128,20 +128,7 @@ class TrainTransform:
                     keep_ratio=True,
                     p=_half(rotation or scale or translate),
                 ),
-                A.RandomBrightnessContrast(
-                    brightness, contrast, brightness_by_max=False, p=_half(brightness or contrast)
-                ),
-                A.RandomGamma((100 * (1 - gamma), 100 * (1 + gamma)), p=_half(gamma)),
-                A.GaussianBlur(blur_limit=0, sigma_limit=(0.0, blur), p=_half(blur)),
-                A.GaussNoise(std_range=(0.0, noise), p=_half(noise)),
-                A.CoarseDropout(
-                    num_holes_range=(1, max(cutout, 1)),
-                    hole_height_range=(0.05, 0.15),
-                    hole_width_range=(0.05, 0.15),
-                    fill=0.0,
-                    fill_mask=0.0,
-                    p=_half(cutout),
-                ),
+                *_pixel_changes(A, brightness, contrast, gamma, blur, noise, cutout),
             ],
             keypoint_params=A.KeypointParams("xy", remove_invisible=False),
         )
@@ -232,6 +219,28 @@ class StrongTransform(TrainTransform):
             cutout=cutout,
             **others,
         )
+
+
+def _pixel_changes(
+    A: Any, brightness: float, contrast: float, gamma: float, blur: float, noise: float, cutout: int
+) -> list[Any]:
+    """The changes that move nothing; see TrainTransform for the arguments."""
+    return [
+        A.RandomBrightnessContrast(
+            brightness, contrast, brightness_by_max=False, p=_half(brightness or contrast)
+        ),
+        A.RandomGamma((100 * (1 - gamma), 100 * (1 + gamma)), p=_half(gamma)),
+        A.GaussianBlur(blur_limit=0, sigma_limit=(0.0, blur), p=_half(blur)),
+        A.GaussNoise(std_range=(0.0, noise), p=_half(noise)),
+        A.CoarseDropout(
+            num_holes_range=(1, max(cutout, 1)),
+            hole_height_range=(0.05, 0.15),
+            hole_width_range=(0.05, 0.15),
+            fill=0.0,
+            fill_mask=0.0,
+            p=_half(cutout),
+        ),
+    ]
 
 
 def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,20 +1,19 @@
 """Pascal VOC: one XML file per image; read and written."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 from med_sslal.base.base_dataset import BaseDataset, Images, Labels
-from med_sslal.base.types import ImageInfo
 from med_sslal.data.bad_samples import BadSamples, OnBadSample
 from med_sslal.data.pictures import (
     BoxRecord,
     PictureImages,
+    find_pictures,
     given_splits,
     group_finder,
     make_labels,
-    picture_size,
+    read_infos,
 )
 from med_sslal.data.splits import (
     Classes,
@@ -75,23 +74,24 @@ class PascalVOC(BaseDataset):
         folder, group_of = Path(root), group_finder(group_pattern)
         bad = BadSamples(on_bad_sample, str(folder))
         documents = _xml_files(folder, inside(folder, annotations))
-        pictures = _pictures(folder, inside(folder, images))
+        pictures = find_pictures(inside(folder, images), "images")
         lists = None if split_lists is None else _lists(folder, split_lists)
         wanted = sorted({i for ids in lists.values() for i in ids} if lists else documents)
         if left_out := len(documents.keys() - set(wanted)):
             logger.info("%s: %d annotated images are on no list and left out", root, left_out)
 
-        infos: dict[str, ImageInfo] = {}
+        for kind, there in (("picture", pictures), ("annotation file", documents)):
+            for image_id in [each for each in wanted if each not in there]:
+                bad.add(f"image '{image_id}' has no {kind} in {folder}")
+                wanted.remove(image_id)
+        infos = read_infos(folder, {name: pictures[name] for name in wanted}, group_of, bad)
         records: dict[str, list[BoxRecord]] = {}
-        for info in _read_infos(folder, pictures, wanted, group_of, bad):
-            image_id = info.image_id
+        for image_id, info in list(infos.items()):
             try:
-                if image_id not in documents:
-                    raise DataError(f"image '{image_id}' is on a list and has no annotation file")
                 records[image_id] = load_voc(documents[image_id], info.orig_size, bad)
-                infos[image_id] = info
             except DataError as error:
                 bad.add(error)
+                del infos[image_id]
         found = sorted({record.name for boxes in records.values() for record in boxes})
         labels = make_labels(records, found if classes is None else classes, infos, bad)
         bad.finish()
@@ -195,26 +195,6 @@ def _read_object(element: ElementTree.Element, where: str) -> BoxRecord:
     return BoxRecord(where, name, (xmin - 1, ymin - 1, xmax, ymax), difficult)
 
 
-def _read_infos(
-    root: Path,
-    pictures: dict[str, Path],
-    image_ids: Iterable[str],
-    group_of: Callable[[str], str],
-    bad: BadSamples,
-) -> Iterator[ImageInfo]:
-    """Yield the images whose picture is whole; the others go to `bad`."""
-    for image_id in image_ids:
-        try:
-            if image_id not in pictures:
-                raise DataError(f"image '{image_id}' has no picture below {root}")
-            path = pictures[image_id]
-            size, group = picture_size(path), group_of(image_id)
-        except DataError as error:
-            bad.add(error)
-            continue
-        yield ImageInfo(image_id, group, path.relative_to(root).as_posix(), size)
-
-
 def _xml_files(root: Path, folder: Path) -> dict[str, Path]:
     """Image id to annotation file."""
     files = {path.stem: path for path in sorted(folder.glob("*.xml"))}
@@ -226,23 +206,6 @@ def _xml_files(root: Path, folder: Path) -> dict[str, Path]:
             "holds Annotations and JPEGImages, or dataset.args.annotations and "
             "dataset.args.images to the names that they have there"
         )
-    return files
-
-
-def _pictures(root: Path, folder: Path) -> dict[str, Path]:
-    """Image id to picture, by the name of the file: the `filename` in the XML is often wrong."""
-    if not folder.is_dir():
-        raise DataError(
-            f"no Pascal VOC data at {root}: folder {folder} does not exist; name it with "
-            "dataset.args.images"
-        )
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
-            continue
-        if path.stem in files:
-            raise DataError(f"two pictures have one image id: {files[path.stem]} and {path}")
-        files[path.stem] = path
     return files
 
 
