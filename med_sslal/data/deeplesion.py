@@ -89,10 +89,8 @@ class DeepLesion(BaseDataset):
                 interval is known; raw = the neighbouring slices; repeat = the key slice.
             slice_step_mm: Distance of the outer channels in mm (interpolate).
             window: Lowest and highest HU of the pixels, mapped to 0 and 1.
-            cache_dir: Folder for decoded slices, which makes later epochs faster (0.5 MB a
-                slice); null = none.
-            on_bad_sample: Damaged files and wrong rows: error = list them all and stop; skip =
-                log each and go on without.
+            cache_dir: Folder for decoded slices (0.5 MB each), for faster epochs; null = none.
+            on_bad_sample: Damaged files, wrong rows: error = list them all and stop; skip = log.
 
         Raises:
             ConfigError: An argument is wrong, or the choice leaves a split empty.
