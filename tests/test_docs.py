@@ -26,7 +26,7 @@ from med_sslal.utils.util import read_json
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = ("add_dataset", "add_criterion", "add_metric", "add_backbone")
+PAGES = ("add_dataset", "add_criterion", "add_metric", "add_backbone", "add_training_step")
 
 
 def merged(config: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -194,6 +194,11 @@ def no_draws(predictions, annotations, infos, class_names):
     return MetricResult({})
 
 
+def nan(predictions, annotations, infos, class_names, **kwargs):
+    nowhere = float("nan")
+    return MetricResult({"score": nowhere}, {"score": (nowhere, 1.0)}, {"all": [nowhere]})
+
+
 def returns_a_dict(predictions, annotations, infos, class_names, **kwargs):
     return {"n": 1}
 '''
@@ -218,6 +223,18 @@ def test_metric_by_dotted_path(own_metrics: None) -> None:
         ["lesion"],
     )
     assert result["values"]["n_images"] == 2
+
+
+def test_a_value_that_is_no_number_is_undefined(
+    own_metrics: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would be the best for good, and JSON cannot hold it."""
+    image = {"a": ImageInfo("a", "a", "", (8, 8))}
+    none, label = {"a": Prediction.empty()}, {"a": Annotation.empty()}
+    result = evaluate(["own_metrics.nan"], none, label, image, ["lesion"])
+    assert result["values"] == {"score": None} and result["intervals"] == {"score": [None, 1.0]}
+    assert json.loads(json.dumps(result, allow_nan=False))
+    assert "metric 'own_metrics.nan': score is nan, which is taken as undefined" in caplog.text
 
 
 def test_config_takes_a_metric_by_dotted_path(own_metrics: None, tmp_path: Path) -> None:

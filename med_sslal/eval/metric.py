@@ -1,7 +1,11 @@
 """The registry of metrics, and the one call that computes several of them."""
 
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
 from med_sslal.config.signature import load_metric
@@ -10,6 +14,8 @@ from med_sslal.eval.eval_utils import MetricResult
 from med_sslal.eval.froc import sensitivity_k_fps
 from med_sslal.utils.errors import ConfigError
 from med_sslal.utils.names import unknown
+
+logger = logging.getLogger(__name__)
 
 Metric = Callable[..., MetricResult]
 """Called as metric(predictions, annotations, infos, class_names, draws=..., seed=...)."""
@@ -46,19 +52,35 @@ def evaluate(
         ConfigError: An unknown metric, or one that returns no MetricResult.
         DataError: The inputs do not fit.
     """
-    merged: dict[str, dict[str, Any]] = {"values": {}, "intervals": {}, "details": {}}
+    merged: dict[str, Any] = {"values": {}, "intervals": {}, "details": {}}
     for name in names:
         result = _lookup(name)(predictions, annotations, infos, class_names, draws=draws, seed=seed)
         if not isinstance(result, MetricResult):
             raise ConfigError(
                 f"metric '{name}' must return a MetricResult, found {type(result).__name__}"
             )
+        for key, value in result.values.items():
+            if value is not None and not math.isfinite(value):
+                text = "metric '%s': %s is %s, which is taken as undefined; return None for that"
+                logger.warning(text, name, key, value)
         merged["values"].update(result.values)
         merged["intervals"].update(
             {key: pair and list(pair) for key, pair in result.intervals.items()}
         )
         merged["details"][name] = result.details
-    return merged
+    found: dict[str, dict[str, Any]] = _defined(merged)
+    return found
+
+
+def _defined(value: Any) -> Any:
+    """Plain values of which JSON holds every one: None for those that are not finite."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _defined(item) for key, item in value.items()}
+    return type(value)(map(_defined, value)) if isinstance(value, list | tuple) else value
 
 
 def metric_keys(names: Sequence[str], class_names: Sequence[str]) -> set[str]:
