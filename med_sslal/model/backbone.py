@@ -8,6 +8,7 @@ are those of torchvision's detectors, so their weights load.
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,14 +56,9 @@ class BackboneSpec:
     norm_eps: float = 1e-5
 
 
-def _mobilenet_v2(norm_layer: Callable[[int], nn.Module]) -> nn.Module:
-    """The convolutional part of MobileNetV2."""
-    return mobilenet_v2(norm_layer=norm_layer).features
-
-
-def _mobilenet_v3_large(norm_layer: Callable[[int], nn.Module]) -> nn.Module:
-    """The convolutional part of MobileNetV3-Large."""
-    return mobilenet_v3_large(norm_layer=norm_layer).features
+def _features(build: Callable[..., Any]) -> Callable[..., nn.Module]:
+    """Makes the convolutional part of a MobileNet."""
+    return lambda norm_layer: build(norm_layer=norm_layer).features
 
 
 def _resnet(build: Callable[..., nn.Module], weights: WeightsEnum) -> BackboneSpec:
@@ -77,7 +73,7 @@ BACKBONES: Mapping[str, BackboneSpec] = {
     "resnet50": _resnet(resnet50, ResNet50_Weights.IMAGENET1K_V1),
     "resnet101": _resnet(resnet101, ResNet101_Weights.IMAGENET1K_V1),
     "mobilenet_v2": BackboneSpec(
-        build=_mobilenet_v2,
+        build=_features(mobilenet_v2),
         stages=(
             ("0", "1"),
             ("2", "3"),
@@ -91,7 +87,7 @@ BACKBONES: Mapping[str, BackboneSpec] = {
         weights_prefix="features.",
     ),
     "mobilenet_v3_large": BackboneSpec(
-        build=_mobilenet_v3_large,
+        build=_features(mobilenet_v3_large),
         stages=(
             ("0", "1"),
             ("2", "3"),

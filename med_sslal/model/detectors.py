@@ -4,7 +4,6 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Interval, Lt, MinLen
@@ -29,7 +28,7 @@ from med_sslal.model.roi_heads import RoIHeads
 from med_sslal.model.roi_pool import RoIPool
 from med_sslal.model.rpn import Float32RPNHead, RegionProposals
 from med_sslal.model.transform import DetectionTransform
-from med_sslal.model.weights import download_imagenet, load_weights, read_weights
+from med_sslal.model.weights import load_pretrained_weights
 from med_sslal.utils.errors import ConfigError
 
 Count = Annotated[int, Ge(1)]
@@ -136,9 +135,7 @@ class FromConfig(Detector):
             UserError: ImageNet weights cannot be downloaded.
             CheckpointError: The weights file does not fit.
         """
-        given = locals()
-        names = inspect.signature(FromConfig).parameters.keys() - {"heads"}
-        problems = self.check_args({name: given[name] for name in names})
+        problems = self.check_args(locals())
         if problems:
             raise ConfigError("; ".join(f"arch.args.{name}: {text}" for name, text in problems))
         spec = self.backbones[backbone_name]
@@ -170,11 +167,8 @@ class FromConfig(Detector):
             num_classes=num_classes,
             **own(shared),
         )
-        if load_pretrained and isinstance(pretrained, str):
-            load_weights(self, spec, read_weights(Path(pretrained)), pretrained)
-        elif load_pretrained and pretrained:
-            source = f"ImageNet's {backbone_name}"
-            load_weights(self, spec, download_imagenet(backbone_name, spec), source)
+        if load_pretrained and pretrained:
+            load_pretrained_weights(self, spec, backbone_name, pretrained)
 
     @classmethod
     def check_args(cls, args: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -143,12 +143,8 @@ class OneStageDetector(Detector):
         check_finite(seen, logits, deltas)
         if self.extras.head_passes:
             raise UserError("passes with dropout need RoI heads, which RetinaNet does not have")
-        sizes = [
-            level.shape[2] * level.shape[3] * n
-            for level, n in zip(
-                levels, self.anchor_generator.num_anchors_per_location(), strict=True
-            )
-        ]
+        n_anchors = self.anchor_generator.num_anchors_per_location()[0]
+        sizes = [level[0, 0].numel() * n_anchors for level in levels]
         found = [
             self._detect(of_image, boxes, anchors, sizes, shape)
             for of_image, boxes, shape in zip(logits, deltas, seen.images.image_sizes, strict=True)

@@ -57,6 +57,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
+def load_pretrained_weights(
+    model: nn.Module, spec: BackboneSpec, name: str, pretrained: bool | str
+) -> None:
+    """Load a weights file, or with true the ImageNet weights of the backbone `name`."""
+    if isinstance(pretrained, str):
+        load_weights(model, spec, read_weights(Path(pretrained)), pretrained)
+    else:
+        load_weights(model, spec, download_imagenet(name, spec), f"ImageNet's {name}")
+
+
 def load_weights(
     model: nn.Module, spec: BackboneSpec, state: Mapping[str, Tensor], source: str
 ) -> None:
