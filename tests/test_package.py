@@ -1,5 +1,6 @@
 """The package as `pip install .` gives it: a command that works from any folder, and no tests."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from test_readme import SMALL_PHANTOM
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,3 +69,19 @@ def test_the_command_works_from_another_folder(installed: Path, tmp_path: Path) 
     command = installed / "bin" / "med-sslal"
     found = run(command, "criteria", cwd=tmp_path, PYTHONPATH=str(installed))
     assert "localization_tightness" in found
+
+
+def test_training_from_another_folder(installed: Path, tmp_path: Path) -> None:
+    """With a metric of the user's, which lies in the folder in which the command is given."""
+    (tmp_path / "my_lab.py").write_text(
+        "from med_sslal.eval.metric import MetricResult\n\n\n"
+        "def count(predictions, annotations, infos, class_names, **options):\n"
+        "    return MetricResult({'count': float(len(predictions))}, {}, {})\n"
+    )
+    small = (*SMALL_PHANTOM, "al_settings.num_cycles=0", 'metrics=["my_lab.count"]')
+    keys = [word for value in (*small, 'trainer.monitor="off"') for word in ("--set", value)]
+    command = installed / "bin" / "med-sslal"
+    words = (command, "train", "-c", ROOT / "config.json", *keys)
+    assert "report:" in run(*words, cwd=tmp_path, PYTHONPATH=str(installed))
+    (summary,) = (tmp_path / "exp_results").glob("phantom_quickstart/*/summary.json")
+    assert json.loads(summary.read_text())["cycles"][0]["test_count"] > 0
