@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 from med_sslal.cli import args as arguments
@@ -12,19 +13,24 @@ from med_sslal.cli.errors import run_reported
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    started, program = Path(sys.argv[0]).name, "python -m med_sslal"
+    if started == "med-sslal":
+        program = started
     parser = argparse.ArgumentParser(
-        prog="python -m med_sslal",
+        prog=program,
         description="Train and evaluate detectors; data sets, criteria, selections, reports.",
         allow_abbrev=False,
     )
+    # train.py and test.py are doors to one command each.
+    door = f"python {started}" if started in ("train.py", "test.py") else None
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser(
-        "train", help=arguments.TRAIN, description=arguments.TRAIN, allow_abbrev=False
+        "train", prog=door, help=arguments.TRAIN, description=arguments.TRAIN, allow_abbrev=False
     )
     arguments.add_train_arguments(train)
     train.set_defaults(run=lambda args: _train(arguments.complete_train_args(args, train)))
     test = commands.add_parser(
-        "test", help=arguments.TEST, description=arguments.TEST, allow_abbrev=False
+        "test", prog=door, help=arguments.TEST, description=arguments.TEST, allow_abbrev=False
     )
     arguments.add_test_arguments(test)
     test.set_defaults(run=_test)

@@ -145,7 +145,7 @@ def test_small_steps_and_checks(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--only", "training,speed"], "takes some of training"),
         (["--pairs", "0"], "takes a whole number of 1 or more"),
         (["--set", "trainer.precison=fp32"], "Did you mean"),
-        (["--image-size", "16"], "32 pixels or more"),
+        (["--image-size", "16"], "integer, 32 or more"),
     ],
     ids=lambda part: part[0] if isinstance(part, list) else "",
 )
