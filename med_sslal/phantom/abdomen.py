@@ -9,14 +9,7 @@ _FILLINGS = {"fluid": 18.0, "contrast": 260.0, "gas": -880.0, "stool": -40.0}
 
 
 def paint_abdomen(canvas: Canvas, anatomy: Anatomy, phase: Phase, cavity: np.ndarray) -> None:
-    """Fill the cavity with fat, bowel and organs; the chest covers what belongs to the lungs.
-
-    Args:
-        canvas: The slice.
-        anatomy: The patient.
-        phase: The study's contrast phase.
-        cavity: bool [size, size], the inside of the trunk.
-    """
+    """Fill the mask `cavity` with fat, bowel and organs; the chest covers what is the lungs'."""
     z = canvas.z
     if z < anatomy.dome - 10:
         return

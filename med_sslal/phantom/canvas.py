@@ -40,11 +40,7 @@ class Texture:
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
-        """Draw the fields.
-
-        Args:
-            rng: Generator of the patient.
-        """
+        """Draw the fields with the generator of the patient."""
         self._coarse = [_periodic(rng, 3.0) for _ in range(6)]
         self._fine = [_periodic(rng, 2.2) for _ in range(4)]
 

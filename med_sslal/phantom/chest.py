@@ -12,15 +12,7 @@ _RIB_STEP = 26.0
 def paint_chest(
     canvas: Canvas, anatomy: Anatomy, phase: Phase, cavity: np.ndarray, thickness: float
 ) -> None:
-    """Paint lungs and mediastinum above the diaphragm.
-
-    Args:
-        canvas: The slice.
-        anatomy: The patient.
-        phase: The study's contrast phase.
-        cavity: bool [size, size], the inside of the trunk.
-        thickness: Slice thickness, mm.
-    """
+    """Paint lungs and mediastinum above the diaphragm; `thickness` of the slice in mm."""
     z = canvas.z
     if z > anatomy.dome + 85:
         return
@@ -108,14 +100,7 @@ def _paint_mediastinum(canvas: Canvas, anatomy: Anatomy, phase: Phase, region: n
 
 
 def paint_bones(canvas: Canvas, anatomy: Anatomy, wall: np.ndarray, depth: np.ndarray) -> None:
-    """Spine, ribs, breastbone and shoulder blades.
-
-    Args:
-        canvas: The slice.
-        anatomy: The patient.
-        wall: Distance outside the inner wall of the trunk, mm.
-        depth: Depth below the skin, mm.
-    """
+    """Spine, ribs, breastbone and shoulder blades; see `beyond_cavity` and `outline`, in mm."""
     z = canvas.z
     if z < 345:
         _paint_ribs(canvas, anatomy, wall, depth)

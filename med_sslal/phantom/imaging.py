@@ -16,16 +16,10 @@ _OFFSET = 32768
 def expose(
     hu: np.ndarray, noise_sd: float, rng: np.random.Generator, streaks: float = 0.0
 ) -> np.ndarray:
-    """Turn tissue into a scan.
+    """Turn float32 [H, W] tissue into uint16 [H, W], HU + 32768 as DeepLesion stores it.
 
-    Args:
-        hu: float32 [H, W], hard-edged tissue in HU.
-        noise_sd: Standard deviation of the noise, HU.
-        rng: Generator of this slice.
-        streaks: Strength of metal streaks, HU; 0 for none.
-
-    Returns:
-        uint16 [H, W], HU + 32768 as DeepLesion stores it.
+    `noise_sd` is the standard deviation of the noise and `streaks` the strength of metal streaks,
+    both in HU.
     """
     scan = cv2.GaussianBlur(hu, (7, 7), POINT_SPREAD_PX)
     if streaks:

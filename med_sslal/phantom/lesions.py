@@ -69,14 +69,7 @@ class Lesion:
 
 
 def draw_lesion(rng: np.random.Generator, number: int, difficulty: str, place: str) -> Lesion:
-    """Draw a lesion's looks; its position is 0 until it is placed.
-
-    Args:
-        rng: Generator of the site.
-        number: Number in the patient.
-        difficulty: easy, medium, tiny or rare.
-        place: Name of the region it lies in.
-    """
+    """Draw the looks of a lesion of the region `place`; its position is 0 until it is placed."""
     mean, sd = (2.30, 0.75) if place == "lung" else (2.82, 0.73)
     low, high = {
         "easy": (8.0, 45.0),
@@ -150,15 +143,9 @@ def _cover(lesion: Lesion, dx: np.ndarray, dy: np.ndarray, shrink: float) -> np.
 def paint_lesion(
     hu: np.ndarray, lesion: Lesion, window: Window, z: float, thickness: float, liver_hu: float
 ) -> None:
-    """Blend a lesion into a slice, in place.
+    """Blend a lesion into float32 [size, size] HU of a slice at level `z`, in place.
 
-    Args:
-        hu: float32 [size, size], HU.
-        lesion: The lesion at this study.
-        window: The slice's place.
-        z: Its level, mm.
-        thickness: Its thickness, mm: the slice averages the planes within it.
-        liver_hu: Value of the liver in this study.
+    The slice averages the planes within its `thickness`; lengths in mm.
     """
     x, y = window.centres()
     near_x = np.flatnonzero(np.abs(x[0] - lesion.x) < 1.8 * lesion.half + 4)

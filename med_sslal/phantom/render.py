@@ -11,14 +11,7 @@ from med_sslal.phantom.chest import paint_bones, paint_chest
 def render(
     anatomy: Anatomy, phase: Phase, window: Window, z: float, thickness: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Paint a slice.
-
-    Args:
-        anatomy: The patient.
-        phase: The study's contrast phase.
-        window: The image's place.
-        z: The slice's level, mm.
-        thickness: Its thickness, mm (it thins out the vessels).
+    """Paint a slice at level `z`, mm; its `thickness` in mm thins out the vessels.
 
     Returns:
         HU float32 [size, size] with hard edges, and the Tissue uint8 [size, size].

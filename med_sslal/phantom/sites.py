@@ -1,5 +1,6 @@
 """Where a patient's lesions lie: a place in the body, a crop around it, and the lesions."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import cv2
@@ -76,23 +77,16 @@ class Site:
     lesions: tuple[Lesion, ...]
 
 
-class Mix:
-    """Deals out the ordinary difficulties so that even a small phantom has its share of each.
+def difficulties(seed: int, patient: int) -> Iterator[str]:
+    """Deal out the ordinary difficulties so that even a small phantom has its share of each.
 
     A low-discrepancy sequence over patients and their lesions takes the place of independent
     draws: patients need not know of each other, and the shares come out nearly exact.
     """
-
-    def __init__(self, seed: int, patient: int) -> None:
-        """Start the sequence of one patient."""
-        self._at = numpy_generator("phantom mix", seed).random() + 0.7548776662 * patient
-
-    def next(self) -> str:
-        """The difficulty of the next lesion."""
-        self._at = (self._at + 0.5698402910) % 1
-        if self._at < 0.70:
-            return "easy"
-        return "medium" if self._at < 0.915 else "tiny"
+    at = numpy_generator("phantom mix", seed).random() + 0.7548776662 * patient
+    while True:
+        at = (at + 0.5698402910) % 1
+        yield "easy" if at < 0.70 else "medium" if at < 0.915 else "tiny"
 
 
 def draw_site(
@@ -100,22 +94,15 @@ def draw_site(
     anatomy: Anatomy,
     size: int,
     first_number: int,
-    mix: Mix,
+    mix: Iterator[str],
     rare: bool,
     hidden_fraction: float,
 ) -> Site:
-    """Draw a site with one to three lesions.
+    """Draw a site with one to three lesions, and as many hidden ones as `hidden_fraction` expects.
 
-    Args:
-        rng: Generator of the patient.
-        anatomy: The patient.
-        size: Pixels per side.
-        first_number: Number of the first lesion.
-        mix: Deals out the difficulties.
-        rare: The patient has the rare kind of lesions.
-        hidden_fraction: Expected share of lesions that go unmarked.
+    `mix` deals out the difficulties; a patient with the `rare` kind of lesions has mostly these.
     """
-    difficulty = "rare" if rare and rng.random() < 0.85 else mix.next()
+    difficulty = "rare" if rare and rng.random() < 0.85 else next(mix)
     options = _OF_DIFFICULTY[difficulty]
     name = str(rng.choice(list(options), p=list(options.values())))
     place = PLACES[name]
@@ -131,19 +118,14 @@ def draw_site(
     tissue = render(anatomy, _PLAIN, window, z, 2.0)[1]
     lesions: list[Lesion] = []
     for i in range(n_marked + n_hidden):
-        if i:
-            difficulty = _another(mix, difficulty, name)
+        if i and name == "lung" and difficulty != "rare":
+            difficulty = next(mix)
         lesion = draw_lesion(rng, first_number + i, difficulty, name)
         lesion = replace(lesion, hidden=i >= n_marked)
         placed = _placed(rng, lesion, place, tissue, window, z, lesions)
         if placed is not None:
             lesions.append(placed)
     return Site(place, window, z, tuple(lesions))
-
-
-def _another(mix: Mix, difficulty: str, place: str) -> str:
-    """The difficulty of a further lesion in the same slice."""
-    return mix.next() if place == "lung" and difficulty != "rare" else difficulty
 
 
 def _placed(

@@ -11,7 +11,7 @@ from med_sslal.phantom.canvas import Window
 from med_sslal.phantom.imaging import expose
 from med_sslal.phantom.lesions import Lesion, measure, paint_lesion
 from med_sslal.phantom.render import render
-from med_sslal.phantom.sites import Mix, Site, draw_site
+from med_sslal.phantom.sites import Place, Site, difficulties, draw_site
 from med_sslal.utils.util import numpy_generator
 
 _SPACINGS = (5.0, 2.5, 2.0, 1.25, 1.0)
@@ -47,8 +47,7 @@ class KeySlice:
         patient, study, series, index: Parts of DeepLesion's file name, from 1 on.
         slices: Slice index to uint16 [size, size].
         spacing: Slice interval, mm.
-        coarse_type: Coarse_lesion_type of its lesions.
-        dicom_window: Low and high in HU.
+        place: The region of its lesions.
         gender: "F" or "M".
         age: Years.
         marks: Its lesions, hidden ones too.
@@ -60,8 +59,7 @@ class KeySlice:
     index: int
     slices: dict[int, np.ndarray]
     spacing: float
-    coarse_type: int
-    dicom_window: tuple[int, int]
+    place: Place
     gender: str
     age: int
     marks: tuple[Mark, ...]
@@ -70,19 +68,11 @@ class KeySlice:
 def draw_patient(
     seed: int, patient: int, size: int, hidden_fraction: float = 0.0
 ) -> Iterator[KeySlice]:
-    """Yield one patient's key slices; nothing in them depends on other patients.
-
-    Args:
-        seed: Seed of the data set.
-        patient: Patient number, from 1 on.
-        size: Pixels per side.
-        hidden_fraction: Expected share of lesions that go unmarked.
-    """
+    """Yield one patient's key slices; nothing in them depends on other patients."""
     rng = numpy_generator("phantom", seed, patient)
     # One patient in sixteen carries the rare kind, whatever the number of patients.
-    rare = (
-        patient + numpy_generator("phantom rare", seed).integers(_RARE_EVERY)
-    ) % _RARE_EVERY == 0
+    first_rare = numpy_generator("phantom rare", seed).integers(_RARE_EVERY)
+    rare = bool((patient + first_rare) % _RARE_EVERY == 0)
     anatomy = Anatomy.draw(rng)
     gender, age = str(rng.choice(["F", "M"])), int(np.clip(rng.normal(60, 13), 18, 88))
     # Heavy tail: median 4 images; the rare ones get no tail, or their share would hang on it.
@@ -91,10 +81,10 @@ def draw_patient(
         n_images = int(rng.integers(4, 8))
     n_sites = 1 + int(rng.binomial(n_images - 1, 0.4))
     sites: list[Site] = []
-    mix = Mix(seed, patient)
+    mix = difficulties(seed, patient)
     while len(sites) < n_sites:
         number = 1 + sum(len(site.lesions) for site in sites)
-        site = draw_site(rng, anatomy, size, number, mix, bool(rare), hidden_fraction)
+        site = draw_site(rng, anatomy, size, number, mix, rare, hidden_fraction)
         if any(not lesion.hidden for lesion in site.lesions):
             sites.append(site)
     for image in range(n_images):
@@ -146,19 +136,8 @@ def _image(
         )
         for lesion in lesions
     )
-    return KeySlice(
-        patient,
-        study + 1,
-        which + 1,
-        index,
-        slices,
-        spacing,
-        site.place.coarse_type,
-        site.place.dicom_window,
-        gender,
-        age,
-        marks,
-    )
+    numbers = (patient, study + 1, which + 1, index)
+    return KeySlice(*numbers, slices, spacing, site.place, gender, age, marks)
 
 
 def _location(anatomy: Anatomy, lesion: Lesion) -> tuple[float, float, float]:

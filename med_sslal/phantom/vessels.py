@@ -34,20 +34,10 @@ def grow_tree(
     radii: tuple[float, float, float],
     n_tips: int,
 ) -> Tree:
-    """Grow vessels from `root` through an ellipsoid.
+    """Grow `n_tips` vessels from `root` through an ellipsoid of `centre` and half axes `radii`, mm.
 
     Every tip joins the nearest point that lies closer to the root, and a vessel's radius follows
-    from what it feeds (Murray's law: cubes add up).
-
-    Args:
-        rng: Generator of the patient.
-        root: Where the tree enters, mm.
-        centre: Centre of the ellipsoid, mm.
-        radii: Its half axes, mm.
-        n_tips: Number of segments.
-
-    Returns:
-        The tree, thick near the root.
+    from what it feeds (Murray's law: cubes add up), so the tree is thick near the root.
     """
     directions = rng.standard_normal((n_tips, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -71,16 +61,9 @@ def grow_tree(
 
 
 def draw_vessels(tree: Tree, window: Window, z: float, thickness: float) -> np.ndarray:
-    """Share of vessel in every pixel of a slice.
+    """Share of vessel in every pixel of a slice at level `z`: float32 [size, size] in [0, 1].
 
-    Args:
-        tree: The vessels.
-        window: The slice's place.
-        z: Its level, mm.
-        thickness: Slice thickness, mm; a vessel thinner than that fills it only in part.
-
-    Returns:
-        float32 [size, size] in [0, 1].
+    A vessel that is thinner than the slice's `thickness` in mm fills it only in part.
     """
     half = thickness / 2 + tree.radius
     low = np.minimum(tree.start[:, 2], tree.end[:, 2])
@@ -116,16 +99,10 @@ def draw_vessels(tree: Tree, window: Window, z: float, thickness: float) -> np.n
 
 
 def _draw_rods(knots: np.ndarray, radius: np.ndarray, share: np.ndarray, size: int) -> np.ndarray:
-    """Draw chains of rods with round ends, the densest on top.
+    """Draw chains of rods with round ends, the densest on top: uint8 [size, size].
 
-    Args:
-        knots: float64 [S, _PIECES + 1, 2], mm from the picture's corner.
-        radius: float64 [S], mm.
-        share: float64 [S, _PIECES] in [0, 1], the density of every piece.
-        size: Rows and columns.
-
-    Returns:
-        uint8 [size, size].
+    `knots` are float64 [S, _PIECES + 1, 2] in mm from the picture's corner, `radius` float64 [S] in
+    mm, and `share` float64 [S, _PIECES] in [0, 1] the density of every piece.
     """
     # OpenCV takes whole numbers of 1 / 2^_SHIFT pixels, counted from the first pixel's centre.
     unit = _SUPERSAMPLE / PIXEL_MM * (1 << _SHIFT)

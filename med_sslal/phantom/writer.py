@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from med_sslal.data.deeplesion_csv import COLUMNS
 from med_sslal.phantom.canvas import PIXEL_MM
@@ -211,13 +212,8 @@ def _rows(key: KeySlice, size: int, split: int) -> list[tuple[Row, Row, bool]]:
         ends = mark.ends + 1  # DeepLesion counts pixels from 1
         # From the rounded numbers, so that box and axes agree to the last digit written.
         points = [[float(f"{value:.6g}") for value in end] for end in ends]
-        xs, ys = [point[0] for point in points], [point[1] for point in points]
-        box = _join(
-            min(xs) - _PADDING_PX,
-            min(ys) - _PADDING_PX,
-            max(xs) + _PADDING_PX,
-            max(ys) + _PADDING_PX,
-        )
+        low, high = np.min(points, 0) - _PADDING_PX, np.max(points, 0) + _PADDING_PX
+        box = _join(*low, *high)
         long, short = extent_mm(mark.ends)
         row = (
             name,
@@ -229,25 +225,18 @@ def _rows(key: KeySlice, size: int, split: int) -> list[tuple[Row, Row, bool]]:
             box,
             _join(long / PIXEL_MM, short / PIXEL_MM),
             _join(*mark.location),
-            str(key.coarse_type),
+            str(key.place.coarse_type),
             "0",
             f"{min(key.slices)}, {max(key.slices)}",
             _join(PIXEL_MM, PIXEL_MM, key.spacing),
             _join(size, size),
-            _join(*key.dicom_window),
+            _join(*key.place.dicom_window),
             key.gender,
             str(key.age),
             str(split),
         )
-        hidden = mark.lesion.hidden
-        side = (
-            name,
-            box,
-            str(mark.lesion.number),
-            mark.difficulty,
-            str(int(hidden)),
-            f"{long:.6g}",
-        )
+        number, hidden = mark.lesion.number, mark.lesion.hidden
+        side = (name, box, str(number), mark.difficulty, str(int(hidden)), f"{long:.6g}")
         rows.append((row, side, hidden))
     return rows
 
