@@ -40,6 +40,41 @@ class ActiveLearningHelper:
 
     It trains nothing, opens no file and knows no model: a query is a pure function of the pool
     record, the budget and the seed.
+
+    Args:
+        init_num: Images that are labelled at the start; all = the whole pool, which leaves
+            nothing to query (full supervision); labelled = those that the data has labels of.
+        budget_num: What each cycle labels, in budget_unit; it is never exceeded.
+        al_criterion: A criterion, then optionally a second stage (diversity or
+            representativeness): a name, your own package.module.Class, or {"type", "args"}. In
+            the first place a list of criteria, each with a "weight" if you like, combines them
+            by their percentile ranks.
+        budget_unit: images, boxes or seconds of annotation. With the latter two a query plans
+            on predicted boxes, and the labels that are given, in its order, end where the
+            next one would exceed the budget.
+        seconds_per_image: Seconds to look an image through.
+        seconds_per_box: Seconds to draw and check a box.
+        initial: How the images at the start are picked: random, or to cover the embeddings
+            that the initial backbone gives (k_center, k_means_diversity).
+        restart: Weights that each cycle's training starts from: the initial ones, or those of
+            the cycle before (continue).
+        candidate_factor: The second stage chooses among the best candidate_factor x
+            budget_num images; auto = the number of stages, null = the whole pool. With a
+            budget in boxes or seconds it counts in the images that the budget would buy best
+            first.
+        aggregate: From boxes to images, for criteria that do not say so themselves: max, mean,
+            sum, top_k (mean of the 5 highest) or score_weighted; null = the criterion's own
+            default.
+        empty_images: Place of images without a detection, likewise: first, last, median or
+            random.
+        max_per_group: Images of one patient that a cycle labels at most, the best by the
+            first stage; null = any number.
+        suppress_adjacent: Slices up to so many places from a chosen or labelled slice of
+            their series are taken only when no others are left; null = no such rule.
+        seed: The run's seed.
+
+    Raises:
+        ConfigError: An argument is wrong.
     """
 
     def __init__(
@@ -60,43 +95,7 @@ class ActiveLearningHelper:
         suppress_adjacent: Count | None = None,
         seed: int,
     ) -> None:
-        """Set the strategy.
-
-        Args:
-            init_num: Images that are labelled at the start; all = the whole pool, which leaves
-                nothing to query (full supervision); labelled = those that the data has labels of.
-            budget_num: What each cycle labels, in budget_unit; it is never exceeded.
-            al_criterion: A criterion, then optionally a second stage (diversity or
-                representativeness): a name, your own package.module.Class, or {"type", "args"}. In
-                the first place a list of criteria, each with a "weight" if you like, combines them
-                by their percentile ranks.
-            budget_unit: images, boxes or seconds of annotation. With the latter two a query plans
-                on predicted boxes, and the labels that are given, in its order, end where the
-                next one would exceed the budget.
-            seconds_per_image: Seconds to look an image through.
-            seconds_per_box: Seconds to draw and check a box.
-            initial: How the images at the start are picked: random, or to cover the embeddings
-                that the initial backbone gives (k_center, k_means_diversity).
-            restart: Weights that each cycle's training starts from: the initial ones, or those of
-                the cycle before (continue).
-            candidate_factor: The second stage chooses among the best candidate_factor x
-                budget_num images; auto = the number of stages, null = the whole pool. With a
-                budget in boxes or seconds it counts in the images that the budget would buy best
-                first.
-            aggregate: From boxes to images, for criteria that do not say so themselves: max, mean,
-                sum, top_k (mean of the 5 highest) or score_weighted; null = the criterion's own
-                default.
-            empty_images: Place of images without a detection, likewise: first, last, median or
-                random.
-            max_per_group: Images of one patient that a cycle labels at most, the best by the
-                first stage; null = any number.
-            suppress_adjacent: Slices up to so many places from a chosen or labelled slice of
-                their series are taken only when no others are left; null = no such rule.
-            seed: The run's seed.
-
-        Raises:
-            ConfigError: An argument is wrong.
-        """
+        """Set the strategy."""
         args = dict(locals())
         del args["self"], args["seed"]
         wrong = wrong_arguments(ActiveLearningHelper, args, provided=("seed",))
@@ -208,11 +207,7 @@ class ActiveLearningHelper:
         return tuple(drawn[:n_images])
 
     def initial_query(self, record: PoolRecord, pool: Pool) -> Selection:
-        """The first images to label, picked to cover the pool.
-
-        Args:
-            record: What a pass of the initial model over the pool saw; its embeddings count.
-            pool: The pool, of which nothing is labelled.
+        """The first images to label, picked to cover the embeddings of a pool without labels.
 
         Raises:
             DataError: The record is of other images than the pool's.
@@ -222,19 +217,14 @@ class ActiveLearningHelper:
         check_pool(n_images, 0, len(pool.unlabelled))
         selector = find_selector(self._initial)()
         cover = Query(Random(), selector, self.seed)
-        return cover.select(record, pool, n_images, stable_hash("initial", self.seed), {})
+        return cover.select(record, pool, n_images, stable_hash("initial", self.seed))
 
     def n_initial(self, pool_size: int) -> int:
         """Images of the initial set, of a pool of `pool_size` images."""
         return self.init_num if isinstance(self.init_num, int) else pool_size
 
     def handful(self, n_initial: int, n_query: int) -> "ActiveLearningHelper":
-        """A copy that labels so few images, of any patient, to try a config out.
-
-        Args:
-            n_initial: Images of the initial set at most.
-            n_query: Images of a query at most.
-        """
+        """A copy that labels at most so few images, of any patient, to try a config out."""
         small = copy(self)
         if isinstance(self.init_num, int):
             small.init_num = min(self.init_num, n_initial)
@@ -270,15 +260,8 @@ class ActiveLearningHelper:
             DataError: The record is of other images than the pool's unlabelled ones.
             ConfigError: `suppress_adjacent` is set, and the position of an image is not known.
         """
-        query = Query(
-            self.criterion,
-            self.selector,
-            self.seed,
-            self.costs,
-            self._factor,
-            self.max_per_group,
-            self.suppress_adjacent,
-        )
+        rules = (self.costs, self._factor, self.max_per_group, self.suppress_adjacent)
+        query = Query(self.criterion, self.selector, self.seed, *rules)
         seed = stable_hash("query", self.seed, cycle)
         selection = query.select(record, pool, budget, seed, positions or {}, without)
         bias = selection.box_count_bias

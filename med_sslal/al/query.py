@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
@@ -53,24 +54,10 @@ class Query:
         pool: Pool,
         budget: int,
         seed: int,
-        positions: Mapping[str, Position],
+        positions: Mapping[str, Position] = MappingProxyType({}),
         without: Collection[str] = (),
     ) -> Selection:
-        """Choose images.
-
-        Args:
-            record: What the pass over exactly the unlabelled images of `pool` saw.
-            pool: The pool.
-            budget: In the unit of `costs`.
-            seed: For all that is random, ties included.
-            positions: Series and slice index of every image of the pool; read only where
-                `suppress_adjacent` is set.
-            without: Images that are rated and not chosen.
-
-        Raises:
-            DataError: The record is of other images than the pool's unlabelled ones.
-            ConfigError: The position of an image is not known.
-        """
+        """Choose images, as `ActiveLearningHelper.query` does; `seed` decides what is random."""
         ids = tuple(record.image_ids.tolist())
         if ids != pool.unlabelled:
             raise DataError(

@@ -1,7 +1,7 @@
 """Calibration: do detections of score s turn out to be right in a share s of the cases?"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -41,28 +41,15 @@ def reliability(
 
     A detection is right when it overlaps an object of its class as FROC asks, be it the first to
     do so or not. Detections that are ignored (see `matching.match`) are left out.
-
-    Args:
-        predictions: Image id to detections in ORIGINAL pixels.
-        annotations: Labels of at least these images.
-        infos: Infos of at least these images.
-        class_names: Names without background.
-        overlap: As in `froc.sensitivity_k_fps`.
+    The arguments are those of `froc.sensitivity_k_fps`.
 
     Raises:
         DataError: The inputs do not fit (see `eval_utils.columns`).
     """
     table = columns(predictions, annotations, infos, class_names)
-    false = match(table, overlap).false_positive
-    # With the ignore regions away, what meets no object is false, and only that.
-    of_objects = {
-        field.name: getattr(table, field.name)[~table.gt_ignore]
-        for field in fields(table)
-        if field.name.startswith("gt_")
-    }
-    hit = ~match(replace(table, **of_objects), overlap).false_positive
-    counted = hit | false
-    scores, hit = table.det_scores[counted].astype(np.float64), hit[counted]
+    matches = match(table, overlap)
+    counted = matches.hit | matches.false_positive
+    scores, hit = table.det_scores[counted].astype(np.float64), matches.hit[counted]
     bins = np.clip((scores * N_BINS).astype(np.int64), 0, N_BINS - 1)
     counts = np.bincount(bins, minlength=N_BINS)
     total = np.where(counts, counts, np.nan)

@@ -33,16 +33,9 @@ def coco_ap(
 
     The 100 best detections of a class in an image count, as COCO has it.
 
-    Args:
-        predictions: Image id to detections in ORIGINAL pixels; these are the images that count.
-        annotations: Image id to label.
-        infos: Image id to info.
-        class_names: Names without background.
-        draws: Not read: average precision has no interval here. It stands for the one signature
-            that all metrics share.
-        seed: Not read either.
-        backend: What compares: auto = faster_coco_eval where it is installed. Both give the same
-            numbers.
+    The arguments are those of `metric.evaluate`; `draws` and `seed` are not read, as average
+    precision has no interval here. `backend` is what compares: auto = faster_coco_eval where it is
+    installed. Both give the same numbers.
 
     Returns:
         `AP50` and `AP`, and with several classes `AP50/NAME` and `AP/NAME`. A class without an
@@ -55,9 +48,15 @@ def coco_ap(
     if backend == "auto":
         fast = importlib.util.find_spec("faster_coco_eval") is not None
         backend = "faster_coco_eval" if fast else "pycocotools"
-    compare = _by_faster_coco_eval if backend == "faster_coco_eval" else _by_pycocotools
-    # [T thresholds, R recalls, K classes] at the last maxDets (100); -1 where there is no box.
-    precision = compare(*to_coco_objects(table))[:, :, :, 0, -1]
+    if backend == "faster_coco_eval":
+        from faster_coco_eval import COCO as FastCOCO
+        from faster_coco_eval import COCOeval_faster
+
+        precision = _precision(*to_coco_objects(table), FastCOCO, COCOeval_faster)
+    else:
+        # It reports by print, whatever one wants.
+        with contextlib.redirect_stdout(io.StringIO()):
+            precision = _precision(*to_coco_objects(table), COCO, COCOeval)
     values: dict[str, float | None] = {}
     for key, thresholds in (("AP50", slice(0, 1)), ("AP", slice(None))):
         per_class = precision[thresholds].mean((0, 1))
@@ -69,28 +68,17 @@ def coco_ap(
     return MetricResult(values)
 
 
-def _by_pycocotools(truth: dict[str, Any], found: dict[str, Any]) -> np.ndarray:
-    """Precision [T, R, K, areas, maxDets] of two data sets in COCO's form."""
-    # It reports by print, whatever one wants.
-    with contextlib.redirect_stdout(io.StringIO()):
-        return _precision(truth, found, COCO, COCOeval)
-
-
-def _by_faster_coco_eval(truth: dict[str, Any], found: dict[str, Any]) -> np.ndarray:
-    """The same, several times faster."""
-    from faster_coco_eval import COCO as FastCOCO
-    from faster_coco_eval import COCOeval_faster
-
-    return _precision(truth, found, FastCOCO, COCOeval_faster)
-
-
 def _precision(
     truth: dict[str, Any],
     found: dict[str, Any],
     coco: Callable[[], Any],
     evaluation: type[Any],
 ) -> np.ndarray:
-    """Precision by classes that share COCO's interface."""
+    """Precision by classes that share COCO's interface.
+
+    float64 [T thresholds, R recalls, K classes] at the last maxDets (100), -1 where there is no
+    box.
+    """
     crowd = defaultdict(list)
     for row in truth["annotations"]:
         crowd[row["image_id"], row["category_id"]].append(bool(row["iscrowd"]))
@@ -122,4 +110,4 @@ def _precision(
     run.evaluate()
     run.accumulate()
     # The backends differ in the last bit and in memory layout, and so would means over them.
-    return np.ascontiguousarray(run.eval["precision"].round(14))
+    return np.ascontiguousarray(run.eval["precision"].round(14))[:, :, :, 0, -1]

@@ -20,11 +20,6 @@ def to_coco_predictions(
 ) -> dict[str, Any]:
     """Predictions as a JSON object in COCO's form, ids from 1 in the order of the image ids.
 
-    Args:
-        predictions: Image id to detections in ORIGINAL pixels.
-        infos: Infos of at least these images.
-        class_names: Names without background.
-
     Returns:
         `format_version`, `images` {id, image_id, file_name}, `annotations` {image_id (the number),
         category_id, bbox [x, y, width, height], score} and `categories`.
@@ -55,10 +50,6 @@ def from_coco_predictions(
     content: Mapping[str, Any], class_names: Sequence[str]
 ) -> dict[str, Prediction]:
     """Read back what `to_coco_predictions` made; the arrays are equal bit for bit.
-
-    Args:
-        content: The JSON object.
-        class_names: Names without background; the file's categories must be these.
 
     Raises:
         DataError: A newer format, other classes, or an object of another form.

@@ -112,14 +112,8 @@ def sensitivity_k_fps(
     Per class, then the mean over the classes that have lesions. Evaluate detections down to a
     score of 0.01 or less: a higher floor cuts the curve (`details` says how far it reaches).
 
-    Args:
-        predictions: Image id to detections in ORIGINAL pixels; these are the images that count.
-        annotations: Image id to label; `sizes_mm` and `subtypes` are read where known.
-        infos: Image id to info; `group_id` is the patient.
-        class_names: Names without background.
-        draws: Bootstrap draws of patients; 0 makes no interval.
-        seed: Seed of the draws.
-        overlap: `iou`, or `iobb` (intersection over the detection's own area).
+    The arguments are those of `metric.evaluate`; `sizes_mm` and `subtypes` of labels are read where
+    known, and `overlap` is `iou`, or `iobb` (intersection over the detection's own area).
 
     Returns:
         Values and intervals of `sens_0.5fp` to `sens_16fp` and `sens_mean` (over 0.5, 1, 2, 4), and

@@ -26,11 +26,12 @@ class Matches:
     Attributes:
         found_score: float32 [G], best score among the detections that overlap the lesion, -inf
             where none does (and for ignore regions): it is found at every threshold up to this.
-        false_positive: bool [D], the detection overlaps no lesion of its class and is not ignored.
-            A repeat on a found lesion is no hit and no false positive.
+        hit: bool [D], the detection overlaps a lesion of its class, be it the first or not.
+        false_positive: bool [D], it overlaps none and is not ignored.
     """
 
     found_score: np.ndarray
+    hit: np.ndarray
     false_positive: np.ndarray
 
 
@@ -40,28 +41,25 @@ def match(table: Columns, overlap: Overlap = "iou") -> Matches:
     A detection finds all lesions that it overlaps by `MIN_OVERLAP` or more. It is ignored when it
     finds none and `MIN_OVERLAP` of its own area or more lies in one ignore region, of whatever
     class: what a region hides is not known to be of the region's class only.
-
-    Args:
-        table: Detections and annotated boxes.
-        overlap: `iou`, or `iobb` = intersection over the detection's own area.
+    `overlap` is `iou`, or `iobb` = intersection over the detection's own area.
     """
     lesion = np.flatnonzero(~table.gt_ignore)
     region = np.flatnonzero(table.gt_ignore)
     n_classes = len(table.class_names) + 1
     found = np.full(len(table.gt_labels), -np.inf, dtype=np.float32)
-    free = np.ones(len(table.det_labels), dtype=bool)
+    hit, hidden = np.zeros((2, len(table.det_labels)), dtype=bool)
     det_class = table.det_image * n_classes + table.det_labels
     lesion_class = table.gt_image[lesion] * n_classes + table.gt_labels[lesion]
     for det, gt in _overlapping(
         table.det_boxes, det_class, table.gt_boxes[lesion], lesion_class, overlap
     ):
         np.maximum.at(found, lesion[gt], table.det_scores[det])
-        free[det] = False
+        hit[det] = True
     for det, _ in _overlapping(
         table.det_boxes, table.det_image, table.gt_boxes[region], table.gt_image[region], "iobb"
     ):
-        free[det] = False
-    return Matches(found, free)
+        hidden[det] = True
+    return Matches(found, hit, ~(hit | hidden))
 
 
 def _overlapping(
@@ -73,14 +71,9 @@ def _overlapping(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the pairs (row of `boxes`, row of `other_boxes`) of one key that overlap enough."""
     for a, b in pairs(keys, other_keys):
-        enough = _overlaps(boxes[a], other_boxes[b], overlap)
+        shared, whole = paired_intersection(boxes[a], other_boxes[b]), areas(boxes[a])
+        if overlap == "iou":
+            whole = whole + areas(other_boxes[b]) - shared
+        # Written as a product: a box of no area has no quotient, and touches nothing.
+        enough = (shared > 0) & (shared >= MIN_OVERLAP * whole)
         yield a[enough], b[enough]
-
-
-def _overlaps(a: np.ndarray, b: np.ndarray, overlap: Overlap) -> np.ndarray:
-    """Whether the boxes a [n, 4] and b [n, 4] overlap by MIN_OVERLAP or more: bool [n]."""
-    shared, whole = paired_intersection(a, b), areas(a)
-    if overlap == "iou":
-        whole = whole + areas(b) - shared
-    # Written as a product: a box of no area has no quotient, and touches nothing.
-    return (shared > 0) & (shared >= MIN_OVERLAP * whole)

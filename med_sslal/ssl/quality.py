@@ -25,10 +25,7 @@ def found_and_false(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Match detections with objects of their class at IoU 0.5.
 
-    Args:
-        predictions: Image id to detections; an image without an entry has none.
-        annotations: Image id to label: these are the images that count.
-        class_names: Names without background.
+    The images of `annotations` count; one without an entry in `predictions` has no detection.
 
     Returns:
         Class name to (best score on each object, -inf where it was not found; scores of the
@@ -43,12 +40,9 @@ def found_and_false(
     matches = match(table)
     result = {}
     for number, name in enumerate(class_names, start=1):
-        objects = (table.gt_labels == number) & ~table.gt_ignore
-        false = (table.det_labels == number) & matches.false_positive
-        result[name] = (
-            round_scores(matches.found_score[objects]),
-            round_scores(table.det_scores[false]),
-        )
+        found = matches.found_score[(table.gt_labels == number) & ~table.gt_ignore]
+        false = table.det_scores[(table.det_labels == number) & matches.false_positive]
+        result[name] = round_scores(found), round_scores(false)
     return result
 
 
@@ -57,12 +51,7 @@ def hidden_truth_quality(
     annotations: Mapping[str, Annotation],
     class_names: Sequence[str],
 ) -> dict[str, Quality]:
-    """Grade pseudo-labels by the truth that a simulation hides; for the log only.
-
-    Args:
-        pseudo: `PseudoLabels.labels`.
-        annotations: Labels of at least those images.
-        class_names: Names without background.
+    """Grade `PseudoLabels.labels` by the truth that a simulation hides; for the log only.
 
     Returns:
         Class name to quality over the images of `pseudo`: precision is objects met over objects

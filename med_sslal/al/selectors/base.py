@@ -9,6 +9,9 @@ import numpy as np
 from med_sslal.al.criteria.base import Criterion
 from med_sslal.al.record import PLAIN, PoolRecord
 
+Values = Mapping[str, np.ndarray]
+"""Name of a criterion to its values over a whole record: float64 [N]."""
+
 
 class Choice(NamedTuple):
     """One image that a selector takes.
@@ -42,12 +45,7 @@ class Selector(ABC):
 
     @abstractmethod
     def select(
-        self,
-        record: PoolRecord,
-        candidates: np.ndarray,
-        values: Mapping[str, np.ndarray],
-        budget: int,
-        seed: int,
+        self, record: PoolRecord, candidates: np.ndarray, values: Values, budget: int, seed: int
     ) -> list[Choice]:
         """Choose images.
 
@@ -68,9 +66,7 @@ class Ranking(Selector):
     """Takes the candidates of the highest worth; of two alike, the one that comes first."""
 
     @abstractmethod
-    def worth(
-        self, record: PoolRecord, candidates: np.ndarray, values: Mapping[str, np.ndarray]
-    ) -> np.ndarray:
+    def worth(self, record: PoolRecord, candidates: np.ndarray, values: Values) -> np.ndarray:
         """Worth of each candidate, float64 [K], rounded. The arguments are those of `select`."""
 
     @abstractmethod
@@ -78,12 +74,7 @@ class Ranking(Selector):
         """Why an image was taken; `place` is "place 3 of 20"."""
 
     def select(
-        self,
-        record: PoolRecord,
-        candidates: np.ndarray,
-        values: Mapping[str, np.ndarray],
-        budget: int,
-        seed: int,
+        self, record: PoolRecord, candidates: np.ndarray, values: Values, budget: int, seed: int
     ) -> list[Choice]:
         """Take the `budget` best by worth."""
         worth = self.worth(record, candidates, values)

@@ -1,13 +1,11 @@
 """Class balance (Yu et al., CVPR Workshops 2022, the second stage of CALD)."""
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from med_sslal.al.arrays import js_divergence, round_scores
 from med_sslal.al.criteria.base import BLOCK_IMAGES
 from med_sslal.al.record import PLAIN, PoolRecord, RecordSection
-from med_sslal.al.selectors.base import Ranking
+from med_sslal.al.selectors.base import Ranking, Values
 
 
 class ClassBalance(Ranking):
@@ -24,9 +22,7 @@ class ClassBalance(Ranking):
     name = "class_balance"
     needs = ("class_probs",)
 
-    def worth(
-        self, record: PoolRecord, candidates: np.ndarray, values: Mapping[str, np.ndarray]
-    ) -> np.ndarray:
+    def worth(self, record: PoolRecord, candidates: np.ndarray, values: Values) -> np.ndarray:
         """Divergence from the labelled boxes per class."""
         header = record.header
         counts = [header.class_counts.get(name, 0) for name in header.class_names]

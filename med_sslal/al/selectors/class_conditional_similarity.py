@@ -1,14 +1,12 @@
 """Class-conditional matching similarity (Yang et al., CVPR 2024, the second stage of PPAL)."""
 
-from collections.abc import Mapping
-
 import numpy as np
 from scipy.sparse import csr_array
 
 from med_sslal.al.arrays import SCORE_DECIMALS
 from med_sslal.al.criteria.base import confidence
 from med_sslal.al.record import PLAIN, PoolRecord, RecordSection
-from med_sslal.al.selectors.base import Choice, Selector
+from med_sslal.al.selectors.base import Choice, Selector, Values
 
 # Similarities of detections to images held at once; a block takes 64 MB.
 BLOCK_VALUES = 2**24
@@ -33,12 +31,7 @@ class ClassConditionalSimilarity(Selector):
     needs = ("class_probs",)
 
     def select(
-        self,
-        record: PoolRecord,
-        candidates: np.ndarray,
-        values: Mapping[str, np.ndarray],
-        budget: int,
-        seed: int,
+        self, record: PoolRecord, candidates: np.ndarray, values: Values, budget: int, seed: int
     ) -> list[Choice]:
         """Take the medoids, best candidate first.
 

@@ -1,13 +1,11 @@
 """Value for money, the greedy rule for knapsacks (Dantzig, Operations Research 5, 1957)."""
 
-from collections.abc import Mapping
-
 import numpy as np
 from scipy.stats import rankdata
 
 from med_sslal.al.budget import PREDICTED_COST
 from med_sslal.al.record import PoolRecord
-from med_sslal.al.selectors.base import Ranking
+from med_sslal.al.selectors.base import Ranking, Values
 
 
 class GreedyBoxCost(Ranking):
@@ -22,9 +20,7 @@ class GreedyBoxCost(Ranking):
 
     name = "greedy_box_cost"
 
-    def worth(
-        self, record: PoolRecord, candidates: np.ndarray, values: Mapping[str, np.ndarray]
-    ) -> np.ndarray:
+    def worth(self, record: PoolRecord, candidates: np.ndarray, values: Values) -> np.ndarray:
         """Rank per cost, rounded, so that equal quotients of different numbers stay equal."""
         score = next(iter(values.values()))
         costs = values.get(PREDICTED_COST, np.ones_like(score))

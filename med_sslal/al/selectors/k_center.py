@@ -1,7 +1,5 @@
 """Core-set selection (Sener and Savarese, ICLR 2018, the greedy k-center)."""
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from med_sslal.al.arrays import (
@@ -11,7 +9,7 @@ from med_sslal.al.arrays import (
     whole_embeddings,
 )
 from med_sslal.al.record import PLAIN, PoolRecord
-from med_sslal.al.selectors.base import Choice, Selector
+from med_sslal.al.selectors.base import Choice, Selector, Values
 
 # Images that the candidates are compared with at once: with 20,000 candidates a block takes 10 MB.
 BLOCK_CENTERS = 64
@@ -32,12 +30,7 @@ class KCenter(Selector):
     name = "k_center"
 
     def select(
-        self,
-        record: PoolRecord,
-        candidates: np.ndarray,
-        values: Mapping[str, np.ndarray],
-        budget: int,
-        seed: int,
+        self, record: PoolRecord, candidates: np.ndarray, values: Values, budget: int, seed: int
     ) -> list[Choice]:
         """Take the farthest candidate until the budget is spent."""
         points = whole_embeddings(record.section(PLAIN).embeddings[candidates])

@@ -1,13 +1,11 @@
 """Diversity by clustering (Zhdanov, Diverse mini-batch Active Learning, 2019, unweighted)."""
 
-from collections.abc import Mapping
-
 import numpy as np
 from sklearn.cluster import KMeans
 
 from med_sslal.al.arrays import round_embeddings
 from med_sslal.al.record import PLAIN, PoolRecord
-from med_sslal.al.selectors.base import Choice, Selector
+from med_sslal.al.selectors.base import Choice, Selector, Values
 
 
 class KMeansDiversity(Selector):
@@ -20,12 +18,7 @@ class KMeansDiversity(Selector):
     name = "k_means_diversity"
 
     def select(
-        self,
-        record: PoolRecord,
-        candidates: np.ndarray,
-        values: Mapping[str, np.ndarray],
-        budget: int,
-        seed: int,
+        self, record: PoolRecord, candidates: np.ndarray, values: Values, budget: int, seed: int
     ) -> list[Choice]:
         """Go round the clusters until the budget is spent."""
         if budget == 0:

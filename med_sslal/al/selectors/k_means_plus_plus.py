@@ -1,7 +1,5 @@
 """D^2 sampling (Arthur and Vassilvitskii, SODA 2007), as BADGE uses it (Ash et al., ICLR 2020)."""
 
-from collections.abc import Mapping
-
 import numpy as np
 from scipy.stats import rankdata
 
@@ -12,7 +10,7 @@ from med_sslal.al.arrays import (
     whole_embeddings,
 )
 from med_sslal.al.record import PLAIN, PoolRecord
-from med_sslal.al.selectors.base import Choice, Selector
+from med_sslal.al.selectors.base import Choice, Selector, Values
 
 
 class KMeansPlusPlus(Selector):
@@ -27,12 +25,7 @@ class KMeansPlusPlus(Selector):
     name = "k_means_plus_plus"
 
     def select(
-        self,
-        record: PoolRecord,
-        candidates: np.ndarray,
-        values: Mapping[str, np.ndarray],
-        budget: int,
-        seed: int,
+        self, record: PoolRecord, candidates: np.ndarray, values: Values, budget: int, seed: int
     ) -> list[Choice]:
         """Draw until the budget is spent."""
         score = next(iter(values.values()))

@@ -1,6 +1,5 @@
 """Representativeness as a second stage."""
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy as np
 from med_sslal.al.criteria.base import Criterion
 from med_sslal.al.criteria.representativeness import Representativeness
 from med_sslal.al.record import PoolRecord
-from med_sslal.al.selectors.base import Ranking
+from med_sslal.al.selectors.base import Ranking, Values
 
 
 class MostRepresentative(Ranking):
@@ -21,9 +20,7 @@ class MostRepresentative(Ranking):
     name = "representativeness"
     criteria: ClassVar[tuple[type[Criterion], ...]] = (Representativeness,)
 
-    def worth(
-        self, record: PoolRecord, candidates: np.ndarray, values: Mapping[str, np.ndarray]
-    ) -> np.ndarray:
+    def worth(self, record: PoolRecord, candidates: np.ndarray, values: Values) -> np.ndarray:
         """Mean similarity."""
         return values[self.name][candidates]
 

@@ -1,11 +1,9 @@
 """The simplest selector."""
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from med_sslal.al.record import PoolRecord
-from med_sslal.al.selectors.base import Ranking
+from med_sslal.al.selectors.base import Ranking, Values
 
 
 class TopK(Ranking):
@@ -14,9 +12,7 @@ class TopK(Ranking):
     name = "top_k"
     views = ()
 
-    def worth(
-        self, record: PoolRecord, candidates: np.ndarray, values: Mapping[str, np.ndarray]
-    ) -> np.ndarray:
+    def worth(self, record: PoolRecord, candidates: np.ndarray, values: Values) -> np.ndarray:
         """The same for all, which come in the criterion's order."""
         return np.zeros(len(candidates))
 
