@@ -406,7 +406,7 @@ def test_metric_keys_are_those_that_evaluate_gives(names):
 
 
 def test_unknown_metric_names_the_nearest():
-    with pytest.raises(ConfigError, match="did you mean 'sensitivity_k_fps'"):
+    with pytest.raises(ConfigError, match="Did you mean 'sensitivity_k_fps'"):
         metric_keys(["sensitivity_k_fp"], ["lesion"])
 
 

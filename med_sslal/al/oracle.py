@@ -44,13 +44,9 @@ class SimulatedOracle:
         for: the query ends before it, and its label stays hidden. An image that costs more than
         the whole budget can never be paid for; it is passed over.
 
-        Args:
-            image_ids: The images in the order of labelling.
-            costs: What labels cost.
-            budget: In the unit of `costs`; the labels never cost more, in total.
-
         Returns:
-            Image id to label of the images that were paid for, in order.
+            Image id to label of the images that were paid for, in order. Together they cost no more
+            than the budget, in the unit of `costs`.
 
         Raises:
             DataError: An id is unknown; nothing is revealed then.

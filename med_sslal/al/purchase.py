@@ -26,14 +26,7 @@ def purchase(
 
     A plan knows predicted boxes alone. Where each of its images turns out to cost more than the
     whole budget, the next plan leaves them out; it may be twice as long, so that few are needed.
-
-    Args:
-        helper: The strategy.
-        oracle: Has the labels, and charges what they cost.
-        record: What the pass over exactly the unlabelled images of `pool` saw.
-        pool: The pool before the query.
-        cycle: Number of the cycle.
-        positions: See `ActiveLearningHelper.query`.
+    The arguments are those of `ActiveLearningHelper.query`.
 
     Returns:
         The images that were paid for; none only where no unlabelled image can be.

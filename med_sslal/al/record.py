@@ -12,11 +12,10 @@ A column that a view has in common with `plain` is stored in `plain` alone.
 
 import mmap
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tokenize import TokenError
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
@@ -77,16 +76,6 @@ class RecordHeader:
     class_counts: Mapping[str, int] = field(default_factory=dict)
     class_difficulty: Mapping[str, float] = field(default_factory=dict)
     labels_fingerprint: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain containers for `header.json`."""
-        return {**asdict(self), "class_names": list(self.class_names)}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "RecordHeader":
-        """The header that `to_json` described (KeyError where an entry is missing)."""
-        values = {name: content[name] for name in cls.__dataclass_fields__}
-        return cls(**{**values, "class_names": tuple(values["class_names"])})
 
 
 @dataclass(frozen=True)
@@ -235,7 +224,8 @@ class PoolRecord:
         """
         content = read_versioned(path / HEADER_FILE, FORMAT_VERSION, oldest=FORMAT_VERSION)
         try:
-            header = RecordHeader.from_json(content["header"])
+            names = tuple(content["header"]["class_names"])
+            header = RecordHeader(**{**content["header"], "class_names": names})
             labelled_ids = tuple(content["labelled_ids"])
             sizes, shared = content["sections"], content.get("shared", {})
             sections = {PLAIN: _open_section(path / PLAIN, sizes[PLAIN], {})}
@@ -283,11 +273,7 @@ def _open_section(
 
 
 def _open_column(file: Path, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Map one .npy file and check its dtype and shape.
-
-    Raises:
-        DataError: The file is missing, truncated or holds something else.
-    """
+    """Map one .npy file; DataError where it is missing, damaged or holds something else."""
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:

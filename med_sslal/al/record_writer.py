@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -156,7 +157,7 @@ class RecordWriter:
                 embeddings[row] = self._labelled[image_id]
             np.save(self._partial / LABELLED_FILE, embeddings)
             content = {
-                "header": self.header.to_json(),
+                "header": asdict(self.header),
                 "labelled_ids": labelled_ids,
                 "sections": sizes,
                 "shared": {
@@ -206,14 +207,13 @@ class RecordWriter:
         self._detections = {view: [] for view in self._columns}
 
     def _merge(self) -> dict[str, dict[str, int]]:
-        """Write the final columns from the shards, one column of one shard at a time.
-
-        Returns:
-            For each view the sizes N, M, C, D and P, and F where there are RoI features.
-        """
+        """Write the final columns, one of one shard at a time; view to the sizes N, M, C, ..."""
         small = {name: np.concatenate(parts) for name, parts in self._small.items()}
         ids = small["image_ids"]
-        self._check_ids(ids)
+        names, counts = np.unique(ids, return_counts=True)
+        twice = [*names[counts > 1].tolist(), *(set(names.tolist()) & set(self._labelled))]
+        if twice:
+            raise ValueError(f"{len(twice)} image(s) were added twice, the first is {twice[0]}")
         order = np.argsort(ids, kind="stable")
         rank = np.empty_like(order)
         rank[order] = np.arange(len(ids))
@@ -234,12 +234,7 @@ class RecordWriter:
         return sections
 
     def _merge_column(
-        self,
-        view: str,
-        name: str,
-        rank: np.ndarray,
-        offsets: np.ndarray,
-        sizes: Mapping[str, int],
+        self, view: str, name: str, rank: np.ndarray, offsets: np.ndarray, sizes: Mapping[str, int]
     ) -> None:
         """Write one column of a view in the order of the image ids."""
         file = self._partial / view / f"{name}.npy"
@@ -262,13 +257,6 @@ class RecordWriter:
             else:
                 merged[rows] = part
             merged.flush()
-
-    def _check_ids(self, ids: np.ndarray) -> None:
-        """Raise ValueError unless every image was added once, as one thing."""
-        names, counts = np.unique(ids, return_counts=True)
-        twice = [*names[counts > 1].tolist(), *(set(names.tolist()) & set(self._labelled))]
-        if twice:
-            raise ValueError(f"{len(twice)} image(s) were added twice, the first is {twice[0]}")
 
     def _sizes(self, view: str, n_images: int, n_detections: int) -> dict[str, int]:
         """The sizes of a merged section by their letters."""

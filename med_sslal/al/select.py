@@ -48,13 +48,7 @@ def query_record(
     cycle: int = 0,
     positions: Mapping[str, Position] | None = None,
 ) -> Selection:
-    """Query a record, whose images are the whole pool.
-
-    Args:
-        helper: The strategy; its budget in images must be there to be had.
-        record: The record.
-        cycle: Part of the query's seed.
-        positions: Where slices lie, for `suppress_adjacent`.
+    """Query a record, whose images are the whole pool, as `ActiveLearningHelper.query` does.
 
     Raises:
         ConfigError: Fewer images can be had than the budget.

@@ -75,13 +75,6 @@ def write_detections(
     The file holds, in COCO's form (see `coco_utils.to_coco_predictions`), those worth showing on
     the images taken and on a few others, drawn by the run's seed.
 
-    Args:
-        path: The JSON file.
-        selection: What the query took.
-        record: What it was chosen from.
-        infos: Infos of at least the record's images.
-        cycle: The cycle's number.
-
     Raises:
         UserError: The file cannot be written.
     """
@@ -98,9 +91,6 @@ def write_detections(
         # Detections lie best first.
         n = max(SHOWN_AT_LEAST, int((section.scores[first:last] >= SHOWN_SCORE).sum()))
         rows = slice(first, min(first + n, last))
-        shown[name] = Prediction(
-            np.array(section.boxes[rows]),
-            np.array(section.labels[rows]),
-            np.array(section.scores[rows]),
-        )
+        found = (section.boxes, section.labels, section.scores)
+        shown[name] = Prediction(*(np.array(column[rows]) for column in found))
     write_json(path, to_coco_predictions(shown, infos, record.header.class_names))

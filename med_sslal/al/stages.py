@@ -19,10 +19,14 @@ from med_sslal.al.criteria.random import Random
 from med_sslal.al.selectors.base import Selector
 from med_sslal.al.selectors.top_k import TopK
 from med_sslal.config.jsonc import KeyPath
-from med_sslal.config.signature import convert_arguments, signature, wrong_arguments
+from med_sslal.config.signature import (
+    convert_arguments,
+    signature,
+    wrong_arguments,
+    wrong_members,
+)
 from med_sslal.config.values import Key, found
 from med_sslal.utils.errors import ConfigError
-from med_sslal.utils.names import unknown_key
 
 Stage = str | dict[str, Any]
 Stages = Sequence[Stage | list[Stage]]
@@ -121,7 +125,11 @@ def _check_stage(
     problems: list[tuple[KeyPath, str]] = []
     args: Any = {}
     if isinstance(stage, dict):
-        problems, args = _check_keys(stage, at, in_list=in_list), stage.get("args", {})
+        problems = [((*at, name), text) for name, text, _ in wrong_members(stage, _KEYS)]
+        if "weight" in stage and not in_list:
+            text = "a weight is for criteria that are combined, in a list: leave it out"
+            problems.append(((*at, "weight"), text))
+        args = stage.get("args", {})
         if not isinstance(stage.get("type"), str):
             return problems
         at = (*at, "type")
@@ -142,28 +150,6 @@ def _check_stage(
         except ConfigError as error:
             wrong = [(at, str(error))]
     return problems + wrong
-
-
-def _check_keys(
-    stage: Mapping[str, Any], at: KeyPath, *, in_list: bool
-) -> list[tuple[KeyPath, str]]:
-    """What is wrong with the keys of an object that stands for a stage."""
-    hints = {key.name: key.hint for key in _KEYS}
-    problems: list[tuple[KeyPath, str]] = []
-    for name in stage:
-        if name == "weight" and not in_list:
-            text = "a weight is for criteria that are combined, in a list: leave it out"
-            problems.append(((*at, name), text))
-        elif name not in hints:
-            problems.append(((*at, name), unknown_key(name, hints)[0]))
-    for key in _KEYS:
-        if key.name in stage:
-            wrong = key.problem(stage[key.name])
-        else:
-            wrong = f"required key is missing ({key.meaning})" if key.required else None
-        if wrong:
-            problems.append(((*at, key.name), wrong))
-    return problems
 
 
 def _build(stage: Any, find: Callable[[str], Any], defaults: Mapping[str, Any]) -> Any:

@@ -134,14 +134,7 @@ class PseudoLabeller:
 
     @classmethod
     def check_args(cls, args: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Find what is wrong between arguments of the right types.
-
-        Args:
-            args: The arguments with their defaults, as the config gives them.
-
-        Returns:
-            (argument, sentence) for each problem.
-        """
+        """Find what is wrong between arguments of the right types: (argument, sentence) each."""
         low, floor = args["min_threshold"], args["ignore_floor"]
         problems = [
             (name, f"found {args[name]}; allowed: ignore_floor {floor} or more")
@@ -166,14 +159,6 @@ class PseudoLabeller:
         validation reaches the target. Precision counts objects found against detections that meet
         no object (IoU 0.5); what lies in ignore regions, and repeats on an object, count as
         neither.
-
-        Args:
-            predictions: What the cycle's best model sees on validation images.
-            annotations: Labels of the validation images.
-            class_names: Names without background.
-
-        Returns:
-            Class name to threshold.
         """
         if self.threshold is not None:
             return dict.fromkeys(class_names, self.threshold)
@@ -249,11 +234,7 @@ class PseudoLabeller:
         return PseudoLabels(dict(sorted(labels.items())), dict(zip(names, stats, strict=True)))
 
     def _usable(self, record: PoolRecord, pool: Pool) -> np.ndarray:
-        """Which images of the record are unlabelled: bool [N].
-
-        Raises:
-            DataError: The record lacks one of them, or low scores that the rules need.
-        """
+        """Which images of the record are unlabelled: bool [N]."""
         unlabelled, ids = set(pool.unlabelled), record.image_ids.tolist()
         missing = unlabelled.difference(ids)
         if missing:

@@ -238,14 +238,7 @@ def _goal(curves: Mapping[int, Curve], full: Mapping[int, float], fraction: floa
 def _comparisons(
     curves: Curves, areas: Mapping[str, Mapping[int, float]], baseline: str, bootstrap: Bootstrap
 ) -> dict[str, Comparison]:
-    """Every other arm minus the baseline.
-
-    Args:
-        curves: Arm to seed to curve, cut to the range of the seed.
-        areas: Their areas.
-        baseline: The arm to compare with.
-        bootstrap: For the intervals.
-    """
+    """Every other arm minus the baseline, from curves that are cut to the ranges of the seeds."""
     base = curves[baseline]
     lasts = {
         arm: [own[s].values[-1] - base[s].values[-1] for s in base]

@@ -25,9 +25,7 @@ POLL_SECONDS = 0.2
 def devices_in_turn(device: str | None, n_jobs: int) -> list[str | None]:
     """The `--device` of each run, in turn: one GPU each where there are several to share.
 
-    Args:
-        device: That of the study: numbers are GPUs to hand out; None leaves it to the config.
-        n_jobs: Runs at the same time.
+    Numbers in the `device` of the study are GPUs to hand out; None leaves it to the config.
     """
     if device is not None:
         return list(device.split(","))
@@ -52,12 +50,7 @@ def run_one(runs: StudyRuns, job: Job, device: str | None) -> int:
 
 
 def run_all(runs: StudyRuns, n_jobs: int, devices: Sequence[str | None]) -> int:
-    """Run what is left, `n_jobs` at a time; returns the exit code.
-
-    Args:
-        runs: The runs of the study.
-        n_jobs: Runs at the same time.
-        devices: What `devices_in_turn` gave.
+    """Run what is left, `n_jobs` at a time on `devices_in_turn`; returns the exit code.
 
     Raises:
         UserError: Runs failed; the others went on.

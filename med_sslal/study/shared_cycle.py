@@ -28,11 +28,7 @@ def check_shared(
 ) -> None:
     """Refuse a run whose cycle 0 is not that of `config`.
 
-    Args:
-        source: Folder of the run to take over from.
-        config: Config of the new run.
-        registries: As for ConfigParser.
-        data_difference: From a checkpoint to how its data is not that of the new run.
+    `data_difference` tells from a checkpoint how its data is not that of the new run.
 
     Raises:
         CheckpointError: It is no run folder, or its cycle 0 is not finished or of other data.
@@ -85,12 +81,10 @@ def take_over(source: RunFolder, new: RunFolder) -> None:
 def _differences(saved: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Changes that cycle 0 depends on."""
     free, warned, refused = compare_for_resume(saved, new)
-    longer = [
-        change for change in free if change[0] in ("trainer.epochs", "trainer.steps_per_cycle")
-    ]
+    longer = ("trainer.epochs", "trainer.steps_per_cycle")
     return [
         change
-        for change in (*refused, *warned, *longer)
+        for change in (*refused, *warned, *(change for change in free if change[0] in longer))
         if change[0] in INITIAL
         or not (is_strategy(change[0]) or any(fnmatchcase(change[0], one) for one in _HARMLESS))
     ]

@@ -13,11 +13,11 @@ from med_sslal.config import jsonc
 from med_sslal.config.overrides import Override
 from med_sslal.config.parse_config import ConfigParser, Places
 from med_sslal.config.schema import Name
+from med_sslal.config.signature import wrong_members
 from med_sslal.config.validate import Problem, Registries
 from med_sslal.config.values import Key, describe, fits
 from med_sslal.study.study_folder import RESERVED, SHARED
 from med_sslal.utils.errors import ConfigError
-from med_sslal.utils.names import unknown_key
 
 # What arms may differ in: the strategy. Everything else must be the same for a fair comparison.
 STRATEGY = ("al_settings.*", "ssl_settings.*", "pseudo_augmentation.*")
@@ -81,12 +81,7 @@ class StudyConfig:
         return next((arm for arm, config in self.arms.items() if _is_full(config)), None)
 
     def run_config(self, arm: str, seed: int) -> ConfigParser:
-        """The config of one run.
-
-        Args:
-            arm: Its arm, or `cycle0` for the training that the arms share.
-            seed: Its seed.
-        """
+        """The config of one run; the arm `cycle0` is the training that the others share."""
         place = {"seed": seed, "name": arm, "trainer.save_dir": str(self.folder)}
         if arm == SHARED:
             own = _overrides(self.source, {"al_settings.num_cycles": 0})
@@ -157,28 +152,14 @@ def _is_full(config: ConfigParser) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The file's content with defaults; every key there and of the right type.
-
-    Raises:
-        ConfigError: It is not.
-    """
+    """The file's content with defaults; ConfigError unless every key is there and right."""
     document = jsonc.read(path, "study")
     given, places = document.value, Places(str(path), document)
-    known = {key.name: key.hint for key in STUDY_SCHEMA}
-    for name in given.keys() - known.keys():
-        places.note(Problem((name,), unknown_key(name, known)[0], at_key=True))
-    content = {}
-    for key in STUDY_SCHEMA:
-        content[key.name] = given.get(key.name, copy.deepcopy(key.default))
-        if key.name in given:
-            message = key.problem(given[key.name])
-        else:
-            message = f"required key is missing ({key.meaning})" if key.required else None
-        if message is not None:
-            places.note(Problem((key.name,), message))
+    for name, text, at_key in wrong_members(given, STUDY_SCHEMA):
+        places.note(Problem((name,), text, at_key))
     if problems := places.sentences():
         raise ConfigError("\n".join(problems))
-    return content
+    return {key.name: given.get(key.name, copy.deepcopy(key.default)) for key in STUDY_SCHEMA}
 
 
 def _wrong_names(source: str, content: Mapping[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ share, labels the x-axis of a curve: images, boxes or estimated seconds of annot
 95 % bootstrap intervals over seeds; there is none with 1 seed.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -199,11 +200,5 @@ class StudyResult:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values: what `json` writes and reads back is equal to it."""
-        return _plain({**asdict(self), "label_range": self.label_range})
-
-
-def _plain(value: Any) -> Any:
-    """Dicts with text keys and lists in place of dicts with seeds as keys and tuples."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(content) for key, content in value.items()}
-    return [_plain(content) for content in value] if isinstance(value, tuple) else value
+        text = json.dumps({**asdict(self), "label_range": self.label_range}, allow_nan=False)
+        return json.loads(text)

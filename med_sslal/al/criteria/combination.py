@@ -54,13 +54,7 @@ class Combination(Criterion):
         return {self.name: round_scores(self.combine(list(parts.values()))), **parts}
 
     def combine(self, columns: Sequence[np.ndarray]) -> np.ndarray:
-        """The weighted mean of percentile ranks.
-
-        Args:
-            columns: Values of each part, float64 [N].
-
-        Returns:
-            float64 [N] in (0, 1).
+        """The weighted mean of percentile ranks, [N] in (0, 1), of the values of each part, [N].
 
         Example:
             >>> from med_sslal.al.criteria.random import Random
