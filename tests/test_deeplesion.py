@@ -12,6 +12,7 @@ import pytest
 
 from med_sslal.config.signature import signature, wrong_arguments
 from med_sslal.data.deeplesion import DeepLesion
+from med_sslal.data.bad_samples import BadSamples
 from med_sslal.data.deeplesion_csv import COLUMNS, read_csv
 from med_sslal.utils.errors import ConfigError, DataError
 
@@ -80,7 +81,8 @@ def test_real_excerpt_parses():
     folder = os.environ.get("MED_SSLAL_TEST_DATA")
     if not folder:
         pytest.skip("MED_SSLAL_TEST_DATA is not set")
-    lesions = read_csv(Path(folder) / "deeplesion_excerpt" / "DL_info.csv")
+    table = Path(folder) / "deeplesion_excerpt" / "DL_info.csv"
+    lesions = read_csv(table, BadSamples("error", "the excerpt"))
     assert len(lesions) == 158
     assert len({lesion.image_id for lesion in lesions}) == 152
     assert len({lesion.patient for lesion in lesions}) == 12

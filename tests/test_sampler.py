@@ -98,16 +98,9 @@ def test_start_beyond_the_epoch():
         shuffled(8, 0, 4).set_start(3)
 
 
-@pytest.mark.parametrize(
-    ("args", "text"),
-    [
-        pytest.param((0, 0, 4, 0), "one labelled image", id="no image"),
-        pytest.param((4, 0, 0, 0), "at least 1", id="empty batch"),
-    ],
-)
-def test_refused(args, text):
-    with pytest.raises(ConfigError, match=text):
-        EpochBatchSampler(*args)
+def test_refused():
+    with pytest.raises(ConfigError, match="one labelled image"):
+        EpochBatchSampler(0, 0, 4, 0)
 
 
 @pytest.mark.parametrize(
@@ -122,8 +115,3 @@ def test_sequential(n, batches):
     sampler = SequentialBatchSampler(n, 2)
     assert list(sampler) == batches
     assert len(sampler) == len(batches)
-
-
-def test_sequential_refuses_empty_batches():
-    with pytest.raises(ConfigError, match="at least 1"):
-        SequentialBatchSampler(3, 0)

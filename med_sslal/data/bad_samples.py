@@ -1,6 +1,8 @@
 """What happens to bad files and boxes found while a dataset is opened."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from med_sslal.utils.errors import DataError
@@ -20,21 +22,23 @@ class BadSamples:
     """
 
     def __init__(self, policy: OnBadSample, source: str) -> None:
-        """Start with no problem.
-
-        Args:
-            policy: `error` or `skip`.
-            source: What is being opened, for the messages: a file or a folder.
-        """
-        self.policy = policy
-        self.source = source
+        """Start with no problem of `source`, the file or folder that is being opened."""
+        self.policy, self.source = policy, source
         self.problems: list[str] = []
 
-    def add(self, problem: str | DataError) -> None:
+    def add(self, problem: str) -> None:
         """Note one bad file, row or box: a sentence that says where and what."""
-        self.problems.append(str(problem))
+        self.problems.append(problem)
         if self.policy == "skip":
             logger.warning("skipped: %s", problem)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note a DataError of the block, which ends there."""
+        try:
+            yield
+        except DataError as error:
+            self.add(str(error))
 
     def finish(self) -> None:
         """Close the collection.

@@ -11,11 +11,11 @@ from med_sslal.data.pictures import (
     BoxRecord,
     PictureImages,
     Window,
-    given_splits,
     make_labels,
+    make_splits,
     picture_size,
 )
-from med_sslal.data.splits import Classes, EvalSplit, SplitFiles, split_by_group
+from med_sslal.data.splits import Classes, EvalSplit, SplitFiles
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import inside, read_json, write_json
 
@@ -74,29 +74,22 @@ class COCO(BaseDataset):
         lists: dict[str, list[str]] = {}
         files = annotations if isinstance(annotations, dict) else {"all": annotations}
         for split, name in files.items():
-            content = load_coco(inside(folder, name), find, bad, infos)
-            names += [each for each in content.class_names if each not in names]
-            lists[split] = list(content.infos)
-            infos |= content.infos
-            records |= content.records
+            class_names, found, boxes = load_coco(inside(folder, name), find, bad, infos)
+            names += [each for each in class_names if each not in names]
+            lists[split] = list(found)
+            infos |= found
+            records |= boxes
         labels = make_labels(records, names if classes is None else classes, infos, bad)
         bad.finish()
-        splits = (
-            given_splits(infos, lists)
-            if isinstance(annotations, dict)
-            else split_by_group(infos, eval_split, split_seed)
-        )
+        given = lists if isinstance(annotations, dict) else None
+        splits = make_splits(infos, given, eval_split, split_seed)
         super().__init__(PictureImages(folder, infos, splits, window), labels)
 
 
 def _finder(
     root: Path, pictures: Path, group_key: str | None, window: Window | None
 ) -> Callable[[dict[str, Any], str, str], ImageInfo]:
-    """What gives `load_coco` the image of an entry: that of its file below `pictures`.
-
-    Raises:
-        DataError: There is no such folder.
-    """
+    """What gives `load_coco` the image of an entry: that of its file below `pictures`."""
     if not pictures.is_dir():
         gone = pictures if root.is_dir() else root
         raise DataError(
@@ -152,7 +145,7 @@ def load_coco(
     infos: dict[str, ImageInfo] = {}
     for position, entry in enumerate(document["images"]):
         where = f"{path}, images[{position}]"
-        try:
+        with bad.noted():
             number, info = _image(entry, where, find)
             if info.image_id in infos or info.image_id in (known or {}):
                 raise DataError(
@@ -161,11 +154,8 @@ def load_coco(
                 )
             if number in by_number:
                 raise DataError(f"{where}: a second image with id {number}")
-        except DataError as error:
-            bad.add(error)
-            continue
-        infos[info.image_id] = info
-        by_number[number] = info.image_id
+            infos[info.image_id] = info
+            by_number[number] = info.image_id
     return CocoContent(
         tuple(categories.values()), infos, _read_boxes(document, path, categories, by_number, bad)
     )
@@ -174,13 +164,8 @@ def load_coco(
 def save_coco(path: Path, images: Images, labels: Labels, *, folder: str = ".") -> None:
     """Write the labelled images and their labels as a COCO file, which `COCO` reads back.
 
-    The patient is written as `group_id`, which `group_key` can name.
-
-    Args:
-        path: The file.
-        images: What the labels belong to.
-        labels: Labels of some or all of them.
-        folder: Where file names shall start, below the data root.
+    The patient is written as `group_id`, which `group_key` can name; file names start from
+    `folder` below the data root.
 
     Raises:
         UserError: The file cannot be written.
@@ -266,12 +251,10 @@ def _read_boxes(
         # The boxes of an image that was skipped go with it.
         if str(number) in skipped:
             continue
-        try:
+        with bad.noted():
             if not isinstance(number, int) or number not in by_number:
                 raise DataError(f"{where}: there is no image with id {number}")
             records[by_number[number]].append(_record(entry, categories, where))
-        except DataError as error:
-            bad.add(error)
     return records
 
 

@@ -5,14 +5,15 @@ and no others, UnlabelledView holds none.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from med_sslal.base.base_data_loader import BadSample, load_or_bad
 from med_sslal.base.base_dataset import BaseDataset, Images
-from med_sslal.base.types import Annotation, Frame, ImageInfo, Sample, UnlabelledSample
+from med_sslal.base.types import Annotation, Frame, ImageInfo, Sample, Target, UnlabelledSample
 from med_sslal.data.coco import COCO
 from med_sslal.data.deeplesion import DeepLesion
 from med_sslal.data.image_folder import ImageFolder
@@ -38,8 +39,36 @@ class Transform(Protocol):
         ...
 
 
-class LabelledView(Dataset[Sample | BadSample]):
-    """Images with labels, as Samples; keys are (position in `ids`, epoch)."""
+class _View(Dataset[Any]):
+    """Images in the model's frame; keys are (position in `ids`, epoch)."""
+
+    def __init__(self, images: Images, ids: Sequence[str], transform: Transform) -> None:
+        """Hold what is read."""
+        self._images, self.ids, self.transform = images, tuple(ids), transform
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.ids)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | UnlabelledSample | BadSample:
+        """Load a sample; a file that cannot be read gives a BadSample."""
+        position, epoch = key
+        return load_or_bad(lambda: self._load(self.ids[position], epoch))
+
+    def _load(self, image_id: str, epoch: int) -> Sample | UnlabelledSample:
+        raise NotImplementedError
+
+    def _apply(
+        self, transform: Transform, image_id: str, label: Annotation | None, epoch: int
+    ) -> tuple[Tensor, Target | None, Frame]:
+        info = self._images.infos[image_id]
+        pixels = self._images.read(image_id)
+        image, target, to_original = transform(pixels, label, info, epoch)
+        return image, target, Frame(info, to_original)
+
+
+class LabelledView(_View):
+    """Images with labels, as Samples."""
 
     def __init__(
         self,
@@ -64,63 +93,26 @@ class LabelledView(Dataset[Sample | BadSample]):
         Raises:
             LabelAccessError: There is no label for one of `ids`.
         """
+        super().__init__(images, ids, transform)
         missing = [image_id for image_id in ids if image_id not in labels]
         if missing:
             raise LabelAccessError(
                 f"{len(missing)} image(s) of a labelled view have no label: {missing[:5]}"
             )
-        self._images = images
-        self.ids = tuple(ids)
         self.labels = {image_id: labels[image_id] for image_id in ids}
-        self.transform = transform
-        self.pseudo_ids = pseudo_ids
-        self.pseudo_transform = pseudo_transform or transform
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.ids)
-
-    def __getitem__(self, key: tuple[int, int]) -> Sample | BadSample:
-        """Load a sample; a file that cannot be read gives a BadSample."""
-        position, epoch = key
-        return load_or_bad(lambda: self._load(self.ids[position], epoch))
+        self.pseudo_ids, self.pseudo_transform = pseudo_ids, pseudo_transform or transform
 
     def _load(self, image_id: str, epoch: int) -> Sample:
-        info = self._images.infos[image_id]
         pseudo = image_id in self.pseudo_ids
         transform = self.pseudo_transform if pseudo else self.transform
-        image, target, to_original = transform(
-            self._images.read(image_id), self.labels[image_id], info, epoch
-        )
+        image, target, frame = self._apply(transform, image_id, self.labels[image_id], epoch)
         assert target is not None
-        return Sample(image, target, Frame(info, to_original), pseudo)
+        return Sample(image, target, frame, pseudo)
 
 
-class UnlabelledView(Dataset[UnlabelledSample | BadSample]):
-    """Images of the unlabelled pool; keys are (position in `ids`, epoch)."""
-
-    def __init__(self, images: Images, ids: Sequence[str], transform: Transform) -> None:
-        """Make the view.
-
-        Args:
-            images: Infos and pixels.
-            ids: The images of the view, in order.
-            transform: Brings them to the model's frame.
-        """
-        self._images = images
-        self.ids = tuple(ids)
-        self.transform = transform
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.ids)
-
-    def __getitem__(self, key: tuple[int, int]) -> UnlabelledSample | BadSample:
-        """Load a sample; a file that cannot be read gives a BadSample."""
-        position, epoch = key
-        return load_or_bad(lambda: self._load(self.ids[position], epoch))
+class UnlabelledView(_View):
+    """Images of the unlabelled pool, as UnlabelledSamples."""
 
     def _load(self, image_id: str, epoch: int) -> UnlabelledSample:
-        info = self._images.infos[image_id]
-        image, _, to_original = self.transform(self._images.read(image_id), None, info, epoch)
-        return UnlabelledSample(image, Frame(info, to_original))
+        image, _, frame = self._apply(self.transform, image_id, None, epoch)
+        return UnlabelledSample(image, frame)

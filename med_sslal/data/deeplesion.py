@@ -31,15 +31,7 @@ from med_sslal.utils.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 LesionType = Literal[
-    "all",
-    "bone",
-    "abdomen",
-    "mediastinum",
-    "liver",
-    "lung",
-    "kidney",
-    "soft tissue",
-    "pelvis",
+    "all", "bone", "abdomen", "mediastinum", "liver", "lung", "kidney", "soft tissue", "pelvis"
 ]
 DatasetType = Literal["non-specified", "official"]
 Distance = Annotated[float, Gt(0)]
@@ -97,7 +89,6 @@ class DeepLesion(BaseDataset):
             DataError: Data is missing or bad.
         """
         decode = SliceCache(Path(cache_dir)).read if cache_dir else decode_slice
-
         folder = Path(root).expanduser()
         bad = BadSamples(on_bad_sample, str(folder))
         table, files = _open_root(folder)
@@ -105,7 +96,7 @@ class DeepLesion(BaseDataset):
         n_rows = len(lesions) + len(bad.problems)
         wanted = _keep_images(lesions, lesion_type)
         found = _find_stacks(wanted, files, slice_mode, slice_step_mm)
-        infos, annotations = _read_images(folder, wanted, found, lesion_type, bad)
+        infos, labels = _read_images(folder, wanted, found, lesion_type, bad)
         bad.finish()
         if not infos:
             raise ConfigError(f"{table} has no usable lesion of dataset.args.lesion_type")
@@ -114,10 +105,8 @@ class DeepLesion(BaseDataset):
         else:
             splits = split_by_group(infos, eval_split, split_seed)
         stacks = {name: found[name].stack for name in infos}
-        super().__init__(
-            SliceImages(infos, splits, stacks, window, decode, self.note),
-            Labels(("lesion",), annotations),
-        )
+        images = SliceImages(infos, splits, stacks, window, decode, self.note)
+        super().__init__(images, Labels(("lesion",), labels))
         full = n_rows == FULL_ROWS and (dataset_type, lesion_type) == ("official", "all")
         self._log_counts(lesion_type, full)
 
@@ -154,8 +143,8 @@ def _find_stacks(
     logger.info("checking the slices of %d images", len(images))
 
     def find(rows: Sequence[Lesion]) -> FoundStack:
-        paths, (_, _, gap) = files.of_series(rows[0].series), rows[0].spacing
-        return find_stack(paths, rows[0].slice_index, mode, gap, step_mm)
+        paths = files.of_series(rows[0].series)
+        return find_stack(paths, rows[0].slice_index, mode, rows[0].slice_mm, step_mm)
 
     with ThreadPoolExecutor(PROBE_THREADS) as threads:
         return dict(zip(images, threads.map(find, images.values()), strict=True))
@@ -195,7 +184,7 @@ def _read_images(
             first.patient,
             path.relative_to(root).as_posix(),
             (probe.height, probe.width),
-            first.spacing[0] if _known(first.spacing[0]) else None,
+            first.pixel_mm if math.isfinite(first.pixel_mm) else None,
             first.series,
             first.slice_index,
         )
@@ -230,21 +219,15 @@ def _official_split(
 
 
 def _open_root(root: Path) -> tuple[Path, SliceFiles]:
-    """The annotation file and the slices below the data root.
-
-    Raises:
-        DataError: One of them is not there; the text says where to get it.
-    """
+    """The annotation file and the slices below the data root; DataError where one is missing."""
     table = root / "DL_info.csv"
-    missing = None
     if not root.is_dir():
         missing = f"data root {root} does not exist"
     elif not table.is_file():
         missing = f"{table} does not exist"
+    elif files := SliceFiles(root):
+        return table, files
     else:
-        files = SliceFiles(root)
-        if files:
-            return table, files
         missing = f"{root} holds no slices (Images_png/PPPPPP_SS_SS/III.png)"
     raise DataError(
         f"DeepLesion: {missing}. Set dataset.args.root to the data; or get it with `python -m "
@@ -293,19 +276,10 @@ def _annotate(
             continue
         kept.append(row)
         boxes.append(box)
-    sizes = [
-        row.long_diameter_px * row.spacing[0] if _known(row.spacing[0]) else math.nan
-        for row in kept
-    ]
     return Annotation(
         boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
         labels=np.ones(len(kept), dtype=np.int64),
         ignore=np.array([not _wanted(row, lesion_type) for row in kept], dtype=bool),
-        sizes_mm=np.array(sizes, dtype=np.float32),
+        sizes_mm=np.array([row.long_diameter_px * row.pixel_mm for row in kept], dtype=np.float32),
         subtypes=tuple(row.lesion_type for row in kept),
     )
-
-
-def _known(spacing: float) -> bool:
-    """True for a spacing that can be used."""
-    return math.isfinite(spacing) and spacing > 0

@@ -29,17 +29,8 @@ COLUMNS = (
     "Patient_age",
     "Train_Val_Test",
 )
-LESION_TYPES = {
-    -1: "",
-    1: "bone",
-    2: "abdomen",
-    3: "mediastinum",
-    4: "liver",
-    5: "lung",
-    6: "kidney",
-    7: "soft tissue",
-    8: "pelvis",
-}
+_TYPES = ("bone", "abdomen", "mediastinum", "liver", "lung", "kidney", "soft tissue", "pelvis")
+LESION_TYPES = {-1: "", **dict(enumerate(_TYPES, start=1))}
 SPLITS = {1: "train", 2: "val", 3: "test"}
 # Patient, study, series, slice; the last underscore stands for the folder's slash.
 FILE_NAME = re.compile(r"((\d{6})_(\d{2,})_(\d{2,}))_(\d{3,})\.png", re.ASCII)
@@ -58,7 +49,8 @@ class Lesion:
         long_diameter_px: Long RECIST axis, NaN where unknown.
         lesion_type: Name of the coarse type, "" where unknown.
         noisy: The annotation is doubtful.
-        spacing: x, y (mm per pixel) and z (slice interval in mm), NaN where unknown.
+        pixel_mm: In-plane mm per pixel, NaN where unknown.
+        slice_mm: Slice interval in mm, NaN where unknown.
         image_size: Both sides in pixels.
         split: Official split: "train", "val" or "test".
     """
@@ -71,25 +63,18 @@ class Lesion:
     long_diameter_px: float
     lesion_type: str
     noisy: bool
-    spacing: tuple[float, float, float]
+    pixel_mm: float
+    slice_mm: float
     image_size: tuple[int, int]
     split: str
 
 
-def read_csv(path: Path, bad: BadSamples | None = None) -> list[Lesion]:
-    """Read DL_info.csv; pixels are not needed.
-
-    Args:
-        path: The file.
-        bad: Takes the rows that cannot be used (they are left out). None raises for them.
-
-    Returns:
-        The lesions in the order of the file.
+def read_csv(path: Path, bad: BadSamples) -> list[Lesion]:
+    """Lesions of DL_info.csv in its order; rows that cannot be used are noted and left out.
 
     Raises:
-        DataError: The file is missing or is no such table; or, without `bad`, rows are bad.
+        DataError: The file is missing or is no such table.
     """
-    collector = bad or BadSamples("error", str(path))
     lesions: list[Lesion] = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -105,13 +90,11 @@ def read_csv(path: Path, bad: BadSamples | None = None) -> list[Lesion]:
                     lesions.append(parse_row(row))
                 except ValueError as error:
                     name = row["File_name"]
-                    collector.add(f"{path.name}, line {reader.line_num} ({name}): {error}")
+                    bad.add(f"{path.name}, line {reader.line_num} ({name}): {error}")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a CSV file: {error}") from error
-    if bad is None:
-        collector.finish()
     return lesions
 
 
@@ -134,7 +117,10 @@ def parse_row(row: dict[str, str]) -> Lesion:
         raise ValueError(f"File_name does not agree with {', '.join(columns)} {indices}")
     if parts[-1] < 1:
         raise ValueError("Key_slice_index is 0; slices are counted from 1")
-    spacing = _numbers(row, "Spacing_mm_px_", 3)
+    spacing = [
+        value if math.isfinite(value) and value > 0 else math.nan
+        for value in _numbers(row, "Spacing_mm_px_", 3)
+    ]
     sides = _numbers(row, "Image_size", 2)
     if not all(side >= 1 and side.is_integer() for side in sides):
         raise ValueError(f"Image_size must be two pixel counts, found '{row['Image_size']}'")
@@ -147,7 +133,8 @@ def parse_row(row: dict[str, str]) -> Lesion:
         long_diameter_px=_numbers(row, "Lesion_diameters_Pixel_", 2)[0],
         lesion_type=LESION_TYPES[_choice(row, "Coarse_lesion_type", LESION_TYPES)],
         noisy=bool(_choice(row, "Possibly_noisy", (0, 1))),
-        spacing=(spacing[0], spacing[1], spacing[2]),
+        pixel_mm=spacing[0],
+        slice_mm=spacing[2],
         image_size=(int(sides[0]), int(sides[1])),
         split=SPLITS[_choice(row, "Train_Val_Test", SPLITS)],
     )

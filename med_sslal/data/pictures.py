@@ -15,7 +15,7 @@ from med_sslal.base.base_dataset import Images, Labels
 from med_sslal.base.types import Annotation, ImageInfo
 from med_sslal.data.bad_samples import BadSamples
 from med_sslal.data.probe import SUFFIXES, probe_image
-from med_sslal.data.splits import SPLIT_NAMES, log_split
+from med_sslal.data.splits import SPLIT_NAMES, log_split, split_by_group
 from med_sslal.utils.errors import DataError
 
 Window = Annotated[
@@ -50,14 +50,7 @@ class PictureImages(Images):
         splits: Mapping[str, tuple[str, ...]],
         window: Window | None = None,
     ) -> None:
-        """Hold what was found.
-
-        Args:
-            root: Where every `file_name` starts from.
-            infos: See Images.
-            splits: See Images.
-            window: Lowest and highest value of 16-bit pixels, mapped to 0 and 1.
-        """
+        """Hold what was found: every `file_name` starts from `root`."""
         super().__init__(infos, splits)
         self.root, self.window = root, window
 
@@ -67,82 +60,55 @@ class PictureImages(Images):
         return read_picture(self.root / info.file_name, info.orig_size, self.window)
 
 
-def class_labels(classes: Sequence[str]) -> dict[str, int]:
-    """Class name to label, from 1 on.
-
-    Raises:
-        DataError: There is no class.
-    """
-    if not classes:
-        raise DataError("the data has no class: name them in dataset.args.classes")
-    return {name: label for label, name in enumerate(classes, start=1)}
-
-
 def make_labels(
     records: Mapping[str, Sequence[BoxRecord]],
     classes: Sequence[str],
     infos: Mapping[str, ImageInfo],
     bad: BadSamples,
 ) -> Labels:
-    """Check the boxes of all labelled images.
+    """Labels of boxes by image id; a box that is bad is noted and left out.
 
-    Args:
-        records: Image id to its boxes.
-        classes: Class names in order of their labels.
-        infos: Image id to ImageInfo, for at least these images.
-        bad: Collects what is wrong; such boxes are left out.
+    A box that reaches over the edge is clipped. Bad are: a class that is not in `classes`, a
+    coordinate that is no finite number, no area, and more than half of the area outside.
+
+    Raises:
+        DataError: There is no class.
     """
-    numbers = class_labels(classes)
-    made = {
-        image_id: make_annotation(boxes, numbers, infos[image_id].orig_size, bad)
-        for image_id, boxes in sorted(records.items())
-    }
+    if not classes:
+        raise DataError("the data has no class: name them in dataset.args.classes")
+    numbers = {name: label for label, name in enumerate(classes, start=1)}
+    made: dict[str, Annotation] = {}
+    for image_id, boxes in sorted(records.items()):
+        good: list[tuple[np.ndarray, int, bool]] = []
+        for record in boxes:
+            with bad.noted():
+                box = _clipped(record, numbers, infos[image_id].orig_size)
+                good.append((box, numbers[record.name], record.ignore))
+        made[image_id] = Annotation(
+            np.array([box for box, _, _ in good], dtype=np.float32).reshape(-1, 4),
+            np.array([number for _, number, _ in good], dtype=np.int64),
+            np.array([ignore for _, _, ignore in good], dtype=bool),
+        )
     return Labels(tuple(numbers), made)
 
 
-def make_annotation(
-    records: Sequence[BoxRecord],
-    labels: Mapping[str, int],
-    size: tuple[int, int],
-    bad: BadSamples,
-) -> Annotation:
-    """Check the boxes of one image and make its label.
-
-    A box that reaches over the edge is clipped. Bad are: a class that is not in `labels`, a
-    coordinate that is no finite number, no area, and more than half of the area outside.
-
-    Args:
-        records: The boxes.
-        labels: Class name to label.
-        size: (height, width) of the image.
-        bad: Collects what is wrong; such boxes are left out.
-    """
-    good: list[tuple[np.ndarray, int, bool]] = []
-    limit = np.array([size[1], size[0]] * 2, dtype=np.float64)
-    for record in records:
-        box = np.array(record.box, dtype=np.float64)
-        clipped = np.clip(box, 0, limit).astype(np.float32)
-        text = ", ".join(f"{value:g}" for value in box)
-        if record.name not in labels:
-            known = ", ".join(labels)
-            bad.add(f"{record.where}: unknown class '{record.name}'; the classes are {known}")
-        elif not np.isfinite(box).all():
-            bad.add(f"{record.where}: box ({text}) is not finite")
-        elif (box[2:] <= box[:2]).any():
-            bad.add(f"{record.where}: box ({text}) has no area (x1, y1, x2, y2 are expected)")
-        elif _area(clipped) < _area(box) / 2 or (clipped[2:] <= clipped[:2]).any():
-            bad.add(
-                f"{record.where}: box ({text}) lies for more than half outside its image of "
-                f"{size[1]}x{size[0]} pixels"
-            )
-        else:
-            good.append((clipped, labels[record.name], record.ignore))
-    if not good:
-        return Annotation.empty()
-    boxes, numbers, ignore = zip(*good, strict=True)
-    return Annotation(
-        np.stack(boxes), np.array(numbers, dtype=np.int64), np.array(ignore, dtype=bool)
-    )
+def _clipped(record: BoxRecord, labels: Mapping[str, int], size: tuple[int, int]) -> np.ndarray:
+    """A good box, cut at the edge of an image of (height, width); DataError for a bad one."""
+    box = np.array(record.box, dtype=np.float64)
+    clipped = np.clip(box, 0, [size[1], size[0]] * 2).astype(np.float32)
+    where = f"{record.where}: box ({', '.join(f'{value:g}' for value in box)})"
+    if record.name not in labels:
+        known = ", ".join(labels)
+        raise DataError(f"{record.where}: unknown class '{record.name}'; the classes are {known}")
+    if not np.isfinite(box).all():
+        raise DataError(f"{where} is not finite")
+    if (box[2:] <= box[:2]).any():
+        raise DataError(f"{where} has no area (x1, y1, x2, y2 are expected)")
+    if _area(clipped) < _area(box) / 2 or (clipped[2:] <= clipped[:2]).any():
+        raise DataError(
+            f"{where} lies for more than half outside its image of {size[1]}x{size[0]} pixels"
+        )
+    return clipped
 
 
 def _area(box: np.ndarray) -> float:
@@ -152,12 +118,8 @@ def _area(box: np.ndarray) -> float:
 def picture_size(path: Path, window: Window | None = None) -> tuple[int, int]:
     """(height, width) of a PNG, JPEG or TIFF file, from its header.
 
-    Args:
-        path: The file.
-        window: What 16 bits are to be mapped with, None where there must be none.
-
     Raises:
-        DataError: The file is missing or damaged, or its pixels cannot be mapped.
+        DataError: The file is missing or damaged, or has 16 bits and there is no window for them.
     """
     probe = probe_image(path)
     found = f"image file {path} has {probe.channels} channel(s) of {probe.bit_depth} bits"
@@ -238,17 +200,10 @@ def group_finder(pattern: str | None) -> Callable[[str], str]:
 
 
 def find_pictures(folder: Path, key: str) -> dict[str, Path]:
-    """The pictures below a folder, however deep, by id; hidden ones are passed over.
-
-    Args:
-        folder: The folder.
-        key: Of `dataset.args`, which names it.
-
-    Returns:
-        Path below the folder without its ending, to the file; sorted.
+    """The pictures below a folder by id, the path there without its ending; hidden ones are not.
 
     Raises:
-        DataError: There is none, or two would have one id.
+        DataError: There is none (`key` of `dataset.args` names the folder), or two have one id.
     """
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
@@ -273,34 +228,30 @@ def read_infos(
     bad: BadSamples,
     window: Window | None = None,
 ) -> dict[str, ImageInfo]:
-    """The images whose picture is whole; the others go to `bad`.
-
-    Args:
-        root: What `file_name` shall start from.
-        files: Image id to picture.
-        group_of: Gives the patient of an image id.
-        bad: Collects what is wrong.
-        window: See `picture_size`.
-    """
+    """The images whose picture is whole, from image id to file below `root`; `bad` has the rest."""
     infos: dict[str, ImageInfo] = {}
     for image_id, path in files.items():
-        try:
+        with bad.noted():
             size, group = picture_size(path, window), group_of(image_id)
-        except DataError as error:
-            bad.add(error)
-            continue
-        infos[image_id] = ImageInfo(image_id, group, path.relative_to(root).as_posix(), size)
+            infos[image_id] = ImageInfo(image_id, group, path.relative_to(root).as_posix(), size)
     return infos
 
 
-def given_splits(
-    infos: Mapping[str, ImageInfo], lists: Mapping[str, Sequence[str]]
+def make_splits(
+    infos: Mapping[str, ImageInfo],
+    lists: Mapping[str, Sequence[str]] | None,
+    eval_split: float,
+    split_seed: int,
 ) -> dict[str, tuple[str, ...]]:
-    """Splits from lists of image ids; ids that are not in `infos` (skipped files) are left out.
+    """Splits as `lists` of image ids give them, or else drawn (see `split_by_group`).
+
+    Listed ids that are not in `infos` (skipped files) are left out.
 
     Raises:
         DataError: An image or a group (patient) is on two lists, or a list has no image left.
     """
+    if lists is None:
+        return split_by_group(infos, eval_split, split_seed)
     splits = {
         name: tuple(sorted(image_id for image_id in set(lists[name]) if image_id in infos))
         for name in SPLIT_NAMES

@@ -68,18 +68,16 @@ class EpochBatchSampler(_EpochSampler):
         Args:
             n_labelled: Number of labelled images, at least 1.
             n_pseudo: Number of pseudo-labelled images; 0 for supervised training.
-            batch_size: Labelled images in a batch, over all processes.
+            batch_size: Labelled images in a batch (1 or more), over all processes.
             seed: Seed of the order.
             world: The processes.
             per_step: Pseudo-labelled images on top of them; None takes as many.
 
         Raises:
-            ConfigError: `batch_size` is below 1, or there is no labelled image.
+            ConfigError: There is no labelled image.
         """
         if n_labelled < 1:
             raise ConfigError("training needs one labelled image at least, found none")
-        if batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, found {batch_size}")
         self.n_labelled = n_labelled
         self.n_pseudo = n_pseudo
         self.seed = seed
@@ -122,14 +120,9 @@ class RoundSampler(_EpochSampler):
     def __init__(
         self, n: int, per_step: int, batches: int, seed: int, world: World = ALONE
     ) -> None:
-        """Set the counts.
+        """Take `per_step` of `n` images, in all processes together, for each of `batches` batches.
 
-        Args:
-            n: Number of images, at least `per_step`.
-            per_step: Images for each batch, over all processes; at least one for each.
-            batches: Batches of an epoch.
-            seed: Seed of the order.
-            world: The processes.
+        `per_step` lies between the number of processes and `n`.
         """
         self.per_step = per_step
         self._n, self._batches, self._seed, self._world = n, batches, seed, world
@@ -165,18 +158,7 @@ class SequentialBatchSampler(Sampler[list[Key]]):
     """
 
     def __init__(self, n: int, batch_size: int, world: World = ALONE) -> None:
-        """Set the counts.
-
-        Args:
-            n: Number of images; may be 0.
-            batch_size: Images in a batch; the last one may be smaller.
-            world: The processes.
-
-        Raises:
-            ConfigError: `batch_size` is below 1.
-        """
-        if batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, found {batch_size}")
+        """Take `n` images (0 or more), `batch_size` (1 or more) at a time."""
         self._positions = world.share(n)
         self.batch_size = -(-batch_size // world.size)
 

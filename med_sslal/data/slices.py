@@ -82,11 +82,6 @@ def neighbour_positions(
     return centre - reach[-1], float(centre), centre + reach[1]
 
 
-def needed_slices(positions: tuple[float, ...]) -> list[int]:
-    """Sorted indices of the slices between which the positions lie."""
-    return sorted({end(position) for position in positions for end in (math.floor, math.ceil)})
-
-
 @dataclass(frozen=True)
 class Stack:
     """The slices from which one image is made.
@@ -148,16 +143,14 @@ class FoundStack(NamedTuple):
 def find_stack(
     present: Mapping[int, Path], centre: int, mode: SliceMode, spacing_z: float, step_mm: float
 ) -> FoundStack:
-    """Find and check the files of a key slice and its neighbours.
-
-    A damaged neighbour counts as missing.
+    """Find and check the files of a key slice and its neighbours, a damaged one of which is missing.
 
     Args:
         present: Slice index to file, of the whole series.
         centre: Index of the key slice.
-        mode: See `neighbour_positions`.
-        spacing_z: Likewise.
-        step_mm: Likewise.
+        mode: This and the rest: see `neighbour_positions`.
+        spacing_z: Slice interval in mm.
+        step_mm: Wanted distance in mm.
     """
     paths, checked = dict(present), {centre}
     problems: list[str] = []
@@ -170,7 +163,7 @@ def find_stack(
         return FoundStack(nothing, None, [str(error)])
     while True:
         positions = neighbour_positions(centre, paths, mode, spacing_z, step_mm)
-        needed = needed_slices(positions)
+        needed = sorted({end(place) for place in positions for end in (math.floor, math.ceil)})
         for index in set(needed) - checked:
             checked.add(index)
             try:
@@ -209,29 +202,12 @@ class SliceImages(Images):
         decode: Callable[[Path], np.ndarray] = decode_slice,
         note: str | None = None,
     ) -> None:
-        """Hold the files.
-
-        Args:
-            infos: See Images.
-            splits: See Images.
-            stacks: Image id to its files.
-            window: Lowest and highest HU of the pixels, mapped to 0 and 1.
-            decode: Gives uint16 [H, W] of a file.
-            note: See Images.
-        """
+        """Hold the files of each image id; see `read_stack` and Images for the rest."""
         super().__init__(infos, splits, note)
         self._stacks, self.window, self._decode = stacks, window, decode
 
     def read(self, image_id: str) -> np.ndarray:
-        """Decode a key slice and its neighbours.
-
-        Returns:
-            float32 [H, W, 3] in [0, 1], ORIGINAL pixels; channels from the lower slice index to
-            the higher one.
-
-        Raises:
-            DataError: A file is missing or damaged.
-        """
+        """Decode a key slice and its neighbours; channels from the lower slice index up."""
         return read_stack(self._stacks[image_id], self.window, self._decode)
 
     def picture(self, image_id: str) -> np.ndarray:

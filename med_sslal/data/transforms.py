@@ -63,8 +63,7 @@ class EvalTransform:
             `to_original`, float32 [2, 3].
         """
         canvas, matrix = letterbox(image, self.size)
-        target = None if annotation is None else _target(annotation, matrix, self.size)
-        return _tensor(canvas), target, _inverse(matrix)
+        return _transformed(canvas, annotation, matrix)
 
 
 class TrainTransform:
@@ -113,21 +112,11 @@ class TrainTransform:
         Raises:
             ConfigError: albumentations is not installed, or image_size is no size.
         """
-        self.size = _height_width(image_size)
-        self.seed = seed
-        self._cutout = cutout
+        self.size, self.seed, self._cutout = _height_width(image_size), seed, cutout
         A = _albumentations()
         self._pipeline = A.Compose(
             [
-                A.HorizontalFlip(p=_half(mirror)),
-                A.VerticalFlip(p=_half(vertical_mirror)),
-                A.Affine(
-                    rotate=(-rotation, rotation),
-                    scale=(1 - scale, 1 + scale),
-                    translate_percent=(-translate, translate),
-                    keep_ratio=True,
-                    p=_half(rotation or scale or translate),
-                ),
+                *_moves(A, mirror, vertical_mirror, rotation, scale, translate),
                 *_pixel_changes(A, brightness, contrast, gamma, blur, noise, cutout),
             ],
             keypoint_params=A.KeypointParams("xy", remove_invisible=False),
@@ -141,17 +130,8 @@ class TrainTransform:
         A box becomes the box around its inscribed ellipse after the change: lesions and cells are
         round, and the box around the turned CORNERS would grow by 16 % at 10 degrees. A box of
         which less than half stays visible, or with a side under MIN_SIDE, becomes an ignore
-        region; one of which nothing stays visible is dropped.
-
-        Args:
-            image: float32 [h, w, 3] in [0, 1], ORIGINAL pixels.
-            annotation: Its label in ORIGINAL pixels, or None for an unlabelled image.
-            info: The image; its id enters the draw.
-            epoch: The epoch; enters the draw.
-
-        Returns:
-            Image float32 [3, H, W] in [0, 1]; the label in the same frame, or None; and
-            `to_original`, float32 [2, 3].
+        region; one of which nothing stays visible is dropped. Image id and epoch enter the draw;
+        otherwise see EvalTransform.
         """
         canvas, matrix = letterbox(image, self.size)
         height, width = self.size
@@ -166,10 +146,7 @@ class TrainTransform:
             inputs["mask"] = np.ones(self.size, dtype=np.uint8)
         changed = self._pipeline(**inputs)
         matrix = _edge_matrix(changed["keypoints"], self.size) @ matrix
-        target = None
-        if annotation is not None:
-            target = _target(annotation, matrix, self.size, changed.get("mask"))
-        return _tensor(changed["image"]), target, _inverse(matrix)
+        return _transformed(changed["image"], annotation, matrix, changed.get("mask"))
 
 
 class StrongTransform(TrainTransform):
@@ -219,6 +196,23 @@ class StrongTransform(TrainTransform):
             cutout=cutout,
             **others,
         )
+
+
+def _moves(
+    A: Any, mirror: bool, vertical_mirror: bool, rotation: float, scale: float, translate: float
+) -> list[Any]:
+    """The changes that move pixels; see TrainTransform for the arguments."""
+    return [
+        A.HorizontalFlip(p=_half(mirror)),
+        A.VerticalFlip(p=_half(vertical_mirror)),
+        A.Affine(
+            rotate=(-rotation, rotation),
+            scale=(1 - scale, 1 + scale),
+            translate_percent=(-translate, translate),
+            keep_ratio=True,
+            p=_half(rotation or scale or translate),
+        ),
+    ]
 
 
 def _pixel_changes(
@@ -272,11 +266,24 @@ def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.
     return canvas, matrix
 
 
-def _target(
-    annotation: Annotation,
+def _transformed(
+    image: np.ndarray,
+    annotation: Annotation | None,
     matrix: np.ndarray,
-    size: tuple[int, int],
     uncovered: np.ndarray | None = None,
+) -> Transformed:
+    """What a transform returns of a moved image [H, W, 3]; see `_target` for the rest."""
+    size = (image.shape[0], image.shape[1])
+    return (
+        # Contiguous, with memory of its own.
+        torch.from_numpy(image.transpose(2, 0, 1).copy()),
+        None if annotation is None else _target(annotation, matrix, size, uncovered),
+        torch.from_numpy(np.linalg.inv(matrix)[:2].astype(np.float32)),
+    )
+
+
+def _target(
+    annotation: Annotation, matrix: np.ndarray, size: tuple[int, int], uncovered: np.ndarray | None
 ) -> Target:
     """Carry a label through `matrix` ([3, 3], to the model's frame); `uncovered` is 0 in holes."""
     boxes = annotation.boxes.astype(np.float64)
@@ -316,16 +323,6 @@ def _edge_matrix(moved: Any, size: tuple[int, int]) -> np.ndarray:
     # Centre c of a pixel lies at the edge coordinate c + 0.5, before and after the move.
     matrix[:2, 2] = origin + 0.5 - matrix[:2, :2] @ (0.5, 0.5)
     return matrix
-
-
-def _inverse(matrix: np.ndarray) -> Tensor:
-    """The way back as float32 [2, 3]."""
-    return torch.from_numpy(np.linalg.inv(matrix)[:2].astype(np.float32))
-
-
-def _tensor(image: np.ndarray) -> Tensor:
-    """[H, W, 3] to a contiguous tensor [3, H, W] with memory of its own."""
-    return torch.from_numpy(image.transpose(2, 0, 1).copy())
 
 
 def _half(active: object) -> float:

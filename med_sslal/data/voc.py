@@ -10,18 +10,12 @@ from med_sslal.data.pictures import (
     BoxRecord,
     PictureImages,
     find_pictures,
-    given_splits,
     group_finder,
     make_labels,
+    make_splits,
     read_infos,
 )
-from med_sslal.data.splits import (
-    Classes,
-    EvalSplit,
-    GroupPattern,
-    SplitFiles,
-    split_by_group,
-)
+from med_sslal.data.splits import Classes, EvalSplit, GroupPattern, SplitFiles
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import atomic_write, inside
 
@@ -86,28 +80,19 @@ class PascalVOC(BaseDataset):
                 wanted.remove(image_id)
         infos = read_infos(folder, {name: pictures[name] for name in wanted}, group_of, bad)
         records: dict[str, list[BoxRecord]] = {}
-        for image_id, info in list(infos.items()):
-            try:
+        for image_id, info in infos.items():
+            with bad.noted():
                 records[image_id] = load_voc(documents[image_id], info.orig_size, bad)
-            except DataError as error:
-                bad.add(error)
-                del infos[image_id]
+        infos = {image_id: info for image_id, info in infos.items() if image_id in records}
         found = sorted({record.name for boxes in records.values() for record in boxes})
         labels = make_labels(records, found if classes is None else classes, infos, bad)
         bad.finish()
-        splits = (
-            given_splits(infos, lists) if lists else split_by_group(infos, eval_split, split_seed)
-        )
+        splits = make_splits(infos, lists, eval_split, split_seed)
         super().__init__(PictureImages(folder, infos, splits), labels)
 
 
 def load_voc(path: Path, size: tuple[int, int], bad: BadSamples) -> list[BoxRecord]:
-    """Read one annotation file.
-
-    Args:
-        path: The file.
-        size: (height, width) of its picture.
-        bad: Collects objects that are wrong.
+    """Read the annotation file of a picture of (height, width); `bad` has objects that are wrong.
 
     Raises:
         DataError: The file is not such XML, or tells another image size.
@@ -128,21 +113,13 @@ def load_voc(path: Path, size: tuple[int, int], bad: BadSamples) -> list[BoxReco
         )
     records = []
     for number, element in enumerate(tree.findall("object"), start=1):
-        where = f"{path}, object {number}"
-        try:
-            records.append(_read_object(element, where))
-        except DataError as error:
-            bad.add(error)
+        with bad.noted():
+            records.append(_read_object(element, f"{path}, object {number}"))
     return records
 
 
 def save_voc(folder: Path, images: Images, labels: Labels) -> None:
-    """Write the labelled images' annotation files, which `load_voc` reads back.
-
-    Args:
-        folder: Where `<image id>.xml` goes; it exists.
-        images: What the labels belong to.
-        labels: Labels of some or all of them.
+    """Write the labelled images' annotation files `folder/<image id>.xml` for `load_voc`.
 
     Raises:
         DataError: An image id is no file name.
