@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from med_sslal.config.signature import signature, wrong_arguments
-from med_sslal.data.deeplesion import DeepLesion
 from med_sslal.data.bad_samples import BadSamples
+from med_sslal.data.deeplesion import DeepLesion
 from med_sslal.data.deeplesion_csv import COLUMNS, read_csv
 from med_sslal.utils.errors import ConfigError, DataError
 

@@ -55,9 +55,7 @@ def build_dataset(
 ) -> BaseDataset:
     """The data set, checked against the rest of the config.
 
-    Args:
-        config: The checked config.
-        split: That of the run that goes on, which it keeps where labels have come since.
+    A run that goes on keeps its `split`, even where labels have come since.
 
     Raises:
         ConfigError: Classes, pool size or monitor do not fit the data.
@@ -86,11 +84,7 @@ def initial_weights(config: ConfigParser, init_from: Path | None) -> dict[str, A
 
 
 def _weights_file(path: Path) -> dict[str, Any]:
-    """A checkpoint of this program; without a checksum, any file with a state dict.
-
-    Raises:
-        CheckpointError: It is damaged, or neither.
-    """
+    """A checkpoint of this program; without a checksum, any file with a state dict."""
     if sidecar(path).is_file():
         return load_checkpoint(path)
     content = {"model": read_weights(path)}
@@ -135,12 +129,7 @@ def load_weights(model: nn.Module, content: Mapping[str, Any], path: Path) -> No
 
 
 def detector_maker(config: ConfigParser, dtype: torch.dtype | None) -> Callable[[], BaseModel]:
-    """A function that makes detectors for a checkpoint's weights to go into.
-
-    Args:
-        config: The checked config.
-        dtype: Low precision inside the model.
-    """
+    """Makes detectors, of low precision `dtype` inside, for a checkpoint's weights to go into."""
     parameters = signature(config.init_class("arch")).arguments
     # Pretrained weights would be read, or even downloaded, to be overwritten at once.
     frame_only = {"load_pretrained": False} if "load_pretrained" in parameters else {}

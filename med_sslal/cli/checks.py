@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
@@ -11,7 +11,6 @@ from med_sslal.al.pool import Pool
 from med_sslal.al.restrict import check_groups, check_pool, check_positions, slice_positions
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.base_model import ABILITIES
-from med_sslal.base.types import ImageInfo
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.eval.metric import metric_keys
 from med_sslal.model.compiling import check_compiler
@@ -50,7 +49,7 @@ def check_setup(setup: RunSetup) -> None:
     _check_labels(setup, pool)
     if helper.starts_labelled:
         pool = setup.strategy.oracle.known(pool)
-    _check_pool(helper, pool, setup.images.infos, num_cycles)
+    _check_pool(setup, pool)
     if num_cycles:
         _check_abilities(config, helper)
     n_shares, name = (world.size, "processes") if world.launched else (len(devices.ids), "devices")
@@ -66,7 +65,7 @@ def check_setup(setup: RunSetup) -> None:
                 "of the model cannot be compiled: use one GPU, or set it to false"
             )
         check_compiler(devices.main)
-    check_schedule(config, helper, len(pool))
+    _check_schedule(config, helper, len(pool))
 
 
 def check_batch_norm(setup: RunSetup) -> None:
@@ -91,12 +90,7 @@ def check_batch_norm(setup: RunSetup) -> None:
 
 
 def _check_labels(setup: RunSetup, train: Sequence[str]) -> None:
-    """Refuse what needs labels that are not there.
-
-    Raises:
-        ConfigError: No image has a label; or some training images have none, which the initial set
-            or a query might ask for.
-    """
+    """Refuse to go without labels, or to ask for those that some training images do not have."""
     if not setup.eval_labels.annotations:
         raise ConfigError(
             "dataset: no image has a label, but training, validation and test need some: name a "
@@ -118,19 +112,10 @@ def _check_labels(setup: RunSetup, train: Sequence[str]) -> None:
         )
 
 
-def _check_pool(
-    helper: ActiveLearningHelper,
-    train: Sequence[str],
-    infos: Mapping[str, ImageInfo],
-    num_cycles: int,
-) -> None:
-    """Refuse an initial set and a first query that the pool cannot give.
-
-    Raises:
-        ConfigError: It has too few images, or too few under the cap per patient; or adjacent
-            slices are to be suppressed among no slices.
-    """
-    pool = Pool((), tuple(train))
+def _check_pool(setup: RunSetup, train: Sequence[str]) -> None:
+    """Refuse an initial set and a first query that the pool cannot give."""
+    helper, num_cycles = setup.strategy.helper, setup.strategy.num_cycles
+    pool, infos = Pool((), tuple(train)), setup.images.infos
     n_initial, in_images = helper.n_initial(len(pool)), helper.costs.unit == "images"
     if not num_cycles:
         check_pool(n_initial, 0, len(pool))
@@ -171,13 +156,8 @@ def _check_abilities(config: ConfigParser, helper: ActiveLearningHelper) -> None
     )
 
 
-def check_schedule(config: ConfigParser, helper: ActiveLearningHelper, pool_size: int) -> None:
-    """Refuse a learning-rate schedule that would break off, do nothing or work backwards.
-
-    Raises:
-        ConfigError: OneCycleLR ends before a cycle does, the scheduler overrules another
-            optimizer.args.lr, or ReduceLROnPlateau watches for the wrong direction.
-    """
+def _check_schedule(config: ConfigParser, helper: ActiveLearningHelper, pool_size: int) -> None:
+    """Refuse a learning-rate schedule that would break off, do nothing or work backwards."""
     if not config["lr_scheduler"]:
         return
     cls, args = config.init_class("lr_scheduler"), config["lr_scheduler"]["args"]

@@ -47,11 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _folder(path: str) -> Path:
-    """The run or study folder that a word names.
-
-    Raises:
-        UserError: It is neither.
-    """
+    """The run or study folder that a word names; UserError where it is neither."""
     from med_sslal.study.study_folder import STUDY_FILE
     from med_sslal.trainer.run_folder import RunFolder, named_path
 
@@ -71,9 +67,8 @@ def write_run(run: "RunFolder", dataset: "BaseDataset | None" = None) -> Path:
 
     Args:
         run: The run folder.
-        dataset: The run's images with the labels that it has used, where they are at hand; else
-            its data set is opened, and where that
-            cannot be done the page says so and does without pictures and truth.
+        dataset: The run's images with the labels that it has used. None opens its data set; where
+            that cannot be done the page says so and does without pictures and truth.
 
     Raises:
         UserError: A file of the run is damaged, or the folder cannot be written.
@@ -95,11 +90,7 @@ def write_run(run: "RunFolder", dataset: "BaseDataset | None" = None) -> Path:
 
 
 def _open_dataset(config: "ConfigParser", split: Path) -> "BaseDataset":
-    """The data set of a run.
-
-    Raises:
-        UserError: It cannot be had, or is no longer what the run was made on.
-    """
+    """The data set of a run; UserError where it is no longer what the run was made on."""
     from med_sslal.cli.build import build_dataset
     from med_sslal.utils.util import read_json
 

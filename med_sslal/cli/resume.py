@@ -1,12 +1,11 @@
 """What a continuation takes up, and when it is refused."""
 
 import logging
-from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from med_sslal.base.checkpoint import load_checkpoint, newest_good
+from med_sslal.base.checkpoint import check_can_go_on, load_checkpoint, newest_good
 from med_sslal.cli.build import data_difference, load_weights
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import compare_for_resume
@@ -17,22 +16,14 @@ from med_sslal.utils.errors import CheckpointError, ConfigError
 logger = logging.getLogger(__name__)
 
 
-def save_dir_of(args: Namespace) -> Path:
-    """Where `latest` is looked for: the default, or what `--set trainer.save_dir` says."""
-    given = [
-        override.value for override in args.overrides if override.path == ("trainer", "save_dir")
-    ]
-    return Path(str(given[-1]) if given else "exp_results")
-
-
-def load_initial(path: Path) -> dict[str, Any]:
+def initial_of(run: RunFolder) -> dict[str, Any]:
     """The weights that every cycle of a run starts from.
 
     Raises:
         CheckpointError: They are damaged or missing, and nothing can stand in for them.
     """
     try:
-        return load_checkpoint(path)
+        return load_checkpoint(run.initial)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}: every cycle starts from it, so put back a copy with its .sha256 file, or "
@@ -40,8 +31,8 @@ def load_initial(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def named_checkpoint(run: RunFolder, path: Path) -> dict[str, Any]:
-    """The content of the checkpoint that was named.
+def named_checkpoint(run: RunFolder, path: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that was named, with its content.
 
     Raises:
         CheckpointError: It is no good checkpoint, holds no training state, or lies in no run.
@@ -57,7 +48,7 @@ def named_checkpoint(run: RunFolder, path: Path) -> dict[str, Any]:
             f"{path} lies in no run folder ({run} has no {run.config.name}): start a new run from "
             "it with --init-from"
         )
-    return content
+    return path, content
 
 
 def apply_policy(saved: Mapping[str, Any], config: ConfigParser) -> None:
@@ -80,52 +71,56 @@ def apply_policy(saved: Mapping[str, Any], config: ConfigParser) -> None:
         logger.warning("%s: %r -> %r; the run is no longer of one piece", path, old, new)
 
 
-def check_fits(path: Path, content: Mapping[str, Any], setup: RunSetup) -> None:
-    """Refuse to continue on other data or with another architecture.
+def check_weights(
+    run: RunFolder,
+    setup: RunSetup,
+    initial: Mapping[str, Any],
+    named: tuple[Path, Mapping[str, Any]] | None,
+) -> None:
+    """Refuse to continue on other data, with another architecture, or from what is overtaken.
+
+    Args:
+        run: The run.
+        setup: What its continuation is made of.
+        initial: The content of its initial weights.
+        named: The checkpoint that was named and its content, if any.
 
     Raises:
-        CheckpointError: Images, split, labels or the shapes of the weights differ.
+        CheckpointError: Images, split, labels that were used or the shapes of the weights differ;
+            or the run has gone on past the checkpoint that was named.
     """
+    for path, content in ((run.initial, initial), *([named] if named else [])):
+        check_can_go_on(content, path)
+        _check_fits(path, content, setup)
+    cycles = run.cycles()
+    candidates = cycles[-1].resumable() if cycles else []
+    if named and candidates:
+        newest = newest_good(candidates)[1]
+        reached, furthest = (
+            tuple(content[name] for name in ("cycle", "epoch", "batch"))
+            for content in (named[1], newest)
+        )
+        if reached < furthest:
+            raise CheckpointError(
+                f"the run has gone on past {named[0]}: resume the folder {run}, or start a "
+                "new run from the checkpoint with --init-from"
+            )
+    # Labels may have changed that the furthest training has used.
+    for cycle in reversed(cycles):
+        try:
+            path, content, _ = newest_good([*cycle.resumable(), cycle.best])
+        except CheckpointError:
+            # Whoever needs a damaged one tells of it.
+            continue
+        _check_fits(path, content, setup)
+        return
+
+
+def _check_fits(path: Path, content: Mapping[str, Any], setup: RunSetup) -> None:
+    """Refuse other data than the checkpoint's, and another architecture."""
     if (difference := data_difference(content, setup)) is not None:
         raise CheckpointError(
             f"the data is not that of {path}: {difference}; give the run its own again, or start a "
             "new one with --init-from"
         )
     load_weights(setup.detector.model(), content, path)
-
-
-def check_newest(run: RunFolder, setup: RunSetup) -> None:
-    """Refuse to continue where labels have changed that the furthest training has used.
-
-    Raises:
-        CheckpointError: They have.
-    """
-    for cycle in reversed(run.cycles()):
-        try:
-            path, content, _ = newest_good([*cycle.resumable(), cycle.best])
-        except CheckpointError:
-            # Whoever needs a damaged one tells of it.
-            continue
-        check_fits(path, content, setup)
-        return
-
-
-def check_furthest(run: RunFolder, path: Path, named: Mapping[str, Any]) -> None:
-    """A checkpoint that was named must be the furthest good one of its run.
-
-    Raises:
-        CheckpointError: The run has gone on past it.
-    """
-    cycles = run.cycles()
-    candidates = cycles[-1].resumable() if cycles else []
-    if not candidates:
-        return
-    _, newest, _ = newest_good(candidates)
-    reached, furthest = (
-        tuple(content[name] for name in ("cycle", "epoch", "batch")) for content in (named, newest)
-    )
-    if reached < furthest:
-        raise CheckpointError(
-            f"the run has gone on past {path}: resume the folder {run}, or start a "
-            "new run from the checkpoint with --init-from"
-        )

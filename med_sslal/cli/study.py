@@ -77,11 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(study: "StudyConfig", runs: "StudyRuns", devices: "list[str | None]") -> None:
-    """Try what every arm needs, on the first of the devices that its runs will be given.
-
-    Raises:
-        UserError: A setting fits neither data nor device, or a device is not there.
-    """
+    """Try what every arm needs, on the first of the devices that its runs will be given."""
     from med_sslal.cli.build import build_dataset, devices_of
     from med_sslal.cli.train import build_setup
 

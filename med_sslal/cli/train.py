@@ -16,7 +16,7 @@ from typing import Any
 
 from med_sslal.al.oracle import SimulatedOracle
 from med_sslal.base.base_dataset import BaseDataset, Labels
-from med_sslal.base.checkpoint import check_can_go_on, save_checkpoint
+from med_sslal.base.checkpoint import save_checkpoint
 from med_sslal.cli.build import (
     build_dataset,
     data_difference,
@@ -30,15 +30,7 @@ from med_sslal.cli.build import (
 )
 from med_sslal.cli.checks import check_batch_norm, check_setup
 from med_sslal.cli.registries import registries
-from med_sslal.cli.resume import (
-    apply_policy,
-    check_fits,
-    check_furthest,
-    check_newest,
-    load_initial,
-    named_checkpoint,
-    save_dir_of,
-)
+from med_sslal.cli.resume import apply_policy, check_weights, initial_of, named_checkpoint
 from med_sslal.cli.running import help_main, run_in
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.show import help_config, print_config
@@ -102,14 +94,7 @@ def build_setup(
     show_progress: bool,
     world: World = ALONE,
 ) -> RunSetup:
-    """Everything a run is made of.
-
-    Args:
-        config: The checked config.
-        dataset: What `build_dataset` gave.
-        devices: What `devices_of` gave.
-        show_progress: Whether trainings report while they run.
-        world: The processes of the run.
+    """Everything a run is made of, checked.
 
     Raises:
         ConfigError: The parts do not fit each other.
@@ -229,7 +214,10 @@ def resume(args: Namespace) -> int:
     """Continue a run in its own folder, which only rank 0 touches."""
     world = World.from_environment()
     with world.joined(gpus=args.device != "cpu"):
-        run, checkpoint = world.from_main(lambda: find_run(args.resume, save_dir_of(args)))
+        # `latest` is looked for where `--set trainer.save_dir` says.
+        said = [each.value for each in args.overrides if each.path == ("trainer", "save_dir")]
+        save_dir = Path(str(said[-1]) if said else "exp_results")
+        run, checkpoint = world.from_main(lambda: find_run(args.resume, save_dir))
         named = named_checkpoint(run, checkpoint) if checkpoint and world.is_main else None
         saved, source = world.from_main(lambda: read_json(run.config)), str(run.config)
         config = ConfigParser.from_dict(saved, registries(), args.overrides, source=source)
@@ -243,17 +231,11 @@ def resume(args: Namespace) -> int:
         with deterministic_algorithms(config["deterministic"]):
             split = world.from_main(lambda: read_json(run.split))
             dataset = world.local_first(lambda: build_dataset(config, split))
-            initial = load_initial(run.initial) if world.is_main else None
+            initial = initial_of(run) if world.is_main else {}
             setup = build_setup(config, dataset, devices, show_progress=world.is_main, world=world)
             check_batch_norm(setup)
             if not world.is_main:
                 return help_main(setup)
-            for path, content in ((run.initial, initial), (checkpoint, named)):
-                if path is not None and content is not None:
-                    check_can_go_on(content, path)
-                    check_fits(path, content, setup)
-            if checkpoint is not None and named is not None:
-                check_furthest(run, checkpoint, named)
-            check_newest(run, setup)
+            check_weights(run, setup, initial, named)
             logger.info("resuming %s", run)
             return run_in(run, setup)

@@ -143,7 +143,7 @@ class FoundStack(NamedTuple):
 def find_stack(
     present: Mapping[int, Path], centre: int, mode: SliceMode, spacing_z: float, step_mm: float
 ) -> FoundStack:
-    """Find and check the files of a key slice and its neighbours, a damaged one of which is missing.
+    """Find and check the files of a key slice and its neighbours, without damaged neighbours.
 
     Args:
         present: Slice index to file, of the whole series.
