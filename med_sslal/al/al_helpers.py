@@ -12,14 +12,13 @@ from annotated_types import Ge, Gt
 from med_sslal.al.al_criteria import find_selector
 from med_sslal.al.budget import SECONDS_PER_BOX, SECONDS_PER_IMAGE, BudgetUnit, CostModel
 from med_sslal.al.criteria.aggregate import Aggregate, EmptyImages
-from med_sslal.al.criteria.base import Criterion
+from med_sslal.al.criteria.base import Reader
 from med_sslal.al.criteria.combination import Combination
 from med_sslal.al.criteria.random import Random
 from med_sslal.al.pool import Pool
 from med_sslal.al.query import Query
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.al.restrict import Position, check_pool
-from med_sslal.al.selectors.base import Selector
 from med_sslal.al.stages import Stage, build_stages, check_stages, unused_defaults
 from med_sslal.al.views import parse_views
 from med_sslal.base.types import Selection
@@ -150,7 +149,7 @@ class ActiveLearningHelper:
         return problems
 
     @property
-    def _readers(self) -> list[Criterion | type[Criterion] | Selector]:
+    def _readers(self) -> list[Reader | type[Reader]]:
         """Everything that reads the record."""
         first = self.criterion
         parts = [p.criterion for p in first.parts] if isinstance(first, Combination) else [first]
@@ -167,10 +166,7 @@ class ActiveLearningHelper:
         return any(one.needs_roi_features for one in self._readers)
 
     def missing_abilities(self, given: Collection[str]) -> list[tuple[str, str]]:
-        """What a detector lacks for a query.
-
-        Args:
-            given: Keys of `base_model.ABILITIES` that the detector has.
+        """What a detector that has the keys `given` of `base_model.ABILITIES` lacks for a query.
 
         Returns:
             (name of the criterion or second stage, missing key) for each gap.

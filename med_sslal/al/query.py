@@ -30,14 +30,8 @@ CLOSE = "next to a chosen or labelled slice, as no others are left"
 class Query:
     """A strategy with the rules around it; see `ActiveLearningHelper`.
 
-    Attributes:
-        criterion: Rates the images.
-        selector: Chooses among the best.
-        run_seed: The run's seed, noted in the selection.
-        costs: What an image will probably cost.
-        candidate_factor: None = the selector chooses among all.
-        max_per_group: None = any number.
-        suppress_adjacent: None = no slice is adjacent to another.
+    The criterion rates the images, and the selector chooses among the best. The run's seed is noted
+    in the selection.
     """
 
     criterion: Criterion
@@ -94,11 +88,7 @@ class Query:
         )
 
     def _allowed(
-        self,
-        record: PoolRecord,
-        pool: Pool,
-        ranking: np.ndarray,
-        positions: Mapping[str, Position],
+        self, record: PoolRecord, pool: Pool, ranking: np.ndarray, positions: Mapping[str, Position]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rows that may be taken, best first, and those to take only when these are used up."""
         free, close = ranking, ranking[:0]
@@ -176,14 +166,11 @@ class Query:
             if isinstance(self.criterion, Combination):
                 parts = (f"{part.name} {own[part.name]:.4f}" for part in self.criterion.parts)
                 first += f" ({', '.join(parts)})"
-            words = [
-                f"{first}, place {places[row]} of {len(ranking)}",
-                *([reason] if reason else []),
-            ]
+            words = [f"{first}, place {places[row]} of {len(ranking)}", reason]
             if PREDICTED_COST in own:
                 words.append(f"about {own[PREDICTED_COST]:.1f} {self.costs.unit}")
             image_id, group = str(section.image_ids[row]), str(section.group_ids[row])
-            items.append(Selected(image_id, number, group, own, "; ".join(words)))
+            items.append(Selected(image_id, number, group, own, "; ".join(filter(None, words))))
         return tuple(items)
 
 

@@ -152,10 +152,8 @@ class RecordWriter:
             labelled_ids = sorted(self._labelled)
             sizes = self._merge()
             shape = (len(labelled_ids), sizes[PLAIN]["D"])
-            embeddings = np.zeros(shape, dtype=np.float32)
-            for row, image_id in enumerate(labelled_ids):
-                embeddings[row] = self._labelled[image_id]
-            np.save(self._partial / LABELLED_FILE, embeddings)
+            embeddings = np.array([self._labelled[name] for name in labelled_ids], np.float32)
+            np.save(self._partial / LABELLED_FILE, embeddings.reshape(shape))
             content = {
                 "header": asdict(self.header),
                 "labelled_ids": labelled_ids,
@@ -166,7 +164,14 @@ class RecordWriter:
                 },
             }
             write_versioned(self._partial / HEADER_FILE, FORMAT_VERSION, content)
-            self._publish()
+            # An older record makes way in the same moment.
+            old = self.path.with_name(f".{self.path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            if self.path.exists():
+                self.path.rename(old)
+            self._partial.rename(self.path)
+            fsync_folder(self.path.parent)
+            shutil.rmtree(old, ignore_errors=True)
         return PoolRecord.open(self.path)
 
     def _write_shard(self) -> None:
@@ -265,16 +270,6 @@ class RecordWriter:
         widths["D"] = max([widths["D"], *map(len, self._labelled.values())])
         n_classes = len(self.header.class_names) + 1
         return {"N": n_images, "M": n_detections, "C": n_classes, **widths}
-
-    def _publish(self) -> None:
-        """Rename the finished folder to its name; an older record makes way in the same moment."""
-        old = self.path.with_name(f".{self.path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if self.path.exists():
-            self.path.rename(old)
-        self._partial.rename(self.path)
-        fsync_folder(self.path.parent)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _rows_of(view: str) -> str:

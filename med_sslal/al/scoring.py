@@ -36,7 +36,7 @@ def score_pool(
 
     Args:
         model: The detector, or its wrapper for several devices, on `device`.
-        pool: What is to be scored.
+        pool: What the loaders give.
         unlabelled: Batches of exactly the unlabelled images, in any order and size.
         labelled: Batches of exactly the labelled images, without their labels; only the
             embeddings are kept.

@@ -113,8 +113,8 @@ def _finish(study: "StudyConfig") -> None:
     from med_sslal.report.study_table import study_table
     from med_sslal.study.finish import finish_study
 
-    finished = finish_study(study)
-    lines = [study_table(finished.results["images"]), *finished.verdict]
+    results, verdict = finish_study(study)
+    lines = [study_table(results["images"]), *verdict]
     sys.stdout.write("\n".join(lines) + f"\nreport: {write_study(study.folder)}\n")
 
 

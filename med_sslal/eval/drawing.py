@@ -102,7 +102,7 @@ def draw_boxes(
     width: int,
     letter: int = 14,
 ) -> np.ndarray:
-    """Draw a picture with its boxes.
+    """Draw a picture with the marks of `marks_of`.
 
     Args:
         image: float [H, W, 3], or [H, W] for grey, in [0, 1].

@@ -76,12 +76,7 @@ def columns(
 ) -> Columns:
     """Join a split's predictions and annotations into columns, and check them.
 
-    Args:
-        predictions: One entry per image of the split, empty where nothing was detected: these ids
-            are the images that count.
-        annotations: Labels of at least these images.
-        infos: Infos of at least these images.
-        class_names: Names without background.
+    The arguments are those of `metric.evaluate`; an image without a detection has an empty entry.
 
     Raises:
         DataError: There is no image; an image has no label or info; a label is outside the

@@ -1,6 +1,6 @@
 """The end of a study: curves of its runs, their comparison and verdict."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from med_sslal.study.label_efficiency import compare_arms
 from med_sslal.study.study_config import StudyConfig
@@ -19,15 +19,11 @@ from med_sslal.utils.util import atomic_write, csv_text, write_versioned
 Rows = dict[str, dict[int, list[dict[str, Any]]]]
 
 
-class Finished(NamedTuple):
-    """What a study has found: axis (images, boxes) to its comparison, and the sentences."""
-
-    results: dict[str, StudyResult]
-    verdict: list[str]
-
-
-def finish_study(study: StudyConfig) -> Finished:
+def finish_study(study: StudyConfig) -> tuple[dict[str, StudyResult], list[str]]:
     """Compare the finished runs; writes `results.json` and `results.csv`.
+
+    Returns:
+        Axis (images, boxes) to its comparison, and the verdict's sentences.
 
     Raises:
         DataError: A run has no value of the metric.
@@ -46,15 +42,21 @@ def finish_study(study: StudyConfig) -> Finished:
         unit: compare_arms(_curves(study, rows, column), full, study.baseline, unit=unit)
         for unit, column in UNITS.items()
     }
-    finished = Finished(results, verdict(results["images"]))
+    sentences = verdict(results["images"])
     content = {
         "metric": study.metric,
         **{unit: result.to_json() for unit, result in results.items()},
-        "verdict": finished.verdict,
+        "verdict": sentences,
     }
     write_versioned(study.folder / RESULTS_FILE, FORMAT_VERSION, content)
-    _write_table(study, rows)
-    return finished
+    table = [
+        {"arm": arm, "seed": seed, **row}
+        for arm, by_seed in rows.items()
+        for seed, own in by_seed.items()
+        for row in own
+    ]
+    atomic_write(study.folder / TABLE_FILE, lambda stream: stream.write(csv_text(table).encode()))
+    return results, sentences
 
 
 def _curves(study: StudyConfig, rows: Rows, column: str) -> dict[str, dict[int, Curve]]:
@@ -80,14 +82,3 @@ def _value(study: StudyConfig, row: dict[str, Any]) -> float:
             "undefined there, compare another metric"
         )
     return float(value)
-
-
-def _write_table(study: StudyConfig, rows: Rows) -> None:
-    """All cycles of all runs as one table."""
-    flat = [
-        {"arm": arm, "seed": seed, **row}
-        for arm, by_seed in rows.items()
-        for seed, own in by_seed.items()
-        for row in own
-    ]
-    atomic_write(study.folder / TABLE_FILE, lambda stream: stream.write(csv_text(flat).encode()))

@@ -82,9 +82,8 @@ class StudyRuns:
     def check(self, build: Callable[[ConfigParser, BaseDataset | None], BaseDataset]) -> None:
         """Build what every arm needs once: what is wrong shows before the first training.
 
-        Args:
-            build: Makes all that a run is made of, for the device that it will use. It gets the
-                data set of the arm before, as arms differ in no key of the data, and returns it.
+        `build` makes all that a run is made of, for the device that it will use. It gets the data
+        set of the arm before, as arms differ in no key of the data, and returns it.
 
         Raises:
             UserError: A setting does not fit the data or the device.
@@ -135,7 +134,7 @@ class StudyRuns:
 
     def command(self, job: Job, device: str | None) -> list[str]:
         """Words after `python` that start or continue a run."""
-        folder, config = self.folder(job), self._config(job)
+        folder, config = self.folder(job), self._study.run_config(*job)
         words = ["-m", "med_sslal", "train"]
         if folder.exists:
             words += ["--resume", str(folder)]
@@ -148,9 +147,6 @@ class StudyRuns:
             if (first := self.waits_for(job)) is not None:
                 words += ["--cycle0-from", str(self.folder(first))]
         return words if device is None else [*words, "--device", device]
-
-    def _config(self, job: Job) -> ConfigParser:
-        return self._study.run_config(*job)
 
     def _done(self, job: Job) -> bool:
         """Whether a run has finished with these settings."""
@@ -165,7 +161,8 @@ class StudyRuns:
         """
         path = self.folder(job).config
         saved = ConfigParser.from_dict(read_json(path), self._study.registries, source=str(path))
-        free, warned, refused = compare_for_resume(saved.resolved, self._config(job).resolved)
+        new = self._study.run_config(*job)
+        free, warned, refused = compare_for_resume(saved.resolved, new.resolved)
         moved = [c for c in warned if any(fnmatchcase(c[0], place) for place in _PLACES)]
         other = [*refused, *(change for change in warned if change not in moved)]
         if other:

@@ -84,10 +84,8 @@ def fill_empty(
         return np.zeros_like(values)
     filled = values.copy()
     if policy == "random":
-        draws = [
-            stable_hash("empty", seed, name) % len(known) for name in image_ids[empty].tolist()
-        ]
-        filled[empty] = known[draws]
+        names = image_ids[empty].tolist()
+        filled[empty] = known[[stable_hash("empty", seed, name) % len(known) for name in names]]
     else:
         fill = {"first": known[-1] + 1, "last": known[0] - 1, "median": np.median(known)}
         filled[empty] = fill[policy]

@@ -19,10 +19,8 @@ from med_sslal.al.record import PLAIN, PoolRecord, RecordSection
 BLOCK_IMAGES = 4096
 
 
-class Criterion(ABC):
-    """One value per pool image from the record alone: no model, image or label in reach.
-
-    A subclass sets `name` and `views` and implements `image_values`.
+class Reader(ABC):
+    """What reads a pool record: a criterion, or a second stage.
 
     Attributes:
         name: Its name in the config and in selection.json.
@@ -37,6 +35,13 @@ class Criterion(ABC):
     views: tuple[str, ...] = (PLAIN,)
     needs_roi_features: bool = False
     needs: tuple[str, ...] = ()
+
+
+class Criterion(Reader):
+    """One value per pool image from the record alone: no model, image or label in reach.
+
+    A subclass sets `name` and `views` and implements `image_values`.
+    """
 
     def __call__(self, record: PoolRecord, seed: int) -> np.ndarray:
         """Rate every image of the record.

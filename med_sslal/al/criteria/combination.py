@@ -13,13 +13,7 @@ from med_sslal.al.record import PoolRecord
 
 @dataclass(frozen=True)
 class Part:
-    """One criterion of a combination.
-
-    Attributes:
-        name: Its name among the parts.
-        criterion: The criterion.
-        weight: Its weight, more than 0.
-    """
+    """One criterion of a combination: its name there, and its weight, more than 0."""
 
     name: str
     criterion: Criterion

@@ -1,46 +1,33 @@
 """The contract of a selector (the second stage of a query)."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from med_sslal.al.criteria.base import Criterion
-from med_sslal.al.record import PLAIN, PoolRecord
+from med_sslal.al.criteria.base import Criterion, Reader
+from med_sslal.al.record import PoolRecord
 
 Values = Mapping[str, np.ndarray]
 """Name of a criterion to its values over a whole record: float64 [N]."""
 
 
 class Choice(NamedTuple):
-    """One image that a selector takes.
-
-    Attributes:
-        row: Its row in the record.
-        reason: Why the selector took it, a part of a sentence; may be empty.
-    """
+    """The row of an image that a selector takes, and why: a part of a sentence, or nothing."""
 
     row: int
     reason: str
 
 
-class Selector(ABC):
+class Selector(Reader):
     """Takes exactly the budget from the candidates, from the record alone.
 
     Attributes:
-        name: Its name in the config and in selection.json.
-        views: Sections of the record that it reads.
-        needs_roi_features: True where it reads `roi_features`, which are recorded on request.
-        needs: What else the detector must give (see Criterion).
         criteria: Criteria that it ranks by; their values over the whole pool are handed to it and
             written to selection.json.
     """
 
-    name: ClassVar[str]
-    views: tuple[str, ...] = (PLAIN,)
-    needs_roi_features: bool = False
-    needs: tuple[str, ...] = ()
     criteria: ClassVar[tuple[type[Criterion], ...]] = ()
 
     @abstractmethod
