@@ -1,7 +1,7 @@
 """A DataLoader whose order and errors do not depend on its workers."""
 
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,11 +84,3 @@ def start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-
-
-def load_or_bad(load: Callable[[], Any]) -> Any:
-    """Call `load`; turn a DataError into a BadSample."""
-    try:
-        return load()
-    except DataError as error:
-        return BadSample(str(error))

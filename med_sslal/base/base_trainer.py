@@ -287,12 +287,6 @@ class BaseTrainer(ABC):
 
         A kill while it was written leaves it as the previous copy. One of a later epoch is as
         good: the continuation comes by that epoch and writes it again.
-
-        Args:
-            content: The checkpoint to continue from.
-
-        Raises:
-            CheckpointError: Neither copy is good and of that epoch or a later one.
         """
         epoch, best = content["monitor"]["best_epoch"], self.folder.best
         if not epoch:

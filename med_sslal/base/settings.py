@@ -25,6 +25,9 @@ class TrainerSettings:
         pseudo_weight: Weight of the pseudo-labelled loss after its ramp.
         per_step: Images without labels on top of each batch; None takes as many as labelled ones.
         show_progress: Whether progress is shown.
+        keep_checkpoints: "best", "best_last" or "all".
+        keep_records: How many of the newest pool records are kept.
+        tensorboard: Whether TensorBoard files are written.
     """
 
     epochs: int
@@ -43,6 +46,9 @@ class TrainerSettings:
     pseudo_weight: float
     per_step: int | None
     show_progress: bool
+    keep_checkpoints: str
+    keep_records: int
+    tensorboard: bool
 
     @property
     def length(self) -> str:

@@ -7,7 +7,7 @@ spans 0 to W), so IoU needs no `+ 1`. Two frames exist: the ORIGINAL pixels of t
 model's frame (the fixed shape of a run). Labels are int64, 0 is background. N may be 0 everywhere.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
 
@@ -159,21 +159,14 @@ class Target:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Target":
         """A copy on `device`."""
-        return Target(
-            *(
-                tensor.to(device, non_blocking=non_blocking)
-                for tensor in (self.boxes, self.labels, self.ignore, self.regress)
-            )
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Target":
         """A copy in page-locked memory."""
-        return Target(
-            self.boxes.pin_memory(),
-            self.labels.pin_memory(),
-            self.ignore.pin_memory(),
-            self.regress.pin_memory(),
-        )
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Target":
+        return Target(*map(change, (self.boxes, self.labels, self.ignore, self.regress)))
 
 
 @dataclass(frozen=True)
@@ -313,11 +306,8 @@ class Detections:
 
     def cpu(self) -> "Detections":
         """A copy on the CPU."""
-        moved: dict[str, Any] = {}
-        for name in self.__dataclass_fields__:
-            tensor = getattr(self, name)
-            moved[name] = None if tensor is None else tensor.cpu()
-        return Detections(**moved)
+        there = {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+        return replace(self, **{name: tensor.cpu() for name, tensor in there.items()})
 
     def prediction(self) -> Prediction:
         """The part that evaluation reads, as NumPy."""

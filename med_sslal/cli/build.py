@@ -18,7 +18,7 @@ from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.signature import signature
 from med_sslal.model.compiling import compile_parts
 from med_sslal.model.weights import read_weights
-from med_sslal.trainer.setup import RunSetup, Storage
+from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.supervised_step import SupervisedStep
 from med_sslal.utils.distributed import ALONE, World
 from med_sslal.utils.errors import CheckpointError, ConfigError, DeviceError
@@ -185,19 +185,10 @@ def trainer_settings(config: ConfigParser, *, show_progress: bool) -> TrainerSet
     trainer = config["trainer"]
     names = set(TrainerSettings.__dataclass_fields__) & set(trainer)
     return TrainerSettings(
-        **{name: trainer[name] for name in names},
+        **{name: trainer[name] for name in names - {"keep_records"}},
+        keep_records=10**9 if trainer["keep_records"] is True else int(trainer["keep_records"]),
         lr_interval=(config["lr_scheduler"] or {}).get("interval", "epoch"),
         pseudo_weight=config.get("ssl_settings.weight"),
         per_step=config.get("ssl_settings.per_step"),
         show_progress=show_progress,
-    )
-
-
-def storage_of(config: ConfigParser) -> Storage:
-    """What of a run is kept."""
-    records = config.get("trainer.keep_records")
-    return Storage(
-        checkpoints=config.get("trainer.keep_checkpoints"),
-        records=10**9 if records is True else int(records),
-        tensorboard=config.get("trainer.tensorboard"),
     )

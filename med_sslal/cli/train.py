@@ -25,7 +25,6 @@ from med_sslal.cli.build import (
     initial_weights,
     optimizer_of,
     step_class,
-    storage_of,
     trainer_settings,
 )
 from med_sslal.cli.checks import check_batch_norm, check_setup
@@ -135,7 +134,6 @@ def build_setup(
         metrics=tuple(config["metrics"]),
         seed=seed,
         compute=Compute(devices, dtype, config["batch_size"], config["n_workers"]),
-        storage=storage_of(config),
         world=world,
     )
     check_setup(setup)
@@ -194,9 +192,8 @@ def dry_run(setup: RunSetup, init_from: Path | None) -> int:
             helper=strategy.helper.handful(n_initial, DRY_BUDGET),
             num_cycles=min(1, strategy.num_cycles),
         ),
-        settings=replace(setup.settings, steps_per_cycle=1),
+        settings=replace(setup.settings, steps_per_cycle=1, tensorboard=False),
         compute=replace(setup.compute, n_workers=0),
-        storage=replace(setup.storage, tensorboard=False),
     )
     if not setup.world.is_main:
         return help_main(small)

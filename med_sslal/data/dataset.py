@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from med_sslal.base.base_data_loader import BadSample, load_or_bad
+from med_sslal.base.base_data_loader import BadSample
 from med_sslal.base.base_dataset import BaseDataset, Images
 from med_sslal.base.types import Annotation, Frame, ImageInfo, Sample, Target, UnlabelledSample
 from med_sslal.data.coco import COCO
@@ -19,7 +19,7 @@ from med_sslal.data.deeplesion import DeepLesion
 from med_sslal.data.image_folder import ImageFolder
 from med_sslal.data.transforms import Transformed
 from med_sslal.data.voc import PascalVOC
-from med_sslal.utils.errors import LabelAccessError
+from med_sslal.utils.errors import DataError, LabelAccessError
 
 DATASETS: dict[str, type[BaseDataset]] = {
     "DeepLesion": DeepLesion,
@@ -53,7 +53,10 @@ class _View(Dataset[Any]):
     def __getitem__(self, key: tuple[int, int]) -> Sample | UnlabelledSample | BadSample:
         """Load a sample; a file that cannot be read gives a BadSample."""
         position, epoch = key
-        return load_or_bad(lambda: self._load(self.ids[position], epoch))
+        try:
+            return self._load(self.ids[position], epoch)
+        except DataError as error:
+            return BadSample(str(error))
 
     def _load(self, image_id: str, epoch: int) -> Sample | UnlabelledSample:
         raise NotImplementedError

@@ -77,24 +77,14 @@ def run_cycles(setup: RunSetup, run: RunFolder, stop: StopRequest) -> list[dict[
 
 
 class CycleLoop:
-    """Walks through the cycles of a run."""
+    """Walks through the cycles of a run, in rank 0 (see `run_cycles`)."""
 
     def __init__(self, setup: RunSetup, run: RunFolder, stop: StopRequest) -> None:
-        """Prepare the walk.
-
-        Args:
-            setup: What the run is made of.
-            run: Its folder; it exists.
-            stop: Checked between batches and stages.
-        """
+        """Prepare the walk."""
         self._setup, self._run, self._stop = setup, run, stop
 
     def run(self) -> list[dict[str, Any]]:
-        """Run what is left; returns one row per finished cycle.
-
-        Raises:
-            Interrupted: A stop was asked for; what is done is on disk.
-        """
+        """Run what is left; returns one row per finished cycle."""
         setup, rows = self._setup, []
         pool = Pool((), setup.images.splits["train"])
         initial = initial_set(setup, self._run, pool, self._stop)
@@ -111,14 +101,13 @@ class CycleLoop:
             if last or not self._run.cycle(state.number + 1).path.exists():
                 self._run.write_summary(rows, finished=last)
             self._stop.check()
-            if planned:
-                return rows
-            if last:
+            if last and not planned:
                 logger.info(
                     "every image of the pool is labelled: cycle %d of %d is the last",
                     state.number,
                     setup.strategy.num_cycles,
                 )
+            if last:
                 return rows
             following = self._query(state)
             self._stop.check()
@@ -157,10 +146,10 @@ class CycleLoop:
             before=self._run.cycle(state.number - 1) if state.number else None,
         )
         # First: nothing comes back to them once the training has ended.
-        if self._setup.storage.checkpoints != "all":
+        if self._setup.settings.keep_checkpoints != "all":
             folder.drop_numbered()
         write_json(folder.training, {**outcome, "planned": self._setup.settings.length})
-        if self._setup.storage.checkpoints == "best":
+        if self._setup.settings.keep_checkpoints == "best":
             folder.drop_last()
 
     def _reopened(self, folder: CycleFolder) -> bool:
@@ -171,18 +160,14 @@ class CycleLoop:
         planned, now = read_json(folder.training)["planned"], self._setup.settings.length
         if planned == now:
             return False
+        reason = None
         if folder.queried:
-            logger.warning(
-                "%s keeps its training of %s, because its query is made", folder.path.name, planned
-            )
-            return False
-        if not folder.resumable():
-            logger.warning(
-                "%s keeps its training of %s, because trainer.keep_checkpoints left nothing that "
-                "it could go on from",
-                folder.path.name,
-                planned,
-            )
+            reason = "its query is made"
+        elif not folder.resumable():
+            reason = "trainer.keep_checkpoints left nothing that it could go on from"
+        if reason is not None:
+            kept = (folder.path.name, planned, reason)
+            logger.warning("%s keeps its training of %s, because %s", *kept)
             return False
         logger.info("%s: the training of %s goes on to %s", folder.path.name, planned, now)
         folder.reopen()
@@ -240,15 +225,9 @@ class CycleLoop:
         if not folder.queried:
             record = self._score(state)
             started = time.monotonic()
+            helper, oracle = setup.strategy.helper, setup.strategy.oracle
             positions = slice_positions(setup.images.infos)
-            selection = purchase(
-                setup.strategy.helper,
-                setup.strategy.oracle,
-                record,
-                state.pool,
-                state.number,
-                positions,
-            )
+            selection = purchase(helper, oracle, record, state.pool, state.number, positions)
             note_seconds(folder, "selection", time.monotonic() - started)
             # First: where a selection is, what the report shows of it is there too.
             write_detections(folder.detections, selection, record, setup.images.infos, state.number)
@@ -263,12 +242,8 @@ class CycleLoop:
             )
             return None
         pool = state.pool.label(ids)
-        logger.info(
-            "cycle %d: %d images selected, %d stay unlabelled",
-            state.number,
-            len(ids),
-            len(pool.unlabelled),
-        )
+        counts = (state.number, len(ids), len(pool.unlabelled))
+        logger.info("cycle %d: %d images selected, %d stay unlabelled", *counts)
         pseudo = self._pseudo_label(state, pool, record)
         self._drop_old_records(state.number)
         return CycleState(state.number + 1, pool, pseudo)
@@ -309,12 +284,8 @@ class CycleLoop:
         assert record is not None
         seconds = time.monotonic() - started
         note_seconds(folder, "scoring", seconds)
-        logger.info(
-            "cycle %d: scored %d unlabelled images in %.1f s",
-            state.number,
-            len(state.pool.unlabelled),
-            seconds,
-        )
+        done = (state.number, len(state.pool.unlabelled), seconds)
+        logger.info("cycle %d: scored %d unlabelled images in %.1f s", *done)
         return record
 
     def _pseudo_label(
@@ -353,5 +324,5 @@ class CycleLoop:
 
     def _drop_old_records(self, cycle: int) -> None:
         """Keep the newest `keep_records` records."""
-        for number in range(cycle - self._setup.storage.records + 1):
+        for number in range(cycle - self._setup.settings.keep_records + 1):
             self._run.cycle(number).drop_record()

@@ -20,9 +20,9 @@ def disk_estimate(initial: Path, setup: RunSetup) -> str:
     weights = initial.stat().st_size
     # checkpoint_last has an optimiser that keeps up to two values a weight.
     last = (4 if setup.settings.ema else 3) * weights
-    per_cycle = weights + (last if setup.storage.checkpoints != "best" else 0)
+    per_cycle = weights + (last if setup.settings.keep_checkpoints != "best" else 0)
     numbered = 0
-    if setup.storage.checkpoints == "all" and setup.settings.save_period:
+    if setup.settings.keep_checkpoints == "all" and setup.settings.save_period:
         numbered = sum(epochs // setup.settings.save_period for epochs in _epochs(setup))
     values = DETECTIONS_PER_IMAGE * VALUES_PER_DETECTION + VALUES_PER_IMAGE
     values *= len(setup.strategy.helper.views)
@@ -31,7 +31,7 @@ def disk_estimate(initial: Path, setup: RunSetup) -> str:
     record = 4 * values * len(setup.images.splits["train"])
     # The training that runs has a previous copy of both besides.
     total = weights + (setup.strategy.num_cycles + 1) * per_cycle + weights + (2 + numbered) * last
-    total += min(setup.storage.records, setup.strategy.num_cycles) * record
+    total += min(setup.settings.keep_records, setup.strategy.num_cycles) * record
     free = shutil.disk_usage(initial.parent).free
     return f"the run will take about {total / 2**30:.2f} GiB; {free / 2**30:.1f} GiB are free"
 

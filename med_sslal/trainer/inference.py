@@ -36,12 +36,8 @@ def loader_of(
         view = UnlabelledView(setup.images, ids, setup.transforms.eval)
     else:
         view = LabelledView(setup.images, labels, ids, setup.transforms.eval)
-    return BaseDataLoader(
-        view,
-        batch_sampler=SequentialBatchSampler(len(ids), setup.compute.batch_size, setup.world),
-        n_workers=setup.compute.n_workers,
-        pin_memory=setup.compute.devices.main.type == "cuda",
-    )
+    sampler = SequentialBatchSampler(len(ids), setup.compute.batch_size, setup.world)
+    return setup.compute.loader(view, sampler)
 
 
 def predict(

@@ -33,7 +33,7 @@ def cycle_row(
         labels: The labelled set that it trained on.
         pseudo: The pseudo-labels besides, None in cycle 0 and without any.
         quality: What `pseudo_quality` gave.
-        training: What its training came to.
+        training: What `training.json` says.
         results: What `evaluate` gave, by split.
         seconds: How long the evaluation took.
     """

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import Dataset
 
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.oracle import SimulatedOracle
+from med_sslal.base.base_data_loader import BaseDataLoader
 from med_sslal.base.base_dataset import Images, Labels
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.settings import TrainerSettings
@@ -93,20 +95,12 @@ class Compute:
         several = len(self.devices.ids) > 1
         return ListDataParallel(model, self.devices.ids) if several else model
 
-
-@dataclass(frozen=True)
-class Storage:
-    """What of a run is kept on disk.
-
-    Attributes:
-        checkpoints: "best", "best_last" or "all".
-        records: How many of the newest pool records.
-        tensorboard: Whether TensorBoard files are written.
-    """
-
-    checkpoints: str
-    records: int
-    tensorboard: bool
+    def loader(self, view: Dataset[Any], sampler: Any) -> BaseDataLoader:
+        """The batches of a view, for the devices of this process."""
+        on_gpu = self.devices.main.type == "cuda"
+        return BaseDataLoader(
+            view, batch_sampler=sampler, n_workers=self.n_workers, pin_memory=on_gpu
+        )
 
 
 @dataclass(frozen=True)
@@ -120,11 +114,10 @@ class RunSetup:
         transforms: What is done to an image.
         detector: How it is made.
         strategy: Where labels come from.
-        settings: Scalars of a training.
+        settings: Scalars of a training, and what is kept of it.
         metrics: Names of METRICS.
         seed: Everything random derives from it.
         compute: Where it is computed.
-        storage: What is kept.
         world: The processes of the run.
     """
 
@@ -138,7 +131,6 @@ class RunSetup:
     metrics: tuple[str, ...]
     seed: int
     compute: Compute
-    storage: Storage
     world: World = ALONE
 
     @property

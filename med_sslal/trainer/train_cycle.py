@@ -1,7 +1,7 @@
 """Setting up the training of one cycle and running it."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,7 @@ def train_cycle(
         stop: Checked before every batch.
 
     Returns:
-        Plain values: steps, epochs, best epoch, best value, seconds and history; nothing in other
-        ranks than 0.
+        What `training.json` says of it; nothing in other ranks than 0.
 
     Raises:
         Interrupted: A stop was asked for; the position is saved.
@@ -85,61 +84,35 @@ def train_cycle(
         weights = world.from_main(lambda: load_checkpoint(initial)["model"])
     model.load_state_dict(weights)
     model.to(setup.compute.devices.main)
-    show = setup.storage.tensorboard and world.is_main
+    show = setup.settings.tensorboard and world.is_main
     with TensorboardWriter(folder.tensorboard, enabled=show) as writer:
-        sampler, loader = _labelled(setup, labels, pseudo, cycle)
-        step, validated = make_step(setup, model, len(sampler))
-        title, left = (
-            f"cycle {cycle}/{setup.strategy.num_cycles}",
-            setup.strategy.num_cycles - cycle,
-        )
-        trainer = Trainer(
-            folder,
-            training_step=step,
-            loader=loader,
-            sampler=sampler,
-            unlabelled=_unlabelled(setup, step, pool.unlabelled, sampler),
-            evaluate=Validation(setup, validated, writer, stop, f"cycle {cycle}"),
-            stop=stop,
-            identity={
-                "config": setup.config.resolved,
-                **setup.fingerprints(labels),
-                "class_names": setup.class_names,
-                "cycle": cycle,
-                "pool": pool.state_dict(),
-            },
-            hooks=(
-                ClassDifficulty(setup.class_names, world),
-                WriteTensorboard(writer),
-                ShowProgress(title, left, show=setup.settings.show_progress),
-            ),
-            world=world,
-        )
+        trainer = _trainer(setup, folder, model, cycle, labels, pseudo, pool, writer, stop)
         restored = trainer.resume()
         # From the start too: a run that was killed before its first checkpoint may have written.
         writer.hide_from(trainer.step + 1)
         if restored is not None:
-            logger.info(
-                "restored from %s: %d epochs and %d batches of cycle %d",
-                restored.name,
-                trainer.epoch,
-                trainer.batch,
-                cycle,
-            )
+            place = (restored.name, trainer.epoch, trainer.batch, cycle)
+            logger.info("restored from %s: %d epochs and %d batches of cycle %d", *place)
         trainer.train()
         for name, value in trainer.model_facts()["class_difficulty"].items():
             logger.debug("cycle %d: training difficulty of %s: %.4f", cycle, name, value)
     return _outcome(trainer) if world.is_main else {}
 
 
-def _labelled(
+def _trainer(
     setup: RunSetup,
+    folder: CycleFolder,
+    model: BaseModel,
+    cycle: int,
     labels: Mapping[str, Annotation],
     pseudo: Mapping[str, Annotation],
-    cycle: int,
-) -> tuple[EpochBatchSampler, BaseDataLoader]:
-    """The order of the labelled and pseudo-labelled images, and their batches."""
-    parts, per_step = setup.settings.accumulate, setup.settings.per_step
+    pool: Pool,
+    writer: TensorboardWriter,
+    stop: StopRequest,
+) -> Trainer:
+    """The training of a cycle, at its start."""
+    settings, parts, per_step = setup.settings, setup.settings.accumulate, setup.settings.per_step
+    last = setup.strategy.num_cycles
     sampler = EpochBatchSampler(
         len(labels),
         len(pseudo),
@@ -156,15 +129,28 @@ def _labelled(
         frozenset(pseudo),
         setup.transforms.pseudo,
     )
-    return sampler, _loader(setup, view, sampler)
-
-
-def _loader(setup: RunSetup, view: Any, sampler: Any) -> BaseDataLoader:
-    return BaseDataLoader(
-        view,
-        batch_sampler=sampler,
-        n_workers=setup.compute.n_workers,
-        pin_memory=setup.compute.devices.main.type == "cuda",
+    step, validated = make_step(setup, model, len(sampler))
+    return Trainer(
+        folder,
+        training_step=step,
+        loader=setup.compute.loader(view, sampler),
+        sampler=sampler,
+        unlabelled=_unlabelled(setup, step, pool.unlabelled, sampler),
+        evaluate=_validation(setup, validated, writer, stop, f"cycle {cycle} validation"),
+        stop=stop,
+        identity={
+            "config": setup.config.resolved,
+            **setup.fingerprints(labels),
+            "class_names": setup.class_names,
+            "cycle": cycle,
+            "pool": pool.state_dict(),
+        },
+        hooks=(
+            ClassDifficulty(setup.class_names, setup.world),
+            WriteTensorboard(writer),
+            ShowProgress(f"cycle {cycle}/{last}", last - cycle, show=settings.show_progress),
+        ),
+        world=setup.world,
     )
 
 
@@ -202,8 +188,7 @@ def _unlabelled(
         return {}
     transforms = dict(zip(VIEWS, (setup.transforms.train, setup.transforms.pseudo), strict=True))
     return {
-        name: _loader(
-            setup,
+        name: setup.compute.loader(
             UnlabelledView(setup.images, ids, transforms[name]),
             RoundSampler(len(ids), per_step, len(sampler), sampler.seed, setup.world),
         )
@@ -239,64 +224,28 @@ def load_best(folder: CycleFolder) -> dict[str, Any]:
         ) from error
 
 
-class Validation:
-    """Measures a model on the validation split; one loader serves all epochs."""
+def _validation(
+    setup: RunSetup, model: nn.Module, writer: TensorboardWriter, stop: StopRequest, title: str
+) -> Callable[[int], dict[str, float | None]]:
+    """Gives the `val_` values of a model as it is after an epoch; one loader serves all."""
+    ids, labels, names = setup.images.splits["val"], setup.split_labels("val"), setup.class_names
+    loader = loader_of(setup, ids, labels)
 
-    def __init__(
-        self,
-        setup: RunSetup,
-        model: nn.Module,
-        writer: TensorboardWriter,
-        stop: StopRequest,
-        title: str,
-    ) -> None:
-        """Make the loader."""
-        self._setup, self._model, self._writer = setup, model, writer
-        self._stop, self._title = stop, title
-        self._ids: Sequence[str] = setup.images.splits["val"]
-        self._labels = setup.split_labels("val")
-        self._loader = loader_of(setup, self._ids, self._labels)
+    def validate(epoch: int) -> dict[str, float | None]:
+        found, loss = predict(model, loader, setup, stop=stop, title=title)
+        return setup.world.from_main(lambda: measure(found, loss, epoch))
 
-    def __call__(self, epoch: int) -> dict[str, float | None]:
-        """The `val_` values of the model as it is after `epoch` epochs."""
-        setup = self._setup
-        found, loss = predict(
-            self._model,
-            self._loader,
-            setup,
-            stop=self._stop,
-            title=f"{self._title} validation",
-        )
-        return setup.world.from_main(lambda: self._measure(found, loss, epoch))
-
-    def _measure(
-        self, found: Mapping[str, Prediction], loss: float | None, epoch: int
+    def measure(
+        found: Mapping[str, Prediction], loss: float | None, epoch: int
     ) -> dict[str, float | None]:
-        """The values and pictures of the predictions of all validation images."""
-        setup = self._setup
-        result = evaluate(
-            setup.metrics,
-            found,
-            self._labels,
-            setup.images.infos,
-            setup.class_names,
-            draws=0,
-        )
-        self._draw(found, epoch)
+        result = evaluate(setup.metrics, found, labels, setup.images.infos, names, draws=0)
+        # The same few images each time, with true and predicted boxes.
+        for image_id in ids[: PICTURES if setup.settings.tensorboard else 0]:
+            image = setup.images.picture(image_id)
+            seen = above(found[image_id], PICTURE_FLOOR)
+            # Enlarged, so that thin boxes stay legible on small slices.
+            drawn = draw_boxes(image, labels[image_id], seen, names, width=2 * image.shape[1])
+            writer.image(f"val/{image_id}", drawn, epoch)
         return {"val_loss": loss, **{f"val_{k}": v for k, v in result["values"].items()}}
 
-    def _draw(self, found: Mapping[str, Prediction], epoch: int) -> None:
-        """The same few validation images each time, with true and predicted boxes."""
-        if not self._setup.storage.tensorboard:
-            return
-        for image_id in self._ids[:PICTURES]:
-            image = self._setup.images.picture(image_id)
-            picture = draw_boxes(
-                image,
-                self._labels[image_id],
-                above(found[image_id], PICTURE_FLOOR),
-                self._setup.class_names,
-                # Enlarged, so that thin boxes stay legible on small slices.
-                width=2 * image.shape[1],
-            )
-            self._writer.image(f"val/{image_id}", picture, epoch)
+    return validate

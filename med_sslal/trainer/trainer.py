@@ -4,7 +4,7 @@ B images of a batch; an epoch is one pass over the labelled images.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +12,9 @@ import torch
 
 from med_sslal.base.base_data_loader import BaseDataLoader
 from med_sslal.base.base_trainer import BaseTrainer, CheckpointFolder
-from med_sslal.base.hook import Hook
 from med_sslal.base.training_step import StepInput, StepOutcome, TrainingStep
 from med_sslal.base.types import Batch
 from med_sslal.data.sampler import EpochBatchSampler
-from med_sslal.utils.distributed import ALONE, World
 from med_sslal.utils.errors import UserError
 from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.util import stable_hash
@@ -37,10 +35,8 @@ class Trainer(BaseTrainer):
         sampler: EpochBatchSampler,
         evaluate: Callable[[int], dict[str, float | None]],
         stop: StopRequest,
-        identity: Mapping[str, Any],
         unlabelled: Mapping[str, BaseDataLoader] | None = None,
-        hooks: Sequence[Hook] = (),
-        world: World = ALONE,
+        **others: Any,
     ) -> None:
         """Prepare a training.
 
@@ -51,20 +47,11 @@ class Trainer(BaseTrainer):
             sampler: The loader's batch sampler.
             evaluate: Given the finished epochs, returns the `val_` values of the kept model.
             stop: Checked before every batch.
-            identity: Plain values that every checkpoint carries.
             unlabelled: The views that the step asked for, with a RoundSampler each; None or empty
                 where the pool has no images for them.
-            hooks: What goes along.
-            world: The processes that train together, with the sampler's and the model's.
+            **others: `identity`, `hooks` and `world` of BaseTrainer.
         """
-        super().__init__(
-            folder,
-            training_step=training_step,
-            batches=len(sampler),
-            identity=identity,
-            hooks=hooks,
-            world=world,
-        )
+        super().__init__(folder, training_step=training_step, batches=len(sampler), **others)
         self._loader, self._sampler = loader, sampler
         self._unlabelled = dict(unlabelled or {})
         samplers = [loader.batch_sampler for loader in self._unlabelled.values()]
