@@ -43,10 +43,7 @@ class Images(ABC):
 
     @abstractmethod
     def read(self, image_id: str) -> np.ndarray:
-        """Decode an image.
-
-        Returns:
-            float32 [H, W, 3] in [0, 1], ORIGINAL pixels.
+        """Decode an image: float32 [H, W, 3] in [0, 1], ORIGINAL pixels.
 
         Raises:
             DataError: The file is missing or damaged.

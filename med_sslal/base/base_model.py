@@ -41,25 +41,16 @@ class BaseModel(nn.Module, ABC):
 
     @classmethod
     def abilities(cls, args: Mapping[str, Any]) -> frozenset[str]:
-        """Which of ABILITIES a detector made with `args` has.
+        """Which of ABILITIES a detector has that is made with `args` (with their defaults).
 
-        A run is refused before its training where a criterion needs one that is missing. Fields of
-        Detections that a detector cannot fill hold zeros of the right shape.
-
-        Args:
-            args: Constructor arguments by name, with their defaults.
-
-        Returns:
-            Keys of ABILITIES; none unless a subclass says otherwise.
+        A run is refused before its training where a criterion needs one that is missing; none is
+        there unless a subclass says so. Fields of Detections that a detector cannot fill hold zeros
+        of the right shape.
         """
         return frozenset()
 
     def compilable(self) -> tuple[nn.Module, ...]:
-        """Parts that `trainer.compile` compiles in place: shapes fixed, nothing that waits.
-
-        Returns:
-            Modules of this detector; none unless a subclass says otherwise.
-        """
+        """Parts that `trainer.compile` compiles in place: shapes fixed, nothing that waits."""
         return ()
 
     def use_channels_last(self) -> None:

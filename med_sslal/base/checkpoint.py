@@ -87,12 +87,11 @@ def previous(path: Path) -> Path:
 
 
 def load_checkpoint(path: Path, *, require_checksum: bool = True) -> dict[str, Any]:
-    """Read and verify a checkpoint.
+    """Read and verify a checkpoint; a checksum that differs is always an error.
 
     Args:
         path: The file.
-        require_checksum: Whether a missing checksum file is an error; a checksum that is there
-            and differs always is one.
+        require_checksum: Whether a missing checksum file is one too.
 
     Raises:
         CheckpointError: Missing, damaged, foreign or newer than this program.
@@ -105,12 +104,8 @@ def load_checkpoint(path: Path, *, require_checksum: bool = True) -> dict[str, A
 def check_can_go_on(content: Mapping[str, Any], path: Path) -> None:
     """Refuse to continue what an older program trained by other rules: it is good to test.
 
-    Args:
-        content: What `load_checkpoint` gave.
-        path: Where it was read.
-
     Raises:
-        CheckpointError: It is of an older format.
+        CheckpointError: `content`, which was read from `path`, is of an older format.
     """
     version = content["format_version"]
     if version < FORMAT_VERSION:

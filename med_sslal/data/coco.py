@@ -123,13 +123,13 @@ def load_coco(
     bad: BadSamples,
     known: dict[str, ImageInfo] | None = None,
 ) -> CocoContent:
-    """Read a COCO file.
+    """Read a COCO file; images and boxes that are wrong are noted.
 
     Args:
         path: The file.
         find: Called with an image's entry, its `file_name`, and where both stand; gives the image,
             or raises DataError.
-        bad: Collects images and boxes that are wrong.
+        bad: Takes the notes.
         known: Images of other files, whose ids may not come again.
 
     Raises:

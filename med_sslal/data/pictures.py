@@ -134,17 +134,10 @@ def picture_size(path: Path, window: Window | None = None) -> tuple[int, int]:
 
 
 def read_picture(path: Path, size: tuple[int, int], window: Window | None = None) -> np.ndarray:
-    """Decode a picture.
+    """Decode a PNG, JPEG or TIFF file of (height, width): float32 [H, W, 3] RGB in [0, 1].
 
-    An EXIF rotation is not applied: annotation tools count pixels as they are stored.
-
-    Args:
-        path: PNG, JPEG or TIFF file, 8-bit grey or colour, or 16-bit grey.
-        size: (height, width) that it must have.
-        window: Lowest and highest value of 16-bit pixels, mapped to 0 and 1.
-
-    Returns:
-        float32 [H, W, 3] RGB in [0, 1].
+    An EXIF rotation is not applied: annotation tools count pixels as they are stored. 16-bit grey
+    is mapped by the window.
 
     Raises:
         DataError: The file is missing, damaged or of another size.

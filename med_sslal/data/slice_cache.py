@@ -32,10 +32,7 @@ class SliceCache:
         self.folder = folder
 
     def read(self, path: Path) -> np.ndarray:
-        """The same array as `decode_slice(path)`, read-only.
-
-        Returns:
-            uint16 [H, W].
+        """The same array as `decode_slice(path)`, uint16 [H, W], read-only.
 
         Raises:
             DataError: The source is missing or damaged, or the cache cannot be written.

@@ -25,10 +25,7 @@ DISPLAY_WINDOW = (-1000.0, 400.0)
 
 
 def decode_slice(path: Path) -> np.ndarray:
-    """Decode a 16-bit grey PNG with its values unchanged.
-
-    Returns:
-        uint16 [H, W].
+    """Decode a 16-bit grey PNG to uint16 [H, W] with its values unchanged.
 
     Raises:
         DataError: The file is missing, damaged or not 16-bit grey.
@@ -53,21 +50,12 @@ def neighbour_positions(
     spacing_z: float,
     step_mm: float,
 ) -> tuple[float, float, float]:
-    """Where the three channels lie in a series, in slice indices.
+    """Where the three channels lie in a series, in slice indices: below, at and above the centre.
 
-    `interpolate` steps `step_mm / spacing_z` indices to either side, and one index where the
-    spacing is unknown; `raw` one index; `repeat` none. Only slices that follow each other without
-    a gap from the centre on are used: where they end, the position stops at the last of them.
-
-    Args:
-        centre: Index of the key slice.
-        present: Indices of the slices that exist.
-        mode: See above.
-        spacing_z: Slice interval in mm; unknown unless finite and positive.
-        step_mm: Wanted distance of the neighbours in mm.
-
-    Returns:
-        Positions below, at and above the centre; a fraction lies between two slices.
+    `interpolate` steps `step_mm / spacing_z` (both in mm) indices to either side, and one index
+    where the spacing is not finite and positive; `raw` one index; `repeat` none. Only `present`
+    slices that follow each other without a gap from the centre on are used: where they end, the
+    position stops at the last of them. A fraction lies between two slices.
     """
     offset = {"interpolate": 1.0, "raw": 1.0, "repeat": 0.0}[mode]
     if mode == "interpolate" and math.isfinite(spacing_z) and spacing_z > 0:
@@ -145,12 +133,7 @@ def find_stack(
 ) -> FoundStack:
     """Find and check the files of a key slice and its neighbours, without damaged neighbours.
 
-    Args:
-        present: Slice index to file, of the whole series.
-        centre: Index of the key slice.
-        mode: This and the rest: see `neighbour_positions`.
-        spacing_z: Slice interval in mm.
-        step_mm: Wanted distance in mm.
+    `present` maps slice index to file for the whole series; see `neighbour_positions`.
     """
     paths, checked = dict(present), {centre}
     problems: list[str] = []

@@ -49,11 +49,6 @@ def split_by_group(
 
     The result depends on the set of ids, `eval_split` and `split_seed`, not on any order.
 
-    Args:
-        infos: Image id to ImageInfo.
-        eval_split: Share of groups held out, between 0 and 1.
-        split_seed: Seed of the draw.
-
     Returns:
         "train", "val" and "test" to sorted image ids. Each split has one group at least.
 

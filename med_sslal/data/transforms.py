@@ -34,20 +34,13 @@ class EvalTransform:
     """Letterbox: the whole image at the largest size that fits, zeros to the right and below."""
 
     def __init__(self, image_size: int | Sequence[int]) -> None:
-        """Set the shape.
-
-        Args:
-            image_size: Side of a square, or (height, width), in pixels.
-
-        Raises:
-            ConfigError: The size is no such thing.
-        """
+        """Set the side of a square, or (height, width), in pixels; ConfigError otherwise."""
         self.size = _height_width(image_size)
 
     def __call__(
         self, image: np.ndarray, annotation: Annotation | None, info: ImageInfo, epoch: int
     ) -> Transformed:
-        """Bring an image and its label to the model's frame.
+        """Bring an image and its label to the model's frame; info and epoch change nothing.
 
         Boxes that are under MIN_SIDE there become ignore regions (evaluation reads the
         annotations, in ORIGINAL pixels, and keeps them).
@@ -55,8 +48,8 @@ class EvalTransform:
         Args:
             image: float32 [h, w, 3] in [0, 1], ORIGINAL pixels.
             annotation: Its label in ORIGINAL pixels, or None for an unlabelled image.
-            info: The image (not used: the result is the same for every epoch and view).
-            epoch: The epoch (not used).
+            info: The image.
+            epoch: The epoch.
 
         Returns:
             Image float32 [3, H, W] in [0, 1]; the label in the same frame, or None; and
@@ -238,11 +231,7 @@ def _pixel_changes(
 
 
 def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Scale an image to fit `size` and fill up with zeros to the right and below.
-
-    Args:
-        image: float32 [h, w, 3].
-        size: (H, W).
+    """Scale an image to fit `size` (H, W) and fill up with zeros to the right and below.
 
     Returns:
         float32 [H, W, 3] (the image itself where it has that shape already) and the float64

@@ -49,12 +49,9 @@ class CycleState:
 
 
 def run_cycles(setup: RunSetup, run: RunFolder, stop: StopRequest) -> list[dict[str, Any]]:
-    """Run what is left of a run in all of its processes.
+    """Run what is left of a run in all of its processes, of which only rank 0 touches its folder.
 
-    Args:
-        setup: What the run is made of.
-        run: Its folder, which only rank 0 touches.
-        stop: Checked between batches and stages.
+    `stop` is checked between batches and stages.
 
     Returns:
         One row per finished cycle; none in other ranks than 0.

@@ -29,12 +29,7 @@ class ClassDifficulty(Hook):
     """
 
     def __init__(self, class_names: Sequence[str], world: World = ALONE) -> None:
-        """Start with no class met.
-
-        Args:
-            class_names: K names without background.
-            world: The processes that share each step.
-        """
+        """Start with no class met, of K without background; the processes share each step."""
         self._world = world
         self._names = tuple(class_names)
         self._quality: Tensor | None = None
@@ -47,12 +42,7 @@ class ClassDifficulty(Hook):
             self._update(outcome.class_quality, counted)
 
     def _update(self, quality: Tensor, counted: Tensor) -> None:
-        """Take in one step.
-
-        Args:
-            quality: float32 [B, K, 2], sum and number by image and class.
-            counted: bool [B], False for the images that do not count.
-        """
+        """Take in sum and number [B, K, 2] by image and class; `counted` [B]: of these."""
         sums = self._world.sum((quality * counted[:, None, None]).sum(0))
         total, number = sums.unbind(1)
         if self._quality is None or self._weight is None:

@@ -11,12 +11,7 @@ DETECTIONS_PER_IMAGE, VALUES_PER_DETECTION, VALUES_PER_IMAGE, VALUES_PER_ROI = 3
 
 
 def disk_estimate(initial: Path, setup: RunSetup) -> str:
-    """One line: what checkpoints and records of the whole run will take, and what is free.
-
-    Args:
-        initial: Checkpoint of the initial weights.
-        setup: The run.
-    """
+    """One line: what a run with these initial weights will take at most, and what is free."""
     weights = initial.stat().st_size
     # checkpoint_last has an optimiser that keeps up to two values a weight.
     last = (4 if setup.settings.ema else 3) * weights

@@ -18,12 +18,9 @@ class ShowProgress(Hook):
     """The progress line, and a line for each epoch."""
 
     def __init__(self, title: str, cycles_left: int = 0, *, show: bool = True) -> None:
-        """Prepare.
+        """Name the training, such as "cycle 1/3", and count those that follow, for the time left.
 
-        Args:
-            title: Such as "cycle 1/3".
-            cycles_left: Trainings that follow, for the time left.
-            show: False logs the epochs for train.log alone.
+        Without `show` the epochs are logged for train.log alone.
         """
         self._title, self._cycles_left, self._show = title, cycles_left, show
         self._progress: Progress | None = None

@@ -26,10 +26,7 @@ def loader_of(
 ) -> BaseDataLoader:
     """A loader of this process's share of `ids`, in their order and without augmentation.
 
-    Args:
-        setup: The run.
-        ids: The images of all processes.
-        labels: Their labels; None gives unlabelled samples that refuse to be asked for one.
+    Without labels it gives unlabelled samples, which refuse to be asked for one.
     """
     view: Any
     if labels is None:

@@ -22,12 +22,6 @@ def initial_set(setup: RunSetup, run: RunFolder, pool: Pool, stop: StopRequest) 
 
     A pick is kept in the run folder; the record of its pass is removed.
 
-    Args:
-        setup: What the run is made of.
-        run: Its folder, with the initial weights.
-        pool: The pool, of which nothing is labelled.
-        stop: Checked between batches.
-
     Raises:
         Interrupted: A stop was asked for; the pass begins anew in a resumed run.
     """

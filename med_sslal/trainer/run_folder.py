@@ -228,12 +228,7 @@ class RunFolder:
         return sorted(map(CycleFolder, found), key=lambda cycle: cycle.number)
 
     def write_summary(self, rows: Sequence[Mapping[str, Any]], *, finished: bool) -> None:
-        """Write the rows of the cycles so far, to `summary` and `table`.
-
-        Args:
-            rows: One for each measured cycle.
-            finished: Whether no cycle follows.
-        """
+        """Write the rows of the measured cycles to `summary` and `table`."""
         content = {"finished": finished, "cycles": list(rows)}
         write_versioned(self.summary, SUMMARY_VERSION, content)
         atomic_write(self.table, lambda stream: stream.write(csv_text(rows).encode()))
@@ -299,9 +294,6 @@ def new_run_folder(save_dir: Path, name: str, run_id: str | None, seed: int) -> 
 def filled_first(folder: Path) -> Iterator[Path]:
     """Make a run folder that has its name only when all is in it; an error leaves nothing.
 
-    Args:
-        folder: What `new_run_folder` named.
-
     Yields:
         The folder to fill, of a temporary name beside it.
 
@@ -358,11 +350,7 @@ def named_path(name: str, save_dir: Path = Path("exp_results")) -> Path:
 
 
 def find_run(name: str, save_dir: Path) -> tuple[RunFolder, Path | None]:
-    """Resolve a checkpoint, a run folder, or the word `latest`.
-
-    Args:
-        name: What the user named.
-        save_dir: Where `latest` is.
+    """The run that a checkpoint, a run folder or the word `latest` (of `save_dir`) names.
 
     Returns:
         The run, and the checkpoint where one was named.
