@@ -8,6 +8,7 @@ are those of torchvision's detectors, so their weights load.
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -56,15 +57,24 @@ class BackboneSpec:
     norm_eps: float = 1e-5
 
 
-def _features(build: Callable[..., Any]) -> Callable[..., nn.Module]:
-    """Makes the convolutional part of a MobileNet."""
-    return lambda norm_layer: build(norm_layer=norm_layer).features
-
-
 def _resnet(build: Callable[..., nn.Module], weights: WeightsEnum) -> BackboneSpec:
     """The entry of a ResNet."""
     stages = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
     return BackboneSpec(build, stages, (1, 2, 3, 4), weights)
+
+
+def _mobilenet(
+    build: Callable[..., Any], weights: WeightsEnum, starts: Sequence[int], norm_eps: float
+) -> BackboneSpec:
+    """The entry of a MobileNet; `starts` are the first blocks of its stages, and the end."""
+    return BackboneSpec(
+        build=lambda norm_layer: build(norm_layer=norm_layer).features,
+        stages=tuple(tuple(map(str, range(*bounds))) for bounds in pairwise(starts)),
+        returned_stages=(1, 2, 3, 5),
+        weights=weights,
+        weights_prefix="features.",
+        norm_eps=norm_eps,
+    )
 
 
 BACKBONES: Mapping[str, BackboneSpec] = {
@@ -72,34 +82,11 @@ BACKBONES: Mapping[str, BackboneSpec] = {
     "resnet34": _resnet(resnet34, ResNet34_Weights.IMAGENET1K_V1),
     "resnet50": _resnet(resnet50, ResNet50_Weights.IMAGENET1K_V1),
     "resnet101": _resnet(resnet101, ResNet101_Weights.IMAGENET1K_V1),
-    "mobilenet_v2": BackboneSpec(
-        build=_features(mobilenet_v2),
-        stages=(
-            ("0", "1"),
-            ("2", "3"),
-            ("4", "5", "6"),
-            ("7", "8", "9", "10", "11", "12", "13"),
-            ("14", "15", "16", "17"),
-            ("18",),
-        ),
-        returned_stages=(1, 2, 3, 5),
-        weights=MobileNet_V2_Weights.IMAGENET1K_V1,
-        weights_prefix="features.",
+    "mobilenet_v2": _mobilenet(
+        mobilenet_v2, MobileNet_V2_Weights.IMAGENET1K_V1, (0, 2, 4, 7, 14, 18, 19), 1e-5
     ),
-    "mobilenet_v3_large": BackboneSpec(
-        build=_features(mobilenet_v3_large),
-        stages=(
-            ("0", "1"),
-            ("2", "3"),
-            ("4", "5", "6"),
-            ("7", "8", "9", "10", "11", "12"),
-            ("13", "14", "15"),
-            ("16",),
-        ),
-        returned_stages=(1, 2, 3, 5),
-        weights=MobileNet_V3_Large_Weights.IMAGENET1K_V1,
-        weights_prefix="features.",
-        norm_eps=1e-3,
+    "mobilenet_v3_large": _mobilenet(
+        mobilenet_v3_large, MobileNet_V3_Large_Weights.IMAGENET1K_V1, (0, 2, 4, 7, 13, 16, 17), 1e-3
     ),
 }
 
@@ -113,12 +100,17 @@ class PyramidBackbone(BackboneWithFPN):
     """
 
     def __init__(
-        self, network: nn.Module, names: Sequence[str], shapes: "BodyShapes", channels: int
+        self,
+        network: nn.Module,
+        names: Sequence[str],
+        widths: Sequence[int],
+        strides: Sequence[int],
+        channels: int,
     ) -> None:
-        """Make the pyramid, `channels` wide, on the children `names` of `network`."""
+        """Make it, `channels` wide, on the children `names`, of these widths, of `network`."""
         levels = {name: str(level) for level, name in enumerate(names)}
-        super().__init__(network, levels, list(shapes.channels), channels)
-        self.strides = shapes.strides
+        super().__init__(network, levels, list(widths), channels)
+        self.strides = strides
 
     def forward(self, x: Tensor) -> tuple[Features, Tensor]:
         """Compute the levels and C5.
@@ -142,13 +134,20 @@ class SingleLevelBackbone(nn.Module):
         strides: Pixels of the input per cell.
     """
 
-    def __init__(self, network: nn.Module, name: str, shapes: "BodyShapes", channels: int) -> None:
-        """Make it, `channels` wide, on the child `name` of `network`."""
+    def __init__(
+        self,
+        network: nn.Module,
+        names: Sequence[str],
+        widths: Sequence[int],
+        strides: Sequence[int],
+        channels: int,
+    ) -> None:
+        """Make it, `channels` wide, on the last of `names` (see PyramidBackbone)."""
         super().__init__()
-        self.body = IntermediateLayerGetter(network, {name: "0"})
-        self.reduce = nn.Conv2d(shapes.channels[-1], channels, kernel_size=1)
+        self.body = IntermediateLayerGetter(network, {names[-1]: "0"})
+        self.reduce = nn.Conv2d(widths[-1], channels, kernel_size=1)
         self.out_channels = channels
-        self.strides = shapes.strides[-1:]
+        self.strides = strides[-1:]
 
     def forward(self, x: Tensor) -> tuple[Features, Tensor]:
         """Compute {"0": [B, channels, h, w]} and C5 [B, D, h, w] from [B, 3, H, W]."""
@@ -156,27 +155,7 @@ class SingleLevelBackbone(nn.Module):
         return OrderedDict([("0", self.reduce(c5))]), c5
 
 
-@dataclass(frozen=True)
-class BodyShapes:
-    """Channels and strides of the returned stages, finest first."""
-
-    channels: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-@torch.no_grad()
-def body_shapes(network: nn.Module, names: Sequence[str]) -> BodyShapes:
-    """Find channels and strides of the children `names` by running one empty image."""
-    side = 64
-    body = IntermediateLayerGetter(network, {name: name for name in names})
-    was_training = network.training
-    body.eval()
-    outputs = body(torch.zeros(1, 3, side, side))
-    body.train(was_training)
-    return BodyShapes(
-        tuple(outputs[name].shape[1] for name in names),
-        tuple(side // outputs[name].shape[-1] for name in names),
-    )
+Backbone = PyramidBackbone | SingleLevelBackbone
 
 
 def build_backbone(
@@ -187,7 +166,7 @@ def build_backbone(
     returned_stages: Sequence[int],
     trainable_layers: int,
     channels: int,
-) -> PyramidBackbone | SingleLevelBackbone:
+) -> Backbone:
     """Make a backbone with random weights.
 
     Args:
@@ -205,7 +184,13 @@ def build_backbone(
         if name in frozen:
             child.requires_grad_(False)
     names = [spec.stages[stage][0] for stage in returned_stages]
-    shapes = body_shapes(network, names)
-    if fpn:
-        return PyramidBackbone(network, names, shapes, channels)
-    return SingleLevelBackbone(network, names[-1], shapes, channels)
+    # Their widths and strides are found with one empty image.
+    body, side = IntermediateLayerGetter(network, {name: name for name in names}), 64
+    body.eval()
+    with torch.no_grad():
+        outputs = body(torch.zeros(1, 3, side, side))
+    body.train()
+    widths = [outputs[name].shape[1] for name in names]
+    strides = tuple(side // outputs[name].shape[-1] for name in names)
+    made = PyramidBackbone if fpn else SingleLevelBackbone
+    return made(network, names, widths, strides, channels)

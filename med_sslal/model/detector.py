@@ -17,7 +17,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.types import Detections, Frame, ModelOutput, Target
-from med_sslal.model.backbone import Features, PyramidBackbone, SingleLevelBackbone
+from med_sslal.model.backbone import Backbone, Features
 from med_sslal.model.targets import Truth, read_targets
 from med_sslal.model.transform import DetectionTransform, to_original, valid_mean
 from med_sslal.utils.errors import DataError, UserError
@@ -84,7 +84,7 @@ class Detector(BaseModel):
         self,
         *,
         transform: DetectionTransform,
-        backbone: PyramidBackbone | SingleLevelBackbone,
+        backbone: Backbone,
         num_classes: int,
     ) -> None:
         """Put the parts together.

@@ -3,7 +3,6 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Interval, Lt, MinLen
@@ -12,13 +11,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops.poolers import initLevelMapper
 
 from med_sslal.model.arguments import problems_of
-from med_sslal.model.backbone import (
-    BACKBONES,
-    BackboneSpec,
-    PyramidBackbone,
-    SingleLevelBackbone,
-    build_backbone,
-)
+from med_sslal.model.backbone import BACKBONES, Backbone, BackboneSpec, build_backbone
 from med_sslal.model.box_head import BoxHead
 from med_sslal.model.detector import Detector
 from med_sslal.model.norm import NormName, norm_layer
@@ -37,29 +30,6 @@ Positive = Annotated[float, Gt(0)]
 Sides = Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)]
 Deviation = tuple[Positive, Positive, Positive]
 
-_DEFAULT_TRAINABLE = 3
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What the heads of every family are made for.
-
-    Attributes:
-        backbone: Gives the levels.
-        anchors: Anchors of every level.
-        num_classes: Classes with background.
-        score_thresh: Detections need a higher score.
-        nms_thresh: IoU above which the lower score of a class is dropped.
-        detections_per_img: Most detections of an image.
-    """
-
-    backbone: PyramidBackbone | SingleLevelBackbone
-    anchors: AnchorGenerator
-    num_classes: int
-    score_thresh: float
-    nms_thresh: float
-    detections_per_img: int
-
 
 class FromConfig(Detector):
     """The arguments that every family takes; it stands before the family among the bases.
@@ -68,19 +38,50 @@ class FromConfig(Detector):
         backbones: The registry that `backbone_name` is looked up in; a subclass may extend it.
         retired: Arguments of older versions with the value that asked for nothing.
         pyramid_anchors: Sides by level of the pyramid, unless `anchor_sizes` says otherwise.
+
+    Args:
+        *heads: One function of the family: from backbone, anchors, number of classes and what
+            bounds the detections to the parts of its own.
+        num_classes: Number of classes with background.
+        backbone_name: resnet18, resnet34, resnet50, resnet101, mobilenet_v2 or
+            mobilenet_v3_large.
+        fpn: Use a feature pyramid; without it there is one level at stride 32.
+        fpn_channels: Channels of every level, and of the heads that read it; also without
+            pyramid. Weights of another width do not fit.
+        pretrained: true downloads ImageNet weights of the backbone; a path loads a weights
+            file (ImageNet backbone, torchvision detector or a checkpoint of this program).
+        load_pretrained: false builds the architecture that `pretrained` implies without
+            reading the weights, for a checkpoint that is loaded next.
+        norm: Norm of the backbone: frozen (default with pretrained weights), batch (default
+            without; wants 8 images a device) or group.
+        norm_eps: eps of frozen and batch norm; null is that of the ImageNet weights
+            (torchvision's COCO weights were trained with 0.0 for resnet50).
+        trainable_layers: Number of backbone stages, from the last, that learn; null is 3 with
+            pretrained weights and all without.
+        returned_layers: Stages that feed the pyramid, finest first; null takes strides 4 to
+            32 (torchvision's MobileNet detector takes [4, 5]).
+        anchor_sizes: Anchor sides in pixels, one list per level, finest first; null is 16, 32,
+            64, 128, 256 (RetinaNet: three to an octave from there on).
+        aspect_ratios: Height / width of the anchors.
+        box_score_thresh: Detections need a higher score.
+        box_nms_thresh: IoU above which the lower score of the same class is dropped.
+        box_detections_per_img: Most detections of an image.
+        image_mean: Mean of each channel in [0, 1].
+        image_std: Standard deviation of each channel.
+
+    Raises:
+        ConfigError: The arguments do not go together (see `check_args`).
+        UserError: ImageNet weights cannot be downloaded.
+        CheckpointError: The weights file does not fit.
     """
 
     backbones: ClassVar[Mapping[str, BackboneSpec]] = BACKBONES
-    retired: ClassVar[Mapping[str, Any]] = {
-        "min_size": None,
-        "max_size": None,
-        "roi_features": False,
-    }
+    retired: ClassVar[Mapping[str, Any]] = dict(min_size=None, max_size=None, roi_features=False)
     pyramid_anchors: ClassVar[Sequence[Sequence[int]]]
 
     def __init__(
         self,
-        *heads: Callable[[Shared], Mapping[str, Any]],
+        *heads: Callable[..., Mapping[str, Any]],
         num_classes: Annotated[int, Ge(2)],
         backbone_name: str = "resnet50",
         fpn: bool = True,
@@ -99,53 +100,18 @@ class FromConfig(Detector):
         image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
         image_std: Deviation = (0.229, 0.224, 0.225),
     ) -> None:
-        """Build the detector.
-
-        Args:
-            *heads: The family's own part: makes the rest of the arguments of its constructor.
-            num_classes: Number of classes with background.
-            backbone_name: resnet18, resnet34, resnet50, resnet101, mobilenet_v2 or
-                mobilenet_v3_large.
-            fpn: Use a feature pyramid; without it there is one level at stride 32.
-            fpn_channels: Channels of every level, and of the heads that read it; also without
-                pyramid. Weights of another width do not fit.
-            pretrained: true downloads ImageNet weights of the backbone; a path loads a weights
-                file (ImageNet backbone, torchvision detector or a checkpoint of this program).
-            load_pretrained: false builds the architecture that `pretrained` implies without
-                reading the weights, for a checkpoint that is loaded next.
-            norm: Norm of the backbone: frozen (default with pretrained weights), batch (default
-                without; wants 8 images a device) or group.
-            norm_eps: eps of frozen and batch norm; null is that of the ImageNet weights
-                (torchvision's COCO weights were trained with 0.0 for resnet50).
-            trainable_layers: Number of backbone stages, from the last, that learn; null is 3 with
-                pretrained weights and all without.
-            returned_layers: Stages that feed the pyramid, finest first; null takes strides 4 to
-                32 (torchvision's MobileNet detector takes [4, 5]).
-            anchor_sizes: Anchor sides in pixels, one list per level, finest first; null is 16, 32,
-                64, 128, 256 (RetinaNet: three to an octave from there on).
-            aspect_ratios: Height / width of the anchors.
-            box_score_thresh: Detections need a higher score.
-            box_nms_thresh: IoU above which the lower score of the same class is dropped.
-            box_detections_per_img: Most detections of an image.
-            image_mean: Mean of each channel in [0, 1].
-            image_std: Standard deviation of each channel.
-
-        Raises:
-            ConfigError: The arguments do not go together (see `check_args`).
-            UserError: ImageNet weights cannot be downloaded.
-            CheckpointError: The weights file does not fit.
-        """
+        """Build the detector."""
         problems = self.check_args(locals())
         if problems:
             raise ConfigError("; ".join(f"arch.args.{name}: {text}" for name, text in problems))
         spec = self.backbones[backbone_name]
-        default_norm: NormName = "frozen" if pretrained else "batch"
         if trainable_layers is None:
-            trainable_layers = _DEFAULT_TRAINABLE if pretrained else len(spec.stages)
+            trainable_layers = 3 if pretrained else len(spec.stages)
         backbone = build_backbone(
             spec,
             norm_layer=norm_layer(
-                norm or default_norm, spec.norm_eps if norm_eps is None else norm_eps
+                norm or ("frozen" if pretrained else "batch"),
+                spec.norm_eps if norm_eps is None else norm_eps,
             ),
             fpn=fpn,
             returned_stages=returned_layers or spec.returned_stages,
@@ -157,15 +123,17 @@ class FromConfig(Detector):
             levels = [[side for level in levels for side in level]]
         sizes = tuple(tuple(level) for level in anchor_sizes or levels)
         anchors = AnchorGenerator(sizes, (tuple(aspect_ratios),) * len(sizes))
-        shared = Shared(
-            backbone, anchors, num_classes, box_score_thresh, box_nms_thresh, box_detections_per_img
-        )
+        limits = {
+            "score_thresh": box_score_thresh,
+            "nms_thresh": box_nms_thresh,
+            "detections_per_img": box_detections_per_img,
+        }
         [own] = heads
         super().__init__(
             transform=DetectionTransform(image_mean, image_std, max(32, backbone.strides[-1])),
             backbone=backbone,
             num_classes=num_classes,
-            **own(shared),
+            **own(backbone, anchors, num_classes, limits),
         )
         if load_pretrained and pretrained:
             load_pretrained_weights(self, spec, backbone_name, pretrained)
@@ -218,23 +186,23 @@ class FasterRCNN(FromConfig, TwoStageDetector):
             **shared: Of every family (see FromConfig).
         """
 
-        def heads(parts: Shared) -> dict[str, Any]:
-            channels = parts.backbone.out_channels
+        def heads(
+            backbone: Backbone, anchors: AnchorGenerator, classes: int, limits: dict[str, Any]
+        ) -> dict[str, Any]:
+            channels = backbone.out_channels
             rpn = RegionProposals(
-                parts.anchors,
-                Float32RPNHead(channels, parts.anchors.num_anchors_per_location()[0]),
+                anchors,
+                Float32RPNHead(channels, anchors.num_anchors_per_location()[0]),
                 {"training": rpn_pre_nms_top_n_train, "testing": rpn_pre_nms_top_n_test},
                 {"training": rpn_post_nms_top_n_train, "testing": rpn_post_nms_top_n_test},
             )
-            pool = _roi_pool(parts.backbone.strides)
+            pool = _roi_pool(backbone.strides)
             roi_heads = RoIHeads(
                 pool,
                 BoxHead(channels * math.prod(pool.output_size), box_head_size, box_head_dropout),
-                FastRCNNPredictor(box_head_size, parts.num_classes),
+                FastRCNNPredictor(box_head_size, classes),
                 batch_size_per_image=box_batch_size_per_image,
-                score_thresh=parts.score_thresh,
-                nms_thresh=parts.nms_thresh,
-                detections_per_img=parts.detections_per_img,
+                **limits,
             )
             return {"rpn": rpn, "roi_heads": roi_heads, "top_proposals": top_proposals}
 
@@ -257,16 +225,13 @@ class RetinaNet(FromConfig, OneStageDetector):
             **shared: Of every family (see FromConfig).
         """
 
-        def heads(parts: Shared) -> dict[str, Any]:
-            n_anchors = parts.anchors.num_anchors_per_location()[0]
-            return {
-                "anchor_generator": parts.anchors,
-                "head": DenseHead(parts.backbone.out_channels, n_anchors, parts.num_classes),
-                "score_thresh": parts.score_thresh,
-                "nms_thresh": parts.nms_thresh,
-                "detections_per_img": parts.detections_per_img,
-                "topk_candidates": topk_candidates,
-            }
+        def heads(
+            backbone: Backbone, anchors: AnchorGenerator, classes: int, limits: dict[str, Any]
+        ) -> dict[str, Any]:
+            n_anchors = anchors.num_anchors_per_location()[0]
+            head = DenseHead(backbone.out_channels, n_anchors, classes)
+            own = {"anchor_generator": anchors, "head": head, "topk_candidates": topk_candidates}
+            return {**own, **limits}
 
         super().__init__(heads, **shared)
 

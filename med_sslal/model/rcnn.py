@@ -8,11 +8,9 @@ from torch import nn
 
 from med_sslal.base.base_model import ABILITIES
 from med_sslal.base.types import Detections, ModelOutput
-from med_sslal.model.backbone import PyramidBackbone, SingleLevelBackbone
 from med_sslal.model.detector import Detector, Found, Seen, check_finite
 from med_sslal.model.roi_heads import RoIHeads
 from med_sslal.model.rpn import RegionProposals
-from med_sslal.model.transform import DetectionTransform
 from med_sslal.utils.errors import UserError
 
 
@@ -26,24 +24,20 @@ class TwoStageDetector(Detector):
     def __init__(
         self,
         *,
-        transform: DetectionTransform,
-        backbone: PyramidBackbone | SingleLevelBackbone,
         rpn: RegionProposals,
         roi_heads: RoIHeads,
-        num_classes: int,
         top_proposals: int,
+        **shared: Any,
     ) -> None:
         """Put the parts together.
 
         Args:
-            transform: Images to the network's batch.
-            backbone: The batch to feature levels and C5.
             rpn: Feature levels to proposals.
             roi_heads: Proposals to detections.
-            num_classes: Classes C with background.
             top_proposals: Best proposals P that are handed out with each image.
+            **shared: Of every family (see Detector).
         """
-        super().__init__(transform=transform, backbone=backbone, num_classes=num_classes)
+        super().__init__(**shared)
         self.rpn = rpn
         self.roi_heads = roi_heads
         self._n_top = top_proposals

@@ -25,10 +25,8 @@ from torchvision.ops import (
 )
 
 from med_sslal.base.types import ModelOutput
-from med_sslal.model.backbone import PyramidBackbone, SingleLevelBackbone
 from med_sslal.model.detector import Detector, Found, Seen, check_finite
 from med_sslal.model.targets import Truth, class_quality, match
-from med_sslal.model.transform import DetectionTransform
 from med_sslal.utils.errors import UserError
 
 
@@ -85,30 +83,26 @@ class OneStageDetector(Detector):
     def __init__(
         self,
         *,
-        transform: DetectionTransform,
-        backbone: PyramidBackbone | SingleLevelBackbone,
         anchor_generator: AnchorGenerator,
         head: DenseHead,
-        num_classes: int,
         score_thresh: float,
         nms_thresh: float,
         detections_per_img: int,
         topk_candidates: int,
+        **shared: Any,
     ) -> None:
         """Put the parts together, with torchvision's matching thresholds.
 
         Args:
-            transform: Images to the network's batch.
-            backbone: The batch to feature levels and C5.
             anchor_generator: Anchors of every level.
             head: Feature levels to logits and deltas.
-            num_classes: Classes with background.
             score_thresh: Detections need a higher score.
             nms_thresh: IoU above which the lower score of a class is dropped.
             detections_per_img: Most detections of an image.
             topk_candidates: Best candidates of a level that go into the NMS.
+            **shared: Of every family (see Detector).
         """
-        super().__init__(transform=transform, backbone=backbone, num_classes=num_classes)
+        super().__init__(**shared)
         self.anchor_generator = anchor_generator
         self.head = head
         self._matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
