@@ -49,13 +49,10 @@ class CostModel:
         return int(budget // self.seconds_per_image if self.unit == "seconds" else budget)
 
     def predicted(self, record: PoolRecord) -> np.ndarray:
-        """What each pool image will probably cost, from predicted boxes.
+        """What each pool image will probably cost: float64 [N], more than 0, rounded to 1e-4.
 
         With boxes an image counts as one at least, so that a plan is no list of all the images
         without detections, which cost nothing as long as the predictions are right.
-
-        Returns:
-            float64 [N], more than 0, rounded to 1e-4.
         """
         if self.unit == "images":
             return np.ones(len(record.image_ids))
@@ -66,15 +63,12 @@ class CostModel:
 
 
 def predicted_boxes(record: PoolRecord) -> np.ndarray:
-    """How many boxes each pool image probably has.
+    """How many boxes each pool image probably has: float64 [N], rounded to 1e-4.
 
     Formula: b_i = a * (sum of the scores of image i's detections). The sum is the expected number
     of true detections if scores are probabilities; as they seldom are, a makes the mean over the
     pool that of the labelled images. Where no image has a detection, each has that mean; where no
     label is known, a = 1.
-
-    Returns:
-        float64 [N], rounded to 1e-4.
     """
     found = [
         np.bincount(block.owners, round_scores(block.scores), len(block))

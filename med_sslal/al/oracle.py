@@ -11,11 +11,7 @@ class SimulatedOracle:
     """Stands for the person who annotates: it knows the labels of training images."""
 
     def __init__(self, annotations: Mapping[str, Annotation]) -> None:
-        """Hold the hidden labels.
-
-        Args:
-            annotations: Image id to label, for the training images that have one.
-        """
+        """Hold the hidden labels of the training images that have one, by image id."""
         self._annotations = annotations
 
     def known(self, image_ids: Iterable[str]) -> tuple[str, ...]:
@@ -66,12 +62,9 @@ class SimulatedOracle:
         return paid
 
     def audit(self, image_ids: Iterable[str]) -> dict[str, Annotation]:
-        """Labels of images that were never asked for, to measure what a simulation alone can.
+        """Labels, where there are, of images never asked for, to measure what a simulation can.
 
         Such a figure is written down for the reader; no part of a run may depend on it.
-
-        Returns:
-            Image id to label, for those of the images that have one.
         """
         return {name: self._annotations[name] for name in image_ids if name in self._annotations}
 

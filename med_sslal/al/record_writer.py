@@ -73,8 +73,7 @@ class RecordWriter:
         self._columns = {
             view: _own_columns(view, roi_features) for view in dict.fromkeys((PLAIN, *views))
         }
-        self._infos: list[ImageInfo] = []
-        self._detections: dict[str, list[Detections]] = {view: [] for view in self._columns}
+        self._waiting: list[tuple[ImageInfo, dict[str, Detections]]] = []
         self._n_bytes = 0
         self._shards: list[Path] = []
         # What is small for each image, shard by shard after an empty one.
@@ -107,10 +106,7 @@ class RecordWriter:
     ) -> None:
         """Take the detections (on the CPU) of one unlabelled image.
 
-        Args:
-            info: The image.
-            detections: Those of the image as it is.
-            others: View name to detections, for every other view of the record.
+        `others` has those of every other view of the record by its name.
 
         Raises:
             ValueError: The views are not the record's, or a view of the heads has other rows than
@@ -125,12 +121,11 @@ class RecordWriter:
                     f"image {info.image_id}: view {view} has {len(item.scores)} rows, {PLAIN} has "
                     f"{len(detections.scores)}"
                 )
-        self._infos.append(info)
+        self._waiting.append((info, found))
         for view, item in found.items():
-            self._detections[view].append(item)
             names = [name for name in self._columns[view] if name in _PER_BOX]
             self._n_bytes += sum(getattr(item, name).nbytes for name in names)
-        if len(self._infos) >= self.shard_size or self._n_bytes >= _SHARD_BYTES:
+        if len(self._waiting) >= self.shard_size or self._n_bytes >= _SHARD_BYTES:
             self._write_shard()
 
     def add_labelled(self, info: ImageInfo, detections: Detections) -> None:
@@ -146,7 +141,7 @@ class RecordWriter:
             ValueError: An image was added twice, or both as labelled and as unlabelled.
             UserError: The folder cannot be written.
         """
-        if self._infos:
+        if self._waiting:
             self._write_shard()
         with _writing(self.path):
             labelled_ids = sorted(self._labelled)
@@ -176,17 +171,18 @@ class RecordWriter:
 
     def _write_shard(self) -> None:
         """Write the images in memory, without detections under the floor."""
-        infos = self._infos
+        infos = [info for info, _ in self._waiting]
+        seen = {view: [found[view] for _, found in self._waiting] for view in self._columns}
         self._small["image_ids"].append(np.array([info.image_id for info in infos], dtype=np.str_))
         self._small["group_ids"].append(np.array([info.group_id for info in infos], dtype=np.str_))
         self._small["orig_sizes"].append(np.array([info.orig_size for info in infos]))
         kept = {
             view: np.concatenate([d.scores.numpy() for d in found]) >= self.header.record_floor
-            for view, found in self._detections.items()
+            for view, found in seen.items()
             if not is_aligned(view)
         }
         columns: dict[str, Any] = {}
-        for view, detections in self._detections.items():
+        for view, detections in seen.items():
             keep = kept[_rows_of(view)]
             owners = np.repeat(np.arange(len(infos)), [len(d.scores) for d in detections])
             self._small[view].append(np.bincount(owners[keep], minlength=len(infos)))
@@ -208,8 +204,7 @@ class RecordWriter:
         with _writing(self.path):
             np.savez(shard, **columns)
         self._shards.append(shard)
-        self._infos, self._n_bytes = [], 0
-        self._detections = {view: [] for view in self._columns}
+        self._waiting, self._n_bytes = [], 0
 
     def _merge(self) -> dict[str, dict[str, int]]:
         """Write the final columns, one of one shard at a time; view to the sizes N, M, C, ..."""

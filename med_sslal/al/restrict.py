@@ -1,6 +1,5 @@
 """What a query may not take, whatever rates and selects: too many of a patient, adjacent slices."""
 
-from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -101,15 +100,8 @@ def part_adjacent(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Part slices of which no two are close from those that are close to a better or labelled one.
 
-    Args:
-        ranking: int64 [N], rows from best to worst.
-        image_ids: The image of each row.
-        positions: Series and slice index of every image, the labelled ones included.
-        labelled: Ids of the labelled images.
-        distance: Two slices of one series are close up to this difference of their indices.
-
-    Returns:
-        The rows of both, each still from best to worst.
+    Two slices of one series are close up to this `distance` of their indices. `ranking` has rows of
+    `image_ids` from best to worst, and so have both answers.
 
     Example:
         >>> places = {"a": ("x", 3), "b": ("x", 5), "c": ("y", 4), "d": ("x", 6)}
@@ -120,15 +112,12 @@ def part_adjacent(
     taken: defaultdict[str, list[int]] = defaultdict(list)
     for image_id in labelled:
         series, index = positions[image_id]
-        insort(taken[series], index)
+        taken[series].append(index)
     free = []
     for row in ranking.tolist():
         series, index = positions[image_ids[row]]
-        indices = taken[series]
-        place = bisect_left(indices, index)
-        near = indices[max(place - 1, 0) : place + 1]
-        free.append(all(abs(index - other) > distance for other in near))
+        free.append(all(abs(index - other) > distance for other in taken[series]))
         if free[-1]:
-            insort(indices, index)
+            taken[series].append(index)
     is_free = np.array(free, dtype=bool)
     return ranking[is_free], ranking[~is_free]

@@ -41,22 +41,15 @@ _KEYS = (
 def check_stages(stages: Stages, defaults: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
     """Find everything that is wrong with `al_criterion`.
 
-    Args:
-        stages: What the config holds.
-        defaults: Arguments for every criterion of the first stage that takes them and has not its
-            own; those that are None are left to the criterion.
+    `defaults` are arguments for every criterion of the first stage that takes them and has not its
+    own; those that are None are left to the criterion.
 
     Returns:
         (path below `al_criterion`, sentence) for each problem.
     """
     if not 1 <= len(stages) <= 2:
-        return [
-            (
-                (),
-                f"found {len(stages)} stages; allowed: a criterion (or a list of criteria to "
-                "combine), then optionally one second stage",
-            )
-        ]
+        text = "allowed: a criterion (or a list of criteria to combine), then optionally one second"
+        return [((), f"found {len(stages)} stages; {text} stage")]
     first = stages[0]
     problems: list[tuple[KeyPath, str]] = []
     if isinstance(first, list):

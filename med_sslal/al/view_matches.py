@@ -3,7 +3,7 @@
 Shape shorthand: N images, M boxes of all of them in the first view, T matched pairs.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,7 @@ from med_sslal.utils.boxes import paired_iou, pairs
 BLOCK_PAIRS = 2**19
 
 
-@dataclass(frozen=True)
-class Matches:
+class Matches(NamedTuple):
     """The boxes of another view that each box of a view overlaps most.
 
     Attributes:

@@ -84,19 +84,19 @@ def to_coco_objects(table: Columns) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     every = range(1, len(table.class_names) + 1)
     truth = _objects(table.gt_image, table.gt_boxes)
-    annotations = []
-    for row, label, ignore in zip(
-        truth, table.gt_labels.tolist(), table.gt_ignore.tolist(), strict=True
-    ):
-        for category in every if ignore else (label,):
-            annotations.append({**row, "category_id": category, "iscrowd": int(ignore)})
-    for number, row in enumerate(annotations, start=1):
-        row["id"] = number
+    labels, ignored = table.gt_labels.tolist(), table.gt_ignore.tolist()
+    annotations = [
+        {**row, "category_id": category, "iscrowd": int(ignore)}
+        for row, label, ignore in zip(truth, labels, ignored, strict=True)
+        for category in (every if ignore else (label,))
+    ]
     found = _objects(table.det_image, table.det_boxes)
-    for number, (row, label, score) in enumerate(
-        zip(found, table.det_labels.tolist(), table.det_scores.tolist(), strict=True), start=1
-    ):
-        row.update(id=number, category_id=label, score=score, iscrowd=0)
+    labels, scores = table.det_labels.tolist(), table.det_scores.tolist()
+    for row, label, score in zip(found, labels, scores, strict=True):
+        row.update(category_id=label, score=score, iscrowd=0)
+    for rows in (annotations, found):
+        for number, row in enumerate(rows, start=1):
+            row["id"] = number
     return {**common, "annotations": annotations}, {**common, "annotations": found}
 
 

@@ -22,10 +22,8 @@ class Block:
     """Some images of a record with their detections, of which no more is in memory.
 
     Attributes:
-        section: The images.
-        usable: bool [N], which of them are unlabelled.
+        usable: bool [N], which of the images are unlabelled.
         boxes: float32 [M, 4], rounded.
-        labels: int64 [M].
         scores: float64 [M], rounded.
         valid: bool [M], boxes of usable images that still have an area.
     """
@@ -56,13 +54,7 @@ def by_class(chosen: Sequence[tuple[np.ndarray, np.ndarray]], n_classes: int) ->
 
 
 def annotations(block: Block, kept: np.ndarray, ignored: np.ndarray) -> dict[str, Annotation]:
-    """Labels of the images with a kept box: kept boxes first, then the ignore regions.
-
-    Args:
-        block: Images with their detections.
-        kept: bool [M].
-        ignored: bool [M], disjoint from `kept`.
-    """
+    """Labels of the images with a kept box: kept boxes (bool [M]), then the ignore regions."""
     labels, section = {}, block.section
     for row in np.unique(section.owners[kept]).tolist():
         first, last = section.offsets[row], section.offsets[row + 1]

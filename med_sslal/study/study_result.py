@@ -147,13 +147,9 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """One arm.
+    """One arm: its seeds, rising, their mean curve, and their normalised areas with the mean.
 
     Attributes:
-        seeds: Its seeds, rising.
-        curve: Mean over them.
-        areas: Seed to normalised area over the range of the seed.
-        area: Their mean.
         goals: Labels to 90 % and 95 % of full supervision; empty where that was not measured.
         comparison: Against the baseline; None for the baseline itself.
     """
