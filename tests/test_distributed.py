@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from same_run import assert_same_run
 from tiny import make_voc, quick_config, run_train, write_config
 from torch import nn
 from torch.distributed import TCPStore
@@ -347,6 +348,26 @@ def test_what_ends_one_process_ends_the_other(
         assert not list(last.parent.glob(".*partial"))
         # The random states of both.
         assert len(torch.load(last)["random"]["others"]) == 1
+
+
+@pytest.mark.slow
+def test_averaged_weights_of_killed_processes_are_those_of_unbroken_ones(
+    config: Path, torchrun: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """`trainer.ema` with a model that every process keeps, gone on with in as many of them."""
+    keys = ("trainer.ema=true", "al_settings.num_cycles=0", "trainer.checkpoint_seconds=0.000001")
+    words = ("-c", config, *(word for key in keys for word in ("--set", key)))
+    whole = torchrun(*words, "--run-id", "whole")
+    assert whole.wait() == 0, whole.communicate()[0]
+    parts = torchrun(*words, "--run-id", "parts")
+    folder = config.parent / "runs" / "tiny" / "parts"
+    wait_for(folder / "cycle_00" / "checkpoint_last.pth", parts)
+    os.kill(worker(parts, 0), signal.SIGKILL)
+    assert parts.wait() != 0
+    assert not (folder / "cycle_00" / "training.json").exists(), "killed too late to show anything"
+    again = torchrun("--resume", folder)
+    assert again.wait() == 0, again.communicate()[0]
+    assert_same_run(folder.with_name("whole"), folder)
 
 
 @pytest.mark.slow
