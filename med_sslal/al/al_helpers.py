@@ -120,11 +120,9 @@ class ActiveLearningHelper:
 
     @classmethod
     def check_args(cls, args: Mapping[str, Any]) -> list[tuple[str | KeyPath, str]]:
-        """Find what is wrong between arguments of the right types.
+        """Find what is wrong between arguments of the right types, as the config gives them.
 
-        Args:
-            args: The arguments with their defaults, as the config gives them; a subclass may take
-                others, and its constructor then checks what it hands on.
+        A subclass may take others, and its constructor then checks what it hands on.
 
         Returns:
             (argument or path into one, sentence) for each problem.

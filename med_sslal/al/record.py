@@ -163,8 +163,6 @@ class PoolRecord:
     """A finished record: everything that selects, explains or pseudo-labels reads only this.
 
     Attributes:
-        path: Its folder.
-        header: What was scored and by what.
         labelled_ids: Ids of the labelled images, sorted.
         labelled_embeddings: float32 [len(labelled_ids), D], from the same pass.
         sections: View name to its columns.

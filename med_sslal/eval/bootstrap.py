@@ -74,12 +74,8 @@ def hits_before(
 ) -> np.ndarray:
     """Number of lesions found above the score of the false positive that is one too many.
 
-    Equal scores enter together, so a lesion found at just that score does not count.
-
-    Args:
-        fp_scores: [F], falling.
-        found_scores: [L], falling.
-        crossing: int64 [...] index of that false positive, F or more where none is too many.
+    Equal scores enter together, so a lesion found at just that score does not count. The scores [F]
+    and [L] fall; `crossing` holds indices of that false positive, F or more where none is too many.
     """
     bound = np.append(fp_scores, np.float32(-np.inf))[np.minimum(crossing, len(fp_scores))]
     return np.searchsorted(-found_scores, -bound, "left")

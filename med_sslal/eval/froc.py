@@ -61,11 +61,7 @@ class FrocCurve:
         return hits / self.n_lesions if self.n_lesions else np.full(len(LIMITS), np.nan)
 
     def score_above(self) -> np.ndarray:
-        """Operating points: at each limit, detections with a score ABOVE this are admitted.
-
-        Returns:
-            float32 [K], -inf where every detection is admitted.
-        """
+        """Operating points: what scores ABOVE this is admitted: float32 [K], -inf admits all."""
         padded = np.append(self.fp_scores, np.float32(-np.inf))
         return padded[np.minimum(self._crossing(), len(self.fp_scores))]
 

@@ -63,10 +63,8 @@ def evaluate(
             if value is not None and not math.isfinite(value):
                 text = "metric '%s': %s is %s, which is taken as undefined; return None for that"
                 logger.warning(text, name, key, value)
-        merged["values"].update(result.values)
-        merged["intervals"].update(
-            {key: pair and list(pair) for key, pair in result.intervals.items()}
-        )
+        merged["values"] |= result.values
+        merged["intervals"] |= {key: pair and list(pair) for key, pair in result.intervals.items()}
         merged["details"][name] = result.details
     found: dict[str, dict[str, Any]] = _defined(merged)
     return found
@@ -86,10 +84,7 @@ def _defined(value: Any) -> Any:
 def metric_keys(names: Sequence[str], class_names: Sequence[str]) -> set[str]:
     """Every key that the named metrics give for these classes, for a check before training.
 
-    The metrics themselves are asked, on one empty image, so that a key cannot be listed wrongly.
-
-    Raises:
-        ConfigError: An unknown metric.
+    The metrics themselves are asked, on one empty image; ConfigError where one is unknown.
     """
     image = ImageInfo("", "", "", (1, 1))
     no_box, no_label = {"": Prediction.empty()}, {"": Annotation.empty()}

@@ -31,12 +31,9 @@ Recorded = Annotated[float, Interval(ge=RECORD_FLOOR, le=1)]
 
 @dataclass(frozen=True)
 class ClassStats:
-    """What a cycle's pseudo-labels of one class are.
+    """A class's pseudo-labels of a cycle: boxes, mean score, and threshold after the density cap.
 
-    Attributes:
-        count: Number of boxes.
-        mean_score: Their mean score, None where there are none.
-        threshold: The threshold after the density cap.
+    The mean score is None where there are no boxes.
     """
 
     count: int
@@ -67,10 +64,11 @@ class PseudoLabels:
 
     def _json(self) -> Iterator[str]:
         """The file in pieces: a large pool's as one text, or as plain lists, would fill memory."""
+        dumps = json.JSONEncoder(allow_nan=False).encode
         stats = {name: asdict(stats) for name, stats in self.stats.items()}
-        yield f'{{"format_version": {FORMAT_VERSION},\n"stats": {_dumps(stats)},\n"labels": {{'
+        yield f'{{"format_version": {FORMAT_VERSION},\n"stats": {dumps(stats)},\n"labels": {{'
         for place, (name, label) in enumerate(self.labels.items()):
-            yield f"{',' if place else ''}\n{_dumps(name)}: {_dumps(_image_to_json(label))}"
+            yield f"{',' if place else ''}\n{dumps(name)}: {dumps(_image_to_json(label))}"
         yield "\n}}\n"
 
     @classmethod
@@ -275,11 +273,6 @@ def _stats(scores: np.ndarray, threshold: float) -> ClassStats:
     """The numbers of one class from the scores of its pseudo-labels."""
     mean = round(float(scores.mean()), SCORE_DECIMALS) if len(scores) else None
     return ClassStats(len(scores), mean, threshold)
-
-
-def _dumps(content: Any) -> str:
-    """JSON on one line."""
-    return json.dumps(content, allow_nan=False)
 
 
 def _image_to_json(label: Annotation) -> dict[str, Any]:

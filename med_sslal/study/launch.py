@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -74,8 +75,7 @@ def run_all(runs: StudyRuns, n_jobs: int, devices: Sequence[str | None]) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class _Running:
+class _Running(NamedTuple):
     """A started run."""
 
     job: Job

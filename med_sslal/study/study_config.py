@@ -96,10 +96,7 @@ class StudyConfig:
     ) -> "StudyConfig":
         """Read and check a study.
 
-        Args:
-            path: A file of JSON with comments.
-            registries: As for ConfigParser.
-            overrides: Changes for every run, from the command line.
+        The overrides, from the command line, are changes for every run.
 
         Raises:
             ConfigError: Something is wrong; the text has one line per problem.

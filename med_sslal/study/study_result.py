@@ -123,7 +123,6 @@ class Comparison:
     """One arm minus the baseline, paired by seed.
 
     Attributes:
-        seeds: The paired seeds.
         area: Difference of the normalised areas: the verdict.
         last: Difference of the scores at the end of each seed's range (the last budget).
         p: Two-sided Wilcoxon signed-rank p of `last`.
@@ -131,7 +130,6 @@ class Comparison:
         p_holm: `p` after Holm's correction over all arms but the baseline.
         significant: `p_holm` < 0.05; None below 8 seeds.
         reason: Why `significant` is None.
-        saving: Labels saved.
     """
 
     seeds: tuple[int, ...]

@@ -66,10 +66,8 @@ class Ranking(Selector):
         """Take the `budget` best by worth."""
         worth = self.worth(record, candidates, values)
         best = np.argsort(-worth, kind="stable")[:budget].tolist()
-        return [
-            Choice(
-                int(candidates[row]),
-                self.reason(float(worth[row]), f"place {number} of {len(candidates)}"),
-            )
-            for number, row in enumerate(best, start=1)
-        ]
+        choices = []
+        for number, row in enumerate(best, start=1):
+            reason = self.reason(float(worth[row]), f"place {number} of {len(candidates)}")
+            choices.append(Choice(int(candidates[row]), reason))
+        return choices

@@ -52,9 +52,7 @@ def _round(nearest: np.ndarray, points: np.ndarray, budget: int) -> list[tuple[i
 
     Distances only fall: whoever among these is still farther than all others were at the start of
     the round is the farthest of all, so the others wait for one product with all that is chosen.
-
-    Returns:
-        (place, squared distance when it was chosen) of one choice or more, up to `budget`.
+    Gives place and squared distance then of one choice or more, up to `budget`.
     """
     if np.isinf(nearest[0]):
         return [(0, np.inf)]

@@ -35,14 +35,11 @@ class KMeansDiversity(Selector):
         turn, cluster = _turns(labels)
         taken = np.lexsort((cluster, turn))[:budget]
         sizes = np.bincount(cluster)
-        return [
-            Choice(
-                int(candidates[i]),
-                f"{_ordinal(int(turn[i]) + 1)} of cluster {cluster[i] + 1} of {len(sizes)} "
-                f"(size {sizes[cluster[i]]})",
-            )
-            for i in taken
-        ]
+        choices = []
+        for i in taken:
+            own = f"cluster {cluster[i] + 1} of {len(sizes)} (size {sizes[cluster[i]]})"
+            choices.append(Choice(int(candidates[i]), f"{_ordinal(int(turn[i]) + 1)} of {own}"))
+        return choices
 
 
 def _n_distinct(rows: np.ndarray, most: int) -> int:
