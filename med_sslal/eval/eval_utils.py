@@ -36,16 +36,9 @@ class Columns:
         image_ids: The N images, sorted.
         class_names: The classes; label i is `class_names[i - 1]`.
         group: int64 [N], the patient of each image, numbered from 0 in the order of their names.
-        det_boxes: [D, 4].
-        det_labels: int64 [D].
-        det_scores: float32 [D].
-        det_image: int64 [D].
-        gt_boxes: [G, 4].
-        gt_labels: int64 [G].
-        gt_ignore: bool [G].
-        gt_sizes: float32 [G], mm, NaN where unknown.
-        gt_subtypes: str [G], "" where unknown.
-        gt_image: int64 [G].
+        det_*: Of D detections: boxes [D, 4], labels int64, scores float32 and image int64 [D].
+        gt_*: Of G annotated boxes: boxes [G, 4], labels int64, ignore bool and image int64 [G];
+            sizes float32 [G] in mm, NaN where unknown; subtypes str [G], "" where unknown.
     """
 
     image_ids: tuple[str, ...]

@@ -33,9 +33,7 @@ class FrocCurve:
     """The FROC of one class.
 
     Attributes:
-        class_name: The class.
         n_images: Number of images N, with and without lesions.
-        n_lesions: Number of lesions.
         fp_scores: float32 [F] scores of the false positives, falling.
         fp_image: int64 [F] their images, as positions.
         found_scores: float32 [L] best score on each lesion that some detection overlaps, falling.

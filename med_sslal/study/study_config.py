@@ -50,11 +50,9 @@ class StudyConfig:
     """A checked study.
 
     Attributes:
-        name: Of the study and its folder.
         folder: `save_dir/name`.
         seeds: One run of every arm for each.
         metric: Column of a run's rows that is compared.
-        baseline: Name of the arm that the others are held against.
         arms: Arm to its config with the first seed.
         source: The file, for messages.
         base: The run config it starts from.
