@@ -44,27 +44,16 @@ class Document:
 
 
 def parse(text: str, source: str) -> Document:
-    """Parse JSON with comments.
-
-    Args:
-        text: The content.
-        source: The file's name, for messages.
-
-    Raises:
-        ConfigError: The text is malformed; the message starts with `source:line:column`.
-    """
+    """Parse JSON with comments; a ConfigError about it starts with `source:line:column`."""
     return _Parser(text, source).document()
 
 
 def read(path: Path, what: str) -> Document:
-    """Read a file whose content is an object.
-
-    Args:
-        path: The file; messages name it as written here.
-        what: What it is, for messages: "config".
+    """Read a file whose content is an object; `what` it is stands in messages: "config".
 
     Raises:
-        ConfigError: The file cannot be read, is malformed or holds something else.
+        ConfigError: The file cannot be read, is malformed (the message starts with
+            `path:line:column`) or holds something else.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

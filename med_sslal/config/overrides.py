@@ -1,7 +1,6 @@
 """Values from the command line that replace those of the config file."""
 
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,18 +45,9 @@ def parse_set(text: str) -> Override:
 def json_or_text(written: str) -> Any:
     """A value of the command line: as JSON where it can be read as such, else the text itself."""
     try:
-        value = json.loads(written, parse_constant=_refuse, parse_float=_finite)
+        value = json.loads(written)
+        # NaN and what is too large for a float are no JSON.
+        json.dumps(value, allow_nan=False)
     except (ValueError, RecursionError):
         return written
     return value
-
-
-def _refuse(word: str) -> None:
-    raise ValueError(word)
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(text)
-    return number

@@ -72,12 +72,7 @@ class ConfigParser:
     def from_file(
         cls, path: Path | str, registries: Registries, overrides: Iterable[Override] = ()
     ) -> "ConfigParser":
-        """Read and check a file of JSON with comments.
-
-        Args:
-            path: The file; messages name it as written here.
-            registries: As in the constructor.
-            overrides: As in the constructor.
+        """Read and check a file of JSON with comments; messages name it as written here.
 
         Raises:
             ConfigError: The file cannot be read, is malformed, or something in it is wrong.
@@ -106,31 +101,18 @@ class ConfigParser:
         return copy.deepcopy(self._resolved[name])
 
     def get(self, dotted: str) -> Any:
-        """A copy of the value at a dotted path: `trainer.epochs`.
-
-        Raises:
-            KeyError: There is no such key: a bug, for user's keys are checked before.
-        """
+        """A copy of the value at a dotted path, `trainer.epochs`; KeyError where there is none."""
         here: Any = self._resolved
         for name in dotted.split("."):
             here = here[name]
         return copy.deepcopy(here)
 
     def init_class(self, section: str) -> Any:
-        """The class that a section names.
-
-        Raises:
-            KeyError: The section is null.
-        """
+        """The class that a section names; a KeyError where the section is null."""
         return self._types[section]
 
     def init_obj(self, section: str, *args: Any, **kwargs: Any) -> Any:
-        """Build what a section names.
-
-        Args:
-            section: `arch`, `optimizer`, ...
-            *args: Positional arguments that the program supplies.
-            **kwargs: Keyword arguments that the program supplies.
+        """Build what a section names, with further arguments that the program supplies.
 
         Raises:
             KeyError: The section is null.

@@ -57,14 +57,9 @@ class ResumeChanges(NamedTuple):
 
 
 def compare_for_resume(saved: Mapping[str, Any], new: Mapping[str, Any]) -> ResumeChanges:
-    """Sort the differences between two resolved configs.
+    """Sort the differences between two configs that this version of the program resolved.
 
-    Args:
-        saved: The run's config, resolved by this version of the program.
-        new: The config that it shall go on with, resolved likewise.
-
-    Returns:
-        Free, warned and refused changes; a key that one side lacks counts as null there.
+    Returns free, warned and refused changes; a key that one side lacks counts as null there.
     """
     old_values, new_values = _flat(saved), _flat(new)
     changes = ResumeChanges([], [], [])

@@ -3,14 +3,14 @@
 import json
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.schema import SCHEMA, TypeSection
 from med_sslal.config.signature import signature
 from med_sslal.config.validate import Registries
-from med_sslal.config.values import Key, describe, show
+from med_sslal.config.values import describe, show
 
 _WIDTH = 100
 
@@ -18,38 +18,29 @@ _WIDTH = 100
 def print_config(config: ConfigParser) -> str:
     """The resolved config as JSON that is a config file again; comments name the defaults left."""
     defaults = {path: default for path, _, default in config.differences()}
-    lines: list[str] = []
-    _object_lines(config.resolved, "", 1, defaults, lines)
+    lines = _object_lines(config.resolved, "", 1, defaults)
     return "\n".join(["{", *lines, "}", ""])
 
 
 def _object_lines(
-    values: Mapping[str, Any],
-    prefix: str,
-    depth: int,
-    differences: Mapping[str, Any],
-    lines: list[str],
-) -> None:
-    """Append the lines of an object's members; lists stay on one line."""
+    values: Mapping[str, Any], prefix: str, depth: int, differences: Mapping[str, Any]
+) -> Iterator[str]:
+    """The lines of an object's members; lists stay on one line."""
     margin = "    " * depth
     for index, (name, value) in enumerate(values.items()):
         path = f"{prefix}{name}"
         comma = "," if index < len(values) - 1 else ""
         note = f"  // default {show(differences[path])}" if path in differences else ""
         if isinstance(value, dict) and value:
-            lines.append(f"{margin}{json.dumps(name)}: {{{note}")
-            _object_lines(value, f"{path}.", depth + 1, differences, lines)
-            lines.append(f"{margin}}}{comma}")
+            yield f"{margin}{json.dumps(name)}: {{{note}"
+            yield from _object_lines(value, f"{path}.", depth + 1, differences)
+            yield f"{margin}}}{comma}"
         else:
-            lines.append(f"{margin}{json.dumps(name)}: {show(value)}{comma}{note}")
+            yield f"{margin}{json.dumps(name)}: {show(value)}{comma}{note}"
 
 
 def help_config(registries: Registries) -> str:
-    """Every key with its type, default and meaning, and every registered type's arguments.
-
-    Args:
-        registries: Section to (name to class), as ConfigParser takes them.
-    """
+    """Every key with its type, default and meaning, and every registered type's arguments."""
     lines = [
         "JSON; // comments, trailing commas and a backslash at a line's end are allowed.",
         'A "type" is one of those listed, or package.module.Class for a class of your own.',
@@ -78,37 +69,25 @@ def _section_lines(section: TypeSection, registry: Mapping[str, type]) -> list[s
         )
     for name, cls in registry.items():
         title = f"{section.path}.args" + (f" of {name}" if section.has_type else "")
-        arguments = [
-            argument
-            for argument in signature(cls).arguments.values()
-            if argument.name not in section.provided
-        ]
+        known = signature(cls).arguments
+        arguments = [key for name, key in known.items() if name not in section.provided]
         lines.append(f"  {title}:" + ("" if arguments else " none"))
         for argument in arguments:
             kind = describe(argument.annotation)
-            meaning = argument.meaning if section.fill_args else _first_sentence(argument)
+            meaning = argument.meaning
+            if not section.fill_args:
+                # Of a foreign docstring, which may run over a paragraph, the start.
+                meaning = re.sub(r"\s*\(?[Dd]efault:.*", "", meaning).split(". ")[0]
+                meaning = meaning.removesuffix(".")
             lines += entry_lines(argument.name, kind, argument.hint, meaning, 4)
     return lines
 
 
-def _first_sentence(argument: Key) -> str:
-    """The start of a foreign docstring, which may run over a paragraph, without its default."""
-    return re.sub(r"\s*\(?[Dd]efault:.*", "", argument.meaning).split(". ")[0].removesuffix(".")
-
-
 def entry_lines(name: str, kind: str, hint: str, meaning: str, margin: int) -> list[str]:
-    """One entry of a help text, its meaning wrapped under it.
+    """One entry of a help text, its meaning wrapped under it, `margin` blanks before each line.
 
-    Args:
-        name: Key or argument.
-        kind: What it allows, in words.
-        hint: `required` or its default.
-        meaning: What it does.
-        margin: Blanks before each line.
+    `kind` says what is allowed, and `hint` is `required` or the default.
     """
-    head = f"{' ' * margin}{name} ({kind}; {hint})"
     indent = " " * (margin + 4)
-    return [
-        head,
-        *textwrap.wrap(meaning, _WIDTH, initial_indent=indent, subsequent_indent=indent),
-    ]
+    wrapped = textwrap.wrap(meaning, _WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return [f"{' ' * margin}{name} ({kind}; {hint})", *wrapped]

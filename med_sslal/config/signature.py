@@ -65,10 +65,7 @@ def wrong_arguments(
 ) -> list[WrongArgument]:
     """Hold arguments from JSON against the constructor of `cls`: names, presence, types and ranges.
 
-    Args:
-        cls: The class.
-        args: Its arguments as given.
-        provided: Arguments that the program supplies itself.
+    `provided` are arguments that the program supplies itself.
     """
     known = signature(cls)
     problems = [
@@ -93,10 +90,10 @@ def wrong_members(
 
     Args:
         given: The members.
-        keys: All that it may have.
+        keys: All that it may have; other names are taken too where it `is_open`.
         elsewhere: Where else a key of an unknown name belongs, None where nowhere.
         owner: The class whose arguments they are, if they are.
-        is_open: Other names are taken too.
+        is_open: See `keys`.
     """
     known = {key.name: key for key in keys}
     hints = {name: key.hint for name, key in known.items()}
@@ -171,8 +168,7 @@ def load_class(dotted: str, base: type | None = None) -> type:
     """Import a user's class by its dotted path, `package.module.Class`.
 
     Raises:
-        ConfigError: The module cannot be imported, or has no such class, or it is no subclass of
-            `base`.
+        ConfigError: It cannot be imported, is no class, or no subclass of `base`.
     """
     cls = _load(dotted)
     module_name, _, name = dotted.rpartition(".")
@@ -189,8 +185,8 @@ def load_metric(dotted: str) -> Callable[..., Any]:
     """Import a user's metric by its dotted path, `module.function`.
 
     Raises:
-        ConfigError: The module cannot be imported, or has no such function, or that cannot be
-            called as metric(predictions, annotations, infos, class_names, draws=..., seed=...).
+        ConfigError: It cannot be imported, or not be called as
+            metric(predictions, annotations, infos, class_names, draws=..., seed=...).
     """
     metric = _load(dotted)
     if not callable(metric):

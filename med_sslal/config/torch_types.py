@@ -37,10 +37,8 @@ def refused_by_torch(
 ) -> list[tuple[tuple[str, ...], str]]:
     """Build the pair on one throw-away weight, to hear now what it would refuse later.
 
-    Ranges (a negative rate) and arguments that go together stand in no signature.
-
-    Returns:
-        Key path and sentence of each refusal.
+    Ranges (a negative rate) and arguments that go together stand in no signature. Returns key path
+    and sentence of each refusal.
     """
     import torch
 

@@ -230,8 +230,7 @@ class Validator:
 def apply_override(config: dict[str, Any], override: Override) -> Problem | None:
     """Put a value into `config` (changed in place), making absent sections on the way.
 
-    Returns:
-        A problem where a part of the path is a value and no section.
+    Returns a problem where a part of the path is a value and no section.
     """
     here = config
     for depth, name in enumerate(override.path[:-1], start=1):

@@ -176,8 +176,7 @@ def as_json(value: Any) -> Any:
     """A default value as JSON holds it: tuples as lists, paths as strings.
 
     Raises:
-        ValueError: JSON cannot hold it (NaN, say).
-        TypeError: The same, for its type.
+        ValueError, TypeError: JSON cannot hold it (NaN, say, or its type).
     """
     return json.loads(json.dumps(value, default=_plainer, allow_nan=False))
 

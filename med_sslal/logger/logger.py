@@ -75,9 +75,8 @@ class LogFile(logging.FileHandler):
 def setup_logging(verbosity: int, *, leads: bool = True) -> None:
     """Configure the program's loggers from logger_config.json.
 
-    Args:
-        verbosity: 0 shows warnings only, 1 and 2 show information too.
-        leads: False for the processes besides rank 0, which log nothing but errors.
+    `verbosity` 0 shows warnings only, 1 and 2 show information too; a process that does not lead
+    logs nothing but errors.
     """
     text = resources.files("med_sslal.logger").joinpath("logger_config.json").read_text()
     config = json.loads(text)

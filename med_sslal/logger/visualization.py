@@ -11,12 +11,7 @@ class TensorboardWriter:
     """Writes to a TensorBoard folder; a disabled one does nothing at all."""
 
     def __init__(self, folder: Path, *, enabled: bool = True) -> None:
-        """Name the folder; the first value opens a file in it.
-
-        Args:
-            folder: Where the event files go.
-            enabled: False makes every call a no-op.
-        """
+        """Name the folder; the first value opens a file in it."""
         self._folder, self._enabled = folder, enabled
         self._purge_step: int | None = None
         self._writer: Any = None

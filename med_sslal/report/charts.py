@@ -65,17 +65,17 @@ def line(
     steps: bool = False,
     label: str | None = None,
 ) -> None:
-    """Draw a line.
+    """Draw a line through rising `x`; a staircase keeps its height up to the next one.
 
     Args:
         axes: The plot.
-        x: Values along the horizontal axis, rising.
+        x: Values along the horizontal axis.
         y: The others.
         colour: Its colour.
         width: In pixels of the page.
         dash: Pixels drawn and left out in turn, as in SVG; "" = solid.
         alpha: 0 to 1.
-        steps: Whether the line is a staircase that keeps its height up to the next x.
+        steps: Whether it is a staircase.
         label: Its name in the legend.
     """
     pattern = (0, [float(part) / width for part in dash.split()]) if dash else "-"
@@ -142,10 +142,8 @@ def save_png(figure: Figure, path: Path) -> None:
 def to_svg(figure: Figure, title: str) -> Markup:
     """A figure as markup for a page: equal figures and titles are equal text.
 
-    Args:
-        figure: The figure.
-        title: What it shows, read to those who do not see it; no other chart of the page has it,
-            since the ids inside are made from it.
+    The `title` is read to those who do not see it; no other chart of the page has it, since the ids
+    inside are made from it.
     """
     stream = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

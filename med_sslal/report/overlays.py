@@ -63,19 +63,11 @@ def best_and_worst(
     n: int = 8,
     min_score: float = 0.3,
 ) -> tuple[list[RankedImage], list[RankedImage]]:
-    """The images that went best and those that went worst.
+    """The images that went best and those that went worst, `n` of each at most and none in both.
 
-    Args:
-        predictions: Image id to detections in ORIGINAL pixels.
-        annotations: Image id to label.
-        infos: Image id to info.
-        class_names: Names without background.
-        n: Images of each kind at most; no image is in both lists.
-        min_score: Detections below are taken as not made.
-
-    Returns:
-        The best (at most half of those with a lesion, each with one found), best first, and the
-        worst, worst first. Equal ones are in the order of their ids.
+    Detections below `min_score` are taken as not made. The best (at most half of those with a
+    lesion, each with one found) come best first, the worst worst first; equal ones in the order of
+    their ids.
 
     Raises:
         DataError: The inputs do not fit (see `eval_utils.columns`).

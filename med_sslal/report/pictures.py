@@ -21,14 +21,7 @@ def write_evaluation_pictures(
 ) -> None:
     """Write `froc.png` (where FROC was measured) and `overlays.png` of the best and worst images.
 
-    Args:
-        folder: Where they go.
-        evaluation: What `eval.metric.evaluate` returned.
-        predictions: Image id to detections in ORIGINAL pixels.
-        annotations: Labels of these images.
-        images: Gives pixels and the note on the data.
-        class_names: Names without background.
-        title: Heading of both.
+    `evaluation` is what `eval.metric.evaluate` returned, and `title` the heading of both.
 
     Raises:
         UserError: The folder cannot be written.

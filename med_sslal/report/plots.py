@@ -88,15 +88,10 @@ def froc_lines(evaluation: Mapping[str, Any]) -> dict[str, FrocLine]:
 def plot_froc(
     lines: Mapping[str, FrocLine], path: Path, title: str, note: str | None = None
 ) -> None:
-    """Draw FROC curves with marks and bootstrap intervals at 0.5, 1, 2 and 4 FPs per image.
+    """Draw FROC curves, label to line, with marks and intervals at 0.5, 1, 2 and 4 FPs per image.
 
-    A dotted continuation and hollow marks show where a curve has ended for want of detections.
-
-    Args:
-        lines: Label to curve.
-        path: The PNG; its folder must exist.
-        title: Heading.
-        note: Printed in the figure, for example that the data is a phantom.
+    A dotted continuation and hollow marks show where a curve has ended for want of detections;
+    `note` is printed at the foot.
 
     Raises:
         UserError: The folder cannot be written.
@@ -116,12 +111,7 @@ def plot_froc(
 
 
 def froc_over_cycles(lines: Sequence[FrocLine], colour: str) -> Figure:
-    """FROC of one class in each cycle, earlier ones faint.
-
-    Args:
-        lines: One per cycle, in order; one at least.
-        colour: Of the last one.
-    """
+    """FROC of one class in each cycle (one or more), the last in `colour`, earlier ones faint."""
     figure, axes = _froc_chart()
     for place, earlier in enumerate(lines[:-1]):
         shade = 0.35 + 0.5 * place / max(1, len(lines) - 1)
@@ -199,27 +189,16 @@ class Score:
 
 
 def plot_learning_curve(
-    rows: Sequence[Mapping[str, Any]],
-    path: Path,
-    title: str,
-    note: str | None = None,
-    prefix: str = "test_",
+    rows: Sequence[Mapping[str, Any]], path: Path, title: str, note: str | None = None
 ) -> None:
     """Draw mean sensitivity (with its 95 % interval) and AP50 against labelled images.
-
-    Args:
-        rows: One mapping per cycle, as `report.table.cycle_table` takes them.
-        path: The PNG; its folder must exist.
-        title: Heading.
-        note: Printed in the figure.
-        prefix: `test_` or `val_`.
 
     Raises:
         UserError: The folder cannot be written.
     """
     scores = [
-        Score(f"{prefix}sens_mean", "mean sensitivity\nat 0.5 to 4 FPs", BLUE),
-        Score(f"{prefix}AP50", "AP50", VERMILLION),
+        Score("test_sens_mean", "mean sensitivity\nat 0.5 to 4 FPs", BLUE),
+        Score("test_AP50", "AP50", VERMILLION),
     ]
     figure = learning_curve(rows, scores, "labelled_images", title=title, note=note)
     save_png(figure, path)
@@ -239,8 +218,8 @@ def learning_curve(
         rows: One mapping per cycle; a metric KEY may have KEY_low and KEY_high.
         scores: The metrics; of those, what is known is drawn.
         count: The column of the horizontal axis: `labelled_images` or `labelled_boxes`.
-        title: Heading of a picture that stands alone.
-        note: Printed in it.
+        title: As of `new_chart`.
+        note: As of `new_chart`.
     """
     unit = count.replace("_", " ")
     figure, axes = new_chart(unit, "on the test images", title=title, note=note)

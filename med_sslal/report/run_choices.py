@@ -3,13 +3,15 @@
 Labels of the pool that the run has not bought are hidden from the report too.
 """
 
+import base64
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from med_sslal.base.types import Annotation
-from med_sslal.report.gallery import MAX_PICTURES, Picture, make_picture
+from med_sslal.eval.drawing import marks_of
+from med_sslal.report.gallery import MAX_PICTURES, Picture, jpeg
 from med_sslal.report.run_data import CycleData, RunData
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import python_generator
@@ -18,6 +20,10 @@ Content = Mapping[str, Any]
 
 # Pictures of each query: by rank, and left ones.
 N_QUERIED, N_CONTRAST = 30, 5
+
+# Of a picture: the detections with their score (more would hide each other), and the height of
+# these, of the longer side.
+_N_TEXTS, _LETTER = 4, 0.062
 
 # Sizes of the box-count bias from which a criterion leans on the number of boxes, or counts them.
 _LEANS, _COUNTS = 0.3, 0.8
@@ -104,17 +110,17 @@ def _picture(
             f"image '{image_id}' of cycle {cycle.number} is not in the data set: give the run the "
             "data it was made on"
         )
-    return make_picture(
-        image_id,
-        dataset.images.picture(image_id),
-        dataset.labels.annotations.get(image_id),
-        cycle.detections.get(image_id),
-        dataset.labels.class_names,
-        rank=rank,
-        # A reason names the criterion that decided; the others' values stand before it.
-        values={name: value for name, value in values.items() if name not in reason},
-        reason=reason,
+    labels, pixels = dataset.labels, dataset.images.picture(image_id)
+    height, width = pixels.shape[:2]
+    letter = _LETTER * max(height, width)
+    truth, found = labels.annotations.get(image_id), cycle.detections.get(image_id)
+    marks = marks_of(
+        truth, found, labels.class_names, (height, width), letter=letter, n_texts=_N_TEXTS
     )
+    # A reason names the criterion that decided; the others' values stand before it.
+    others = {name: value for name, value in values.items() if name not in reason}
+    content = base64.b64encode(jpeg(pixels)).decode()
+    return Picture(image_id, rank, others, reason, content, (width, height), letter, marks)
 
 
 def bought(run: RunData) -> Content | None:

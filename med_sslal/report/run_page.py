@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from med_sslal.eval.calibration import Reliability, reliability
+from med_sslal.eval.calibration import reliability
 from med_sslal.report.charts import to_svg
 from med_sslal.report.colours import FAINT, PALETTE, colour_of
 from med_sslal.report.pages import render, write_page
@@ -17,7 +17,7 @@ from med_sslal.report.plots import (
     reliability_chart,
 )
 from med_sslal.report.run_choices import bought, pseudo_labels, queries
-from med_sslal.report.run_data import CycleData, RunData
+from med_sslal.report.run_data import RunData
 
 Content = Mapping[str, Any]
 
@@ -34,19 +34,10 @@ STAGES = {
 
 
 def write_run_report(run: RunData) -> Path:
-    """Write `report.html` into the run folder; returns its path.
+    """Write the report as HTML that needs no other file into the run folder; returns its path.
 
     Raises:
         UserError: A file of the run or of its data is damaged, or the folder cannot be written.
-    """
-    return write_page(run.folder.report, run_page(run))
-
-
-def run_page(run: RunData) -> str:
-    """The report as HTML that needs no other file.
-
-    Raises:
-        DataError: A file of the run or of its data is damaged.
     """
     measured: dict[str, tuple[str, Callable[[RunData], Content | None]]] = {
         "cycles": ("Cycles", _cycles),
@@ -66,7 +57,7 @@ def run_page(run: RunData) -> str:
         for name, (heading, make) in ((measured if run.rows else {}) | always).items()
         if (content := make(run)) is not None
     }
-    return render(
+    page = render(
         "run.html.j2",
         title=str(run.config["name"]),
         run=run,
@@ -74,6 +65,7 @@ def run_page(run: RunData) -> str:
         on_phantom="Phantom" in str(run.config["dataset"]["type"]),
         sections=made,
     )
+    return write_page(run.folder.report, page)
 
 
 def headline_metrics(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -140,11 +132,9 @@ def _froc(run: RunData) -> Content | None:
         charts.append((svg, f"{name}." if len(classes) > 1 else ""))
     *earlier, last = measured
     legend = [(f"cycle {last}", colour, "")]
-    if len(earlier) == 1:
-        legend.append((f"cycle {earlier[0]}", FAINT, ""))
-    elif earlier:
-        text = f"cycles {earlier[0]} to {earlier[-1]}, later ones stronger"
-        legend.append((text, FAINT, ""))
+    if earlier:
+        many = f"cycles {earlier[0]} to {earlier[-1]}, later ones stronger"
+        legend.append((many if len(earlier) > 1 else f"cycle {earlier[0]}", FAINT, ""))
     return {"charts": charts, "legend": legend, "n_classes": len(classes)}
 
 
@@ -153,32 +143,21 @@ def _calibration(run: RunData) -> Content | None:
     measured = [cycle for cycle in run.cycles if cycle.predictions_file is not None]
     if run.dataset is None or not measured:
         return None
-    found = [(cycle.number, _reliability(run, cycle)) for cycle in measured]
+    labels, splits = run.dataset.labels, run.dataset.images.splits
+    details = measured[-1].test["details"] if measured[-1].test else {}
+    # IoU where FROC was not measured.
+    overlap = details.get(FROC, {}).get("overlap", "iou")
+    truth, infos, names = labels.of(splits["test"]), run.dataset.images.infos, labels.class_names
+    found = [
+        (cycle.number, reliability(cycle.predictions(names), truth, infos, names, overlap))
+        for cycle in measured
+    ]
     chart = reliability_chart(found[-1][1], colour_of(run.strategy))
     return {
         "chart": to_svg(chart, "Reliability of scores"),
         "found": found,
-        "rule": "IoBB" if _overlap(measured[-1]) == "iobb" else "IoU",
+        "rule": "IoBB" if overlap == "iobb" else "IoU",
     }
-
-
-def _overlap(cycle: CycleData) -> Any:
-    """The overlap that FROC used, IoU where it was not measured."""
-    details = cycle.test["details"] if cycle.test else {}
-    return details.get(FROC, {}).get("overlap", "iou")
-
-
-def _reliability(run: RunData, cycle: CycleData) -> Reliability:
-    """Calibration of one cycle."""
-    dataset = run.dataset
-    assert dataset is not None
-    return reliability(
-        cycle.predictions(dataset.labels.class_names),
-        dataset.labels.of(dataset.images.splits["test"]),
-        dataset.images.infos,
-        dataset.labels.class_names,
-        _overlap(cycle),
-    )
 
 
 def _time(run: RunData) -> Content | None:

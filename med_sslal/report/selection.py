@@ -17,15 +17,9 @@ def selection_table(
 ) -> str:
     """Explain a selection as aligned text.
 
-    Args:
-        selection: What a query took.
-        record: What it was chosen from.
-        cycle: The cycle, part of the query's seed.
-        own: What the run itself took from the record, None where that is not known.
-
-    Returns:
-        What was asked, one line per image (rank, image, patient, value by each criterion, rank in
-        the run's own selection, reason), the box-count bias, and the overlap with the run's own.
+    One line per image: rank, image, patient, value by each criterion, rank in the run's `own`
+    selection where that is known, and reason; before them what was asked, after them the box-count
+    bias and the overlap with the run's own. The `cycle` is part of the query's seed.
     """
     theirs = {} if own is None else {item.image_id: str(item.rank) for item in own.items}
     head = ["rank", "image", "patient", *selection.scores, *(["run's"] if own else []), "reason"]
@@ -48,14 +42,7 @@ def selection_table(
 def draw_selection(
     selection: Selection, record: PoolRecord, images: Images, path: Path, *, first: int
 ) -> None:
-    """Draw the first images of a selection with their predictions; labels stay hidden.
-
-    Args:
-        selection: What a query took.
-        record: What it was chosen from; its detections are drawn.
-        images: Gives the pixels.
-        path: The PNG; its folder must exist.
-        first: How many images.
+    """Draw the `first` images of a selection with the record's detections; labels stay hidden.
 
     Raises:
         DataError: An image cannot be read.

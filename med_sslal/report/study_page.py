@@ -20,16 +20,11 @@ _FULL_DASH = "1 4"
 
 
 def write_study_report(study: StudyData) -> Path:
-    """Write `report.html` into the study folder; returns its path.
+    """Write the report into the study folder, with links to its runs' own; returns its path.
 
     Raises:
         UserError: The folder cannot be written.
     """
-    return write_page(study.folder / REPORT, study_page(study))
-
-
-def study_page(study: StudyData) -> str:
-    """The report as HTML that needs no other file; it links to the reports of its runs."""
     arms = [arm for result in study.results.values() for arm in result["arms"].values()]
     sections: dict[str, tuple[str, Content]] = {
         "label-efficiency": ("Label efficiency", _curves(study)),
@@ -45,13 +40,14 @@ def study_page(study: StudyData) -> str:
     if not arms:
         for name in ("areas", "last-budget", "matrix"):
             del sections[name]
-    return render(
+    page = render(
         "study.html.j2",
         title=study.name,
         study=study,
         on_phantom="Phantom" in str(study.config["dataset"]["type"]),
         sections=sections,
     )
+    return write_page(study.folder / REPORT, page)
 
 
 def _curves(study: StudyData) -> Content:

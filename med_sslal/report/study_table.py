@@ -1,6 +1,6 @@
 """The table that a study ends with: one line per arm."""
 
-from med_sslal.study.study_result import ArmResult, Comparison, Estimate, Goal, StudyResult
+from med_sslal.study.study_result import ArmResult, Estimate, Goal, StudyResult
 from med_sslal.utils.text_table import text_table
 
 
@@ -41,13 +41,9 @@ def _row(name: str, arm: ArmResult, result: StudyResult) -> list[str]:
     if comparison is None:
         return [*cells, "-", "-", "-", "-"]
     wins = "/".join(map(str, result.matrix[name][result.baseline]))
-    return [*cells, f"{comparison.last.value:+.3f}", *_tests(comparison), wins]
-
-
-def _tests(comparison: Comparison) -> list[str]:
-    """The p of the last difference and its correction, starred where significant."""
     star = "*" if comparison.significant else ""
-    return [f"{comparison.p:.3g}", f"{comparison.p_holm:.3g}{star}"]
+    tests = [f"{comparison.p:.3g}", f"{comparison.p_holm:.3g}{star}"]
+    return [*cells, f"{comparison.last.value:+.3f}", *tests, wins]
 
 
 def _estimate(estimate: Estimate) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -133,11 +134,7 @@ class World:
         return tensor.tolist()
 
     def check(self, stop: StopRequest) -> None:
-        """Stop all processes at the same step where any of them was asked to.
-
-        Raises:
-            Interrupted: A signal came to one of them.
-        """
+        """Raise Interrupted in all processes at the same step, where any of them was asked to."""
         if self.size == 1:
             stop.check()
             return
@@ -152,11 +149,8 @@ class World:
     def merged(self, items: Iterable[T], stop: StopRequest) -> Iterator[T]:
         """Yield what all processes make, one item of each at a time, in rank 0.
 
-        The others must be run to their end too: they yield nothing.
-
-        Args:
-            items: Those of this process; the processes may have different numbers of them.
-            stop: Looked at before each round.
+        The others must be run to their end too: they yield nothing. The processes may have
+        different numbers of items.
 
         Raises:
             Interrupted: A stop was asked for in one of the processes.
@@ -166,7 +160,7 @@ class World:
             return
         own = iter(items)
         while True:
-            found = list(_next(own))
+            found = list(islice(own, 1))
             signal_number, more = self.largest(stop.signal or 0, len(found))
             if signal_number:
                 raise Interrupted(signal_number)
@@ -219,13 +213,6 @@ def is_first_to_fail() -> bool:
         return store.add(f"failed/{os.environ['TORCHELASTIC_RESTART_COUNT']}", 1) == 1
     except dist.DistError:
         return True
-
-
-def _next(items: Iterator[T]) -> Iterator[T]:
-    """The next item, or nothing."""
-    for item in items:
-        yield item
-        return
 
 
 def _packed(value: Any) -> bytes:

@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Iterable, Iterator
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -23,18 +23,17 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """While entered, remembers the first SIGINT or SIGTERM; `check` raises at a safe point."""
+    """While entered, remembers the first SIGINT or SIGTERM; `check` raises at a safe point.
+
+    Attributes:
+        signal: The number of the signal that came, None before any.
+    """
 
     def __init__(self) -> None:
         """No request yet."""
-        self._signal: int | None = None
+        self.signal: int | None = None
         self._came = 0.0
         self._before: dict[int, object] = {}
-
-    @property
-    def signal(self) -> int | None:
-        """The number of the signal that came, None before any."""
-        return self._signal
 
     def __enter__(self) -> "StopRequest":
         """Install the handlers."""
@@ -42,31 +41,22 @@ class StopRequest:
             self._before[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Put the old handlers back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._signal is None:
-            self._signal, self._came = number, now
+        if self.signal is None:
+            self.signal, self._came = number, now
         elif number != signal.SIGTERM or now - self._came > SAME_SECONDS:
             raise KeyboardInterrupt
 
     def check(self) -> None:
-        """Raise where a stop was asked for.
-
-        Raises:
-            Interrupted: A signal came.
-        """
-        if self._signal is not None:
-            raise Interrupted(self._signal)
+        """Raise Interrupted where a stop was asked for."""
+        if self.signal is not None:
+            raise Interrupted(self.signal)
 
     def watch(self, steps: Iterable[T]) -> Iterator[T]:
         """Yield from `steps`, checking before each."""

@@ -19,12 +19,7 @@ def unknown(what: str, name: str, allowed: Iterable[str]) -> str:
 
 
 def unknown_key(name: str, allowed: Mapping[str, str]) -> tuple[str, str | None]:
-    """A sentence about a wrong key, and the right one that was probably meant.
-
-    Args:
-        name: The key.
-        allowed: Right keys, with a word about each.
-    """
+    """A sentence about a wrong key, and the key of `allowed` (to a word each) probably meant."""
     close = nearest(name, allowed)
     if close is None:
         return f"unknown key; allowed: {', '.join(allowed) or 'none'}", None

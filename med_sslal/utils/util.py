@@ -49,11 +49,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes left half-written in a folder.
-
-    Raises:
-        OSError: The folder cannot be written.
-    """
+    """Remove what killed processes left half-written in a folder."""
     for path in folder.glob(f".*{UNFINISHED}"):
         if path.is_dir():
             shutil.rmtree(path)
@@ -79,9 +75,7 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """Read a JSON file written by this program.
 
-    Args:
-        path: The file.
-        object_hook: Called with each object as soon as it is parsed; its result takes the place.
+    `object_hook` is called with each object as soon as it is parsed; its result takes the place.
 
     Raises:
         DataError: The file is missing or is not JSON.
@@ -106,13 +100,7 @@ def read_versioned(
     *,
     oldest: int = 1,
 ) -> dict[str, Any]:
-    """Read a JSON object that carries the version of its format.
-
-    Args:
-        path: The file.
-        newest: The newest version that the caller reads.
-        object_hook: As of `read_json`.
-        oldest: The oldest version that the caller reads.
+    """Read a JSON object whose `format_version` lies between `oldest` and `newest`.
 
     Raises:
         DataError: As of `read_json`, or it is of another version or of none.
@@ -130,18 +118,7 @@ def check_version(
     *,
     oldest: int = 1,
 ) -> None:
-    """Refuse what this program does not read.
-
-    Args:
-        content: Of a file; an object with `format_version`.
-        newest: The newest version that is read.
-        where: The file, for the error.
-        error: Its type.
-        oldest: The oldest version that is read.
-
-    Raises:
-        UserError: It is of another version or of none.
-    """
+    """Refuse content of a version other than `oldest` to `newest`, or of none, told of `where`."""
     version = content.get("format_version") if isinstance(content, Mapping) else None
     if type(version) is not int:
         raise error(f"{where} is no such file of this program: it has no format_version")
@@ -198,14 +175,7 @@ def usable_cores() -> int:
 
 
 def inside(root: Path, relative: str) -> Path:
-    """Join a name from an annotation file to the data root.
-
-    Args:
-        root: The data root.
-        relative: A relative file name from a foreign file.
-
-    Returns:
-        `root / relative`.
+    """Join a relative name from an annotation file to the data root.
 
     Raises:
         DataError: The name leads out of the root (absolute, `..`, or a link that leaves), or holds
