@@ -25,14 +25,13 @@ _HEAD = ("name", "passes", "aggregate", "needs", "what it is")
 def overview() -> str:
     """One line for every registered criterion and second stage, in groups."""
     costs = {name: _needs(cls()) for name, cls in CRITERIA.items()}
-    groups: dict[str, dict[str, type]] = {
-        "Criteria that read the one pass over the pool, which every cycle makes": {
-            name: cls for name, cls in CRITERIA.items() if costs[name] == "-"
-        },
+    cheap = {name: cls for name, cls in CRITERIA.items() if costs[name] == "-"}
+    groups: dict[str, Mapping[str, type]] = {
+        "Criteria that read the one pass over the pool, which every cycle makes": cheap,
         "Criteria that need more than that pass": {
-            name: cls for name, cls in CRITERIA.items() if costs[name] != "-"
+            name: cls for name, cls in CRITERIA.items() if name not in cheap
         },
-        "Second stages, which choose among the best candidates of the criteria": dict(SELECTORS),
+        "Second stages, which choose among the best candidates of the criteria": SELECTORS,
     }
     tables = {title: _rows(group) for title, group in groups.items() if group}
     # One table, so that all groups have the same columns, cut where a group ends.
@@ -48,9 +47,8 @@ def overview() -> str:
 def explain(name: str) -> str:
     """Source, formula, cost and arguments of one name.
 
-    Args:
-        name: A registered name, which may stand for a criterion and a second stage at once, or a
-            user's own `package.module.Class`.
+    It may stand for a criterion and a second stage at once, or be a user's own
+    `package.module.Class`.
 
     Raises:
         ConfigError: There is nothing of that name.

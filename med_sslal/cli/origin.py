@@ -42,9 +42,6 @@ class Origin:
 def find_record(name: str) -> Origin:
     """Resolve a record, a cycle's folder, a run folder (its newest record) or the word `latest`.
 
-    Args:
-        name: What the user named.
-
     Raises:
         DataError: There is no record.
         ConfigError: The run's config is not valid (any more).
@@ -84,10 +81,7 @@ def _dropped(named: Path, run: RunFolder) -> DataError:
 
 
 def check_model(record: PoolRecord, origin: Origin) -> str | None:
-    """Hold a record against the best checkpoint of the cycle that it lies in.
-
-    Returns:
-        A sentence where it cannot be checked.
+    """Hold a record against the best checkpoint of its cycle; a sentence where that cannot be done.
 
     Raises:
         DataError: The record is of another data set or another model.
@@ -118,11 +112,7 @@ class NoImagesError(UserError):
 
 
 def find_images(record: PoolRecord, config: ConfigParser | None) -> Images:
-    """The images of a record.
-
-    Args:
-        record: The record.
-        config: The config of its run, None outside of a run.
+    """The images of a record, by the `config` of its run, None outside of a run.
 
     Raises:
         NoImagesError: The data set is not known, not there or damaged.

@@ -55,13 +55,10 @@ def read_links(path: Path, md5_file: Path | None = None) -> list[Link]:
     """Read a list of links.
 
     A line holds a URL, and beside it, optionally, a file name and an MD5, separated by blanks or
-    commas. Blank lines and lines that begin with `#` are skipped. NIH's download script
-    (`.py`) serves as it is: there the lines count that hold a quoted URL and nothing else. A URL
-    that ends in no file name gets the name of that script, Images_png_NN.zip by position.
-
-    Args:
-        path: The list.
-        md5_file: Lines with an MD5 and a file name, as `md5sum` and NIH write them.
+    commas. Blank lines and lines that begin with `#` are skipped. NIH's download script (`.py`)
+    serves as it is: there the lines count that hold a quoted URL and nothing else. A URL that ends
+    in no file name gets the name of that script, Images_png_NN.zip by position. `md5_file` has
+    lines with an MD5 and a file name, as `md5sum` and NIH write them.
 
     Raises:
         DataError: A file cannot be read or holds no link.
@@ -128,20 +125,11 @@ def download(
     retries: int = 5,
     wait_s: float = 1.0,
 ) -> Path:
-    """Fetch a file into `folder`, going on where an earlier attempt broke off.
+    """Fetch a file into `folder`, going on where an earlier attempt broke off; returns its path.
 
     The content grows in a `.part` file and gets its name when it is whole and its MD5 is right. A
-    file that is already there is checked and kept.
-
-    Args:
-        link: What to fetch.
-        folder: Where to; it must exist.
-        on_progress: Told the bytes so far.
-        retries: Attempts without any new byte before giving up.
-        wait_s: Pause before the second attempt; it doubles with each further one.
-
-    Returns:
-        Path of the file.
+    file that is already there is checked and kept. After `retries` attempts without any new byte it
+    gives up; the pause before the second one is `wait_s`, and doubles with each further one.
 
     Raises:
         DataError: The server refuses, keeps failing, or sends something else.
@@ -181,13 +169,7 @@ def download(
 
 
 def _fetch(link: Link, part: Path, on_progress: OnProgress) -> None:
-    """One attempt: append to `part` what is missing.
-
-    Raises:
-        _Retry: The connection broke off.
-        DataError: The server refuses.
-        UserError: `part` cannot be written.
-    """
+    """One attempt: append to `part` what is missing; _Retry where the connection broke off."""
     done = _size(part)
     try:
         response = _open(link.url, done)
@@ -281,13 +263,7 @@ def _problem(link: Link, path: Path) -> str:
 def unzip(archive: Path, folder: Path, on_progress: OnProgress = lambda done, total: None) -> int:
     """Unpack an archive; nothing is written unless every name in it stays inside `folder`.
 
-    Args:
-        archive: A zip file.
-        folder: Where to; it must exist.
-        on_progress: Told the files so far.
-
-    Returns:
-        Number of files unpacked.
+    Returns the number of files unpacked.
 
     Raises:
         DataError: The archive is damaged, encrypted, or a name in it leads out of `folder`.
