@@ -1,16 +1,20 @@
 """Every key of a config: type, default, meaning and allowed values.
 
+A section of plain keys is a class: type and range of a key stand in the annotation, its default
+behind it (without one it is required), its meaning in the docstring.
+
 The arguments of a `{"type", "args"}` section are not listed here: they are the signature of the
 class that `type` names.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from annotated_types import Ge, Gt, Predicate, doc
 
+from med_sslal.config.signature import docstring_arguments
 from med_sslal.config.values import Key
 
 
@@ -58,33 +62,116 @@ Monitor = Annotated[
 DottedPath = Annotated[
     str, Predicate(re.compile(r"\w+(\.\w+)+").fullmatch), doc("a dotted path to a class")
 ]
+Folder = Annotated[str, Predicate(lambda text: bool(text.strip())), doc("a folder")]
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
 Amount = Annotated[float, Ge(0)]
 Side = Annotated[int, Ge(32)]
 
+
+class _Run:
+    """The keys at the top.
+
+    Attributes:
+        name: name of the experiment and of its folder
+        n_gpu: devices used for training: 0 = CPU, N = exactly N GPUs, auto = one GPU if there is
+            one
+        seed: everything random derives from it
+        deterministic: take slower operations on a GPU that give the same bits in every run; a CPU
+            always does
+        n_workers: loader processes; 0 = load in the main process
+        batch_size: labelled images per step, over all devices
+        image_size: side, or [height, width], of the fixed shape that images are brought to; null
+            = 512
+    """
+
+    name: Name
+    n_gpu: Count | Literal["auto"] = "auto"
+    seed: Count = 0
+    deterministic: bool = False
+    n_workers: Count = 2
+    batch_size: Positive = 4
+    image_size: Side | tuple[Side, Side] | None = None
+
+
+class _SslSettings:
+    """What pseudo-labels are for.
+
+    Attributes:
+        include_pseudolabels: train on confident predictions for unlabelled images too
+        weight: weight of the pseudo-labelled loss, reached after a tenth of the steps
+        per_step: pseudo-labelled images on top of the batch_size labelled ones; null = as many
+    """
+
+    include_pseudolabels: bool = False
+    weight: Amount = 1.0
+    per_step: Positive | None = None
+
+
+class _Trainer:
+    """The training of a cycle.
+
+    Attributes:
+        epochs: passes over the labelled images per cycle
+        steps_per_cycle: optimiser steps per cycle in place of epochs; null = epochs decide
+        save_dir: folder that gets the run folders
+        save_period: epochs between checkpoints
+        checkpoint_seconds: least time between two checkpoint_last.pth during a training; 0 =
+            after every epoch
+        val_period: epochs between validations
+        val_steps: least steps between validations, in place of val_period; null = val_period
+            decides
+        keep_checkpoints: checkpoints of finished cycles that stay on the disk
+        keep_records: pool records that stay on the disk: the newest N, true = all, false = none
+        verbosity: 0 quiet, 1 per epoch, 2 full
+        monitor: what makes a checkpoint the best one; off = the last epoch is
+        early_stop: epochs without improvement that end a training; 0 = never; needs a monitor
+        tensorboard: write TensorBoard logs
+        precision: arithmetic of the forward pass; auto = bf16 where the hardware computes it
+        channels_last: lay weights and batches out with channels last, as fast convolutions want
+            them
+        compile: compile backbone and RPN head with torch.compile; needs a compiler and one device
+        type: your own training step as a dotted path; null = what ssl_settings implies
+        ema: average the weights over the steps, and validate, keep and score with the average
+        grad_clip: largest norm of the gradient; null = no limit
+        accumulate: batches whose gradients add up to one step, as of a batch that many times as
+            large
+        warmup_steps: steps over which the learning rate rises from 0 at the start of a training
+    """
+
+    epochs: Positive = 50
+    steps_per_cycle: Positive | None = None
+    save_dir: Folder = "exp_results"
+    save_period: Positive = 10
+    checkpoint_seconds: Amount = 60.0
+    val_period: Positive = 1
+    val_steps: Positive | None = None
+    keep_checkpoints: Literal["best", "best_last", "all"] = "best_last"
+    keep_records: bool | Count = 1
+    verbosity: Literal[0, 1, 2] = 2
+    monitor: Monitor = "min val_loss"
+    early_stop: Count = 10
+    tensorboard: bool = True
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    channels_last: bool = True
+    compile: bool = False
+    type: DottedPath | None = None
+    ema: bool = False
+    grad_clip: Annotated[float, Gt(0)] | None = None
+    accumulate: Positive = 1
+    warmup_steps: Count = 0
+
+
+def _keys(section: type, path: str = "") -> Iterator[Key]:
+    """The keys of a section below `path`."""
+    meanings = docstring_arguments(section.__doc__)
+    for name, annotation in get_type_hints(section, include_extras=True).items():
+        default, required = getattr(section, name, None), not hasattr(section, name)
+        yield Key(f"{path}{name}", annotation, meanings.get(name, ""), default, required)
+
+
 SCHEMA: tuple[Key | TypeSection, ...] = (
-    Key("name", Name, "name of the experiment and of its folder", required=True),
-    Key(
-        "n_gpu",
-        Count | Literal["auto"],
-        "devices used for training: 0 = CPU, N = exactly N GPUs, auto = one GPU if there is one",
-        "auto",
-    ),
-    Key("seed", Count, "everything random derives from it", 0),
-    Key(
-        "deterministic",
-        bool,
-        "take slower operations on a GPU that give the same bits in every run; a CPU always does",
-        False,
-    ),
-    Key("n_workers", Count, "loader processes; 0 = load in the main process", 2),
-    Key("batch_size", Positive, "labelled images per step, over all devices", 4),
-    Key(
-        "image_size",
-        Side | tuple[Side, Side] | None,
-        "side, or [height, width], of the fixed shape that images are brought to; null = 512",
-    ),
+    *_keys(_Run),
     TypeSection("arch", "the detector", ("load_pretrained",)),
     TypeSection("dataset", "the images, their labels and their split"),
     TypeSection(
@@ -113,119 +200,7 @@ SCHEMA: tuple[Key | TypeSection, ...] = (
         required=True,
     ),
     TypeSection("al_settings", "which images get their labels next", ("seed",)),
-    Key(
-        "ssl_settings.include_pseudolabels",
-        bool,
-        "train on confident predictions for unlabelled images too",
-        False,
-    ),
-    Key(
-        "ssl_settings.weight",
-        Amount,
-        "weight of the pseudo-labelled loss, reached after a tenth of the steps",
-        1.0,
-    ),
-    Key(
-        "ssl_settings.per_step",
-        Positive | None,
-        "pseudo-labelled images on top of the batch_size labelled ones; null = as many",
-    ),
+    *_keys(_SslSettings, "ssl_settings."),
     TypeSection("ssl_settings", "pseudo-labels", has_type=False),
-    Key("trainer.epochs", Positive, "passes over the labelled images per cycle", 50),
-    Key(
-        "trainer.steps_per_cycle",
-        Positive | None,
-        "optimiser steps per cycle in place of epochs; null = epochs decide",
-    ),
-    Key(
-        "trainer.save_dir",
-        Annotated[str, Predicate(lambda text: bool(text.strip())), doc("a folder")],
-        "folder that gets the run folders",
-        "exp_results",
-    ),
-    Key("trainer.save_period", Positive, "epochs between checkpoints", 10),
-    Key(
-        "trainer.checkpoint_seconds",
-        Amount,
-        "least time between two checkpoint_last.pth during a training; 0 = after every epoch",
-        60.0,
-    ),
-    Key("trainer.val_period", Positive, "epochs between validations", 1),
-    Key(
-        "trainer.val_steps",
-        Positive | None,
-        "least steps between validations, in place of val_period; null = val_period decides",
-    ),
-    Key(
-        "trainer.keep_checkpoints",
-        Literal["best", "best_last", "all"],
-        "checkpoints of finished cycles that stay on the disk",
-        "best_last",
-    ),
-    Key(
-        "trainer.keep_records",
-        bool | Count,
-        "pool records that stay on the disk: the newest N, true = all, false = none",
-        1,
-    ),
-    Key("trainer.verbosity", Literal[0, 1, 2], "0 quiet, 1 per epoch, 2 full", 2),
-    Key(
-        "trainer.monitor",
-        Monitor,
-        "what makes a checkpoint the best one; off = the last epoch is",
-        "min val_loss",
-    ),
-    Key(
-        "trainer.early_stop",
-        Count,
-        "epochs without improvement that end a training; 0 = never; needs a monitor",
-        10,
-    ),
-    Key("trainer.tensorboard", bool, "write TensorBoard logs", True),
-    Key(
-        "trainer.precision",
-        Literal["fp32", "bf16", "fp16", "auto"],
-        "arithmetic of the forward pass; auto = bf16 where the hardware computes it",
-        "fp32",
-    ),
-    Key(
-        "trainer.channels_last",
-        bool,
-        "lay weights and batches out with channels last, as fast convolutions want them",
-        True,
-    ),
-    Key(
-        "trainer.compile",
-        bool,
-        "compile backbone and RPN head with torch.compile; needs a compiler and one device",
-        False,
-    ),
-    Key(
-        "trainer.type",
-        DottedPath | None,
-        "your own training step as a dotted path; null = what ssl_settings implies",
-    ),
-    Key(
-        "trainer.ema",
-        bool,
-        "average the weights over the steps, and validate, keep and score with the average",
-        False,
-    ),
-    Key(
-        "trainer.grad_clip",
-        Annotated[float, Gt(0)] | None,
-        "largest norm of the gradient; null = no limit",
-    ),
-    Key(
-        "trainer.accumulate",
-        Positive,
-        "batches whose gradients add up to one step, as of a batch that many times as large",
-        1,
-    ),
-    Key(
-        "trainer.warmup_steps",
-        Count,
-        "steps over which the learning rate rises from 0 at the start of a training",
-        0,
-    ),
+    *_keys(_Trainer, "trainer."),
 )
