@@ -83,16 +83,12 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 def complete_train_args(
     args: argparse.Namespace, parser: argparse.ArgumentParser
 ) -> argparse.Namespace:
-    """Check what belongs together.
-
-    Args:
-        args: What a parser with `add_train_arguments` has read.
-        parser: The parser; it ends the program where the words do not go together.
+    """Check what belongs together; the parser ends the program where the words do not.
 
     Returns:
         config, resume, init_from, cycle0_from, run_id, device (str or None each); overrides (list
-        of Override, those of --lr and --bs among them, `--device` left out); print_config,
-        help_config, dry_run.
+            of Override, those of --lr and --bs among them, `--device` left out); print_config,
+            help_config, dry_run.
     """
     if args.help_config:
         return args

@@ -1,7 +1,7 @@
 """Check a whole config against schema, registries and signatures, and fill in the defaults."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -159,8 +159,14 @@ class Validator:
         if "." not in name:
             self.add(path, f"{unknown('type', name, list(registry))}, or your own package.Class")
             return None
+        return self._load(
+            path, load_class, name, self.registries.get("bases", {}).get(section.path)
+        )
+
+    def _load(self, path: KeyPath, load: Callable[..., Any], *args: Any) -> Any:
+        """What `load` gives of the user's own, or None after reporting why it cannot be had."""
         try:
-            return load_class(name, self.registries.get("bases", {}).get(section.path))
+            return load(*args)
         except ConfigError as error:
             self.add(path, str(error))
             return None
@@ -179,16 +185,11 @@ class Validator:
         """Check the names of metrics, and the functions that dotted paths lead to."""
         known = list(self.registries["metrics"])
         for index, name in enumerate(self.resolved.get("metrics", [])):
-            if name in known:
-                continue
-            if "." not in name:
+            if "." in name and name not in known:
+                self._load(("metrics", index), load_metric, name)
+            elif name not in known:
                 problem = f"{unknown('metric', name, known)}, or your own module.function"
                 self.add(("metrics", index), problem)
-                continue
-            try:
-                load_metric(name)
-            except ConfigError as error:
-                self.add(("metrics", index), str(error))
 
     def _training_step(self) -> None:
         """Load a user's training step, which is a whole recipe: nothing of another one stays."""
@@ -201,10 +202,8 @@ class Validator:
                 "a training step of your own and ssl_settings.include_pseudolabels true are two "
                 "recipes: set this one to null or that one to false",
             )
-        try:
-            self.types["trainer"] = load_class(name)
-        except ConfigError as error:
-            self.add(("trainer", "type"), str(error))
+        if (step := self._load(("trainer", "type"), load_class, name)) is not None:
+            self.types["trainer"] = step
 
     def _torch_pair(self) -> None:
         """Let torch check optimiser and scheduler, where nothing else is wrong with them."""

@@ -6,9 +6,6 @@ import numpy as np
 
 from med_sslal.phantom.canvas import PIXEL_MM, Window
 
-DIFFICULTIES = ("easy", "medium", "tiny", "rare", "outlier")
-"""Classes of the side file; every lesion on a failed scan counts as `outlier`."""
-
 _CONTOUR = 96
 
 
@@ -18,7 +15,7 @@ class Lesion:
 
     Attributes:
         number: Its number in the patient, the same in all studies.
-        difficulty: One of DIFFICULTIES.
+        difficulty: easy, medium, tiny or rare.
         x, y, z: Centre, mm.
         half: Half of the long axis, mm.
         ratio: Short axis over long axis.

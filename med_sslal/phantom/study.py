@@ -132,18 +132,14 @@ def _image(
             lesion,
             "outlier" if failed else lesion.difficulty,
             measure(lesion, window, site.z, spacing, rng),
-            _location(anatomy, lesion),
+            # As shares of the body's box.
+            (
+                (lesion.x + anatomy.width) / (2 * anatomy.width),
+                (lesion.y + anatomy.depth) / (2 * anatomy.depth),
+                lesion.z / BODY_MM,
+            ),
         )
         for lesion in lesions
     )
     numbers = (patient, study + 1, which + 1, index)
     return KeySlice(*numbers, slices, spacing, site.place, gender, age, marks)
-
-
-def _location(anatomy: Anatomy, lesion: Lesion) -> tuple[float, float, float]:
-    """Place of a lesion as shares of the body's box."""
-    return (
-        (lesion.x + anatomy.width) / (2 * anatomy.width),
-        (lesion.y + anatomy.depth) / (2 * anatomy.depth),
-        lesion.z / BODY_MM,
-    )

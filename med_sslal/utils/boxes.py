@@ -41,12 +41,12 @@ def paired_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def pairs(
     keys: np.ndarray, others: np.ndarray, at_once: int = 500_000
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Every pair of a row and another row of the same key, a block at a time.
+    """Every pair of a row and another row of the same key, about `at_once` pairs at a time.
 
     Args:
         keys: int64 [N], the image that box i belongs to, say.
         others: int64 [K], the same of other boxes.
-        at_once: Pairs of a block, about; all pairs of a row come in the same block.
+        at_once: All pairs of a row come in the same block, however many.
 
     Yields:
         The row of `keys` and the row of `others` of each pair, in the order of both: int64 [P].

@@ -19,10 +19,7 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
     """Let torch compute with deterministic operations alone, until the context ends.
 
     On a CPU they give what the others give. The context must begin before CUDA computes anything,
-    because of `fix_workspace`.
-
-    Args:
-        wanted: False changes nothing.
+    because of `fix_workspace`; where it is not `wanted`, it changes nothing.
 
     Raises:
         DeviceError: The environment asks cuBLAS for something else.

@@ -78,9 +78,6 @@ class World:
     def joined(self, *, gpus: bool) -> Iterator[None]:
         """Connect the processes for the time of the context; one process needs no connection.
 
-        Args:
-            gpus: Whether they may compute on GPUs, where there are any.
-
         Raises:
             UserError: The processes do not find each other, or one of them was lost.
         """

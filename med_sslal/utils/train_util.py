@@ -29,10 +29,7 @@ class Devices:
 
 
 def resolve_devices(n_gpu: int | str) -> Devices:
-    """Turn the config's `n_gpu` into devices, with no silent fallback.
-
-    Args:
-        n_gpu: 0 for the CPU, N for exactly N GPUs, "auto" for one GPU where there is one.
+    """Turn the config's `n_gpu` (0, N or "auto") into devices, with no silent fallback.
 
     Raises:
         DeviceError: More GPUs are asked for than there are.
@@ -50,10 +47,6 @@ def resolve_devices(n_gpu: int | str) -> Devices:
 
 def process_device(n_gpu: int | str, world: World) -> Devices:
     """The one device of a process that torchrun started; a GPU becomes the current one.
-
-    Args:
-        n_gpu: 0 for the CPU, 1 for a GPU per process, "auto" for that where there are GPUs.
-        world: The processes.
 
     Raises:
         DeviceError: Several GPUs are asked for, or the machine has fewer than processes.
