@@ -99,7 +99,7 @@ def config_of(args: argparse.Namespace) -> ConfigParser:
     }
     config["al_settings"]["args"] |= {"init_num": LABELLED, "budget_num": args.budget}
     changes = {"n_gpu": 0, "n_workers": args.workers, "batch_size": 32, "image_size": 32}
-    return ConfigParser.from_dict({**config, **changes}, registries(), source=str(CONFIG))
+    return ConfigParser({**config, **changes}, registries(), source=str(CONFIG))
 
 
 def bytes_on_disk(args: argparse.Namespace) -> int:

@@ -182,7 +182,7 @@ def workload(options: Options) -> Iterator[Workload]:
 
 def _config(options: Options, folder: Path, more: Sequence[Override] = ()) -> ConfigParser:
     values = options.config(str(folder / "phantom"), str(folder / "cache"))
-    return ConfigParser.from_dict(values, registries(), [*options.overrides, *more])
+    return ConfigParser(values, registries(), [*options.overrides, *more])
 
 
 def stock_model(options: Options, ours: BaseModel, device: torch.device) -> nn.Module:

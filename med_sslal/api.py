@@ -61,7 +61,7 @@ class Run:
     def __init__(self, path: str, device: str | None) -> None:
         """Read the checkpoint and make its detector (see `load`)."""
         self.path, content, _ = find_model(path)
-        parser = ConfigParser.from_dict(content["config"], registries(), source=str(self.path))
+        parser = ConfigParser(content["config"], registries(), source=str(self.path))
         self._parser, self._device = parser, devices_of(parser, device).main
         self.config = parser.resolved
         self.class_names = tuple(content["class_names"])

@@ -139,7 +139,7 @@ def full() -> dict[str, Any]:
 
 
 def with_set(*settings: str) -> ConfigParser:
-    return ConfigParser.from_dict(full(), REGISTRIES, [parse_set(text) for text in settings])
+    return ConfigParser(full(), REGISTRIES, [parse_set(text) for text in settings])
 
 
 def problems(config: dict[str, Any] | str, tmp_path: Path, *settings: str) -> list[str]:

@@ -62,7 +62,7 @@ def make_run(
     settings["arch"]["args"]["num_classes"] = classes + 1
     settings["al_settings"]["num_cycles"] = queries if planned is None else planned
     settings["ssl_settings"]["include_pseudolabels"] = pseudo
-    config = ConfigParser.from_dict(settings, registries())
+    config = ConfigParser(settings, registries())
     dataset = build_dataset(config)
     folder = root / "runs" / "tiny" / "one"
     folder.mkdir(parents=True)

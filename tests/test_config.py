@@ -34,7 +34,7 @@ def test_full_config_is_valid_and_resolves(tmp_path: Path) -> None:
 
 
 def test_required_keys_alone_are_enough() -> None:
-    config = ConfigParser.from_dict(
+    config = ConfigParser(
         {
             "name": "x",
             "arch": {"type": "FasterRCNN", "args": {"num_classes": 2}},
@@ -54,7 +54,7 @@ def test_required_keys_alone_are_enough() -> None:
 
 def test_resolved_config_and_printed_config_mean_the_same(tmp_path: Path) -> None:
     config = with_set("trainer.epochs=7", "arch.args.weights_dir=w")
-    again = ConfigParser.from_dict(json.loads(json.dumps(config.resolved)), REGISTRIES)
+    again = ConfigParser(json.loads(json.dumps(config.resolved)), REGISTRIES)
     printed = tmp_path / "printed.json"
     printed.write_text(print_config(config))
     assert again.digest() == config.digest()
@@ -131,7 +131,7 @@ def test_set_reaches_every_kind_of_key() -> None:
 def test_set_makes_an_absent_section() -> None:
     given = {name: value for name, value in full().items() if name != "lr_scheduler"}
     settings = ["lr_scheduler.type=StepLR", "lr_scheduler.args.step_size=2"]
-    config = ConfigParser.from_dict(given, REGISTRIES, map(parse_set, settings))
+    config = ConfigParser(given, REGISTRIES, map(parse_set, settings))
     assert config["lr_scheduler"]["args"] == {"step_size": 2}
     assert "lr_scheduler" not in given
 

@@ -184,7 +184,7 @@ def test_an_argument_out_of_its_range(
     def check(value: Any) -> None:
         config = full()
         config["ssl_settings"]["args"] = {name: value}
-        ConfigParser.from_dict(config, REGISTRIES)
+        ConfigParser(config, REGISTRIES)
 
     check(right)
     with pytest.raises(ConfigError) as caught:

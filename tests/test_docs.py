@@ -240,7 +240,7 @@ def test_a_value_that_is_no_number_is_undefined(
 def test_config_takes_a_metric_by_dotted_path(own_metrics: None, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, tmp_path)
     config["metrics"] = ["own_metrics.good"]
-    assert ConfigParser.from_dict(config, registries())["metrics"] == ["own_metrics.good"]
+    assert ConfigParser(config, registries())["metrics"] == ["own_metrics.good"]
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_wrong_metric_is_one_sentence(
     config = tiny_config(tmp_path, tmp_path)
     config["metrics"] = ["coco_ap", name]
     with pytest.raises(ConfigError, match=words) as caught:
-        ConfigParser.from_dict(config, registries())
+        ConfigParser(config, registries())
     assert len(str(caught.value).splitlines()) == 1
     assert "metrics[1]" in str(caught.value)
 

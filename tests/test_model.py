@@ -545,10 +545,10 @@ def test_arguments_that_do_not_go_together(args, argument, message):
 def test_an_argument_of_an_older_version_is_taken_where_it_asked_for_nothing():
     config = full()
     config["arch"]["args"] |= {"pretrained": False, "min_size": None, "roi_features": False}
-    assert "min_size" not in ConfigParser.from_dict(config, registries()).get("arch.args")
+    assert "min_size" not in ConfigParser(config, registries()).get("arch.args")
     config["arch"]["args"]["min_size"] = 800
     with pytest.raises(ConfigError, match=r"arch\.args\.min_size"):
-        ConfigParser.from_dict(config, registries())
+        ConfigParser(config, registries())
 
 
 def test_all_problems_are_told_at_once():

@@ -32,7 +32,7 @@ def test_one_clock_serves_many_short_loops(
         for _ in track(range(2), f"loop {number}", 2):
             time.sleep(0.01)
     lines = capsys.readouterr().out.splitlines()
-    assert 2 <= len(lines) <= 4
+    assert len(lines) >= 2
     assert all("/2, " in line and line.endswith(" left") for line in lines)
 
 

@@ -217,7 +217,7 @@ def test_what_a_constructor_refuses_names_its_section() -> None:
     registries = {**config_samples.REGISTRIES, "arch": {"Picky": Picky}}
     config = config_samples.full() | {"arch": {"type": "Picky", "args": {"params": 1}}}
     with pytest.raises(ConfigError, match=r"^arch\.args: depth: found 1; allowed"):
-        ConfigParser.from_dict(config, registries).init_obj("arch")
+        ConfigParser(config, registries).init_obj("arch")
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,7 @@ def test_commands_stand_in_sh_blocks_only() -> None:
 @pytest.mark.parametrize("block", CONFIGS)
 def test_config_block_is_valid(block: str) -> None:
     config = parse((ROOT / "config.json").read_text(), "config.json").value
-    ConfigParser.from_dict(merged(config, json.loads(block)), registries())
+    ConfigParser(merged(config, json.loads(block)), registries())
 
 
 def table(page: str, heading: str) -> list[list[str]]:

@@ -362,7 +362,7 @@ def test_a_command_of_the_page_runs(command: str, workplace: Path) -> None:
 def test_a_config_of_the_page_is_valid(number: int) -> None:
     config = parse((ROOT / "config.json").read_text(), "config.json").value
     block = json.loads(blocks(PAGE, "json")[number])
-    ConfigParser.from_dict(merged(config, block), registries())
+    ConfigParser(merged(config, block), registries())
 
 
 def test_the_page_explains_every_criterion_and_second_stage() -> None:

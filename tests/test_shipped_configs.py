@@ -48,7 +48,7 @@ def test_every_config_is_tried_here() -> None:
     assert names - studies == {"configs/bccd.json", "configs/deeplesion_lung.json"}
     for name in ("config.json", *sorted(names - studies)):
         config = ConfigParser.from_file(ROOT / name, registries())
-        assert ConfigParser.from_dict(config.resolved, registries()).resolved == config.resolved
+        assert ConfigParser(config.resolved, registries()).resolved == config.resolved
 
 
 @pytest.mark.slow

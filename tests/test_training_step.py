@@ -252,7 +252,7 @@ def test_a_wrong_step_is_found_in_the_config(
     config["trainer"]["type"] = name
     config["ssl_settings"] = {"include_pseudolabels": pseudo}
     with pytest.raises(ConfigError) as caught:
-        ConfigParser.from_dict(config, registries())
+        ConfigParser(config, registries())
     assert sentence in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 

@@ -67,7 +67,7 @@ def find_record(name: str) -> Origin:
     if cycle is None:
         return Origin(record)
     source = cycle.run.config
-    config = ConfigParser.from_dict(read_json(source), registries(), source=str(source))
+    config = ConfigParser(read_json(source), registries(), source=str(source))
     return Origin(record, cycle, config)
 
 

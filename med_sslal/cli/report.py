@@ -81,7 +81,7 @@ def write_run(run: "RunFolder", dataset: "BaseDataset | None" = None) -> Path:
 
     source, differences, remarks = run.config, None, []
     try:
-        config = ConfigParser.from_dict(read_json(source), registries(), source=str(source))
+        config = ConfigParser(read_json(source), registries(), source=str(source))
         differences = config.differences()
         dataset = dataset or _open_dataset(config, run.split)
     except UserError as error:

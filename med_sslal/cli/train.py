@@ -217,12 +217,12 @@ def resume(args: Namespace) -> int:
         run, checkpoint = world.from_main(lambda: find_run(args.resume, save_dir))
         named = named_checkpoint(run, checkpoint) if checkpoint and world.is_main else None
         saved, source = world.from_main(lambda: read_json(run.config)), str(run.config)
-        config = ConfigParser.from_dict(saved, registries(), args.overrides, source=source)
+        config = ConfigParser(saved, registries(), args.overrides, source=source)
         if args.print_config:
             sys.stdout.write(print_config(config) if world.is_main else "")
             return 0
         setup_logging(config.get("trainer.verbosity"), leads=world.is_main)
-        before = ConfigParser.from_dict(saved, registries(), source=source)
+        before = ConfigParser(saved, registries(), source=source)
         apply_policy(before.resolved, config)
         devices = devices_of(config, args.device, world)
         with deterministic_algorithms(config["deterministic"]):

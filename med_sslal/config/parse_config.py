@@ -80,17 +80,6 @@ class ConfigParser:
         document = jsonc.read(Path(path), "config")
         return cls(document.value, registries, overrides, source=str(path), document=document)
 
-    @classmethod
-    def from_dict(
-        cls,
-        config: Mapping[str, Any],
-        registries: Registries,
-        overrides: Iterable[Override] = (),
-        source: str = "config",
-    ) -> "ConfigParser":
-        """Check a config that is in memory, such as that of a checkpoint; else like `from_file`."""
-        return cls(config, registries, overrides, source=source)
-
     @property
     def resolved(self) -> dict[str, Any]:
         """A copy of the config with all defaults, as JSON holds it."""

@@ -14,8 +14,6 @@ from tqdm import tqdm
 
 from med_sslal.utils.errors import UserError
 
-CONSOLE_LEVELS = {0: logging.WARNING, 1: logging.INFO, 2: logging.INFO}
-
 
 class ConsoleHandler(logging.Handler):
     """Writes records to standard output at once, without tearing a progress bar apart.
@@ -80,7 +78,7 @@ def setup_logging(verbosity: int, *, leads: bool = True) -> None:
     """
     text = resources.files("med_sslal.logger").joinpath("logger_config.json").read_text()
     config = json.loads(text)
-    config["handlers"]["console"]["level"] = CONSOLE_LEVELS[verbosity]
+    config["handlers"]["console"]["level"] = logging.INFO if verbosity else logging.WARNING
     if not leads:
         config["loggers"]["med_sslal"]["level"] = logging.ERROR
     logging.config.dictConfig(config)

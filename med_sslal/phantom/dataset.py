@@ -51,19 +51,14 @@ class DeepLesionPhantom(DeepLesion):
             f"v{GENERATOR_VERSION}_patients{patients}_size{size}_seed{seed}"
         )
         if not is_complete(folder, describe(patients=patients, size=size, seed=seed)):
-            _make(folder, patients, size, seed)
+            logger.info("making a phantom of %d patients in %s (once)", patients, folder)
+            with Progress("phantom", patients) as progress:
+                generate(
+                    folder,
+                    patients=patients,
+                    size=size,
+                    seed=seed,
+                    progress=lambda done, total: progress.advance(),
+                )
         logger.info("phantom: synthetic CT in %s; say 'phantom' beside every result", folder)
         super().__init__(str(folder), **loading)
-
-
-def _make(folder: Path, patients: int, size: int, seed: int) -> None:
-    """Generate, with its progress shown."""
-    logger.info("making a phantom of %d patients in %s (once)", patients, folder)
-    with Progress("phantom", patients) as progress:
-        generate(
-            folder,
-            patients=patients,
-            size=size,
-            seed=seed,
-            progress=lambda done, total: progress.advance(),
-        )

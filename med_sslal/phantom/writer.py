@@ -61,8 +61,7 @@ def generate(
         progress: Called with (patients done, patients) after each.
 
     Raises:
-        ConfigError: An argument is out of range, or `out` holds something else.
-        UserError: The folder cannot be written.
+        UserError: An argument is out of range, `out` holds something else, or cannot be written.
     """
     _check(patients, size, hidden_fraction)
     text = describe(patients=patients, size=size, seed=seed, hidden_fraction=hidden_fraction)

@@ -65,18 +65,10 @@ def line(
     steps: bool = False,
     label: str | None = None,
 ) -> None:
-    """Draw a line through rising `x`; a staircase keeps its height up to the next one.
+    """Draw a line through rising `x`, named `label` in the legend.
 
-    Args:
-        axes: The plot.
-        x: Values along the horizontal axis.
-        y: The others.
-        colour: Its colour.
-        width: In pixels of the page.
-        dash: Pixels drawn and left out in turn, as in SVG; "" = solid.
-        alpha: 0 to 1.
-        steps: Whether it is a staircase.
-        label: Its name in the legend.
+    Its `width` is in pixels of the page, and `dash` holds the pixels drawn and left out in turn, as
+    in SVG ("" = solid). With `steps` it keeps its height up to the next x.
     """
     pattern = (0, [float(part) / width for part in dash.split()]) if dash else "-"
     axes.plot(

@@ -132,10 +132,7 @@ def contact_sheet(
         path: The PNG; its folder must exist.
         title: Heading of the sheet.
         min_score: Lower detections are not drawn.
-        note: Printed on the sheet, for example that the data is a phantom.
-
-    Raises:
-        UserError: The folder cannot be written.
+        note: Printed at the foot.
     """
 
     def drawn(image_id: str) -> np.ndarray:

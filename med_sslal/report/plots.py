@@ -214,12 +214,8 @@ def learning_curve(
 ) -> Figure:
     """Metrics of the test images, with their 95 % intervals, against labels paid for.
 
-    Args:
-        rows: One mapping per cycle; a metric KEY may have KEY_low and KEY_high.
-        scores: The metrics; of those, what is known is drawn.
-        count: The column of the horizontal axis: `labelled_images` or `labelled_boxes`.
-        title: As of `new_chart`.
-        note: As of `new_chart`.
+    The horizontal axis is the column `count`: `labelled_images` or `labelled_boxes`. A metric KEY
+    of a row may have KEY_low and KEY_high; of `scores`, what is known is drawn.
     """
     unit = count.replace("_", " ")
     figure, axes = new_chart(unit, "on the test images", title=title, note=note)

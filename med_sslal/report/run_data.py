@@ -132,17 +132,11 @@ def load_run(
     differences: list[tuple[str, Any, Any]] | None,
     remarks: tuple[str, ...] = (),
 ) -> RunData:
-    """Read a run folder.
+    """Read a run folder; a DataError where a file is damaged.
 
-    Args:
-        folder: The run folder.
-        dataset: The data set of the run, None where it cannot be had; labels that the run has not
-            used are left behind.
-        differences: What `ConfigParser.differences` gives for the run's config, None likewise.
-        remarks: Why one of them is None.
-
-    Raises:
-        DataError: A file is damaged.
+    The `dataset` is the run's, None where it cannot be had; labels that the run has not used are
+    left behind. The `differences` are those of its `ConfigParser`, None likewise, and the `remarks`
+    say why.
     """
     config = read_json(folder.config)
     names = dataset.labels.class_names if dataset is not None else None

@@ -45,8 +45,7 @@ def draw_selection(
     """Draw the `first` images of a selection with the record's detections; labels stay hidden.
 
     Raises:
-        DataError: An image cannot be read.
-        UserError: The file cannot be written.
+        UserError: An image cannot be read, or the file not be written.
     """
     criterion = next(iter(selection.scores))
     captions = {

@@ -46,7 +46,7 @@ def check_shared(
                 "missing; continue that run with --resume first"
             )
     path = source.config
-    saved = ConfigParser.from_dict(read_json(path), registries, source=str(path))
+    saved = ConfigParser(read_json(path), registries, source=str(path))
     for key, old, new in _differences(saved.resolved, config.resolved):
         raise ConfigError(
             f"--cycle0-from: {key} is {old!r} in {source} and {new!r} here, so its cycle 0 is not "

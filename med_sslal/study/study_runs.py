@@ -160,7 +160,7 @@ class StudyRuns:
             ConfigError: It is of other settings.
         """
         path = self.folder(job).config
-        saved = ConfigParser.from_dict(read_json(path), self._study.registries, source=str(path))
+        saved = ConfigParser(read_json(path), self._study.registries, source=str(path))
         new = self._study.run_config(*job)
         free, warned, refused = compare_for_resume(saved.resolved, new.resolved)
         moved = [c for c in warned if any(fnmatchcase(c[0], place) for place in _PLACES)]
