@@ -19,12 +19,7 @@ from med_sslal.al.criteria.random import Random
 from med_sslal.al.selectors.base import Selector
 from med_sslal.al.selectors.top_k import TopK
 from med_sslal.config.jsonc import KeyPath
-from med_sslal.config.signature import (
-    convert_arguments,
-    signature,
-    wrong_arguments,
-    wrong_members,
-)
+from med_sslal.config.signature import convert_arguments, signature, wrong_arguments, wrong_members
 from med_sslal.config.values import Key, found
 from med_sslal.utils.errors import ConfigError
 

@@ -63,11 +63,7 @@ class Monitor:
 
     def state_dict(self) -> dict[str, Any]:
         """Best value and epoch, and the last epoch that was validated."""
-        return {
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "last_epoch": self._last_epoch,
-        }
+        return {"best": self.best, "best_epoch": self.best_epoch, "last_epoch": self._last_epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""

@@ -10,14 +10,7 @@ from med_sslal.utils.errors import UserError
 from med_sslal.utils.interrupt import Interrupted
 
 # Full or read-only disks and folders of others: whatever was to be written, the user can mend it.
-_DISK = {
-    errno.EACCES,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.ENOSPC,
-    errno.EPERM,
-    errno.EROFS,
-}
+_DISK = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EPERM, errno.EROFS}
 
 
 def run_reported(main: Callable[[], int]) -> int:

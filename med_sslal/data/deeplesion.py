@@ -18,13 +18,7 @@ from med_sslal.data.deeplesion_files import SliceFiles
 from med_sslal.data.pictures import Window
 from med_sslal.data.probe import ImageProbe
 from med_sslal.data.slice_cache import SliceCache
-from med_sslal.data.slices import (
-    FoundStack,
-    SliceImages,
-    SliceMode,
-    decode_slice,
-    find_stack,
-)
+from med_sslal.data.slices import FoundStack, SliceImages, SliceMode, decode_slice, find_stack
 from med_sslal.data.splits import SPLIT_NAMES, EvalSplit, log_split, split_by_group
 from med_sslal.utils.errors import ConfigError, DataError
 

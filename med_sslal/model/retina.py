@@ -17,12 +17,7 @@ from torchvision.models.detection.retinanet import (
     RetinaNetHead,
     RetinaNetRegressionHead,
 )
-from torchvision.ops import (
-    batched_nms,
-    clip_boxes_to_image,
-    remove_small_boxes,
-    sigmoid_focal_loss,
-)
+from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes, sigmoid_focal_loss
 
 from med_sslal.base.types import ModelOutput
 from med_sslal.model.detector import Detector, Found, Seen, check_finite

@@ -9,14 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
-from med_sslal.eval.drawing import (
-    MAX_BOXES,
-    PREDICTED,
-    TRUTH,
-    above,
-    draw_boxes,
-    text_font,
-)
+from med_sslal.eval.drawing import MAX_BOXES, PREDICTED, TRUTH, above, draw_boxes, text_font
 from med_sslal.eval.eval_utils import columns
 from med_sslal.eval.hits import match
 from med_sslal.report.colours import FAINT, INK, PAPER

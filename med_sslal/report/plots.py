@@ -11,16 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from med_sslal.eval.calibration import N_BINS, Reliability
-from med_sslal.report.charts import (
-    band,
-    extent,
-    legend,
-    line,
-    new_chart,
-    point,
-    save_png,
-    value,
-)
+from med_sslal.report.charts import band, extent, legend, line, new_chart, point, save_png, value
 from med_sslal.report.colours import BLUE, FAINT, INK, PALETTE, VERMILLION
 
 MARKS = (0.5, 1.0, 2.0, 4.0)

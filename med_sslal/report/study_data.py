@@ -5,13 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from med_sslal.study.study_folder import (
-    FORMAT_VERSION,
-    RESULTS_FILE,
-    STUDY_FILE,
-    UNITS,
-    run_folder,
-)
+from med_sslal.study.study_folder import FORMAT_VERSION, RESULTS_FILE, STUDY_FILE, UNITS, run_folder
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import check_version, read_json
 

@@ -4,13 +4,7 @@ from typing import Any
 
 from med_sslal.study.label_efficiency import compare_arms
 from med_sslal.study.study_config import StudyConfig
-from med_sslal.study.study_folder import (
-    FORMAT_VERSION,
-    RESULTS_FILE,
-    TABLE_FILE,
-    UNITS,
-    run_folder,
-)
+from med_sslal.study.study_folder import FORMAT_VERSION, RESULTS_FILE, TABLE_FILE, UNITS, run_folder
 from med_sslal.study.study_result import Curve, StudyResult
 from med_sslal.study.verdict import verdict
 from med_sslal.utils.errors import DataError

@@ -294,9 +294,7 @@ def _saving(arm: Collection[Curve], baseline: Collection[Curve], bootstrap: Boot
     return Saving(_known(saved[0]), (low, high))
 
 
-def _matrix(
-    areas: Mapping[str, Mapping[int, float]],
-) -> dict[str, dict[str, tuple[int, int, int]]]:
+def _matrix(areas: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, tuple[int, int, int]]]:
     """Arm to other arm to seeds with a larger, equal (within TIE) and smaller area."""
 
     def count(mine: Mapping[int, float], other: Mapping[int, float]) -> tuple[int, int, int]:
