@@ -50,7 +50,7 @@ def write_run_report(run: RunData) -> Path:
     }
     always: dict[str, tuple[str, Callable[[RunData], Content | None]]] = {
         "time": ("Time per stage", _time),
-        "reproduce": ("How to reproduce", _reproduce),
+        "reproduce": ("How to reproduce", lambda run: {}),
     }
     made = {
         name: (heading, content)
@@ -62,7 +62,6 @@ def write_run_report(run: RunData) -> Path:
         title=str(run.config["name"]),
         run=run,
         metrics=headline_metrics(run.rows),
-        on_phantom="Phantom" in str(run.config["dataset"]["type"]),
         sections=made,
     )
     return write_page(run.folder.report, page)
@@ -173,9 +172,3 @@ def _time(run: RunData) -> Content | None:
         "headings": [name.capitalize() for name in names.values()],
         "legend": [(names[stage], colour, "") for stage, colour in STAGES.items()],
     }
-
-
-def _reproduce(run: RunData) -> Content:
-    """Where it was made."""
-    known = {**run.environment, **run.environment.get("packages", {}), "packages": None}
-    return {"environment": {k: str(v) for k, v in known.items() if v is not None}}

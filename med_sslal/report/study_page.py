@@ -44,7 +44,6 @@ def write_study_report(study: StudyData) -> Path:
         "study.html.j2",
         title=study.name,
         study=study,
-        on_phantom="Phantom" in str(study.config["dataset"]["type"]),
         sections=sections,
     )
     return write_page(study.folder / REPORT, page)
