@@ -111,7 +111,8 @@ class BaseDataset:
     """Images with labels of all, some or none of them.
 
     A subclass takes the arguments of the config's `dataset.args`, reads its files, and calls this
-    constructor with what they hold.
+    constructor with what they hold. It raises ConfigError for an argument that is wrong or leaves a
+    split empty, and DataError for data that is missing, or bad while "on_bad_sample" is "error".
 
     Attributes:
         images: The images.

@@ -159,13 +159,10 @@ class Target:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Target":
         """A copy on `device`."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> "Target":
-        """A copy in page-locked memory."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Target":
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Target":
+        """A copy with its tensors changed, such as moved to a device."""
         return Target(*map(change, (self.boxes, self.labels, self.ignore, self.regress)))
 
 
@@ -260,20 +257,15 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """A copy whose tensors lie in page-locked memory (called by DataLoader)."""
-        targets = self.targets and tuple(target.pin_memory() for target in self.targets)
-        return replace(
-            self, images=self.images.pin_memory(), targets=targets, pseudo=self.pseudo.pin_memory()
-        )
+        return self._each(Tensor.pin_memory)
 
     def to(self, device: torch.device | str) -> "Batch":
         """A copy on `device`; frames stay on the CPU."""
-        targets = self.targets and tuple(target.to(device, True) for target in self.targets)
-        return replace(
-            self,
-            images=self.images.to(device, non_blocking=True),
-            targets=targets,
-            pseudo=self.pseudo.to(device, non_blocking=True),
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        targets = self.targets and tuple(target.each(change) for target in self.targets)
+        return Batch(change(self.images), targets, self.frames, change(self.pseudo))
 
 
 @dataclass(frozen=True)

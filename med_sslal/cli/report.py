@@ -35,31 +35,23 @@ def run(args: argparse.Namespace) -> int:
         UserError: A folder is neither run nor study, or a file in it is damaged.
     """
     from med_sslal.study.study_folder import STUDY_FILE
-    from med_sslal.trainer.run_folder import RunFolder
+    from med_sslal.trainer.run_folder import RunFolder, named_path
 
+    runs = [RunFolder(named_path(path)) for path in args.paths]
     # All are looked at before the first is written.
-    folders = [_folder(path) for path in args.paths]
-    for folder in folders:
+    for run, path in zip(runs, args.paths, strict=True):
+        if not (run.exists or (run.path / STUDY_FILE).is_file()):
+            raise UserError(
+                f"{path} is neither a run folder (it has no {run.config.name}) nor a study folder "
+                f"(no {STUDY_FILE}): name the folder that train.py or the study command printed"
+            )
+    for run in runs:
+        # The pointer to the newest run is a link; the page must name the run itself.
+        folder = run.path.resolve() if run.path.is_symlink() else run.path
         is_study = (folder / STUDY_FILE).is_file()
         written = write_study(folder) if is_study else write_run(RunFolder(folder))
         sys.stdout.write(f"{written}\n")
     return 0
-
-
-def _folder(path: str) -> Path:
-    """The run or study folder that a word names; UserError where it is neither."""
-    from med_sslal.study.study_folder import STUDY_FILE
-    from med_sslal.trainer.run_folder import RunFolder, named_path
-
-    folder = named_path(path)
-    run = RunFolder(folder)
-    if not (run.exists or (folder / STUDY_FILE).is_file()):
-        raise UserError(
-            f"{path} is neither a run folder (it has no {run.config.name}) nor a study folder (no "
-            f"{STUDY_FILE}): name the folder that train.py or the study command printed"
-        )
-    # The pointer to the newest run is a link; the page must name the run itself.
-    return folder.resolve() if folder.is_symlink() else folder
 
 
 def write_run(run: "RunFolder", dataset: "BaseDataset | None" = None) -> Path:

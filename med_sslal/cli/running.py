@@ -5,6 +5,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -106,16 +107,13 @@ def _write_pictures(run: RunFolder, setup: RunSetup, rows: list[dict[str, Any]])
 
 def _warn_of_changes(path: Path, found: Mapping[str, Any]) -> None:
     """Warn where a resumed run meets another environment: the numbers may differ."""
-    if path.exists():
-        before = read_json(path)
-        for name in sorted(before.keys() & found.keys()):
-            if before[name] != found[name]:
-                logger.warning(
-                    "%s was %s and is now %s: the continuation may differ from an unbroken run",
-                    name,
-                    before[name],
-                    found[name],
-                )
+    before = read_json(path) if path.exists() else {}
+    for name in sorted(before.keys() & found.keys()):
+        if before[name] != found[name]:
+            logger.warning(
+                f"{name} was {before[name]} and is now {found[name]}: the continuation may differ "
+                "from an unbroken run"
+            )
 
 
 def resume_command(folder: Path, world: World) -> str:
@@ -130,19 +128,15 @@ def resume_command(folder: Path, world: World) -> str:
 
 def environment(device: str, n_threads: int) -> dict[str, Any]:
     """Versions, device and threads: what can change a run's numbers."""
+    versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     return {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": versions,
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device,
         "gpu": torch.cuda.get_device_name(0) if device.startswith("cuda") else None,
         "threads": n_threads,
     }
-
-
-def _version(package: str) -> str | None:
-    """The installed version, None where it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

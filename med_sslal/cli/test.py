@@ -44,7 +44,10 @@ def test(args: Namespace) -> int:
         setup_logging(config.get("trainer.verbosity"), leads=world.is_main)
         for complaint in complaints:
             logger.warning("%s", complaint)
-        split = world.from_main(lambda: _split_of_run(path))
+        # Outside of a run there is none to keep.
+        cycle = CycleFolder.around(path.resolve())
+        kept = cycle.run.split if cycle is not None else Path()
+        split = world.from_main(lambda: read_json(kept) if kept.is_file() else None)
         devices = devices_of(config, args.device, world)
         with deterministic_algorithms(config["deterministic"]), StopRequest() as stop:
             dataset = world.local_first(lambda: build_dataset(config, split))
@@ -58,12 +61,6 @@ def test(args: Namespace) -> int:
                 setup, stop=stop, weights=content["model"], split=args.split, title=args.split
             )
     return _write(setup, found, loss, args.split, path) if world.is_main else 0
-
-
-def _split_of_run(checkpoint: Path) -> dict[str, list[str]] | None:
-    """The split of the run that a checkpoint lies in, None outside of a run."""
-    cycle = CycleFolder.around(checkpoint.resolve())
-    return read_json(cycle.run.split) if cycle is not None and cycle.run.split.exists() else None
 
 
 def find_model(name: str) -> tuple[Path, dict[str, Any], list[str]]:

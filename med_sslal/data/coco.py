@@ -59,11 +59,6 @@ class COCO(BaseDataset):
             window: Lowest and highest value of 16-bit grey pixels, mapped to 0 and 1; null: all
                 pictures have 8 bits.
             on_bad_sample: "error" lists all bad files and boxes; "skip" leaves them out.
-
-        Raises:
-            ConfigError: An argument is wrong.
-            DataError: A file is missing or is no COCO file, or something is bad and
-                on_bad_sample is "error".
         """
         folder, pictures = Path(root), inside(Path(root), images)
         find = _finder(folder, pictures, group_key, window)

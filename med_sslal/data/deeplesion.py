@@ -77,10 +77,6 @@ class DeepLesion(BaseDataset):
             window: Lowest and highest HU of the pixels, mapped to 0 and 1.
             cache_dir: Folder for decoded slices (0.5 MB each), for faster epochs; null = none.
             on_bad_sample: Damaged files, wrong rows: error = list them all and stop; skip = log.
-
-        Raises:
-            ConfigError: An argument is wrong, or the choice leaves a split empty.
-            DataError: Data is missing or bad.
         """
         decode = SliceCache(Path(cache_dir)).read if cache_dir else decode_slice
         folder = Path(root).expanduser()

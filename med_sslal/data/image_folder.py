@@ -63,11 +63,6 @@ class ImageFolder(BaseDataset):
                 for test.
             split_seed: Seed of the split.
             on_bad_sample: "error" lists all bad files and boxes; "skip" leaves them out.
-
-        Raises:
-            ConfigError: An argument is wrong.
-            DataError: The folder holds no picture, the labels are of too few groups for a split, or
-                something is bad and on_bad_sample is "error".
         """
         folder, group_of = Path(root), group_finder(group_pattern)
         bad = BadSamples(on_bad_sample, str(folder))

@@ -174,9 +174,6 @@ class StrongTransform(TrainTransform):
             noise: Largest standard deviation of Gaussian noise (values are 0 to 1).
             cutout: Largest number of blackened rectangles, 5 to 15 % of a side each.
             **others: Everything else that TrainTransform takes.
-
-        Raises:
-            ConfigError: albumentations is not installed, or image_size is no size.
         """
         super().__init__(
             image_size,

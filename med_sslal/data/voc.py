@@ -60,10 +60,6 @@ class PascalVOC(BaseDataset):
             group_pattern: Regular expression searched in the image id; its first group is the
                 patient. null: every image by itself.
             on_bad_sample: "error" lists all bad files and boxes; "skip" leaves them out.
-
-        Raises:
-            ConfigError: An argument is wrong.
-            DataError: A folder is missing, or something is bad and on_bad_sample is "error".
         """
         folder, group_of = Path(root), group_finder(group_pattern)
         bad = BadSamples(on_bad_sample, str(folder))

@@ -1,5 +1,6 @@
 """Running a detector over a split or the pool, in all processes of the run together."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,24 +76,15 @@ def _seen(
         names = [frame.info.image_id for frame in batch.frames]
         losses: list[float | None] = [None] * len(names)
         if output.losses:
-            losses = _finite_losses(output.losses, names, title)
+            losses = torch.stack(list(output.losses.values())).double().sum(0).tolist()
+        bad = [n for n, loss in zip(names, losses, strict=True) if not math.isfinite(loss or 0)]
+        if bad:
+            raise UserError(
+                f"the validation loss is not finite for the images {', '.join(bad)} ({title}): the "
+                "training has diverged; lower optimizer.args.lr or set trainer.grad_clip"
+            )
         found = [detections.prediction() for detections in output.detections]
         yield list(zip(names, found, losses, strict=True))
-
-
-def _finite_losses(
-    losses: Mapping[str, Tensor], names: Sequence[str], title: str
-) -> list[float | None]:
-    """The summed losses of the images; UserError where one is not finite."""
-    found = torch.stack(list(losses.values())).double().sum(0)
-    bad = (~found.isfinite()).nonzero().flatten().tolist()
-    if bad:
-        raise UserError(
-            f"the validation loss is not finite for the images {', '.join(names[i] for i in bad)} "
-            f"({title}): the training has diverged; lower optimizer.args.lr or set "
-            "trainer.grad_clip"
-        )
-    return found.tolist()
 
 
 def predict_split(

@@ -240,7 +240,9 @@ class RunFolder:
             DataError: It is missing, damaged, or written by a newer version.
         """
         content = read_versioned(self.summary, SUMMARY_VERSION)
-        if not isinstance(content.get("finished"), bool) or not _is_table(content.get("cycles")):
+        rows = content.get("cycles")
+        is_table = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+        if not isinstance(content.get("finished"), bool) or not is_table:
             raise DataError(f"{self.summary} is no summary of a run")
         return content
 
@@ -271,11 +273,6 @@ class RunFolder:
                 remove_unfinished(part)
         except OSError as error:
             raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
-
-
-def _is_table(rows: Any) -> bool:
-    """Whether it is a list of objects."""
-    return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
 
 
 def new_run_folder(save_dir: Path, name: str, run_id: str | None, seed: int) -> Path:
