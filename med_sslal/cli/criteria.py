@@ -15,11 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the list, or all about one name; returns the exit code.
-
-    Raises:
-        ConfigError: There is no criterion or second stage of that name.
-    """
+    """Print the list, or all about one name; returns the exit code."""
     # SciPy and scikit-learn take a second to load, and `--help` must not wait.
     from med_sslal.cli.criteria_help import explain, overview
 

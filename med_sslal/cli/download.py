@@ -41,11 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Download and unpack; run again after an interruption, it goes on where it stopped.
-
-    Raises:
-        UserError: Anything that the user can mend.
-    """
+    """Download and unpack; run again after an interruption, it goes on where it stopped."""
     links = read_links(args.links, args.md5)
     try:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -29,11 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the reports that `args` asks for, a path a line; returns the exit code.
-
-    Raises:
-        UserError: A folder is neither run nor study, or a file in it is damaged.
-    """
+    """Write the reports that `args` asks for, a path a line; returns the exit code."""
     from med_sslal.study.study_folder import STUDY_FILE
     from med_sslal.trainer.run_folder import RunFolder, named_path
 
@@ -61,9 +57,6 @@ def write_run(run: "RunFolder", dataset: "BaseDataset | None" = None) -> Path:
         run: The run folder.
         dataset: The run's images with the labels that it has used. None opens its data set; where
             that cannot be done the page says so and does without pictures and truth.
-
-    Raises:
-        UserError: A file of the run is damaged, or the folder cannot be written.
     """
     from med_sslal.cli.registries import registries
     from med_sslal.config.parse_config import ConfigParser
@@ -94,11 +87,7 @@ def _open_dataset(config: "ConfigParser", split: Path) -> "BaseDataset":
 
 
 def write_study(folder: Path) -> Path:
-    """Write the report of a study folder; returns its path.
-
-    Raises:
-        UserError: A file of the study is damaged, or the folder cannot be written.
-    """
+    """Write the report of a study folder; returns its path."""
     from med_sslal.report.study_data import load_study
     from med_sslal.report.study_page import write_study_report
 

@@ -15,11 +15,11 @@ from med_sslal.cli.registries import registries
 from med_sslal.cli.train import build_setup
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.eval.coco_utils import to_coco_predictions
-from med_sslal.eval.metric import evaluate
 from med_sslal.logger.logger import setup_logging
 from med_sslal.report.pictures import write_evaluation_pictures
 from med_sslal.report.table import metric_table
 from med_sslal.trainer.inference import predict_split
+from med_sslal.trainer.results import measured
 from med_sslal.trainer.run_folder import CycleFolder, ResultFolder, find_run, load_named
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.deterministic import deterministic_algorithms
@@ -32,11 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def test(args: Namespace) -> int:
-    """Evaluate and write `<run>/test_<time>/`; returns the exit code.
-
-    Raises:
-        UserError: Something the user can mend.
-    """
+    """Evaluate and write `<run>/test_<time>/`; returns the exit code."""
     world = World.from_environment()
     with world.joined(gpus=args.device != "cpu"):
         path, content, complaints = world.from_main(lambda: find_model(args.resume))
@@ -92,10 +88,7 @@ def _write(
     if cycle is not None:
         folder = cycle.run.path
     images, labels = setup.images, setup.split_labels(split)
-    result = evaluate(
-        setup.metrics, found, labels, images.infos, setup.class_names, seed=setup.seed
-    )
-    result["values"]["loss"] = loss
+    result = measured(setup, found, loss, split)
     out = ResultFolder(folder / f"{split}_{datetime.now():%Y%m%d_%H%M%S}")
     try:
         out.path.mkdir()

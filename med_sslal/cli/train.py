@@ -53,11 +53,7 @@ DRY_INIT, DRY_BUDGET, DRY_POOL, DRY_EVAL = 4, 2, 12, 4
 
 
 def train(args: Namespace) -> int:
-    """Do what the command line asks for; returns the exit code.
-
-    Raises:
-        UserError: Something the user can mend.
-    """
+    """Do what the command line asks for; returns the exit code."""
     if args.help_config:
         sys.stdout.write(help_config(registries()))
         return 0

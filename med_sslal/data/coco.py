@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from med_sslal.base.base_dataset import BaseDataset, Images, Labels
 from med_sslal.base.types import ImageInfo
@@ -104,20 +104,12 @@ def _finder(
     return find
 
 
-class CocoContent(NamedTuple):
-    """What a COCO file holds: class names in order of their ids, images, and the boxes of each."""
-
-    class_names: tuple[str, ...]
-    infos: dict[str, ImageInfo]
-    records: dict[str, list[BoxRecord]]
-
-
 def load_coco(
     path: Path,
     find: Callable[[dict[str, Any], str, str], ImageInfo],
     bad: BadSamples,
     known: dict[str, ImageInfo] | None = None,
-) -> CocoContent:
+) -> tuple[list[str], dict[str, ImageInfo], dict[str, list[BoxRecord]]]:
     """Read a COCO file; images and boxes that are wrong are noted.
 
     Args:
@@ -126,6 +118,9 @@ def load_coco(
             or raises DataError.
         bad: Takes the notes.
         known: Images of other files, whose ids may not come again.
+
+    Returns:
+        Class names in order of their ids, the images, and the boxes of each.
 
     Raises:
         DataError: It is no such file.
@@ -151,9 +146,8 @@ def load_coco(
                 raise DataError(f"{where}: a second image with id {number}")
             infos[info.image_id] = info
             by_number[number] = info.image_id
-    return CocoContent(
-        tuple(categories.values()), infos, _read_boxes(document, path, categories, by_number, bad)
-    )
+    records = _read_boxes(document, path, categories, by_number, bad)
+    return list(categories.values()), infos, records
 
 
 def save_coco(path: Path, images: Images, labels: Labels, *, folder: str = ".") -> None:

@@ -5,19 +5,18 @@ and no others, UnlabelledView holds none.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from med_sslal.base.base_data_loader import BadSample
 from med_sslal.base.base_dataset import BaseDataset, Images
-from med_sslal.base.types import Annotation, Frame, ImageInfo, Sample, Target, UnlabelledSample
+from med_sslal.base.types import Annotation, Frame, Sample, Target, UnlabelledSample
 from med_sslal.data.coco import COCO
 from med_sslal.data.deeplesion import DeepLesion
 from med_sslal.data.image_folder import ImageFolder
-from med_sslal.data.transforms import Transformed
+from med_sslal.data.transforms import Transform
 from med_sslal.data.voc import PascalVOC
 from med_sslal.utils.errors import DataError, LabelAccessError
 
@@ -27,16 +26,6 @@ DATASETS: dict[str, type[BaseDataset]] = {
     "PascalVOC": PascalVOC,
     "ImageFolder": ImageFolder,
 }
-
-
-class Transform(Protocol):
-    """Brings an image and its label to the model's frame; see EvalTransform."""
-
-    def __call__(
-        self, image: np.ndarray, annotation: Annotation | None, info: ImageInfo, epoch: int
-    ) -> Transformed:
-        """Return image [3, H, W], the label in its frame or None, and `to_original` [2, 3]."""
-        ...
 
 
 class _View(Dataset[Any]):

@@ -76,9 +76,8 @@ class ImageFolder(BaseDataset):
                     raise DataError(f"{where}: there is no picture {name} in {folder}")
                 return by_name[name]
 
-            content = load_coco(inside(folder, labels), find, bad)
-            names = content.class_names if classes is None else classes
-            known = make_labels(content.records, names, infos, bad)
+            names, _, records = load_coco(inside(folder, labels), find, bad)
+            known = make_labels(records, names if classes is None else classes, infos, bad)
         bad.finish()
         splits = _split(infos, known, eval_split, split_seed)
         images = PictureImages(folder, infos, splits, window)

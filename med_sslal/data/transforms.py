@@ -6,7 +6,7 @@ W - 1 - x); `_edge_matrix` turns that into edges. S is the run's shape (H, W).
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import cv2
@@ -23,6 +23,8 @@ MIN_SIDE = 2.0
 """Boxes with a shorter side (pixels of the model's frame) teach nothing: ignore regions."""
 
 Transformed = tuple[Tensor, Target | None, Tensor]
+# Brings an image and its label to the model's frame in an epoch; see EvalTransform.
+Transform = Callable[[np.ndarray, Annotation | None, ImageInfo, int], Transformed]
 Share = Annotated[float, Interval(ge=0, le=1)]
 # Changes of a factor by more would come close to 0.
 NearOne = Annotated[float, Interval(ge=0, le=0.9)]

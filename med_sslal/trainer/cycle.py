@@ -17,12 +17,11 @@ from med_sslal.al.selection_io import read_selection, write_detections, write_se
 from med_sslal.base.checkpoint import weights_hash
 from med_sslal.base.types import Annotation
 from med_sslal.eval.coco_utils import from_coco_predictions, to_coco_predictions
-from med_sslal.eval.metric import evaluate
 from med_sslal.ssl.pseudo_labels import PseudoLabels
 from med_sslal.trainer.inference import predict_split, score
 from med_sslal.trainer.initial_set import initial_set
 from med_sslal.trainer.remote_calls import help_out, together
-from med_sslal.trainer.results import cycle_row, note_seconds, pseudo_quality
+from med_sslal.trainer.results import cycle_row, measured, note_seconds, pseudo_quality
 from med_sslal.trainer.run_folder import CycleFolder, RunFolder
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.train_cycle import load_best, train_cycle
@@ -180,7 +179,6 @@ class CycleLoop:
         weights = load_best(folder)["model"]
         results: dict[str, Any] = {}
         for split in ("val", "test"):
-            labels = setup.split_labels(split)
             found, loss = together(
                 predict_split,
                 setup,
@@ -189,10 +187,7 @@ class CycleLoop:
                 split=split,
                 title=f"cycle {state.number} {split}",
             )
-            results[split] = evaluate(
-                setup.metrics, found, labels, setup.images.infos, setup.class_names, seed=setup.seed
-            )
-            results[split]["values"]["loss"] = loss
+            results[split] = measured(setup, found, loss, split)
             path = folder.predictions if split == "test" else folder.val_predictions
             content = to_coco_predictions(found, setup.images.infos, setup.class_names)
             write_json(path, content)

@@ -4,7 +4,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from med_sslal.base.types import Annotation
+from med_sslal.base.types import Annotation, Prediction
+from med_sslal.eval.metric import evaluate
 from med_sslal.ssl.pseudo_labels import PseudoLabels
 from med_sslal.ssl.quality import hidden_truth_quality
 from med_sslal.trainer.run_folder import CycleFolder
@@ -61,6 +62,16 @@ def cycle_row(
         "test_sens_mean_high": interval[1],
         "minutes": round((training["seconds"] + seconds) / 60, 3),
     }
+
+
+def measured(
+    setup: RunSetup, found: Mapping[str, Prediction], loss: float | None, split: str
+) -> dict[str, Any]:
+    """What `evaluate` says of the predictions of a split, the loss among the values."""
+    labels, infos = setup.split_labels(split), setup.images.infos
+    result = evaluate(setup.metrics, found, labels, infos, setup.class_names, seed=setup.seed)
+    result["values"]["loss"] = loss
+    return result
 
 
 def pseudo_quality(
