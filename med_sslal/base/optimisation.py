@@ -15,11 +15,9 @@ from med_sslal.base.settings import TrainerSettings
 
 
 class Optimisation:
-    """One for each training.
+    """One for each training; `model` and `optimizer` are attributes too.
 
     Attributes:
-        model: The detector itself.
-        optimizer: Over its parameters.
         kept: What is validated, kept and scored with: `model`, or the average of its weights.
     """
 

@@ -71,13 +71,12 @@ class LabelledView(_View):
         pseudo_ids: frozenset[str] = frozenset(),
         pseudo_transform: Transform | None = None,
     ) -> None:
-        """Make the view.
+        """Hold `ids` in order, and the labels of no other image: no worker sees one of the pool.
 
         Args:
             images: Infos and pixels.
-            labels: Labels (or pseudo-labels) by image id. Those of other images than `ids` are
-                left behind: no worker sees a label of the unlabelled pool.
-            ids: The images of the view, in order.
+            labels: Labels (or pseudo-labels) by image id.
+            ids: The images of the view.
             transform: Brings them to the model's frame.
             pseudo_ids: Those of `ids` whose label is a pseudo-label.
             pseudo_transform: In place of `transform` for these; None changes them alike.

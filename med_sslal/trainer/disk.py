@@ -33,18 +33,12 @@ def disk_estimate(initial: Path, setup: RunSetup) -> str:
 
 def _epochs(setup: RunSetup) -> list[int]:
     """Epochs of each cycle, at most."""
-    settings, helper, pool = (
-        setup.settings,
-        setup.strategy.helper,
-        len(setup.images.splits["train"]),
-    )
+    settings, helper = setup.settings, setup.strategy.helper
     if settings.steps_per_cycle is None:
         return [settings.epochs] * (setup.strategy.num_cycles + 1)
     # How many images another unit pays for is not known.
     more = helper.budget_num if helper.costs.unit == "images" else 0
-    labelled = [
-        min(helper.n_initial(pool) + cycle * more, pool)
-        for cycle in range(setup.strategy.num_cycles + 1)
-    ]
+    pool, cycles = len(setup.images.splits["train"]), range(setup.strategy.num_cycles + 1)
+    labelled = [min(helper.n_initial(pool) + cycle * more, pool) for cycle in cycles]
     batch_size = setup.compute.batch_size * settings.accumulate
     return [math.ceil(settings.steps_per_cycle / max(n // batch_size, 1)) for n in labelled]
