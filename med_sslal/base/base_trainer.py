@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from med_sslal.base.checkpoint import load_checkpoint, newest_good, previous, save_checkpoint
+from med_sslal.base.checkpoint import newest_good, previous, save_checkpoint
 from med_sslal.base.hook import Hook
 from med_sslal.base.monitor import Monitor
 from med_sslal.base.training_step import TrainingStep
@@ -220,20 +220,16 @@ class BaseTrainer(ABC):
             content["random"] = {**states[0], **others}
         save_checkpoint(path, content)
 
-    def resume(self, path: Path | None = None) -> Path | None:
-        """Continue from a checkpoint.
-
-        Args:
-            path: The checkpoint; None takes the newest good one of the folder.
+    def resume(self) -> Path | None:
+        """Continue from the newest good checkpoint of the folder, if there is any.
 
         Returns:
             The checkpoint that was taken, None where the folder holds none.
 
         Raises:
-            CheckpointError: `path` is damaged or holds no training state, or the folder holds
-                checkpoints but none that can be used.
+            CheckpointError: The folder holds checkpoints but none that can be used.
         """
-        found = self.world.from_main(lambda: self._find(path))
+        found = self.world.from_main(self._find)
         if found is None:
             return None
         path, content = found
@@ -258,28 +254,19 @@ class BaseTrainer(ABC):
         self.seconds, self.history = content["seconds"], content["history"]
         return path
 
-    def _find(self, path: Path | None) -> tuple[Path, dict[str, Any]] | None:
+    def _find(self) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint to continue from and its content (see `resume`)."""
-        if path is None:
-            candidates = self.folder.resumable()
-            if not candidates:
-                return None
-            try:
-                path, content, complaints = newest_good(candidates, self._take_best)
-            except CheckpointError as error:
-                raise CheckpointError(
-                    f"{error}. Remove {self.folder.path}: --resume trains this cycle anew"
-                ) from error
-            for complaint in complaints:
-                logger.warning("%s; falling back", complaint)
-        else:
-            content = load_checkpoint(path)
-            self._take_best(content)
-        if "state" not in content:
+        candidates = self.folder.resumable()
+        if not candidates:
+            return None
+        try:
+            path, content, complaints = newest_good(candidates, self._take_best)
+        except CheckpointError as error:
             raise CheckpointError(
-                f"{path} holds a model but no training state: resume from "
-                f"{self.folder.last.name}, or start a new run from it with --init-from"
-            )
+                f"{error}. Remove {self.folder.path}: --resume trains this cycle anew"
+            ) from error
+        for complaint in complaints:
+            logger.warning("%s; falling back", complaint)
         return path, content
 
     def _take_best(self, content: Mapping[str, Any]) -> None:
