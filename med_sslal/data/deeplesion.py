@@ -19,7 +19,7 @@ from med_sslal.data.pictures import Window
 from med_sslal.data.probe import ImageProbe
 from med_sslal.data.slice_cache import SliceCache
 from med_sslal.data.slices import FoundStack, SliceImages, SliceMode, decode_slice, find_stack
-from med_sslal.data.splits import SPLIT_NAMES, EvalSplit, log_split, split_by_group
+from med_sslal.data.splits import EvalSplit, split_by_group, splits_by
 from med_sslal.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -185,18 +185,14 @@ def _official_split(
     infos: Mapping[str, ImageInfo], lesions: Iterable[Lesion], lesion_type: str
 ) -> dict[str, tuple[str, ...]]:
     """The split that DL_info.csv states, checked to be by patient."""
-    sides: dict[str, set[str]] = {}
-    for lesion in lesions:
-        sides.setdefault(lesion.patient, set()).add(lesion.split)
-    torn = [patient for patient, names in sides.items() if len(names) > 1]
+    side: dict[str, str] = {}
+    torn = {row.patient for row in lesions if side.setdefault(row.patient, row.split) != row.split}
     if torn:
         raise DataError(
-            f"DL_info.csv: Train_Val_Test puts patient(s) {', '.join(torn[:5])} on several "
+            f"DL_info.csv: Train_Val_Test puts patient(s) {', '.join(sorted(torn)[:5])} on several "
             'sides; mend the file or use dataset_type "non-specified"'
         )
-    splits = {
-        name: tuple(i for i in infos if sides[infos[i].group_id] == {name}) for name in SPLIT_NAMES
-    }
+    splits = splits_by(infos, lambda info: side[info.group_id])
     empty = [name for name, ids in splits.items() if not ids]
     if empty:
         raise ConfigError(
@@ -204,7 +200,6 @@ def _official_split(
             f"no image in {', '.join(empty)} (the real data states lesion types in val and "
             'test only): use dataset_type "non-specified"'
         )
-    log_split(infos, splits)
     return splits
 
 

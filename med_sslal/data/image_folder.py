@@ -20,8 +20,8 @@ from med_sslal.data.splits import (
     Classes,
     EvalSplit,
     GroupPattern,
-    log_split,
     split_by_group,
+    splits_by,
 )
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import inside
@@ -90,7 +90,7 @@ def _split(
 ) -> dict[str, tuple[str, ...]]:
     """Val and test from wholly labelled groups, all other images in train."""
     if not labels.annotations:
-        return dict.fromkeys(SPLIT_NAMES, ()) | {"train": tuple(sorted(infos))}
+        return splits_by(infos, lambda info: "train")
     in_part = {info.group_id for name, info in infos.items() if name not in labels.annotations}
     whole = {name: info for name, info in infos.items() if info.group_id not in in_part}
     if len({info.group_id for info in whole.values()}) < len(SPLIT_NAMES):
@@ -99,8 +99,6 @@ def _split(
             "but fewer than 3 patients have one on all of their images: validation and test need "
             "one each, and training one; label more, or give no labels at all"
         )
-    splits = split_by_group(whole, eval_split, split_seed)
-    held_out = {*splits["val"], *splits["test"]}
-    splits["train"] = tuple(sorted(infos.keys() - held_out))
-    log_split(infos, splits)
-    return splits
+    drawn = split_by_group(whole, eval_split, split_seed)
+    held_out = {image_id: name for name in ("val", "test") for image_id in drawn[name]}
+    return splits_by(infos, lambda info: held_out.get(info.image_id, "train"))

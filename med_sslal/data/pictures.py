@@ -15,7 +15,7 @@ from med_sslal.base.base_dataset import Images, Labels
 from med_sslal.base.types import Annotation, ImageInfo
 from med_sslal.data.bad_samples import BadSamples
 from med_sslal.data.probe import SUFFIXES, probe_image
-from med_sslal.data.splits import SPLIT_NAMES, log_split, split_by_group
+from med_sslal.data.splits import SPLIT_NAMES, split_by_group, splits_by
 from med_sslal.utils.errors import DataError
 
 Window = Annotated[
@@ -238,19 +238,16 @@ def make_splits(
 ) -> dict[str, tuple[str, ...]]:
     """Splits as `lists` of image ids give them, or else drawn (see `split_by_group`).
 
-    Listed ids that are not in `infos` (skipped files) are left out.
+    All of `infos` are listed; listed ids that are not there (skipped files) are left out.
 
     Raises:
         DataError: An image or a group (patient) is on two lists, or a list has no image left.
     """
     if lists is None:
         return split_by_group(infos, eval_split, split_seed)
-    splits = {
-        name: tuple(sorted(image_id for image_id in set(lists[name]) if image_id in infos))
-        for name in SPLIT_NAMES
-    }
     side: dict[str, str] = {}
-    for name, ids in splits.items():
+    for name in SPLIT_NAMES:
+        ids = sorted(set(lists[name]) & infos.keys())
         if not ids:
             raise DataError(f"the list of split '{name}' has no image")
         for image_id in ids:
@@ -261,5 +258,4 @@ def make_splits(
                     f"{what} '{group}' is in split '{side[group]}' and in '{name}' (image "
                     f"'{image_id}'): each must be in one only"
                 )
-    log_split(infos, splits)
-    return splits
+    return splits_by(infos, lambda info: side[info.group_id])

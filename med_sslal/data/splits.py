@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 from annotated_types import Interval, MinLen, Predicate, doc
@@ -72,16 +72,19 @@ def split_by_group(
     # Sorted first, so that equal hashes cannot bring back the order of the input.
     drawn = sorted(groups, key=lambda group: stable_hash("split", split_seed, group))
     side = dict.fromkeys(drawn[:n_val], "val") | dict.fromkeys(drawn[n_val:n_held], "test")
-    splits: dict[str, list[str]] = {name: [] for name in SPLIT_NAMES}
-    for image_id in sorted(infos):
-        splits[side.get(infos[image_id].group_id, "train")].append(image_id)
-    result = {name: tuple(ids) for name, ids in splits.items()}
-    log_split(infos, result)
-    return result
+    return splits_by(infos, lambda info: side.get(info.group_id, "train"))
 
 
-def log_split(infos: Mapping[str, ImageInfo], splits: Mapping[str, tuple[str, ...]]) -> None:
-    """Log images and groups of each split (groups are of very different size)."""
+def splits_by(
+    infos: Mapping[str, ImageInfo], side: Callable[[ImageInfo], str]
+) -> dict[str, tuple[str, ...]]:
+    """Each split with the sorted ids of the images that `side` puts in it, which is logged."""
+    splits = {
+        name: tuple(image_id for image_id in sorted(infos) if side(infos[image_id]) == name)
+        for name in SPLIT_NAMES
+    }
     for name, ids in splits.items():
+        # Groups are of very different size.
         groups = {infos[image_id].group_id for image_id in ids}
         logger.info("%s: %d images of %d groups", name, len(ids), len(groups))
+    return splits
