@@ -106,6 +106,10 @@ class Run:
         Raises:
             DataError: An image cannot be read or is no such array.
         """
+        if isinstance(images, str | Path | np.ndarray):
+            raise DataError(f"images must be a list of images, found one {type(images).__name__}")
+        if not 0 <= min_score <= 1:
+            raise DataError(f"min_score must be from 0 to 1, found {min_score}")
         batches = self._batches(iter(images))
         outputs = stream(self.model, batches, self._device, self._dtype)
         found = [each.prediction() for _, output in outputs for each in output.detections]

@@ -1,6 +1,7 @@
 """Folders of pictures with labels in part, 16-bit pixels by a window, and labels written."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,8 @@ def test_200_images_of_which_40_have_labels(tmp_path, capsys):
 
     label_first(tmp_path, 60)
     assert run_train("--resume", run, "--set", "trainer.epochs=2") == 0, "more labels have come"
+    said = (run / "train.log").read_text()
+    assert re.search(r"\d+ images have got a label since this run began", said)
     assert json.loads((run / "cycle_00" / "pool.json").read_text()) == pool
     assert json.loads((run / "summary.json").read_text())["cycles"][0]["labelled_images"] == 32
     capsys.readouterr()

@@ -290,6 +290,14 @@ def cut(name: str, size: int) -> Callable[[Path], None]:
     return change
 
 
+def without_query(run: Path) -> None:
+    """As a run is left that has never had to score its pool."""
+    drop_records(run)
+    config = json.loads((run / "config.json").read_text())
+    config["al_settings"]["num_cycles"] = 0
+    (run / "config.json").write_text(json.dumps(config))
+
+
 def drop_records(run: Path) -> None:
     for record in run.glob("cycle_*/record"):
         shutil.rmtree(record)
@@ -306,6 +314,7 @@ def other_data(run: Path) -> None:
     ("damage", "path", "sentence"),
     [
         (lambda run: None, "nowhere", "there is no pool record"),
+        (without_query, "", "a run with al_settings.num_cycles 0 scores no pool"),
         (lambda run: None, "cycle_00/record/plain/boxes.npy", "there is no pool record"),
         (drop_records, "", "has no pool record: a run keeps the newest ones only, here trainer."),
         (drop_records, "cycle_00", "run with trainer.keep_records true to keep them all"),
@@ -319,6 +328,7 @@ def other_data(run: Path) -> None:
     ],
     ids=[
         "nothing",
+        "run without a query",
         "a file",
         "run without records",
         "cycle without record",

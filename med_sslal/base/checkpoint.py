@@ -4,6 +4,7 @@ import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,11 @@ def load_tensors(path: Path, *, require_checksum: bool = False) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     # torch's unpickler stumbles over foreign bytes in many ways: IndexError, struct.error, ...
     except Exception as error:
-        raise CheckpointError(f"{path} is no readable checkpoint: {first_line(error)}") from error
+        # torch's own advice is to unpickle what nobody has checked.
+        why = "" if isinstance(error, UnpicklingError) else f" ({first_line(error)})"
+        raise CheckpointError(
+            f"{path} is no readable checkpoint of tensors and plain containers{why}"
+        ) from error
 
 
 def weights_hash(state: Mapping[str, torch.Tensor]) -> str:

@@ -28,7 +28,7 @@ examples:
 
 
 TRAIN = "Train a detector with few labels, cycle by cycle."
-TEST = "Evaluate a checkpoint with its run's own config; results go to <run>/test_<time>/."
+TEST = "Evaluate a checkpoint with its run's own config; results go to <run>/<split>_<time>/."
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:

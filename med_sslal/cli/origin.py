@@ -73,7 +73,12 @@ def find_record(name: str) -> Origin:
 
 def _dropped(named: Path, run: RunFolder) -> DataError:
     """The error for a place of a run that has no record (any more)."""
-    keep = read_json(run.config).get("trainer", {}).get("keep_records")
+    config = read_json(run.config)
+    if not config.get("al_settings", {}).get("num_cycles"):
+        return DataError(
+            f"{named} has no pool record: a run with al_settings.num_cycles 0 scores no pool"
+        )
+    keep = config.get("trainer", {}).get("keep_records")
     return DataError(
         f"{named} has no pool record: a run keeps the newest ones only, here trainer.keep_records "
         f"{show(keep)}; run with trainer.keep_records true to keep them all"

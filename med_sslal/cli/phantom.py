@@ -3,10 +3,6 @@
 import argparse
 from pathlib import Path
 
-from med_sslal.logger.logger import setup_logging
-from med_sslal.logger.progress import Progress
-from med_sslal.phantom import generate
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to `parser`."""
@@ -31,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the phantom that `args` describes; returns the exit code."""
+    # Here: `--help` of any command must not wait for OpenCV.
+    from med_sslal.logger.logger import setup_logging
+    from med_sslal.logger.progress import Progress
+    from med_sslal.phantom import generate
+
     setup_logging(1)
     with Progress("phantom", args.patients) as progress:
         generate(

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def test(args: Namespace) -> int:
-    """Evaluate and write `<run>/test_<time>/`; returns the exit code."""
+    """Evaluate and write `<run>/<split>_<time>/`; returns the exit code."""
     world = World.from_environment()
     with world.joined(gpus=args.device != "cpu"):
         path, content, complaints = world.from_main(lambda: find_model(args.resume))

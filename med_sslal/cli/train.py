@@ -41,7 +41,7 @@ from med_sslal.trainer.run_folder import RunFolder, filled_first, find_run, new_
 from med_sslal.trainer.setup import Compute, DetectorParts, RunSetup, Strategy, Transforms
 from med_sslal.utils.deterministic import deterministic_algorithms
 from med_sslal.utils.distributed import ALONE, World
-from med_sslal.utils.errors import UserError
+from med_sslal.utils.errors import CheckpointError, UserError
 from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.train_util import Devices, autocast_dtype
 from med_sslal.utils.util import read_json, stable_hash, write_json
@@ -63,6 +63,8 @@ def train(args: Namespace) -> int:
     if args.print_config:
         sys.stdout.write(print_config(config))
         return 0
+    if args.init_from is not None and not Path(args.init_from).is_file():
+        raise CheckpointError(f"there is no checkpoint {args.init_from}, which --init-from names")
     world = World.from_environment()
     setup_logging(config.get("trainer.verbosity"), leads=world.is_main)
     devices = devices_of(config, args.device, world)

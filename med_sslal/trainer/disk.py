@@ -28,7 +28,9 @@ def disk_estimate(initial: Path, setup: RunSetup) -> str:
     total = weights + (setup.strategy.num_cycles + 1) * per_cycle + weights + (2 + numbered) * last
     total += min(setup.settings.keep_records, setup.strategy.num_cycles) * record
     free = shutil.disk_usage(initial.parent).free
-    return f"the run will take about {total / 2**30:.2f} GiB; {free / 2**30:.1f} GiB are free"
+    return (
+        f"the run will take at most about {total / 2**30:.2f} GiB; {free / 2**30:.1f} GiB are free"
+    )
 
 
 def _epochs(setup: RunSetup) -> list[int]:

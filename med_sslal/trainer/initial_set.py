@@ -27,10 +27,17 @@ def initial_set(setup: RunSetup, run: RunFolder, pool: Pool, stop: StopRequest) 
     """
     if setup.strategy.helper.starts_labelled:
         # A run keeps what it began with, where more labels have come since.
-        first = run.cycle(0).pool
-        if first.exists():
-            return tuple(read_json(first)["labelled"])
-        return setup.strategy.oracle.known(pool.unlabelled)
+        known, first = setup.strategy.oracle.known(pool.unlabelled), run.cycle(0).pool
+        if not first.exists():
+            return known
+        kept = tuple(read_json(first)["labelled"])
+        if more := len(known) - len(kept):
+            logger.warning(
+                "%d images have got a label since this run began, and it does not train on them: "
+                "start a new run, from this one's weights with --init-from",
+                more,
+            )
+        return kept
     if not setup.strategy.helper.cold_start:
         return setup.strategy.helper.initial(pool)
     chosen = run.initial_selection
