@@ -11,6 +11,7 @@ from torch import Tensor
 from med_sslal.al.record import PoolRecord
 from med_sslal.base.checkpoint import load_checkpoint
 from med_sslal.base.types import Target
+from med_sslal.model.detector import Seen
 from med_sslal.model.detectors import FasterRCNN
 from med_sslal.model.parallel import gather_outputs, scatter_parts
 
@@ -76,8 +77,8 @@ def decoded(delta: list[float], box: list[float]) -> list[float]:
 def literal_quality(model: FasterRCNN) -> list[list[list[float]]]:
     """[image][class] of [sum, number], one RoI after the other, as the formula is written."""
     batch = model.transform(images(), None)
-    features, _ = model.backbone(batch.tensors)
-    proposals, *_ = model.rpn(batch, features, None, [None] * len(TARGETS), None)
+    features, c5 = model.backbone(batch.tensors)
+    proposals, *_ = model.rpn(Seen(batch, features, c5, None, None, None), [])
     heads, result = model.roi_heads, []
     for i, target in enumerate(TARGETS):
         sums = [[0.0, 0.0] for _ in range(N_CLASSES - 1)]

@@ -11,11 +11,7 @@ Problem = tuple[str, str]
 
 
 def problems_of(args: Mapping[str, Any], backbones: Mapping[str, BackboneSpec]) -> list[Problem]:
-    """Everything wrong with a complete set of arguments.
-
-    Args:
-        args: Every argument that the families share by name, of the right types and ranges.
-        backbones: The registry of backbones.
+    """Everything wrong with a complete set of arguments, each of the right type and range.
 
     Returns:
         Pairs of an argument's name and a sentence about it; empty if all is well.

@@ -99,18 +99,7 @@ class PyramidBackbone(BackboneWithFPN):
         strides: Pixels of the input per cell, for every returned stage.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        names: Sequence[str],
-        widths: Sequence[int],
-        strides: Sequence[int],
-        channels: int,
-    ) -> None:
-        """Make it, `channels` wide, on the children `names`, of these widths, of `network`."""
-        levels = {name: str(level) for level, name in enumerate(names)}
-        super().__init__(network, levels, list(widths), channels)
-        self.strides = strides
+    strides: tuple[int, ...]
 
     def forward(self, x: Tensor) -> tuple[Features, Tensor]:
         """Compute the levels and C5.
@@ -135,19 +124,14 @@ class SingleLevelBackbone(nn.Module):
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        names: Sequence[str],
-        widths: Sequence[int],
-        strides: Sequence[int],
-        channels: int,
+        self, network: nn.Module, name: str, width: int, stride: int, channels: int
     ) -> None:
-        """Make it, `channels` wide, on the last of `names` (see PyramidBackbone)."""
+        """Make it, `channels` wide, on the child `name`, of this width, of `network`."""
         super().__init__()
-        self.body = IntermediateLayerGetter(network, {names[-1]: "0"})
-        self.reduce = nn.Conv2d(widths[-1], channels, kernel_size=1)
+        self.body = IntermediateLayerGetter(network, {name: "0"})
+        self.reduce = nn.Conv2d(width, channels, kernel_size=1)
         self.out_channels = channels
-        self.strides = strides[-1:]
+        self.strides = (stride,)
 
     def forward(self, x: Tensor) -> tuple[Features, Tensor]:
         """Compute {"0": [B, channels, h, w]} and C5 [B, D, h, w] from [B, 3, H, W]."""
@@ -192,5 +176,9 @@ def build_backbone(
     body.train()
     widths = [outputs[name].shape[1] for name in names]
     strides = tuple(side // outputs[name].shape[-1] for name in names)
-    made = PyramidBackbone if fpn else SingleLevelBackbone
-    return made(network, names, widths, strides, channels)
+    if not fpn:
+        return SingleLevelBackbone(network, names[-1], widths[-1], strides[-1], channels)
+    levels = {name: str(level) for level, name in enumerate(names)}
+    pyramid = PyramidBackbone(network, levels, widths, channels)
+    pyramid.strides = strides
+    return pyramid

@@ -72,6 +72,10 @@ class Seen:
             return [""] * len(self.images.image_sizes)
         return [frame.info.image_id for frame in self.frames]
 
+    def low_precision(self) -> torch.autocast:
+        """Where the wide layers compute in `dtype`."""
+        return torch.autocast(self.c5.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
     def to_original(self, boxes: Tensor, number: int) -> Tensor:
         """Boxes of image `number` in ORIGINAL pixels."""
         return to_original(boxes, None if self.frames is None else self.frames[number])
@@ -160,11 +164,8 @@ class Detector(BaseModel):
     ) -> list[Detections]:
         """Bring every box to ORIGINAL pixels and add what describes the whole image.
 
-        Args:
-            seen: The batch.
-            found: B images' detections.
-            top_proposals: B images' best proposals float32 [P, 4] with their objectness [P]; None
-                where there are none.
+        `top_proposals` are B images' best proposals float32 [P, 4] with their objectness [P], where
+        there are any.
         """
         detections = []
         embeddings = valid_mean(seen.c5, seen.images)

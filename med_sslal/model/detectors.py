@@ -12,12 +12,11 @@ from torchvision.ops.poolers import initLevelMapper
 
 from med_sslal.model.arguments import problems_of
 from med_sslal.model.backbone import BACKBONES, Backbone, BackboneSpec, build_backbone
-from med_sslal.model.box_head import BoxHead
 from med_sslal.model.detector import Detector
 from med_sslal.model.norm import NormName, norm_layer
 from med_sslal.model.rcnn import TwoStageDetector
 from med_sslal.model.retina import DenseHead, OneStageDetector
-from med_sslal.model.roi_heads import RoIHeads
+from med_sslal.model.roi_heads import BoxHead, RoIHeads
 from med_sslal.model.roi_pool import RoIPool
 from med_sslal.model.rpn import Float32RPNHead, RegionProposals
 from med_sslal.model.transform import DetectionTransform

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -28,24 +28,6 @@ class FastFrozenNorm(FrozenBatchNorm2d):
         )
 
 
-class _SumOverProcesses(torch.autograd.Function):
-    """The sum over the processes, through which gradients flow back to all of them."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        """Add up."""
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """Each process's values have gone into the sums of all."""
-        total = gradients[0].clone()
-        dist.all_reduce(total)
-        return total
-
-
 class SharedBatchNorm(nn.BatchNorm2d):
     """Batch norm over the images of all processes; torch's own does it on GPUs alone."""
 
@@ -57,7 +39,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         wide = x.double()
         number = wide.new_full((1,), x.numel() / x.shape[1])
         parts = [wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3)), number]
-        totals = _SumOverProcesses.apply(torch.cat(parts))
+        totals = all_reduce(torch.cat(parts))
         sums, squares, number = totals.split([x.shape[1], x.shape[1], 1])
         mean = sums / number
         variance = (squares / number - mean.square()).clamp(min=0)
@@ -72,9 +54,8 @@ class SharedBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate)
         scale = (variance + self.eps).rsqrt()
         result = (wide - mean[:, None, None]) * scale[:, None, None]
-        result = result.to(x.dtype)
         if self.affine:
-            result = result * self.weight[:, None, None] + self.bias[:, None, None]
+            result = result.to(x.dtype) * self.weight[:, None, None] + self.bias[:, None, None]
         return result.to(x.dtype)
 
 
@@ -98,11 +79,6 @@ def learns_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm in 32 groups, or in as many as divide both 32 and the channels."""
-    return nn.GroupNorm(math.gcd(32, channels), channels)
-
-
 def norm_layer(name: NormName, eps: float) -> Callable[[int], nn.Module]:
     """A factory of normalisation layers, called with the number of channels.
 
@@ -111,5 +87,6 @@ def norm_layer(name: NormName, eps: float) -> Callable[[int], nn.Module]:
         eps: Added to the variance by `frozen` and `batch`.
     """
     if name == "group":
-        return _group_norm
+        # In 32 groups, or in as many as divide both 32 and the channels.
+        return lambda channels: nn.GroupNorm(math.gcd(32, channels), channels)
     return partial(FastFrozenNorm if name == "frozen" else nn.BatchNorm2d, eps=eps)

@@ -6,7 +6,7 @@ precision needs nothing: it is set inside the detector, so the threads see it.
 """
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from inspect import signature
 from itertools import pairwise
 from typing import Any
@@ -31,11 +31,7 @@ class ListDataParallel(DataParallel):
     """
 
     def __init__(self, module: BaseModel, device_ids: Sequence[int]) -> None:
-        """Wrap a detector whose parameters lie on the first device.
-
-        Args:
-            module: The detector.
-            device_ids: Numbers of the visible GPUs.
+        """Wrap a detector whose parameters lie on the first of these visible GPUs.
 
         Raises:
             DeviceError: There are fewer GPUs.
@@ -104,14 +100,8 @@ def scatter_parts(
 ) -> list[Part]:
     """Deal a batch out in order, in at most `n` parts whose sizes differ by one at most.
 
-    Args:
-        images: float32 [B, 3, H, W] or B tensors [3, H, W].
-        targets: B labels or None.
-        frames: B frames or None.
-        n: Number of devices.
-
     Returns:
-        One (images, targets, frames) per part, none of them empty.
+        One (images, targets, frames) per part, none of them empty (see BaseModel.forward).
     """
     size = len(images)
     n = max(1, min(n, size))
@@ -138,14 +128,10 @@ def part_to(part: Part, device: torch.device) -> Part:
 
 
 def gather_outputs(outputs: Sequence[ModelOutput], device: torch.device) -> ModelOutput:
-    """Join the outputs of the parts in order.
+    """Join the outputs of the parts on `device`, in order.
 
-    Losses are one value per image, so their mean weighs every image alike whatever the parts'
-    sizes; class qualities likewise are one entry per image.
-
-    Args:
-        outputs: One per part.
-        device: Where the result goes.
+    Losses and class qualities are one entry per image, so their mean weighs every image alike
+    whatever the parts' sizes.
     """
     moved = [output_to(output, device) for output in outputs]
     losses = {name: torch.cat([out.losses[name] for out in moved]) for name in moved[0].losses}
@@ -172,20 +158,14 @@ def _detections_to(detections: list[Detections], device: torch.device) -> list[D
     """Bring the detections of all images to `device`."""
     if not detections or detections[0].boxes.device == device:
         return detections
-    columns: dict[str, Any] = {
-        field.name: _column_to([getattr(item, field.name) for item in detections], device)
-        for field in fields(Detections)
-    }
+    columns: dict[str, Sequence[Tensor]] = {}
+    for field in fields(Detections):
+        values = [getattr(item, field.name) for item in detections]
+        if values[0] is not None:
+            # An embedding has no axis of detections, but joins and splits along its own as well.
+            joined = torch.cat(values).to(device)
+            columns[field.name] = joined.split([len(value) for value in values])
     return [
-        Detections(**{name: column[i] for name, column in columns.items()})
-        for i in range(len(detections))
+        replace(item, **{name: column[i] for name, column in columns.items()})
+        for i, item in enumerate(detections)
     ]
-
-
-def _column_to(values: Sequence[Tensor | None], device: torch.device) -> Sequence[Tensor | None]:
-    """Bring one field of every image to `device` at once; None stays None."""
-    tensors = [value for value in values if value is not None]
-    if not tensors:
-        return values
-    # An embedding has no axis of detections, but joins and splits along its own just as well.
-    return torch.cat(tensors).to(device).split([len(tensor) for tensor in tensors])

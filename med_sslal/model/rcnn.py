@@ -55,12 +55,8 @@ class TwoStageDetector(Detector):
     def look(self, seen: Seen) -> ModelOutput:
         """Propose, classify and refine."""
         generators = [] if seen.truths is None else self.generators(seen)
-        proposals, objectness, rpn_losses, rpn_logits = self.rpn(
-            seen.images, seen.features, seen.truths, generators, seen.dtype
-        )
-        found, roi_losses, class_logits, class_quality = self.roi_heads(
-            seen.features, proposals, seen.images.image_sizes, seen.truths, generators, seen.dtype
-        )
+        proposals, objectness, rpn_losses, rpn_logits = self.rpn(seen, generators)
+        found, roi_losses, class_logits, class_quality = self.roi_heads(seen, proposals, generators)
         losses = {**roi_losses, **rpn_losses}
         if self.training:
             return ModelOutput(losses, [], class_quality)
@@ -84,9 +80,7 @@ class TwoStageDetector(Detector):
                 "passes with dropout need arch.args.box_head_dropout above 0, found 0.0: train a "
                 "detector with it"
             )
-        passes = self.roi_heads.sample(
-            seen.features, found, seen.images.image_sizes, seen.image_ids, numbers, seen.dtype
-        )
+        passes = self.roi_heads.sample(seen, found, numbers)
         return tuple(
             [
                 replace(

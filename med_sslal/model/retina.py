@@ -12,33 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.retinanet import (
-    RetinaNetClassificationHead,
-    RetinaNetHead,
-    RetinaNetRegressionHead,
-)
-from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes, sigmoid_focal_loss
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops import batched_nms, clip_boxes_to_image, sigmoid_focal_loss
+from torchvision.ops import remove_small_boxes as large_enough
 
 from med_sslal.base.types import ModelOutput
 from med_sslal.model.detector import Detector, Found, Seen, check_finite
 from med_sslal.model.targets import Truth, class_quality, match
 from med_sslal.utils.errors import UserError
-
-
-class _Classification(RetinaNetClassificationHead):
-    """torchvision's, with fp32 logits under autocast."""
-
-    def forward(self, x: list[Tensor]) -> Tensor:
-        """Compute logits [B, N, K] of all levels."""
-        return _rows(self.conv, self.cls_logits, x, self.num_classes)
-
-
-class _Regression(RetinaNetRegressionHead):
-    """torchvision's, with fp32 deltas under autocast."""
-
-    def forward(self, x: list[Tensor]) -> Tensor:
-        """Compute deltas [B, N, 4] of all levels."""
-        return _rows(self.conv, self.bbox_reg, x, 4)
 
 
 def _rows(hidden: nn.Module, last: nn.Module, levels: Sequence[Tensor], width: int) -> Tensor:
@@ -53,19 +34,15 @@ def _rows(hidden: nn.Module, last: nn.Module, levels: Sequence[Tensor], width: i
 
 
 class DenseHead(RetinaNetHead):
-    """torchvision's RetinaNet head whose outputs are fp32."""
+    """torchvision's RetinaNet head whose outputs are fp32 under autocast."""
 
-    def __init__(self, in_channels: int, num_anchors: int, num_classes: int) -> None:
-        """Make it with torchvision's initial weights (a prior probability of 0.01).
-
-        Args:
-            in_channels: Width of the levels.
-            num_anchors: Anchors of a cell.
-            num_classes: Classes K with background.
-        """
-        nn.Module.__init__(self)
-        self.classification_head = _Classification(in_channels, num_anchors, num_classes)
-        self.regression_head = _Regression(in_channels, num_anchors)
+    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
+        """Compute logits [B, N, K] and deltas [B, N, 4] of all levels, by torchvision's names."""
+        classes, boxes = self.classification_head, self.regression_head
+        return {
+            "cls_logits": _rows(classes.conv, classes.cls_logits, x, classes.num_classes),
+            "bbox_regression": _rows(boxes.conv, boxes.bbox_reg, x, 4),
+        }
 
 
 class OneStageDetector(Detector):
@@ -117,8 +94,7 @@ class OneStageDetector(Detector):
     def look(self, seen: Seen) -> ModelOutput:
         """Classify and refine the anchors."""
         levels = list(seen.features.values())
-        dtype = seen.dtype
-        with torch.autocast(levels[0].device.type, dtype=dtype, enabled=dtype is not None):
+        with seen.low_precision():
             outputs = self.head(levels)
         logits, deltas = outputs["cls_logits"], outputs["bbox_regression"]
         # They take the dtype of the maps that they are made for; all images share one set.
@@ -143,24 +119,17 @@ class OneStageDetector(Detector):
     def _losses(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, truths: Sequence[Truth]
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Focal loss and L1 as in torchvision, divided by the image's positives.
-
-        Returns:
-            Losses by name, float32 [B]; the class quality of ModelOutput.
-        """
-        states, rows, boxes, labels, regress = [], [], [], [], []
-        for truth in truths:
-            matched, state = match(self._matcher, truth, anchors)
-            row = torch.where(state == 1)[0]
-            states.append(state)
-            rows.append(row)
-            boxes.append(truth.boxes[matched[row]])
-            labels.append(truth.labels[matched[row]])
-            regress.append(truth.regress[matched[row]])
-        counts = torch.tensor([len(row) for row in rows])
-        images = torch.arange(len(rows)).repeat_interleave(counts).to(logits.device)
-        row, label, goals = torch.cat(rows), torch.cat(labels), torch.cat(boxes)
-        divisors = counts.clamp(min=1).to(logits.device)
+        """Focal loss and L1 as in torchvision, by the image's positives; the class quality."""
+        matches = [match(self._matcher, truth, anchors) for truth in truths]
+        states = torch.stack([state for _, state in matches])
+        images, row = torch.where(states == 1)
+        boxes_of = [matched[state == 1] for matched, state in matches]
+        goals, label, regress = (
+            torch.cat(
+                [getattr(truth, name)[of] for truth, of in zip(truths, boxes_of, strict=True)]
+            )
+            for name in ("boxes", "labels", "regress")
+        )
         wanted = torch.zeros_like(logits)
         wanted[images, row, label] = 1.0
         focal = sigmoid_focal_loss(logits, wanted).sum(2)
@@ -168,9 +137,10 @@ class OneStageDetector(Detector):
         distance = F.l1_loss(
             of_positives, self._box_coder.encode_single(goals, sources), reduction="none"
         ).sum(1)
-        sums = distance.new_zeros(len(rows)).index_add(0, images, distance * torch.cat(regress))
+        sums = distance.new_zeros(len(truths)).index_add(0, images, distance * regress)
+        divisors = (states == 1).sum(1).clamp(min=1)
         losses = {
-            "loss_classifier": (focal * (torch.stack(states) >= 0)).sum(1) / divisors,
+            "loss_classifier": (focal * (states >= 0)).sum(1) / divisors,
             "loss_box_reg": sums / divisors,
         }
         with torch.no_grad():
@@ -179,7 +149,7 @@ class OneStageDetector(Detector):
                 self._box_coder.decode_single(of_positives, sources),
                 goals,
                 (images, label),
-                (len(rows), self.num_classes - 1),
+                (len(truths), self.num_classes - 1),
             )
         return losses, quality
 
@@ -212,7 +182,7 @@ class OneStageDetector(Detector):
         rows = kept // n_foreground
         boxes = self._box_coder.decode_single(deltas[rows], anchors[rows])
         boxes = clip_boxes_to_image(boxes, shape)
-        whole = remove_small_boxes(boxes, min_size=1e-2)
+        whole = large_enough(boxes, min_size=1e-2)
         boxes, kept, rows = boxes[whole], kept[whole], rows[whole]
         labels, scores = kept % n_foreground + 1, flat[kept]
         best = batched_nms(boxes, scores, labels, self._nms_thresh)[: self._n_detections]

@@ -10,20 +10,71 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.roi_heads import RoIHeads as StockRoIHeads
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
 from torchvision.ops import remove_small_boxes as large_enough
 
-from med_sslal.model.box_head import BoxHead
-from med_sslal.model.detector import Found
+from med_sslal.model.detector import Found, Seen
 from med_sslal.model.targets import (
     Sampler,
     Samples,
-    Truth,
     class_quality,
     draw_samples,
-    sum_per_image,
+    stage_losses,
 )
+from med_sslal.utils.util import stable_hash
+
+
+class BoxHead(TwoMLPHead):
+    """torchvision's two layers, each followed by dropout in training.
+
+    In eval mode nothing is dropped, unless `sampled` is called. Without dropout it is the stock
+    head; the parameters have the stock names in any case.
+    """
+
+    def __init__(self, in_channels: int, size: int, dropout: float) -> None:
+        """Make the layers.
+
+        Args:
+            in_channels: Values of a pooled RoI.
+            size: Length F of the features.
+            dropout: Share of the hidden values that are dropped, from 0 to less than 1.
+        """
+        super().__init__(in_channels, size)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the features [R, F] of pooled RoIs [R, ...]."""
+        if not (self.training and self.dropout):
+            return super().forward(x)
+        hidden = F.dropout(self.first(x), self.dropout)
+        return F.dropout(F.relu(self.fc7(hidden)), self.dropout)
+
+    def first(self, pooled: Tensor) -> Tensor:
+        """The first layer, before any dropout: [R, F] of pooled RoIs [R, ...]."""
+        return F.relu(self.fc6(pooled.flatten(1)))
+
+    def sampled(self, hidden: Tensor, masks: Tensor) -> Tensor:
+        """Features [R, F] from the first layer's [R, F] under the masks [2, R, F]."""
+        return F.relu(self.fc7(hidden * masks[0])) * masks[1]
+
+    def mask(self, image_id: str, number: int) -> Tensor:
+        """What is dropped after both layers in one pass over one image.
+
+        It is one network for all boxes of the image, so neither their number nor their order
+        matters, and it depends on nothing but the arguments.
+
+        Args:
+            image_id: The image.
+            number: Of the pass.
+
+        Returns:
+            float32 [2, F] on the CPU: 0 or 1 / (1 - dropout).
+        """
+        generator = torch.Generator().manual_seed(stable_hash("dropout", image_id, number))
+        kept = torch.rand(2, self.fc7.out_features, generator=generator) >= self.dropout
+        return kept / (1 - self.dropout)
 
 
 class RoIHeads(StockRoIHeads):
@@ -73,95 +124,79 @@ class RoIHeads(StockRoIHeads):
 
     def forward(
         self,
-        features: dict[str, Tensor],
+        seen: Seen,
         proposals: Sequence[Tensor],
-        image_shapes: Sequence[tuple[float, float]],
-        truths: Sequence[Truth] | None = None,
-        generators: Sequence[torch.Generator | None] = (),
-        dtype: torch.dtype | None = None,
+        generators: Sequence[torch.Generator | None],
     ) -> tuple[list[Found], dict[str, Tensor], Tensor, Tensor | None]:
         """Classify and refine the proposals.
 
         Args:
-            features: Level name to [B, channels, h, w].
+            seen: The batch; losses are computed where it has truths (training mode needs them).
             proposals: B tensors float32 [*, 4].
-            image_shapes: B valid (height, width).
-            truths: B labels; losses are computed where they are given (training mode needs them).
             generators: B private generators of the sampler, None for the global one.
-            dtype: Low precision of pooling and box head, None for fp32.
 
         Returns:
             B results (none in training mode); losses by name, float32 [B]; the class logits; the
             class quality of ModelOutput (None in eval mode).
         """
         candidates, samples = list(proposals), None
-        if truths is not None:
+        if seen.truths is not None:
             candidates = [
                 torch.cat([boxes, truth.boxes])
-                for boxes, truth in zip(proposals, truths, strict=True)
+                for boxes, truth in zip(proposals, seen.truths, strict=True)
             ]
             samples = draw_samples(
-                self.proposal_matcher, self.fg_bg_sampler, truths, candidates, generators
+                self.proposal_matcher, self.fg_bg_sampler, seen.truths, candidates, generators
             )
         if self.training:
             assert samples is not None
             sampled = torch.cat(candidates)[samples.rows]
-            _, logits, deltas = self._predict(
-                features, sampled.split(samples.counts), image_shapes, dtype
-            )
-            losses = self._losses(logits, deltas, sampled, samples)
-            return [], losses, logits, self._class_quality(logits, deltas, sampled, samples)
-        roi_features, logits, deltas = self._predict(features, candidates, image_shapes, dtype)
+            _, logits, deltas = self._predict(seen, sampled.split(samples.counts))
+            losses, quality = self._losses(logits, deltas, sampled, samples)
+            return [], losses, logits, quality
+        roi_features, logits, deltas = self._predict(seen, candidates)
         losses = {}
         if samples is not None:
             rows = samples.rows
-            losses = self._losses(logits[rows], deltas[rows], torch.cat(candidates)[rows], samples)
+            sampled = torch.cat(candidates)[rows]
+            losses, _ = self._losses(logits[rows], deltas[rows], sampled, samples)
         counts = [len(boxes) for boxes in candidates]
         parts = zip(
             proposals,
             roi_features.split(counts),
             logits.softmax(-1).split(counts),
             deltas.split(counts),
-            image_shapes,
+            seen.images.image_sizes,
             strict=True,
         )
         return [self._detect(*part) for part in parts], losses, logits, None
 
     def sample(
-        self,
-        features: dict[str, Tensor],
-        results: Sequence[Found],
-        image_shapes: Sequence[tuple[float, float]],
-        image_ids: Sequence[str],
-        numbers: Sequence[int],
-        dtype: torch.dtype | None = None,
+        self, seen: Seen, results: Sequence[Found], numbers: Sequence[int]
     ) -> list[list[Found]]:
         """Look at the detections' proposals again, with dropout in the box head.
 
         Args:
-            features: Level name to [B, channels, h, w].
+            seen: The batch; its images' ids are part of the seed.
             results: B images' detections.
-            image_shapes: B valid (height, width).
-            image_ids: B ids, part of the seed.
             numbers: Of the passes, the other part.
-            dtype: Low precision of pooling and box head, None for fp32.
 
         Returns:
             One list of B entries per pass; rows are those of `results`, without another NMS.
         """
+        shapes = seen.images.image_sizes
         counts = [len(result.labels) for result in results]
         sources = torch.cat([one.proposals for one in results if one.proposals is not None])
         labels = torch.cat([result.labels for result in results])
         owners = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
         rows = torch.arange(len(labels), device=labels.device)
-        island = torch.autocast(labels.device.type, dtype=dtype, enabled=dtype is not None)
-        with island:
-            boxes_of = list(sources.split(counts))
-            hidden = self.box_head.first(self.box_roi_pool(features, boxes_of, list(image_shapes)))
+        with seen.low_precision():
+            pooled = self.box_roi_pool(seen.features, list(sources.split(counts)), list(shapes))
+            hidden = self.box_head.first(pooled)
         passes = []
         for number in numbers:
-            masks = torch.stack([self.box_head.mask(name, number) for name in image_ids], 1)
-            with island:
+            masks = torch.stack([self.box_head.mask(name, number) for name in seen.image_ids], 1)
+            with seen.low_precision():
                 sampled = self.box_head.sampled(hidden, masks[:, owners].to(hidden.device))
             logits, deltas = self.box_predictor(sampled.float())
             probs = logits.softmax(-1)
@@ -171,7 +206,7 @@ class RoIHeads(StockRoIHeads):
                 labels.split(counts),
                 probs[rows, labels].split(counts),
                 probs.split(counts),
-                image_shapes,
+                shapes,
                 strict=True,
             )
             passes.append(
@@ -182,54 +217,37 @@ class RoIHeads(StockRoIHeads):
             )
         return passes
 
-    def _predict(
-        self,
-        features: dict[str, Tensor],
-        candidates: Sequence[Tensor],
-        image_shapes: Sequence[tuple[float, float]],
-        dtype: torch.dtype | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _predict(self, seen: Seen, candidates: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """RoI features [R, F], logits [R, C] and deltas [R, 4C], all fp32."""
-        device = candidates[0].device
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            pooled = self.box_roi_pool(features, list(candidates), list(image_shapes))
-            roi_features = self.box_head(pooled)
+        with seen.low_precision():
+            shapes = list(seen.images.image_sizes)
+            roi_features = self.box_head(self.box_roi_pool(seen.features, list(candidates), shapes))
         roi_features = roi_features.float()
         logits, deltas = self.box_predictor(roi_features)
         return roi_features, logits, deltas
 
     def _losses(
         self, logits: Tensor, deltas: Tensor, sources: Tensor, samples: Samples
-    ) -> dict[str, Tensor]:
-        """Cross-entropy and smooth L1 as in torchvision, divided by the image's samples."""
-        classification = F.cross_entropy(logits, samples.labels, reduction="none")
-        positives = samples.positives
-        of_class = deltas.view(*logits.shape, 4)[positives, samples.labels[positives]]
-        goals = self.box_coder.encode_single(samples.boxes, sources[positives])
-        regression = F.smooth_l1_loss(of_class, goals, beta=1 / 9, reduction="none").sum(1)
-        return {
-            "loss_classifier": sum_per_image(classification, samples.counts, samples.counts),
-            "loss_box_reg": sum_per_image(
-                regression * samples.regress, samples.positive_counts, samples.counts
-            ),
-        }
-
-    @torch.no_grad()
-    def _class_quality(
-        self, logits: Tensor, deltas: Tensor, sources: Tensor, samples: Samples
-    ) -> Tensor:
-        """How well the sampled positives are found, by image and class (see ModelOutput)."""
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Cross-entropy and smooth L1 as in torchvision; the class quality of ModelOutput."""
         positives = samples.positives
         labels = samples.labels[positives]
-        probs = logits[positives].softmax(-1).gather(1, labels[:, None])[:, 0]
         of_class = deltas.view(*logits.shape, 4)[positives, labels]
-        boxes = self.box_coder.decode_single(of_class, sources[positives])
-        images = torch.arange(len(samples.counts)).repeat_interleave(
-            torch.tensor(samples.positive_counts)
-        )
-        places = images.to(labels.device, non_blocking=True), labels
-        shape = (len(samples.counts), logits.shape[1] - 1)
-        return class_quality(probs, boxes, samples.boxes, places, shape)
+        goals = self.box_coder.encode_single(samples.boxes, sources[positives])
+        classification = F.cross_entropy(logits, samples.labels, reduction="none")
+        classification, regression = stage_losses(samples, classification, of_class, goals)
+        with torch.no_grad():
+            images = torch.arange(len(samples.counts)).repeat_interleave(
+                torch.tensor(samples.positive_counts)
+            )
+            quality = class_quality(
+                logits[positives].softmax(-1).gather(1, labels[:, None])[:, 0],
+                self.box_coder.decode_single(of_class, sources[positives]),
+                samples.boxes,
+                (images.to(labels.device, non_blocking=True), labels),
+                (len(samples.counts), logits.shape[1] - 1),
+            )
+        return {"loss_classifier": classification, "loss_box_reg": regression}, quality
 
     def _detect(
         self,

@@ -87,14 +87,9 @@ class RoIPool(MultiScaleRoIAlign):
         return pooled.to(values.dtype)
 
     def _samples(self, rois: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
-        """The cells that the samples along each axis read, and their weights.
+        """Cells and weights [R, 2, P, 2S], the two being (x, y), of the samples along each axis.
 
-        Args:
-            rois: float32 [R, 4] in cells of their level.
-            sides: int64 [R, 2], (width, height) of the level.
-
-        Returns:
-            int64 and float32 [R, 2, P, 2S]; the axis of two is (x, y).
+        RoIs are in cells of their level, and `sides` [R, 2] its (width, height).
         """
         per_bin, n_bins = self.sampling_ratio, self.output_size[0]
         low, high = rois[:, :2, None, None], rois[:, 2:, None, None]

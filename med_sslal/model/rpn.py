@@ -7,14 +7,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import (
     RegionProposalNetwork,
     RPNHead,
     concat_box_prediction_layers,
 )
 
-from med_sslal.model.targets import Sampler, Truth, draw_samples, sum_per_image
+from med_sslal.model.detector import Seen
+from med_sslal.model.targets import Sampler, Truth, draw_samples, stage_losses
 
 
 class Float32RPNHead(RPNHead):
@@ -72,41 +72,33 @@ class RegionProposals(RegionProposalNetwork):
         self.fg_bg_sampler = Sampler(256, 0.5)
 
     def forward(
-        self,
-        images: ImageList,
-        features: dict[str, Tensor],
-        truths: Sequence[Truth] | None = None,
-        generators: Sequence[torch.Generator | None] = (),
-        dtype: torch.dtype | None = None,
+        self, seen: Seen, generators: Sequence[torch.Generator | None]
     ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor], Tensor]:
         """Propose boxes.
 
         Args:
-            images: The padded batch and the valid size of each image.
-            features: Level name to [B, channels, h, w].
-            truths: B labels; losses are computed where they are given.
+            seen: The batch; losses are computed where it has truths.
             generators: B private generators of the sampler, None for the global one.
-            dtype: Low precision of the head, None for fp32.
 
         Returns:
             B proposals float32 [R, 4], best first; B objectness float32 [R] in [0, 1]; losses by
             name, float32 [B]; the objectness logits of all anchors, float32 [B * N, 1].
         """
-        levels = list(features.values())
-        with torch.autocast(levels[0].device.type, dtype=dtype, enabled=dtype is not None):
+        levels = list(seen.features.values())
+        with seen.low_precision():
             logits, deltas = self.head(levels)
         # Anchors take the dtype of the maps that they are made for: the fp32 logits.
-        anchors = self.anchor_generator(images, logits)
+        anchors = self.anchor_generator(seen.images, logits)
         n_per_level = [level[0].numel() for level in logits]
         flat_logits, flat_deltas = concat_box_prediction_layers(logits, deltas)
         proposals = self.box_coder.decode(flat_deltas.detach(), anchors)
         proposals = proposals.view(len(anchors), -1, 4)
         boxes, objectness = self.filter_proposals(
-            proposals, flat_logits, images.image_sizes, n_per_level
+            proposals, flat_logits, seen.images.image_sizes, n_per_level
         )
         losses = {}
-        if truths is not None:
-            losses = self._losses(flat_logits, flat_deltas, anchors, truths, generators)
+        if seen.truths is not None:
+            losses = self._losses(flat_logits, flat_deltas, anchors, seen.truths, generators)
         return boxes, objectness, losses, flat_logits
 
     def _losses(
@@ -129,12 +121,5 @@ class RegionProposals(RegionProposalNetwork):
         # All images share one set of anchors.
         sources = anchors[0][positive_rows % len(anchors[0])]
         goals = self.box_coder.encode_single(samples.boxes, sources)
-        regression = F.smooth_l1_loss(
-            deltas[positive_rows], goals, beta=1 / 9, reduction="none"
-        ).sum(1)
-        return {
-            "loss_objectness": sum_per_image(objectness, samples.counts, samples.counts),
-            "loss_rpn_box_reg": sum_per_image(
-                regression * samples.regress, samples.positive_counts, samples.counts
-            ),
-        }
+        objectness, regression = stage_losses(samples, objectness, deltas[positive_rows], goals)
+        return {"loss_objectness": objectness, "loss_rpn_box_reg": regression}

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
-from torchvision.ops import box_iou
+from torchvision.ops import box_area, box_iou
+from torchvision.ops.boxes import _box_inter_union
 
 from med_sslal.base.types import Target
 from med_sslal.utils.errors import DataError
@@ -86,12 +88,9 @@ def _complaint(
 
 def _split(target: Target, is_ignored: Tensor) -> Truth:
     """Separate ignore regions; `is_ignored` lies on the host, so nothing waits for a device."""
-    regress = target.regress.to(target.boxes.dtype)
-    if not is_ignored.any():
-        return Truth(target.boxes, target.labels, regress, target.boxes[:0])
     device = target.boxes.device
-    real = (~is_ignored).nonzero()[:, 0].to(device)
-    ignored = is_ignored.nonzero()[:, 0].to(device)
+    real, ignored = ((is_ignored == flag).nonzero()[:, 0].to(device) for flag in (False, True))
+    regress = target.regress.to(target.boxes.dtype)
     return Truth(target.boxes[real], target.labels[real], regress[real], target.boxes[ignored])
 
 
@@ -117,21 +116,11 @@ def match(matcher: Matcher, truth: Truth, candidates: Tensor) -> tuple[Tensor, T
     state = (matched >= 0).to(torch.int64)
     state.masked_fill_(matched == matcher.BETWEEN_THRESHOLDS, -1)
     if len(truth.ignored):
-        covered = _is_covered(truth.ignored, candidates, matcher.high_threshold)
+        overlap, union = _box_inter_union(truth.ignored, candidates)
+        inside = overlap >= IGNORED_FRACTION * box_area(candidates)
+        covered = (inside | (overlap >= matcher.high_threshold * union)).any(0)
         state.masked_fill_(covered & (state == 0), -1)
     return matched.clamp(min=0), state
-
-
-def _is_covered(ignored: Tensor, candidates: Tensor, iou_thresh: float) -> Tensor:
-    """Whether each candidate lies on an ignore region: bool [N] from [K, 4] and [N, 4]."""
-    upper_left = torch.maximum(ignored[:, None, :2], candidates[None, :, :2])
-    lower_right = torch.minimum(ignored[:, None, 2:], candidates[None, :, 2:])
-    intersection = (lower_right - upper_left).clamp(min=0).prod(2)
-    own = (candidates[:, 2:] - candidates[:, :2]).prod(1)
-    region = (ignored[:, 2:] - ignored[:, :2]).prod(1)
-    union = own[None] + region[:, None] - intersection
-    inside = intersection >= IGNORED_FRACTION * own
-    return (inside | (intersection >= iou_thresh * union)).any(0)
 
 
 class Sampler(BalancedPositiveNegativeSampler):
@@ -189,14 +178,9 @@ def draw_samples(
     candidates: Sequence[Tensor],
     generators: Sequence[torch.Generator | None],
 ) -> Samples:
-    """Match and sample the candidates of a batch, image by image.
+    """Match and sample the candidates of a batch, B tensors [N, 4], image by image.
 
-    Args:
-        matcher: Decides what is positive.
-        sampler: Draws from the positives and negatives.
-        truths: B labels.
-        candidates: B tensors [N, 4].
-        generators: B private generators, None for the global one.
+    The generators are private ones of the sampler, None for the global one.
     """
     rows, positives, boxes, labels, regress = [], [], [], [], []
     counts, positive_counts = [], []
@@ -227,15 +211,6 @@ def draw_samples(
     )
 
 
-def row_iou(first: Tensor, second: Tensor) -> Tensor:
-    """IoU of each box with the box of the same row: [Q] from [Q, 4] and [Q, 4] of positive area."""
-    upper_left = torch.maximum(first[:, :2], second[:, :2])
-    lower_right = torch.minimum(first[:, 2:], second[:, 2:])
-    intersection = (lower_right - upper_left).clamp(min=0).prod(1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (first, second)]
-    return intersection / (areas[0] + areas[1] - intersection)
-
-
 def class_quality(
     probs: Tensor,
     boxes: Tensor,
@@ -255,25 +230,41 @@ def class_quality(
     Returns:
         float32 [B, C - 1, 2] (see ModelOutput).
     """
-    quality = probs**QUALITY_EXPONENT * row_iou(boxes, goals) ** (1 - QUALITY_EXPONENT)
+    upper_left = torch.maximum(boxes[:, :2], goals[:, :2])
+    lower_right = torch.minimum(boxes[:, 2:], goals[:, 2:])
+    overlap = (lower_right - upper_left).clamp(min=0).prod(1)
+    iou = overlap / (box_area(boxes) + box_area(goals) - overlap)
+    quality = probs**QUALITY_EXPONENT * iou ** (1 - QUALITY_EXPONENT)
     cells = places[0] * shape[1] + places[1] - 1
     entries = torch.stack([quality, torch.ones_like(quality)], 1)
     sums = entries.new_zeros(shape[0] * shape[1], 2).index_add(0, cells, entries)
     return sums.view(*shape, 2)
 
 
-def sum_per_image(values: Tensor, counts: Sequence[int], divisors: Sequence[int]) -> Tensor:
-    """Add up the entries of each image and divide.
-
-    Args:
-        values: float32 [sum(counts)], image after image.
-        counts: Entries of each image.
-        divisors: What to divide each sum by; 0 counts as 1.
-
-    Returns:
-        float32 [B].
-    """
+def _sum_per_image(values: Tensor, counts: Sequence[int], divisors: Sequence[int]) -> Tensor:
+    """Entries, image after image, added up by image [B] and divided; 0 counts as 1."""
     images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     scale = 1.0 / torch.tensor(divisors, dtype=values.dtype).clamp(min=1)
     sums = values.new_zeros(len(counts)).index_add(0, images.to(values.device), values)
     return sums * scale.to(values.device)
+
+
+def stage_losses(
+    samples: Samples, classification: Tensor, deltas: Tensor, goals: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The two losses of a stage as in torchvision, divided by the image's samples.
+
+    Args:
+        samples: What was sampled.
+        classification: float32 [S], the classification losses of the samples.
+        deltas: float32 [Q, 4] of the positives.
+        goals: float32 [Q, 4], what they are to become.
+
+    Returns:
+        Classification and smooth L1 regression, float32 [B] each.
+    """
+    regression = F.smooth_l1_loss(deltas, goals, beta=1 / 9, reduction="none").sum(1)
+    return (
+        _sum_per_image(classification, samples.counts, samples.counts),
+        _sum_per_image(regression * samples.regress, samples.positive_counts, samples.counts),
+    )

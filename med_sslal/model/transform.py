@@ -28,13 +28,7 @@ class DetectionTransform(nn.Module):
     def __init__(
         self, image_mean: Sequence[float], image_std: Sequence[float], size_divisible: int
     ) -> None:
-        """Make the transform.
-
-        Args:
-            image_mean: Mean of the three channels, subtracted.
-            image_std: Standard deviation of the three channels, divided by.
-            size_divisible: The batch is padded to multiples of it.
-        """
+        """Make it of the channels' mean and standard deviation; sides become divisible."""
         super().__init__()
         self.size_divisible = size_divisible
         for name, values in (("mean", image_mean), ("std", image_std)):
@@ -66,17 +60,14 @@ class DetectionTransform(nn.Module):
             for sides in zip(*given, strict=True)
         )
         if isinstance(images, Tensor):
-            batch = _pad(self.normalize(images), height, width)
+            batch = _pad((images - self.mean) / self.std, height, width)
         else:
-            batch = torch.stack([_pad(self.normalize(image), height, width) for image in images])
+            parts = [_pad((image - self.mean) / self.std, height, width) for image in images]
+            batch = torch.stack(parts)
         valid: Sequence[tuple[float, float]] = given
         if frames is not None:
             valid = [valid_size(*part) for part in zip(frames, given, strict=True)]
         return ImageList(batch, valid)
-
-    def normalize(self, image: Tensor) -> Tensor:
-        """Subtract the mean and divide by the standard deviation: [..., 3, H, W]."""
-        return (image - self.mean) / self.std
 
 
 def _pad(images: Tensor, height: int, width: int) -> Tensor:
@@ -100,14 +91,9 @@ def _check_image(image: Tensor, n_dims: int) -> None:
 
 
 def valid_size(frame: Frame, given: tuple[int, int]) -> tuple[float, float]:
-    """The part of an image that its file's picture covers, from the upper left corner.
+    """(height, width), from the upper left corner, that the file's picture covers of an image.
 
-    Args:
-        frame: Of the image.
-        given: (height, width) of the image.
-
-    Returns:
-        (height, width) in pixels of the image.
+    `given` is the image's own (height, width); both are in its pixels.
     """
     covered = frame.valid_size
     if covered is None:
@@ -156,25 +142,13 @@ def to_original(boxes: Tensor, frame: Frame | None) -> Tensor:
 
 
 def valid_mean(features: Tensor, images: ImageList) -> Tensor:
-    """Average a feature map over the valid area of each image.
-
-    Args:
-        features: [B, D, h, w].
-        images: The batch it was computed from.
-
-    Returns:
-        float32 [B, D].
-    """
+    """Average a feature map [B, D, h, w] over the valid area of each image: float32 [B, D]."""
     height, width = images.tensors.shape[-2:]
     rows, columns = features.shape[-2:]
     means = []
     for feature, (valid_height, valid_width) in zip(features, images.image_sizes, strict=True):
-        n_rows = _cells(valid_height * rows / height, rows)
-        n_columns = _cells(valid_width * columns / width, columns)
+        # Cells that the valid extent touches, at least one.
+        n_rows = max(1, math.ceil(valid_height * rows / height))
+        n_columns = max(1, math.ceil(valid_width * columns / width))
         means.append(feature[:, :n_rows, :n_columns].float().mean((1, 2)))
     return torch.stack(means)
-
-
-def _cells(extent: float, limit: int) -> int:
-    """Cells that a valid extent touches, at least one."""
-    return min(limit, max(1, -int(-extent // 1)))

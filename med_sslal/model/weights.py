@@ -19,26 +19,6 @@ CLASS_LAYERS = (
 )
 
 
-def download_imagenet(name: str, spec: BackboneSpec) -> dict[str, Tensor]:
-    """Fetch a backbone's ImageNet weights, or find them in torch's cache.
-
-    Raises:
-        UserError: There are none, or they cannot be downloaded.
-    """
-    if spec.weights is None:
-        raise UserError(f"backbone {name} has no ImageNet weights: name a file or set false")
-    try:
-        return spec.weights.get_state_dict(progress=True, check_hash=True)
-    # RuntimeError is what torch raises for a wrong hash.
-    except (OSError, RuntimeError) as error:
-        file_name = Path(urlsplit(spec.weights.url).path).name
-        cache = Path(torch.hub.get_dir()) / "checkpoints"
-        raise UserError(
-            f"arch.args.pretrained: cannot download {spec.weights.url} ({error}). Put {file_name} "
-            f"into {cache}, give the path of a weights file, or set it to false"
-        ) from error
-
-
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict: bare, or under the key "model" as in this program's checkpoints.
 
@@ -60,29 +40,36 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def load_pretrained_weights(
     model: nn.Module, spec: BackboneSpec, name: str, pretrained: bool | str
 ) -> None:
-    """Load a weights file, or with true the ImageNet weights of the backbone `name`."""
+    """Load a weights file, or with true the ImageNet weights of the backbone `name`.
+
+    Raises:
+        UserError: They cannot be downloaded.
+        CheckpointError: They do not fit.
+    """
     if isinstance(pretrained, str):
-        load_weights(model, spec, read_weights(Path(pretrained)), pretrained)
-    else:
-        load_weights(model, spec, download_imagenet(name, spec), f"ImageNet's {name}")
+        _load_weights(model, spec, read_weights(Path(pretrained)), pretrained)
+        return
+    assert spec.weights is not None
+    try:
+        state = spec.weights.get_state_dict(progress=True, check_hash=True)
+    # RuntimeError is what torch raises for a wrong hash.
+    except (OSError, RuntimeError) as error:
+        file_name = Path(urlsplit(spec.weights.url).path).name
+        cache = Path(torch.hub.get_dir()) / "checkpoints"
+        raise UserError(
+            f"arch.args.pretrained: cannot download {spec.weights.url} ({error}). Put {file_name} "
+            f"into {cache}, give the path of a weights file, or set it to false"
+        ) from error
+    _load_weights(model, spec, state, f"ImageNet's {name}")
 
 
-def load_weights(
+def _load_weights(
     model: nn.Module, spec: BackboneSpec, state: Mapping[str, Tensor], source: str
 ) -> None:
     """Load a detector's state dict, or an ImageNet network's into the backbone.
 
     A detector for another number of classes keeps its new classifier; the classifier of an
-    ImageNet network has no place here. Everything else must fit.
-
-    Args:
-        model: The detector; `model.backbone.body` is its network.
-        spec: Its backbone.
-        state: Names to tensors.
-        source: Where they come from, for messages.
-
-    Raises:
-        CheckpointError: A weight is missing, left over or of another shape.
+    ImageNet network has no place here. Everything else must fit. `source` is for messages.
     """
     if any(name.startswith("backbone.") for name in state):
         own = model.state_dict()
@@ -121,11 +108,8 @@ def _load(
         raise CheckpointError(f"{source} does not fit the architecture: {_some(shapes)}")
     result = module.load_state_dict(dict(state), strict=False)
     missing = [name for name in result.missing_keys if name not in may_miss]
-    problems = []
-    if missing:
-        problems.append(f"without {_some(missing)}")
-    if result.unexpected_keys:
-        problems.append(f"with unknown {_some(result.unexpected_keys)}")
+    parts = (("without", missing), ("with unknown", result.unexpected_keys))
+    problems = [f"{words} {_some(names)}" for words, names in parts if names]
     if problems:
         raise CheckpointError(f"{source} does not fit the architecture: {'; '.join(problems)}")
 
