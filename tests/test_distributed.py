@@ -18,13 +18,16 @@ from tiny import make_voc, quick_config, run_train, write_config
 from torch import nn
 from torch.distributed import TCPStore
 
+from med_sslal.base.types import Target
 from med_sslal.cli.build import build_dataset, devices_of
 from med_sslal.cli.registries import registries
 from med_sslal.cli.running import resume_command
 from med_sslal.cli.train import build_setup
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.data.sampler import EpochBatchSampler, SequentialBatchSampler
+from med_sslal.model.detectors import RetinaNet
 from med_sslal.model.norm import share_batch_norm
+from med_sslal.model.parallel import distribute, unwrap
 from med_sslal.utils.distributed import World
 from med_sslal.utils.errors import ConfigError, DeviceError
 from med_sslal.utils.interrupt import StopRequest
@@ -233,6 +236,46 @@ def test_batch_norm_sees_the_images_of_all_processes(tmp_path: Path) -> None:
         assert part[3].keys() == model.state_dict().keys()
         for name, value in model.state_dict().items():
             torch.testing.assert_close(part[3][name], value)
+
+
+def retinanet() -> RetinaNet:
+    torch.manual_seed(0)
+    return RetinaNet(num_classes=3, backbone_name="resnet18", fpn_channels=32, norm="batch")
+
+
+def gradients_of(model: nn.Module, images: slice) -> dict[str, torch.Tensor]:
+    """Gradients of the mean loss of these of four images."""
+    pixels = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    flags = torch.ones(1, dtype=torch.bool)
+    targets = [
+        Target(torch.tensor([[8.0, 6.0, 30.0 + i, 40.0]]), torch.tensor([1 + i % 2]), ~flags, flags)
+        for i in range(4)
+    ]
+    losses = model.train()(pixels[images], targets[images]).losses
+    sum(losses.values()).mean().backward()
+    return {name: value.grad for name, value in unwrap(model).named_parameters()}
+
+
+def train_retinanet(rank: int, world: World, port: int, folder: Path) -> None:
+    """One process's share of a step: two images of four."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world.size)}
+    own = World(rank, world.size)
+    with own.joined(gpus=False):
+        gradients = gradients_of(distribute(retinanet(), own), slice(2 * rank, 2 * rank + 2))
+    torch.save(gradients, folder / f"{rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_retinanet_as_one_does(tmp_path: Path) -> None:
+    mp.spawn(train_retinanet, (World(0, 2), free_port(), tmp_path), nprocs=2)
+    whole = gradients_of(retinanet(), slice(None))
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert found.keys() == whole.keys()
+        for name, value in whole.items():
+            scale = float(value.abs().max())
+            torch.testing.assert_close(found[name], value, atol=1e-4 * scale + 1e-7, rtol=1e-3)
 
 
 def free_port() -> int:

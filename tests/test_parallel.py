@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from med_sslal.base.types import Frame, ImageInfo, ModelOutput, Target
-from med_sslal.model.detectors import FasterRCNN
+from med_sslal.model.detectors import FasterRCNN, RetinaNet
 from med_sslal.model.parallel import (
     ListDataParallel,
     gather_outputs,
@@ -21,20 +21,29 @@ CPU = torch.device("cpu")
 N_IMAGES = 5
 
 
-@pytest.fixture(scope="module")
-def model() -> FasterRCNN:
+TWO_STAGES = {
+    "rpn_post_nms_top_n_train": 40,
+    "rpn_post_nms_top_n_test": 40,
+    "box_batch_size_per_image": 16,
+    "box_head_size": 64,
+}
+
+
+@pytest.fixture(scope="module", params=[FasterRCNN, RetinaNet], ids=["two stages", "one stage"])
+def model(request: pytest.FixtureRequest) -> FasterRCNN | RetinaNet:
     torch.manual_seed(0)
-    return FasterRCNN(
+    detector = request.param(
         num_classes=3,
         backbone_name="resnet18",
         norm="group",
-        rpn_post_nms_top_n_train=40,
-        rpn_post_nms_top_n_test=40,
-        box_batch_size_per_image=16,
         fpn_channels=64,
-        box_head_size=64,
         box_detections_per_img=30,
+        **(TWO_STAGES if request.param is FasterRCNN else {}),
     )
+    if request.param is RetinaNet:
+        # Fresh weights give every anchor nearly the same score, and rounding would choose.
+        torch.nn.init.normal_(detector.head.classification_head.cls_logits.weight, std=0.5)
+    return detector
 
 
 def batch() -> tuple[Tensor, list[Target], list[Frame]]:
@@ -50,7 +59,7 @@ def batch() -> tuple[Tensor, list[Target], list[Frame]]:
     return images, targets, frames
 
 
-def by_parts(model: FasterRCNN, images, targets, frames, n: int) -> ModelOutput:
+def by_parts(model: FasterRCNN | RetinaNet, images, targets, frames, n: int) -> ModelOutput:
     parts = [part_to(part, CPU) for part in scatter_parts(images, targets, frames, n)]
     return gather_outputs([model(*part) for part in parts], CPU)
 
@@ -96,8 +105,9 @@ def test_parts_give_the_losses_and_detections_of_one_device(model, n):
 def test_training_by_parts_gives_the_losses_and_gradients_of_one_device(model):
     """With samplers that take everything, nothing is left to chance between the two ways."""
     model = copy.deepcopy(model).train()
-    for sampler in (model.rpn.fg_bg_sampler, model.roi_heads.fg_bg_sampler):
-        sampler.batch_size_per_image = 100_000
+    if isinstance(model, FasterRCNN):
+        for sampler in (model.rpn.fg_bg_sampler, model.roi_heads.fg_bg_sampler):
+            sampler.batch_size_per_image = 100_000
     results = []
     for n in (1, 2):
         model.zero_grad()
