@@ -275,11 +275,23 @@ def test_picture_replaced_after_opening(tmp_path):
         pytest.param({"group_pattern": "^p"}, "group_pattern", id="regex without group"),
         pytest.param({"split_lists": {"train": "train.txt"}}, "split_lists", id="lists missing"),
         pytest.param({"eval_split": 0.0}, "eval_split", id="nothing held out"),
+        pytest.param({"images": "../x"}, "images", id="leaves the root"),
+        pytest.param({"annotations": "/etc"}, "annotations", id="absolute"),
     ],
 )
 def test_voc_bad_arguments(args, text):
     [wrong] = wrong_arguments(PascalVOC, {"root": "nowhere", **args})
     assert wrong.name == text and "; allowed: " in wrong.message
+
+
+def test_folders_that_are_links(tmp_path):
+    """Large pictures lie elsewhere; what an annotation file names must still lie in there."""
+    root = tmp_path / "voc"
+    voc(root)
+    (root / "JPEGImages").rename(tmp_path / "elsewhere")
+    (root / "JPEGImages").symlink_to(tmp_path / "elsewhere")
+    dataset = PascalVOC(str(root), eval_split=0.4)
+    assert dataset.images.read(next(iter(dataset.images.infos))).ndim == 3
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from med_sslal.data.pictures import (
     make_splits,
     picture_size,
 )
-from med_sslal.data.splits import Classes, EvalSplit, SplitFiles
+from med_sslal.data.splits import Classes, EvalSplit, FolderInRoot, SplitFiles
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import inside, read_json, write_json
 
@@ -35,7 +35,7 @@ class COCO(BaseDataset):
         root: str,
         *,
         annotations: str | SplitFiles,
-        images: str = "images",
+        images: FolderInRoot = "images",
         classes: Classes | None = None,
         eval_split: EvalSplit = 0.2,
         split_seed: int = 0,
@@ -60,7 +60,7 @@ class COCO(BaseDataset):
                 pictures have 8 bits.
             on_bad_sample: "error" lists all bad files and boxes; "skip" leaves them out.
         """
-        folder, pictures = Path(root), inside(Path(root), images)
+        folder, pictures = Path(root), Path(root) / images
         find = _finder(folder, pictures, group_key, window)
         bad = BadSamples(on_bad_sample, str(folder))
         names: list[str] = []

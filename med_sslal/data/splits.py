@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Interval, MinLen, Predicate, doc
@@ -33,6 +34,12 @@ GroupPattern = Annotated[
     str,
     Predicate(_names_a_group),
     doc("a regular expression with a (group) for the patient, such as '^([^_]+)_'"),
+]
+# The user's own, and it may be a link to elsewhere, unlike what an annotation file names.
+FolderInRoot = Annotated[
+    str,
+    Predicate(lambda name: not Path(name).is_absolute() and ".." not in Path(name).parts),
+    doc("a folder in root"),
 ]
 Classes = Annotated[
     list[str],

@@ -15,7 +15,7 @@ from med_sslal.data.pictures import (
     make_splits,
     read_infos,
 )
-from med_sslal.data.splits import Classes, EvalSplit, GroupPattern, SplitFiles
+from med_sslal.data.splits import Classes, EvalSplit, FolderInRoot, GroupPattern, SplitFiles
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import atomic_write, inside
 
@@ -37,8 +37,8 @@ class PascalVOC(BaseDataset):
         self,
         root: str,
         *,
-        annotations: str = "Annotations",
-        images: str = "JPEGImages",
+        annotations: FolderInRoot = "Annotations",
+        images: FolderInRoot = "JPEGImages",
         classes: Classes | None = None,
         eval_split: EvalSplit = 0.2,
         split_seed: int = 0,
@@ -63,8 +63,8 @@ class PascalVOC(BaseDataset):
         """
         folder, group_of = Path(root), group_finder(group_pattern)
         bad = BadSamples(on_bad_sample, str(folder))
-        documents = _xml_files(folder, inside(folder, annotations))
-        pictures = find_pictures(inside(folder, images), "images")
+        documents = _xml_files(folder, folder / annotations)
+        pictures = find_pictures(folder / images, "images")
         lists = None if split_lists is None else _lists(folder, split_lists)
         wanted = sorted({i for ids in lists.values() for i in ids} if lists else documents)
         if left_out := len(documents.keys() - set(wanted)):
