@@ -30,11 +30,12 @@ from med_sslal.data.pictures import picture_size, read_picture
 from med_sslal.data.transforms import EvalTransform
 from med_sslal.data.voc import PascalVOC
 from med_sslal.model.inference import stream
+from med_sslal.trainer.run_folder import LATEST
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.train_util import autocast_dtype
 
 
-def load(path: str | Path = "latest", *, device: str | None = None) -> "Run":
+def load(path: str | Path = LATEST, *, device: str | None = None) -> "Run":
     """A trained run with its best model.
 
     Args:

@@ -1,4 +1,4 @@
-"""Paired statistics over few seeds: bootstrap intervals, exact Wilcoxon, Holm.
+"""Paired statistics over few seeds: bootstrap intervals, Wilcoxon, Holm.
 
 Shape shorthand: B draws, S seeds, G points.
 """

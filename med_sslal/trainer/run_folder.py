@@ -28,7 +28,7 @@ from med_sslal.utils.util import (
 
 SUMMARY_VERSION = 1
 REPORT = "report.html"
-_LATEST = "latest"
+LATEST = "latest"
 _CYCLE, _NUMBERED = re.compile(r"cycle_(\d+)"), re.compile(r"checkpoint_epoch(\d+)\.pth")
 
 
@@ -331,7 +331,7 @@ def point_to(save_dir: Path, folder: Path) -> None:
     Raises:
         UserError: There is something else of that name, or the folder cannot be written.
     """
-    link = save_dir / _LATEST
+    link = save_dir / LATEST
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     try:
         temporary.symlink_to(os.path.relpath(folder, save_dir), target_is_directory=True)
@@ -343,7 +343,7 @@ def point_to(save_dir: Path, folder: Path) -> None:
 
 def named_path(name: str, save_dir: Path = Path("exp_results")) -> Path:
     """What a user means: a path, or the word `latest` for the newest run of `save_dir`."""
-    return save_dir / _LATEST if name == _LATEST else Path(name)
+    return save_dir / LATEST if name == LATEST else Path(name)
 
 
 def find_run(name: str, save_dir: Path) -> tuple[RunFolder, Path | None]:
