@@ -5,6 +5,7 @@ found = run.predict(["a.png", "b.png"])
 chosen = med_sslal.select(run.record, "entropy", budget=10)
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
@@ -18,11 +19,16 @@ from med_sslal.al.select import select as select
 from med_sslal.base.base_dataset import Images
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.types import Batch, Frame, ImageInfo, Prediction, UnlabelledSample
-from med_sslal.cli.build import build_dataset, detector_maker, devices_of, load_weights
+from med_sslal.cli.build import (
+    build_dataset,
+    detector_maker,
+    devices_of,
+    image_size_of,
+    load_weights,
+)
 from med_sslal.cli.origin import find_record
 from med_sslal.cli.registries import registries
 from med_sslal.cli.test import find_model
-from med_sslal.cli.train import DEFAULT_IMAGE_SIZE
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.data.coco import COCO
 from med_sslal.data.image_folder import ImageFolder
@@ -33,6 +39,8 @@ from med_sslal.model.inference import stream
 from med_sslal.trainer.run_folder import LATEST
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.train_util import autocast_dtype
+
+logger = logging.getLogger(__name__)
 
 
 def load(path: str | Path = LATEST, *, device: str | None = None) -> "Run":
@@ -61,7 +69,9 @@ class Run:
 
     def __init__(self, path: str, device: str | None) -> None:
         """Read the checkpoint and make its detector (see `load`)."""
-        self.path, content, _ = find_model(path)
+        self.path, content, complaints = find_model(path)
+        for complaint in complaints:
+            logger.warning("%s", complaint)
         parser = ConfigParser(content["config"], registries(), source=str(self.path))
         self._parser, self._device = parser, devices_of(parser, device).main
         self.config = parser.resolved
@@ -122,7 +132,7 @@ class Run:
 
     def _batches(self, images: Iterator[np.ndarray | str | Path]) -> Iterator[Batch]:
         """Images in the model's frame, as many at a time as in the run."""
-        resize = EvalTransform(self.config["image_size"] or DEFAULT_IMAGE_SIZE)
+        resize = EvalTransform(image_size_of(self._parser))
         number = 0
         while part := [self._read(image) for image in islice(images, self.config["batch_size"])]:
             samples = []

@@ -1,5 +1,7 @@
 """The program from Python: load a run, detect, choose."""
 
+import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +114,21 @@ def test_what_is_no_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         med_sslal.load()
     with pytest.raises(AttributeError, match="lod"):
         _ = med_sslal.lod  # type: ignore[attr-defined]
+
+
+def test_an_older_model_in_place_of_a_damaged_one_is_told(
+    folder: RunFolder,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy = RunFolder(Path(shutil.copytree(folder.path, tmp_path / "run")))
+    copy.cycle(1).best.write_bytes(b"damaged")
+    # The commands' logging, which an earlier test has set up, keeps its lines to itself.
+    monkeypatch.setattr(logging.getLogger("med_sslal"), "propagate", True)
+    with caplog.at_level("WARNING"):
+        assert med_sslal.load(copy.path).path == copy.cycle(0).best
+    assert "is damaged" in caplog.text and "falling back" in caplog.text
 
 
 def test_pool_labels_stay_out_of_reach(run: med_sslal.Run) -> None:

@@ -32,6 +32,8 @@ from med_sslal.utils.train_util import (
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_IMAGE_SIZE = 512
+
 
 def devices_of(config: ConfigParser, device: str | None, world: World = ALONE) -> Devices:
     """The devices of this process that `--device`, or else `n_gpu`, means.
@@ -68,6 +70,11 @@ def build_dataset(
     dataset.check_num_classes(config.get("arch.args.num_classes"))
     check_monitor(config, dataset)
     return dataset
+
+
+def image_size_of(config: ConfigParser) -> Any:
+    """Side or (height, width) of the fixed shape that images are brought to."""
+    return config["image_size"] or DEFAULT_IMAGE_SIZE
 
 
 def initial_weights(config: ConfigParser, init_from: Path | None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from med_sslal.cli.build import (
     data_difference,
     detector_maker,
     devices_of,
+    image_size_of,
     initial_weights,
     optimizer_of,
     step_class,
@@ -48,7 +49,6 @@ from med_sslal.utils.util import read_json, stable_hash, write_json
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_IMAGE_SIZE = 512
 DRY_INIT, DRY_BUDGET, DRY_POOL, DRY_EVAL = 4, 2, 12, 4
 
 
@@ -96,7 +96,7 @@ def build_setup(
     Raises:
         ConfigError: The parts do not fit each other.
     """
-    seed, size = config["seed"], config["image_size"] or DEFAULT_IMAGE_SIZE
+    seed, size = config["seed"], image_size_of(config)
     # Data. The labels of training images are the oracle's alone.
     labels, splits = dataset.labels, dataset.images.splits
     changes = stable_hash(seed, "augmentation")
