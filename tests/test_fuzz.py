@@ -199,6 +199,12 @@ def test_config(kind: str, data: st.DataObject, tmp_path: Path) -> None:
     refused_or_taken(lambda: ConfigParser.from_file(tmp_path / "c.json", named))
 
 
+def open_coco(root: Path, **more: Any) -> COCO:
+    return COCO(
+        str(root), annotations="annotations.json", eval_split=0.5, group_key="patient", **more
+    )
+
+
 POLICY = st.sampled_from(["error", "skip"])
 
 
@@ -210,17 +216,7 @@ def test_coco(kind: str, data: st.DataObject, coco: Path) -> None:
     make = odd_json(file.read_text()) if kind == "values" else odd_bytes(file.read_bytes())
     policy = data.draw(POLICY)
     with Damaged(file, data.draw(make)):
-        refused_or_taken(
-            lambda: open_and_look(
-                lambda: COCO(
-                    str(coco),
-                    annotations="annotations.json",
-                    eval_split=0.5,
-                    group_key="patient",
-                    on_bad_sample=policy,
-                )
-            )
-        )
+        refused_or_taken(lambda: open_and_look(lambda: open_coco(coco, on_bad_sample=policy)))
 
 
 @pytest.mark.parametrize("folder", ["Annotations", "JPEGImages"])
@@ -263,18 +259,7 @@ def test_pictures(suffix: str, data: st.DataObject, coco: Path) -> None:
     file = coco / "p0.png"
     put(file, data.draw(odd_bytes(content)))
     try:
-        refused_or_taken(
-            lambda: open_and_look(
-                lambda: COCO(
-                    str(coco),
-                    annotations="annotations.json",
-                    eval_split=0.5,
-                    group_key="patient",
-                    window=(0.0, 60000.0),
-                    on_bad_sample="error",
-                )
-            )
-        )
+        refused_or_taken(lambda: open_and_look(lambda: open_coco(coco, window=(0.0, 60000.0))))
     finally:
         cv2.imwrite(str(file), np.full((20, 24), 99, np.uint8))
 

@@ -95,7 +95,7 @@ def test_val_and_test_come_from_wholly_labelled_patients(tmp_path):
         (
             {"images": [{"id": 1, "file_name": "p9/x.png"}]},
             {"labels": "labels.json"},
-            "there is no picture p9/x.png",
+            "the picture p9/x.png in .* is not there",
         ),
     ],
     ids=["no window", "no patient", "two patients", "labels elsewhere", "unknown picture"],
@@ -103,6 +103,14 @@ def test_val_and_test_come_from_wholly_labelled_patients(tmp_path):
 def test_what_a_folder_cannot_give(tmp_path, change, args, error):
     with pytest.raises(DataError, match=error):
         ImageFolder(str(folder_of(tmp_path, **change)), **(OF_PATIENTS | args))
+
+
+def test_a_labelled_picture_that_is_bad_is_not_said_to_be_missing(tmp_path):
+    root = folder_of(tmp_path, labelled=3)
+    bad = sorted(path for path in root.rglob("*") if path.suffix in (".png", ".jpg"))[0]
+    bad.write_bytes(b"")
+    with pytest.raises(DataError, match=f"the picture {bad.relative_to(root)} in .* is bad itself"):
+        ImageFolder(str(root), **OF_PATIENTS, labels="labels.json")
 
 
 @pytest.mark.parametrize("there", [True, False])

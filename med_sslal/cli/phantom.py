@@ -29,19 +29,16 @@ def run(args: argparse.Namespace) -> int:
     """Make the phantom that `args` describes; returns the exit code."""
     # Here: `--help` of any command must not wait for OpenCV.
     from med_sslal.logger.logger import setup_logging
-    from med_sslal.logger.progress import Progress
-    from med_sslal.phantom import generate
+    from med_sslal.phantom.dataset import make
 
     setup_logging(1)
-    with Progress("phantom", args.patients) as progress:
-        generate(
-            args.out,
-            patients=args.patients,
-            size=args.size,
-            seed=args.seed,
-            hidden_fraction=args.hidden_fraction,
-            progress=lambda done, total: progress.advance(),
-        )
+    make(
+        args.out,
+        patients=args.patients,
+        size=args.size,
+        seed=args.seed,
+        hidden_fraction=args.hidden_fraction,
+    )
     print(f"{args.out}: a phantom of {args.patients} patients (synthetic, see PHANTOM.txt)")
     print("Use it with dataset type DeepLesion and this folder as dataset.args.root.")
     return 0

@@ -73,7 +73,8 @@ class ImageFolder(BaseDataset):
 
             def find(entry: dict[str, Any], name: str, where: str) -> ImageInfo:
                 if name not in by_name:
-                    raise DataError(f"{where}: there is no picture {name} in {folder}")
+                    why = "is bad itself" if inside(folder, name).is_file() else "is not there"
+                    raise DataError(f"{where}: the picture {name} in {folder} {why}")
                 return by_name[name]
 
             names, _, records = load_coco(inside(folder, labels), find, bad)

@@ -14,6 +14,19 @@ from med_sslal.phantom.writer import describe, is_complete
 logger = logging.getLogger(__name__)
 
 
+def make(out: Path, *, patients: int, size: int, seed: int, hidden_fraction: float = 0.0) -> None:
+    """Write a phantom (see `generate`), with its progress shown."""
+    with Progress("phantom", patients) as progress:
+        generate(
+            out,
+            patients=patients,
+            size=size,
+            seed=seed,
+            hidden_fraction=hidden_fraction,
+            progress=lambda done, total: progress.advance(),
+        )
+
+
 class DeepLesionPhantom(DeepLesion):
     """Synthetic CT crops in DeepLesion's own files, read by DeepLesion's own loader.
 
@@ -52,13 +65,6 @@ class DeepLesionPhantom(DeepLesion):
         )
         if not is_complete(folder, describe(patients=patients, size=size, seed=seed)):
             logger.info("making a phantom of %d patients in %s (once)", patients, folder)
-            with Progress("phantom", patients) as progress:
-                generate(
-                    folder,
-                    patients=patients,
-                    size=size,
-                    seed=seed,
-                    progress=lambda done, total: progress.advance(),
-                )
+            make(folder, patients=patients, size=size, seed=seed)
         logger.info("phantom: synthetic CT in %s; say 'phantom' beside every result", folder)
         super().__init__(str(folder), **loading)

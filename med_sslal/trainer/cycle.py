@@ -258,8 +258,7 @@ class CycleLoop:
             config_hash=setup.config.digest(),
             class_names=names,
             class_counts=counts,
-            # A checkpoint from before it was kept has none.
-            class_difficulty=best.get("class_difficulty", {}),
+            class_difficulty=best["class_difficulty"],
         )
         started = time.monotonic()
         record = together(

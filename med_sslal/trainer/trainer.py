@@ -72,7 +72,8 @@ class Trainer(BaseTrainer):
             for name, loader in self._unlabelled.items()
         }
         total = self.epoch_batches
-        self._tell("before_steps")
+        for hook in self.hooks:
+            hook.before_steps(self)
         try:
             while self.batch < total:
                 try:
@@ -85,13 +86,15 @@ class Trainer(BaseTrainer):
                 self.batch, self.step = self.batch + 1, self.step + 1
                 if on_cpu or len(self._pending) >= LOSS_CHECK_STEPS:
                     self._settle()
-                self._tell("after_step", outcome)
+                for hook in self.hooks:
+                    hook.after_step(self, outcome)
                 if self.save_due():
                     self._settle()
                     self.save_position()
             self._settle()
         finally:
-            self._tell("after_steps")
+            for hook in self.hooks:
+                hook.after_steps(self)
         return {
             **self.mean_losses(),
             "lr": self.optimisation.lr,
@@ -104,10 +107,6 @@ class Trainer(BaseTrainer):
         sampler.set_epoch(self.epoch)
         sampler.set_start(self.batch)
         return loader
-
-    def _tell(self, event: str, *what: Any) -> None:
-        for hook in self.hooks:
-            getattr(hook, event)(self, *what)
 
     def _input(self, batch: Batch, views: Mapping[str, Batch]) -> StepInput:
         """What the step at the current place is given."""
