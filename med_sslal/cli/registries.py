@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.base_model import BaseModel
+from med_sslal.base.training_step import TrainingStep
 from med_sslal.config.torch_types import lr_schedulers, optimizers
 from med_sslal.data.dataset import DATASETS
 from med_sslal.data.transforms import AUGMENTATIONS
@@ -31,6 +32,7 @@ def registries() -> dict[str, Mapping[str, Any]]:
         "ssl_settings": {"PseudoLabeller": PseudoLabeller},
         "metrics": METRICS,
         "bases": {
+            "trainer": TrainingStep,
             "arch": BaseModel,
             "al_settings": ActiveLearningHelper,
             "dataset": BaseDataset,

@@ -159,9 +159,12 @@ class Validator:
         if "." not in name:
             self.add(path, f"{unknown('type', name, list(registry))}, or your own package.Class")
             return None
-        return self._load(
-            path, load_class, name, self.registries.get("bases", {}).get(section.path)
-        )
+        return self._own_class(path, name)
+
+    def _own_class(self, path: KeyPath, name: str) -> Any:
+        """A user's class of the section at `path`, or None after reporting why it is none."""
+        base = self.registries.get("bases", {}).get(str(path[0]))
+        return self._load(path, load_class, name, base)
 
     def _load(self, path: KeyPath, load: Callable[..., Any], *args: Any) -> Any:
         """What `load` gives of the user's own, or None after reporting why it cannot be had."""
@@ -202,7 +205,7 @@ class Validator:
                 "a training step of your own and ssl_settings.include_pseudolabels true are two "
                 "recipes: set this one to null or that one to false",
             )
-        if (step := self._load(("trainer", "type"), load_class, name)) is not None:
+        if (step := self._own_class(("trainer", "type"), name)) is not None:
             self.types["trainer"] = step
 
     def _torch_pair(self) -> None:
