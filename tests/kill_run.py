@@ -35,6 +35,7 @@ STAGES = (
     "train",
     "evaluate",
     "score",
+    "find",
     "select",
     "label",
     "pseudo-label",
@@ -49,6 +50,7 @@ PLACES = {
     "CycleLoop._train": "train",
     "CycleLoop._evaluate": "evaluate",
     "CycleLoop._score": "score",
+    "note_finds": "find",
     "ActiveLearningHelper.query": "select",
     # selection.json is the receipt for the labels.
     "CycleLoop._query": "label",

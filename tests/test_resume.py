@@ -75,14 +75,16 @@ def stop_at(patch: pytest.MonkeyPatch, number: int, error: type[Exception] | Non
 
 
 # The looks of this run, in order: cycle 0 has two epochs of one batch and a validation of two
-# batches each, evaluation of 2 + 2 batches, scoring of 2 + 1, then cycle 1 (2 batches an epoch).
+# batches each, evaluation of 2 + 2 batches, scoring of 2 + 1 and of 2 of validation, then cycle 1
+# (2 batches an epoch).
 PLACES = {
     "before anything": 1,
     "last validation": 6,
     "scoring": 13,
-    "after the query": 15,
-    "mid-epoch of cycle 1": 21,
-    "validation of cycle 1": 22,
+    "scoring of validation": 15,
+    "after the query": 17,
+    "mid-epoch of cycle 1": 23,
+    "validation of cycle 1": 24,
 }
 
 

@@ -56,6 +56,7 @@ def test_the_run_folder_holds_what_the_design_says(finished: tuple[Path, str]) -
     wanted |= {f"cycle_{cycle:02d}/{name}" for cycle in (0, 1, 2) for name in every_cycle}
     wanted |= {"cycle_00/selection.json", "cycle_01/selection.json"}
     wanted |= {"cycle_00/pseudo_labels.json", "cycle_01/record/header.json"}
+    wanted |= {"cycle_00/finds.json", "cycle_01/finds.json", "cycle_01/record_val/header.json"}
     wanted |= {"learning_curve.png", "froc.png", "overlays.png"}
     assert wanted <= files
     assert {name + ".sha256" for name in files if name.endswith(".pth")} <= files

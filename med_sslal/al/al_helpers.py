@@ -15,8 +15,9 @@ from med_sslal.al.criteria.aggregate import Aggregate, EmptyImages
 from med_sslal.al.criteria.base import Reader
 from med_sslal.al.criteria.combination import Combination
 from med_sslal.al.criteria.random import Random
+from med_sslal.al.finds import Rating
 from med_sslal.al.pool import Pool
-from med_sslal.al.query import Query
+from med_sslal.al.query import Query, rank
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.al.restrict import Position, check_pool
 from med_sslal.al.stages import Stage, build_stages, check_stages, unused_defaults
@@ -226,6 +227,20 @@ class ActiveLearningHelper:
         small.max_per_group = None
         return small
 
+    def rate(self, record: PoolRecord, cycle: int) -> Rating:
+        """Rate the images of any record by the criterion, as the cycle's query does its own.
+
+        Raises:
+            DataError: The record lacks something that the criterion reads.
+        """
+        criterion, seed = self.criterion, self._query_seed(cycle)
+        values = criterion.columns(record, seed)[criterion.name]
+        return Rating(criterion.name, values, rank(values, tuple(record.image_ids.tolist()), seed))
+
+    def _query_seed(self, cycle: int) -> int:
+        """What decides what is random in a cycle's query."""
+        return stable_hash("query", self.seed, cycle)
+
     def query(
         self,
         record: PoolRecord,
@@ -256,7 +271,7 @@ class ActiveLearningHelper:
         """
         rules = (self.costs, self._factor, self.max_per_group, self.suppress_adjacent)
         query = Query(self.criterion, self.selector, self.seed, *rules)
-        seed = stable_hash("query", self.seed, cycle)
+        seed = self._query_seed(cycle)
         selection = query.select(record, pool, budget, seed, positions or {}, without)
         bias = selection.box_count_bias
         logger.info(

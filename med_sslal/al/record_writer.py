@@ -134,6 +134,12 @@ class RecordWriter:
             raise ValueError(f"labelled image {info.image_id} was scored twice")
         self._labelled[info.image_id] = detections.embedding.numpy().copy()
 
+    def take_labelled(self, record: PoolRecord) -> None:
+        """Take the labelled images of another record, scored by the same model."""
+        self._labelled |= zip(
+            record.labelled_ids, np.array(record.labelled_embeddings), strict=True
+        )
+
     def close(self) -> PoolRecord:
         """Merge the shards by image id, put the record under its name and open it.
 

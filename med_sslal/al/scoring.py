@@ -30,6 +30,7 @@ def score_pool(
     dtype: torch.dtype | None,
     views: Sequence[str] = (PLAIN,),
     roi_features: bool = False,
+    labelled_of: PoolRecord | None = None,
     merged: Callable[[Iterator[SeenBatch]], Iterable[SeenBatch]] = iter,
 ) -> PoolRecord:
     """Write what the model sees on every pool image; memory stays bounded for any pool.
@@ -47,6 +48,8 @@ def score_pool(
         views: The sections to record, see `al.views`; the plain one always is. Each view of the
             image costs a pass, from the one loading of a batch.
         roi_features: Whether the plain detections' RoI features are recorded.
+        labelled_of: A record of the same model, whose labelled images and their embeddings are
+            taken over; the pool has none then.
         merged: Adds what other processes see, each on its share of the images; they call
             `see_pool` meanwhile.
 
@@ -75,6 +78,8 @@ def score_pool(
                 f"the loaders gave {len(scored)} unlabelled and {len(known)} labelled images, "
                 f"which are not the pool's {len(pool.unlabelled)} and {len(pool.labelled)}"
             )
+        if labelled_of is not None:
+            writer.take_labelled(labelled_of)
         return writer.close()
 
 

@@ -44,10 +44,9 @@ def match(table: Columns, overlap: Overlap = "iou") -> Matches:
     `overlap` is `iou`, or `iobb` = intersection over the detection's own area.
     """
     lesion = np.flatnonzero(~table.gt_ignore)
-    region = np.flatnonzero(table.gt_ignore)
     n_classes = len(table.class_names) + 1
     found = np.full(len(table.gt_labels), -np.inf, dtype=np.float32)
-    hit, hidden = np.zeros((2, len(table.det_labels)), dtype=bool)
+    hit = np.zeros(len(table.det_labels), dtype=bool)
     det_class = table.det_image * n_classes + table.det_labels
     lesion_class = table.gt_image[lesion] * n_classes + table.gt_labels[lesion]
     for det, gt in _overlapping(
@@ -55,11 +54,18 @@ def match(table: Columns, overlap: Overlap = "iou") -> Matches:
     ):
         np.maximum.at(found, lesion[gt], table.det_scores[det])
         hit[det] = True
+    return Matches(found, hit, ~(hit | in_ignore_region(table)))
+
+
+def in_ignore_region(table: Columns) -> np.ndarray:
+    """Whether `MIN_OVERLAP` of a detection's own area or more lies in one region: bool [D]."""
+    region = np.flatnonzero(table.gt_ignore)
+    hidden = np.zeros(len(table.det_labels), dtype=bool)
     for det, _ in _overlapping(
         table.det_boxes, table.det_image, table.gt_boxes[region], table.gt_image[region], "iobb"
     ):
         hidden[det] = True
-    return Matches(found, hit, ~(hit | hidden))
+    return hidden
 
 
 def _overlapping(

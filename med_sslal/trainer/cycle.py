@@ -18,6 +18,7 @@ from med_sslal.base.checkpoint import weights_hash
 from med_sslal.base.types import Annotation
 from med_sslal.eval.coco_utils import from_coco_predictions, to_coco_predictions
 from med_sslal.ssl.pseudo_labels import PseudoLabels
+from med_sslal.trainer.finds import note_finds
 from med_sslal.trainer.inference import predict_split, score
 from med_sslal.trainer.initial_set import initial_set
 from med_sslal.trainer.remote_calls import help_out, together
@@ -216,6 +217,7 @@ class CycleLoop:
         record = None
         if not folder.queried:
             record = self._score(state)
+            note_finds(setup, self._stop, folder, record)
             started = time.monotonic()
             helper, oracle = setup.strategy.helper, setup.strategy.oracle
             positions = slice_positions(setup.images.infos)
@@ -316,4 +318,4 @@ class CycleLoop:
     def _drop_old_records(self, cycle: int) -> None:
         """Keep the newest `keep_records` records."""
         for number in range(cycle - self._setup.settings.keep_records + 1):
-            self._run.cycle(number).drop_record()
+            self._run.cycle(number).drop_records()

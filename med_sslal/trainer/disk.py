@@ -23,7 +23,7 @@ def disk_estimate(initial: Path, setup: RunSetup) -> str:
     values *= len(setup.strategy.helper.views)
     if setup.strategy.helper.needs_roi_features:
         values += DETECTIONS_PER_IMAGE * VALUES_PER_ROI
-    record = 4 * values * len(setup.images.splits["train"])
+    record = 4 * values * sum(len(setup.images.splits[name]) for name in ("train", "val"))
     # The training that runs has a previous copy of both besides.
     total = weights + (setup.strategy.num_cycles + 1) * per_cycle + weights + (2 + numbered) * last
     total += min(setup.settings.keep_records, setup.strategy.num_cycles) * record

@@ -103,6 +103,8 @@ def score(
     pool: Pool,
     path: Path,
     header: RecordHeader,
+    title: str = "scoring the pool",
+    labelled_of: Path | None = None,
     **recorded: Any,
 ) -> PoolRecord | None:
     """Score the pool with a detector of these weights; all processes call it.
@@ -114,6 +116,9 @@ def score(
         pool: What is to be scored.
         path: Folder of the record, which only rank 0 writes.
         header: What is scored and by what.
+        title: What the progress says.
+        labelled_of: A record of the same weights whose labelled images and their embeddings are
+            taken over.
         **recorded: `views` and `roi_features` of `score_pool`.
 
     Returns:
@@ -127,7 +132,7 @@ def score(
     show = setup.settings.show_progress
     first, second = (
         track(world.watch(loader, stop), title, len(loader), show=show)
-        for loader, title in zip(loaders, ("scoring the pool", "labelled images"), strict=True)
+        for loader, title in zip(loaders, (title, "labelled images"), strict=True)
     )
     recorded |= {"device": setup.compute.devices.main, "dtype": setup.compute.dtype}
 
@@ -135,7 +140,10 @@ def score(
         return world.merged(seen, stop)
 
     if world.is_main:
-        return score_pool(model, pool, first, second, path, header, merged=merged, **recorded)
+        known = None if labelled_of is None else PoolRecord.open(labelled_of)
+        return score_pool(
+            model, pool, first, second, path, header, labelled_of=known, merged=merged, **recorded
+        )
     for seen in see_pool(model, first, second, **recorded):
         for _ in merged(seen):
             raise AssertionError("only rank 0 gets what is seen")

@@ -95,10 +95,11 @@ def pseudo_quality(
     return {name: quality._asdict() for name, quality in graded.items()}
 
 
-def note_seconds(folder: CycleFolder, stage: str, seconds: float) -> None:
-    """Note in a cycle's folder how long a stage took.
+def note_seconds(folder: CycleFolder, stage: str, seconds: float, *, more: bool = False) -> None:
+    """Note in a cycle's folder how long a stage took, or `more` of it, on top of the first part.
 
     The training is not among the stages: it may be resumed, and its own outcome has the sum.
     """
     before = read_json(folder.timing)["seconds"] if folder.timing.exists() else {}
+    seconds += before.get(stage, 0.0) if more else 0.0
     write_json(folder.timing, {"seconds": {**before, stage: round(seconds, 3)}})

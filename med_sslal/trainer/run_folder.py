@@ -63,6 +63,8 @@ class CycleFolder(ResultFolder):
         detections: What the model saw on the images that a report shows.
         pseudo_labels: Those for the next cycle's training.
         record: The pool record, itself a folder.
+        val_record: The same of the validation images.
+        finds: What the criterion finds on these.
         best: Checkpoint of the best model.
         last: Checkpoint of the position that the training has reached.
     """
@@ -77,6 +79,8 @@ class CycleFolder(ResultFolder):
         self.detections = path / "selection_detections.json"
         self.pseudo_labels = path / "pseudo_labels.json"
         self.record = path / "record"
+        self.val_record = path / "record_val"
+        self.finds = path / "finds.json"
         self.best = path / "model_best.pth"
         self.last = path / "checkpoint_last.pth"
 
@@ -160,15 +164,17 @@ class CycleFolder(ResultFolder):
         for path in (self.last, sidecar(self.last)):
             path.unlink(missing_ok=True)
 
-    def drop_record(self) -> None:
-        """Remove the pool record, where there is one."""
-        if self.record.exists():
-            shutil.rmtree(self.record)
+    def drop_records(self) -> None:
+        """Remove the records of pool and validation images, where there are any."""
+        for record in (self.val_record, self.record):
+            if record.exists():
+                shutil.rmtree(record)
 
     def reopen(self) -> None:
         """Remove the outcomes of an ended training that goes on."""
-        self.metrics.unlink(missing_ok=True)
-        self.drop_record()
+        for path in (self.metrics, self.finds):
+            path.unlink(missing_ok=True)
+        self.drop_records()
         # Last: a stop before it finds the same case again.
         self.training.unlink()
 

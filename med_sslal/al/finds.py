@@ -1,0 +1,145 @@
+"""What a criterion finds: its values on images whose truth is known, held against the mistakes.
+
+It is written down to be looked at; no query reads it.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from med_sslal.al.arrays import rank_correlation
+from med_sslal.al.record import PLAIN, PoolRecord, RecordHeader
+from med_sslal.base.types import Annotation, ImageInfo, Prediction
+from med_sslal.eval.eval_utils import columns
+from med_sslal.eval.mistakes import FOUND_IOU, MIN_SCORE, TIGHT_IOU, Mistakes, mistakes
+from med_sslal.utils.errors import DataError
+from med_sslal.utils.util import read_versioned, write_versioned
+
+FORMAT_VERSION = 1
+
+TOP_SHARE = 0.25
+"""Share of the images, best by the criterion, that is held against all of them."""
+
+MISTAKES = {each.name: each.name.replace("_", " ") for each in fields(Mistakes)}
+"""The kinds of mistakes and their names in words."""
+
+
+@dataclass(frozen=True)
+class Rating:
+    """What a criterion says of the images of a record.
+
+    Attributes:
+        criterion: Its name.
+        values: float64 [N], higher = more informative.
+        ranking: int64 [N], rows from best to worst.
+    """
+
+    criterion: str
+    values: np.ndarray
+    ranking: np.ndarray
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A criterion and one kind of mistake.
+
+    Attributes:
+        correlation: Spearman's rank correlation of value and mistakes over the images; None where
+            it is undefined.
+        undefined: Why it is, in words; None where it is not.
+        top: Mean of the mistakes an image over the top quarter by the criterion.
+        all: The same over all images.
+    """
+
+    correlation: float | None
+    undefined: str | None
+    top: float
+    all: float
+
+
+@dataclass(frozen=True)
+class Finds:
+    """What a criterion finds.
+
+    Attributes:
+        criterion: Its name.
+        n_images: Images that were looked at.
+        n_top: Images of the top quarter, rounded up.
+        findings: By the names of MISTAKES.
+    """
+
+    criterion: str
+    n_images: int
+    n_top: int
+    findings: Mapping[str, Finding]
+
+
+def record_mistakes(
+    record: PoolRecord, annotations: Mapping[str, Annotation], infos: Mapping[str, ImageInfo]
+) -> Mistakes:
+    """The mistakes of the detections of a record, image by image in its order.
+
+    Raises:
+        DataError: An image of the record has no label, or the record is damaged.
+    """
+    section = record.section(PLAIN)
+    ids, scores = section.image_ids.tolist(), section.scores
+    found = {
+        name: Prediction(*(each[first:last] for each in (section.boxes, section.labels, scores)))
+        for name, first, last in zip(ids, section.offsets[:-1], section.offsets[1:], strict=True)
+    }
+    return mistakes(columns(found, annotations, infos, record.header.class_names))
+
+
+def finds(rating: Rating, truth: Mistakes) -> Finds:
+    """Hold a rating against the mistakes of the same N images, N at least 1."""
+    n_images = len(rating.values)
+    n_top = math.ceil(TOP_SHARE * n_images)
+    found = {}
+    for name, words in MISTAKES.items():
+        amounts = getattr(truth, name)
+        correlation = rank_correlation(rating.values, amounts)
+        constant = words if len(np.unique(rating.values)) > 1 else rating.criterion
+        found[name] = Finding(
+            correlation=correlation,
+            undefined=f"{constant}: the same for all images" if correlation is None else None,
+            top=round(float(amounts[rating.ranking[:n_top]].mean()), 4),
+            all=round(float(amounts.mean()), 4),
+        )
+    return Finds(rating.criterion, n_images, n_top, found)
+
+
+def write_finds(path: Path, found: Finds, cycle: int, header: RecordHeader) -> None:
+    """Write them atomically: the cycle's model scored the record of that header.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    content = {
+        "cycle": cycle,
+        "model_hash": header.model_hash,
+        "rule": {"min_score": MIN_SCORE, "found_iou": FOUND_IOU, "tight_iou": TIGHT_IOU},
+        **asdict(found),
+    }
+    write_versioned(path, FORMAT_VERSION, content)
+
+
+def read_finds(path: Path) -> Finds:
+    """Read what `write_finds` wrote.
+
+    Raises:
+        DataError: The file is missing, damaged, or written by a newer version.
+    """
+    content = read_versioned(path, FORMAT_VERSION)
+    try:
+        return Finds(
+            criterion=content["criterion"],
+            n_images=content["n_images"],
+            n_top=content["n_top"],
+            findings={name: Finding(**content["findings"][name]) for name in MISTAKES},
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} does not say what a criterion finds: {error!r}") from error

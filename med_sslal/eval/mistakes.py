@@ -1,0 +1,65 @@
+"""What a detector gets wrong on each image: objects missed, false alarms, loose boxes.
+
+Shape shorthand as in `hits`: N images, D detections, G annotated boxes. An *object* is an annotated
+box that is no ignore region. Classes are left aside: a box at the right place is no miss, whatever
+it is called.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from med_sslal.eval.eval_utils import Columns
+from med_sslal.eval.hits import in_ignore_region
+from med_sslal.utils.boxes import paired_iou, pairs
+
+MIN_SCORE = 0.3
+"""Detections with a lower score do not count."""
+
+FOUND_IOU, TIGHT_IOU = 0.1, 0.5
+"""An object is missed below the first, its box is loose from there to below the second."""
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """The mistakes of each image, in the order of `Columns.image_ids`.
+
+    Attributes:
+        missed: float64 [N], objects that no detection overlaps by IoU 0.1 or more.
+        false_positives: float64 [N], detections that overlap no object by that much, and do not lie
+            in an ignore region by half of their area or more.
+        loose_boxes: float64 [N], objects whose best detection has an IoU from 0.1 to below 0.5.
+        box_loss: float64 [N], mean of 1 - IoU of the best detection over the objects that are not
+            missed; 0 without any.
+    """
+
+    missed: np.ndarray
+    false_positives: np.ndarray
+    loose_boxes: np.ndarray
+    box_loss: np.ndarray
+
+
+def mistakes(table: Columns) -> Mistakes:
+    """Count the mistakes of the detections with a score of MIN_SCORE or more, of any class."""
+    sure = np.flatnonzero(table.det_scores >= np.float32(MIN_SCORE))
+    objects = np.flatnonzero(~table.gt_ignore)
+    det_image, gt_image = table.det_image[sure], table.gt_image[objects]
+    best_of_detection, best_of_object = np.zeros(len(sure)), np.zeros(len(objects))
+    for det, gt in pairs(det_image, gt_image):
+        overlap = paired_iou(table.det_boxes[sure[det]], table.gt_boxes[objects[gt]])
+        np.maximum.at(best_of_detection, det, overlap)
+        np.maximum.at(best_of_object, gt, overlap)
+    found = best_of_object >= FOUND_IOU
+    false = (best_of_detection < FOUND_IOU) & ~in_ignore_region(table)[sure]
+
+    def per_image(image: np.ndarray, amount: np.ndarray) -> np.ndarray:
+        return np.bincount(image, amount.astype(np.float64), minlength=len(table.image_ids))
+
+    n_found = per_image(gt_image, found)
+    lost = per_image(gt_image, found * (1 - best_of_object))
+    return Mistakes(
+        missed=per_image(gt_image, ~found),
+        false_positives=per_image(det_image, false),
+        loose_boxes=per_image(gt_image, found & (best_of_object < TIGHT_IOU)),
+        box_loss=np.divide(lost, n_found, out=np.zeros_like(lost), where=n_found > 0),
+    )

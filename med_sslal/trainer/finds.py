@@ -1,0 +1,78 @@
+"""What the criterion of a run finds, seen on the validation images after each query's pass."""
+
+import logging
+import time
+
+from med_sslal.al.finds import MISTAKES, finds, record_mistakes, write_finds
+from med_sslal.al.pool import Pool
+from med_sslal.al.record import PoolRecord
+from med_sslal.trainer.inference import score
+from med_sslal.trainer.remote_calls import together
+from med_sslal.trainer.results import note_seconds
+from med_sslal.trainer.run_folder import CycleFolder
+from med_sslal.trainer.setup import RunSetup
+from med_sslal.trainer.train_cycle import load_best
+from med_sslal.utils.interrupt import StopRequest
+
+logger = logging.getLogger(__name__)
+
+
+def note_finds(
+    setup: RunSetup, stop: StopRequest, folder: CycleFolder, pool_record: PoolRecord
+) -> None:
+    """Score the validation images as the pool was, and write what the criterion finds on them.
+
+    Nothing that is chosen depends on it. Both outcomes are skipped where they are there.
+
+    Raises:
+        Interrupted: A stop was asked for.
+    """
+    if folder.finds.exists():
+        return
+    if not setup.images.splits["val"]:
+        text = "%s: there are no validation images to show what the criterion finds"
+        logger.info(text, folder.path.name)
+        return
+    record = _score_val(setup, stop, folder, pool_record)
+    rating = setup.strategy.helper.rate(record, folder.number)
+    truth = record_mistakes(record, setup.split_labels("val"), setup.images.infos)
+    found = finds(rating, truth)
+    write_finds(folder.finds, found, folder.number, record.header)
+    parts = [
+        f"{words} {each.top:.2f} against {each.all:.2f} (rank correlation "
+        + ("undefined)" if each.correlation is None else f"{each.correlation:.2f})")
+        for words, each in zip(MISTAKES.values(), found.findings.values(), strict=True)
+    ]
+    logger.info(
+        "cycle %d: the top %d validation images by %s, an image, against all %d: %s",
+        folder.number,
+        found.n_top,
+        found.criterion,
+        found.n_images,
+        ", ".join(parts),
+    )
+
+
+def _score_val(
+    setup: RunSetup, stop: StopRequest, folder: CycleFolder, pool_record: PoolRecord
+) -> PoolRecord:
+    """The record of the validation images, of the model that scored the pool."""
+    if folder.val_record.exists():
+        return PoolRecord.open(folder.val_record)
+    started = time.monotonic()
+    record = together(
+        score,
+        setup,
+        stop,
+        weights=load_best(folder)["model"],
+        pool=Pool((), setup.images.splits["val"]),
+        path=folder.val_record,
+        header=pool_record.header,
+        title="scoring the validation images",
+        labelled_of=pool_record.path,
+        views=setup.strategy.helper.views,
+        roi_features=setup.strategy.helper.needs_roi_features,
+    )
+    assert record is not None
+    note_seconds(folder, "scoring", time.monotonic() - started, more=True)
+    return record
