@@ -45,7 +45,8 @@ def check(name: str, folder: Path, **settings: object) -> None:
 def test_every_config_is_tried_here() -> None:
     names = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("**/configs/*.json")}
     studies = {f"configs/study_{name}.json" for name in STUDIES}
-    assert names - studies == {"configs/bccd.json", "configs/deeplesion_lung.json"}
+    single = ("bccd", "brain_mri", "deeplesion_lung")
+    assert names - studies == {f"configs/{name}.json" for name in single}
     for name in ("config.json", *sorted(names - studies)):
         config = ConfigParser.from_file(ROOT / name, registries())
         assert ConfigParser(config.resolved, registries()).resolved == config.resolved
@@ -93,6 +94,29 @@ def test_bccd_on_the_real_images(tmp_path: Path) -> None:
         lines = (real / "ImageSets" / "Main" / f"{split}.txt").read_text().splitlines()
         (lists / f"{split}.txt").write_text("\n".join(lines[:count]) + "\n")
     check("configs/bccd.json", tmp_path, dataset__args__root=str(root))
+
+
+@pytest.mark.slow
+def test_brain_mri_on_the_real_slices(tmp_path: Path) -> None:
+    folder = Path(os.environ.get("MED_SSLAL_TEST_DATA", "none"))
+    if not (folder / "brain_mri").is_dir():
+        pytest.skip("MED_SSLAL_TEST_DATA is not set, or has no brain_mri")
+    root = tmp_path / "brain_mri"
+    root.mkdir()
+    (root / "images").symlink_to(folder / "brain_mri" / "images")
+    for split, count in (("train", 14), ("val", 4), ("test", 6)):
+        content = json.loads((folder / "brain_mri" / f"{split}.json").read_text())
+        content["images"] = content["images"][:count]
+        kept = {image["id"] for image in content["images"]}
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+        (root / f"{split}.json").write_text(json.dumps(content))
+    weights = folder / "weights" / "mobilenet_v2_imagenet_features.pth"
+    check(
+        "configs/brain_mri.json",
+        tmp_path,
+        dataset__args__root=str(root),
+        arch__args__pretrained=str(weights),
+    )
 
 
 @pytest.mark.slow
