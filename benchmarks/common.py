@@ -63,6 +63,7 @@ def detections(generator: np.random.Generator, n_boxes: int, n_classes: int) -> 
         top_proposals=boxes(PROPOSALS),
         top_objectness=uniform(PROPOSALS),
         roi_features=uniform(n_boxes, ROI_FEATURES),
+        refined_boxes=found + 4 * uniform(n_boxes, 4),
     )
 
 

@@ -35,7 +35,7 @@ from benchmarks.common import EMBEDDING, PROPOSALS, ROI_FEATURES, measured
 from med_sslal.al.al_criteria import CRITERIA, SELECTORS
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.pool import Pool
-from med_sslal.al.record import PLAIN, PoolRecord, RecordHeader
+from med_sslal.al.record import OPTIONAL_COLUMNS, PLAIN, PoolRecord, RecordHeader
 from med_sslal.al.restrict import slice_positions
 from med_sslal.al.selection_io import read_selection, write_detections, write_selection
 from med_sslal.cli.build import build_dataset, devices_of
@@ -102,9 +102,14 @@ def config_of(args: argparse.Namespace) -> ConfigParser:
     return ConfigParser({**config, **changes}, registries(), source=str(CONFIG))
 
 
+def columns_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """The optional columns of the record."""
+    return ("roi_features", "refined_boxes") if args.roi_features else ("refined_boxes",)
+
+
 def bytes_on_disk(args: argparse.Namespace) -> int:
     """Space that the record needs while its shards are merged, and the files beside it, about."""
-    box = 4 * (4 + 2 + 1 + args.classes + 1 + 4 + args.roi_features * ROI_FEATURES)
+    box = 4 * (4 + 2 + 1 + args.classes + 1 + 4 + 4 + args.roi_features * ROI_FEATURES)
     image = 4 * (EMBEDDING + 5 * PROPOSALS) + 200
     return args.images * (2 * (image + args.detections * box) + 2000)
 
@@ -132,7 +137,7 @@ def score_pool(
             path=folder / "record",
             header=header,
             views=setup.strategy.helper.views,
-            roi_features=args.roi_features,
+            columns=columns_of(args),
         ),
         loads=True,
     )
@@ -154,7 +159,7 @@ def strategies(args: argparse.Namespace) -> dict[str, tuple[list[Any], dict[str,
     combined = ["entropy", "localization_tightness", "unexplained_objectness"]
     found["combined by percentile ranks"] = ([combined], {})
     for name, cls in SELECTORS.items():
-        if args.roi_features or not cls.needs_roi_features:
+        if set(cls.needs) & OPTIONAL_COLUMNS.keys() <= set(columns_of(args)):
             found[f"entropy, then {name}"] = (["entropy", name], {})
     tightness = ["localization_tightness", "k_means_diversity"]
     found[", then ".join(tightness)] = (tightness, {})

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import detections
+from med_sslal.al.record import OPTIONAL_COLUMNS
 from med_sslal.base.base_dataset import BaseDataset, Images, Labels
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.types import Annotation, Detections, Frame, ImageInfo, ModelOutput, Target
@@ -70,8 +71,11 @@ def _in_order(found: Detections, scores: Tensor, **changes: Tensor) -> Detection
     """Detections with other columns, best score first."""
     found = replace(found, scores=scores, **changes)
     order = scores.argsort(descending=True, stable=True)
-    names = ("boxes", "labels", "scores", "class_probs", "proposals", "roi_features")
-    return replace(found, **{name: getattr(found, name)[order] for name in names})
+    names = ("boxes", "labels", "scores", "class_probs", "proposals", *OPTIONAL_COLUMNS)
+    columns = {name: getattr(found, name) for name in names}
+    return replace(
+        found, **{name: column[order] for name, column in columns.items() if column is not None}
+    )
 
 
 class ReplayDetector(BaseModel):
@@ -92,7 +96,7 @@ class ReplayDetector(BaseModel):
     def abilities(cls, args: Mapping[str, Any]) -> frozenset[str]:
         """All but further passes."""
         return frozenset(
-            {"class_probs", "proposals", "objectness", "class_quality", "roi_features"}
+            {"class_probs", "proposals", "objectness", "class_quality", *OPTIONAL_COLUMNS}
         )
 
     def forward(
@@ -112,10 +116,9 @@ class ReplayDetector(BaseModel):
         probs = probs / probs.sum(1, keepdim=True)
         # A power changes no order inside a row: the label stays the best class.
         scores = probs.gather(1, found.labels[:, None])[:, 0]
-        if not self.extras.roi_features:
-            found = replace(found, roi_features=torch.zeros(len(scores), 0))
+        unasked: Any = dict.fromkeys(OPTIONAL_COLUMNS.keys() - self.extras.columns)
         seen = _in_order(
-            found,
+            replace(found, **unasked),
             scores,
             class_probs=probs,
             boxes=found.boxes + change.shift,
@@ -124,7 +127,9 @@ class ReplayDetector(BaseModel):
             top_proposals=found.top_proposals + change.shift,
             top_objectness=found.top_objectness * (1 - change.share / 2),
         )
-        return seen if self.extras.roi_features else replace(seen, roi_features=None)
+        if seen.refined_boxes is None:
+            return seen
+        return replace(seen, refined_boxes=seen.refined_boxes + change.shift)
 
 
 class ReplayImages(BaseDataset):

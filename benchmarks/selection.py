@@ -12,7 +12,7 @@ of the record that were touched, and without them; both hold Python and torch (p
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from benchmarks.common import detections, measured
 from med_sslal.al.al_criteria import CRITERIA, SELECTORS
 from med_sslal.al.criteria.base import confidence
 from med_sslal.al.criteria.cald_consistency import AUGMENTATIONS, CaldConsistency
-from med_sslal.al.record import PLAIN, PoolRecord, RecordHeader
+from med_sslal.al.record import OPTIONAL_COLUMNS, PLAIN, PoolRecord, RecordHeader
 from med_sslal.al.record_writer import RecordWriter
 from med_sslal.base.types import ImageInfo
 from med_sslal.utils.boxes import paired_iou
@@ -40,7 +40,7 @@ def write_record(
     n_classes: int,
     *,
     views: Iterable[str] = (),
-    roi_features: bool = True,
+    columns: Sequence[str] = tuple(OPTIONAL_COLUMNS),
 ) -> PoolRecord:
     """A record of random images; the boxes of a view are those of the image, shifted."""
     generator = np.random.default_rng(0)
@@ -53,7 +53,7 @@ def write_record(
         class_counts=dict.fromkeys(names, 10),
         class_difficulty=dict.fromkeys(names, 0.5),
     )
-    with RecordWriter(path, header, views=tuple(views), roi_features=roi_features) as writer:
+    with RecordWriter(path, header, views=tuple(views), columns=columns) as writer:
         for number in range(n_images + LABELLED):
             name = f"image{number:06d}"
             found = detections(generator, n_boxes, n_classes)
@@ -123,7 +123,7 @@ def cald_by_loop(record: PoolRecord, beta: float = 1.3) -> list[float]:
 
 def cald(folder: Path, n_images: int, n_boxes: int, n_classes: int) -> None:
     record = write_record(
-        folder / "cald", n_images, n_boxes, n_classes, views=AUGMENTATIONS, roi_features=False
+        folder / "cald", n_images, n_boxes, n_classes, views=AUGMENTATIONS, columns=()
     )
     own = measured(f"cald_consistency, {n_images} images", lambda: CaldConsistency()(record, 1))
     loop = measured("the same by a loop over boxes", lambda: np.array(cald_by_loop(record)))

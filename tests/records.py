@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from med_sslal.al.al_criteria import CRITERIA
-from med_sslal.al.record import PLAIN, RecordHeader, is_aligned
+from med_sslal.al.record import OPTIONAL_COLUMNS, PLAIN, RecordHeader, is_aligned
 from med_sslal.al.record_writer import RecordWriter
 from med_sslal.base.types import Detections, ImageInfo
 from med_sslal.utils.util import stable_hash
@@ -46,6 +46,7 @@ def detections(
     top_proposals=((0, 0, 10, 10),),
     top_objectness=(0.5,),
     roi_features=None,
+    refined_boxes=None,
 ):
     """Detections of one image; what is left out is filled so that it fits the scores."""
     n = len(scores)
@@ -69,6 +70,9 @@ def detections(
         top_proposals=torch.tensor(top_proposals, dtype=torch.float32).reshape(-1, 4),
         top_objectness=torch.tensor(top_objectness, dtype=torch.float32),
         roi_features=scores[:, None] if roi_features is None else roi_features,
+        refined_boxes=boxes
+        if refined_boxes is None
+        else torch.as_tensor(refined_boxes).reshape(n, 4),
     )
 
 
@@ -99,6 +103,7 @@ def random_detections(generator, n_classes, *, n=None, dims=6):
         top_proposals=boxes(n_top),
         top_objectness=torch.as_tensor(generator.random(n_top), dtype=torch.float32),
         roi_features=torch.cos(found),
+        refined_boxes=found + shift[:, [2, 3, 0, 1]],
     )
 
 
@@ -119,7 +124,9 @@ def seen_again(generator, found, view):
     again = found.class_probs[:, torch.as_tensor(generator.permutation(found.class_probs.shape[1]))]
     same = torch.as_tensor(generator.random(len(found.boxes)) < 0.5)[:, None]
     probs = torch.where(same, found.class_probs, again)
-    return replace(found, boxes=found.boxes + moved, class_probs=probs, roi_features=None)
+    return replace(
+        found, boxes=found.boxes + moved, class_probs=probs, **dict.fromkeys(OPTIONAL_COLUMNS)
+    )
 
 
 def views_of(images, views=ALL_VIEWS):
@@ -141,7 +148,7 @@ def write_record(
     labelled=(),
     groups=(),
     views=(),
-    roi_features=False,
+    columns=(),
     shard_size=512,
     **header_changes,
 ):
@@ -154,7 +161,7 @@ def write_record(
         path,
         header(**header_changes),
         views=tuple(views),
-        roi_features=roi_features,
+        columns=columns,
         shard_size=shard_size,
     ) as writer:
         for image_id, found in images.items():
@@ -167,7 +174,9 @@ def write_record(
 
 def write_full_record(path, images, **more):
     """A record with every section and column that a criterion or second stage reads."""
-    return write_record(path, images, views=views_of(images), roi_features=True, **more)
+    return write_record(
+        path, images, views=views_of(images), columns=tuple(OPTIONAL_COLUMNS), **more
+    )
 
 
 def random_images(generator, n_images, n_classes, **more):

@@ -95,7 +95,7 @@ def cases(request, tmp_path_factory):
     generator = np.random.default_rng(request.param)
     images = random_images(generator, 120, request.param)
     path = tmp_path_factory.mktemp("records") / "record"
-    record = write_record(path, images, roi_features=True, n_classes=request.param)
+    record = write_record(path, images, columns=("roi_features",), n_classes=request.param)
     parts = [part for size in (2, 6, 20) for part in record.blocks(size)]
     boxes = {name: boxes_of(found) for name, found in images.items()}
     return [(part, [boxes[name] for name in part.image_ids.tolist()]) for part in parts]
@@ -151,15 +151,17 @@ RIGHT, UP, SLANT = [1.0, 0.0], [0.0, 2.0], [3.0, 4.0]
 )  # fmt: skip
 def test_distances_of_worked_pairs(tmp_path, first, second, distance):
     record = write_record(
-        tmp_path / "r", kinds(first, second, second), roi_features=True, n_classes=2
+        tmp_path / "r", kinds(first, second, second), columns=("roi_features",), n_classes=2
     )
-    found = similarity._distances(record.section("plain"), record.roi_features, np.arange(3))
+    found = similarity._distances(
+        record.section("plain"), record.column("roi_features"), np.arange(3)
+    )
     assert found.tolist() == [[0, distance, distance], [distance, 0, 0], [distance, 0, 0]]
 
 
 def test_images_without_a_detection_are_alike(tmp_path):
     images = kinds([], [], [], [(1, RIGHT)], [(2, RIGHT)], [(1, RIGHT)])
-    record = write_record(tmp_path / "r", images, roi_features=True, n_classes=2)
+    record = write_record(tmp_path / "r", images, columns=("roi_features",), n_classes=2)
     for seed in range(5):
         selection = query(record, ["random", SIMILAR], 3, seed=seed, candidate_factor=None)
         one_each = {("a", "b", "c").count(name) for name in selection.image_ids}

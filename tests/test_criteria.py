@@ -16,8 +16,23 @@ from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import stable_hash
 
 # Those of one pass and of detections alone; the others have a file of their own.
-BOX_CRITERIA = ("prediction_uncertainty", "entropy", "margin", "localization_tightness")
-AGGREGATES = ("max", "mean", "sum", "top_k", "score_weighted")
+BOX_CRITERIA = {
+    "prediction_uncertainty": ("prediction_uncertainty", {}),
+    "entropy": ("entropy", {}),
+    "margin": ("margin", {}),
+    "localization_tightness": ("localization_tightness", {}),
+    "boxes alone": ("localization_tightness", {"classification": False}),
+    "box_self_consistency": ("box_self_consistency", {}),
+    "without confidence": ("box_self_consistency", {"confidence": False}),
+}
+# Aggregate and floor of those that have their own.
+DEFAULTS = {
+    "localization_tightness": ("score_weighted", 0.0),
+    "boxes alone": ("score_weighted", 0.3),
+    "box_self_consistency": ("top_3", 0.05),
+    "without confidence": ("score_weighted", 0.3),
+}
+AGGREGATES = ("max", "mean", "sum", "top_k", "top_3", "score_weighted")
 N_RECORDS = 100
 
 
@@ -36,7 +51,7 @@ def literal_iou(a, b):
     return width * height / (sum(areas) - width * height)
 
 
-def literal_box_value(name, probs, box, proposal):
+def literal_box_value(name, probs, box, proposal, refined):
     best = at_1e4(max(float(p) for p in probs[1:]))
     if name == "prediction_uncertainty":
         return at_1e4(1 - best)
@@ -45,8 +60,14 @@ def literal_box_value(name, probs, box, proposal):
     if name == "margin":
         first, second = sorted((float(p) for p in probs), reverse=True)[:2]
         return at_1e4(-(first - second))
-    tightness = at_1e4(literal_iou(box, proposal))
-    return at_1e4(1 - abs(tightness + best - 1))
+    tightness, again = (at_1e4(literal_iou(box, other)) for other in (proposal, refined))
+    values = {
+        "localization_tightness": 1 - abs(tightness + best - 1),
+        "boxes alone": 1 - tightness,
+        "box_self_consistency": best * (1 - again),
+        "without confidence": 1 - again,
+    }
+    return at_1e4(values[name])
 
 
 def literal_aggregate(how, values, weights):
@@ -56,8 +77,8 @@ def literal_aggregate(how, values, weights):
         return sum(values)
     if how == "mean":
         return sum(values) / len(values)
-    if how == "top_k":
-        best = sorted(values, reverse=True)[:5]
+    if how in ("top_k", "top_3"):
+        best = sorted(values, reverse=True)[: 5 if how == "top_k" else 3]
         return sum(best) / len(best)
     return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
 
@@ -77,7 +98,9 @@ def literal_image_values(name, how, images, floor=0.0):
             result.append(None)
             continue
         values = [
-            literal_box_value(name, probs[row], found.boxes[row], found.proposals[row])
+            literal_box_value(
+                name, probs[row], found.boxes[row], found.proposals[row], found.refined_boxes[row]
+            )
             for row in rows
         ]
         weights = [at_1e4(max(float(p) for p in probs[row][1:])) for row in rows]
@@ -105,32 +128,37 @@ def cases(request, tmp_path_factory):
     cases = []
     for number in range(N_RECORDS // 2):
         images = random_images(generator, int(generator.integers(1, 9)), request.param)
-        record = write_record(folder / str(number), images, n_classes=request.param)
+        record = write_record(
+            folder / str(number), images, columns=("refined_boxes",), n_classes=request.param
+        )
         cases.append((images, record))
     return cases
 
 
 @pytest.mark.parametrize("how", AGGREGATES)
-@pytest.mark.parametrize("name", BOX_CRITERIA)
-def test_box_criteria_equal_the_literal_reference(cases, name, how, monkeypatch):
+@pytest.mark.parametrize("which", BOX_CRITERIA)
+def test_box_criteria_equal_the_literal_reference(cases, which, how, monkeypatch):
     # Small blocks, so that records of a few images have several.
     monkeypatch.setattr(base, "BLOCK_IMAGES", 3)
+    name, args = BOX_CRITERIA[which]
     for images, record in cases:
-        expected = literal_image_values(name, how, images)
-        values = CRITERIA[name](aggregate=how)(record, seed=1)
+        expected = literal_image_values(which, how, images)
+        values = CRITERIA[name](aggregate=how, floor=0.0, **args)(record, seed=1)
         np.testing.assert_array_equal(values, expected)
 
 
-@pytest.mark.parametrize("floor", [0.3, 1.0])
-@pytest.mark.parametrize("name", BOX_CRITERIA)
-def test_boxes_below_the_floor_do_not_count(cases, name, floor):
-    differ = 0
+@pytest.mark.parametrize("floor", [None, 0.2, 1.0])
+@pytest.mark.parametrize("which", BOX_CRITERIA)
+def test_boxes_below_the_floor_do_not_count(cases, which, floor):
+    differ, (name, args) = 0, BOX_CRITERIA[which]
+    how, own = DEFAULTS.get(which, ("mean", 0.0))
     for images, record in cases:
-        values = CRITERIA[name](floor=floor)(record, seed=1)
-        how = CRITERIA[name].default_aggregate
-        np.testing.assert_array_equal(values, literal_image_values(name, how, images, floor))
-        differ += not np.array_equal(values, CRITERIA[name]()(record, seed=1))
-    assert differ
+        values = CRITERIA[name](floor=floor, **args)(record, seed=1)
+        expected = literal_image_values(which, how, images, own if floor is None else floor)
+        np.testing.assert_array_equal(values, expected)
+        differ += not np.array_equal(values, CRITERIA[name](floor=0.0, **args)(record, seed=1))
+    # No box of a record lies below 0.05.
+    assert bool(differ) == ((own if floor is None else floor) > 0.05)
 
 
 def test_representativeness_equals_the_literal_reference(cases):
@@ -246,6 +274,23 @@ def test_tightness_rewards_disagreement_of_box_and_class(tmp_path, score, propos
     assert CRITERIA["localization_tightness"]()(record, 0).tolist() == [value]
 
 
+@pytest.mark.parametrize(
+    ("score", "refined", "values"),
+    [
+        (1.0, [0, 0, 20, 20], [0.0, 0.0]),
+        (0.8, [0, 0, 20, 10], [0.4, 0.5]),
+        (0.5, [30, 30, 40, 40], [0.5, 1.0]),
+    ],
+    ids=["settled", "half", "elsewhere"],
+)
+def test_a_box_that_the_head_would_move_again_is_not_settled(tmp_path, score, refined, values):
+    found = detections([score], boxes=[[0, 0, 20, 20]], refined_boxes=[[float(x) for x in refined]])
+    record = write_record(tmp_path / "record", {"a": found}, columns=("refined_boxes",))
+    criterion = CRITERIA["box_self_consistency"]
+    rated = [criterion(confidence=confidence)(record, 0).tolist() for confidence in (True, False)]
+    assert rated == [[value] for value in values]
+
+
 def test_tightness_weights_boxes_by_score_unless_told_otherwise(tmp_path):
     found = detections(
         [0.8, 0.2],
@@ -346,7 +391,7 @@ def test_noise_of_batch_sizes_is_rounded_away(tmp_path):
     )
     images = {"a": found, "b": noisy}
     views = {view: images for view in ALL_VIEWS if view != "plain"}
-    record = write_record(tmp_path / "record", images, views=views)
+    record = write_record(tmp_path / "record", images, views=views, columns=("refined_boxes",))
     for name, cls in CRITERIA.items():
         if name != "random":
             assert len(set(cls()(record, 0).tolist())) == 1, name

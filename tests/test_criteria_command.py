@@ -34,6 +34,7 @@ def test_every_name_has_one_line_in_its_group(capsys: pytest.CaptureFixture[str]
         ("random", ["0", "-", "-"]),
         ("entropy", ["1", "mean", "-"]),
         ("localization_tightness", ["1", "score_weighted", "-"]),
+        ("box_self_consistency", ["1", "top_3", "refined_boxes"]),
         ("unexplained_objectness", ["1", "-", "-"]),
         ("flip_consistency", ["2", "score_weighted", "flip"]),
         ("localization_stability", ["7", "-", "6 x noise"]),

@@ -92,7 +92,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     settings["optimizer"]["args"]["lr"] = 0.0003
     settings["al_settings"]["num_cycles"] = 1
-    settings["al_settings"]["args"]["budget_num"] = 4
+    settings["al_settings"]["args"] |= {
+        "budget_num": 4,
+        "al_criterion": [["localization_tightness", "box_self_consistency"], "k_means_diversity"],
+    }
     settings["trainer"] |= {
         "accumulate": 2,
         "steps_per_cycle": STEPS,

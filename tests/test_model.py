@@ -267,7 +267,7 @@ def rows_agree(model: FasterRCNN, image: Tensor, item: Detections) -> None:
 
 def test_rows_survive_together_and_describe_their_proposal():
     model = small_model()
-    model.extras = Extras(roi_features=True)
+    model.extras = Extras(columns=("roi_features",))
     images = torch.stack(pictures((96, 96), (96, 96)))
     with torch.no_grad():
         for image, item in zip(images, model(images).detections, strict=True):
@@ -286,11 +286,11 @@ def test_best_proposals_come_with_falling_objectness():
     assert (item.top_proposals[:, 2:] > item.top_proposals[:, :2]).all()
 
 
-def test_roi_features_only_on_request():
+def test_optional_fields_only_on_request():
     model = small_model()
     with torch.no_grad():
         [item] = model(torch.rand(1, 3, 64, 64)).detections
-    assert item.roi_features is None
+    assert item.roi_features is None and item.refined_boxes is None
 
 
 def test_batch_mates_do_not_matter():

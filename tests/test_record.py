@@ -180,7 +180,7 @@ DAMAGE = {
     "header is no JSON": (lambda folder: (folder / "header.json").write_text("{"), "header.json"),
     "header is a list": (lambda folder: (folder / "header.json").write_text("[]"), "header.json"),
     "header without entries": (
-        lambda folder: (folder / "header.json").write_text('{"format_version": 3}'),
+        lambda folder: (folder / "header.json").write_text('{"format_version": 4}'),
         "header.json",
     ),
     "no labelled embeddings": (

@@ -37,7 +37,9 @@ def write_views(path, *, shard_size=512):
         "dropout_1": {name: seen_again(generator, found) for name, found in images.items()},
     }
     shuffled = {name: images[name] for name in generator.permutation(list(images)).tolist()}
-    write_record(path, shuffled, views=views, roi_features=True, shard_size=shard_size, n_classes=3)
+    write_record(
+        path, shuffled, views=views, columns=("roi_features",), shard_size=shard_size, n_classes=3
+    )
     return images, views
 
 
@@ -54,7 +56,7 @@ def test_every_view_comes_back_sorted_by_id_whatever_the_shards(tmp_path, shard_
     for row, name in enumerate(sorted(images)):
         kept = images[name].scores.numpy() >= 0.05
         np.testing.assert_array_equal(
-            record.roi_features[rows_of(plain, row)], images[name].roi_features[kept]
+            record.column("roi_features")[rows_of(plain, row)], images[name].roi_features[kept]
         )
         found = views["flip"][name]
         own = found.scores.numpy() >= 0.05
@@ -83,7 +85,7 @@ def test_what_views_have_in_common_is_stored_once(tmp_path):
     record = PoolRecord.open(tmp_path / "record")
     for section in record.sections.values():
         assert all(isinstance(getattr(section, name), np.memmap) for name in COLUMNS)
-    assert isinstance(record.roi_features, np.memmap)
+    assert isinstance(record.column("roi_features"), np.memmap)
     assert record.section("flip").image_ids is record.section("plain").image_ids
 
 
@@ -105,8 +107,8 @@ def test_blocks_cut_every_view_and_the_features_at_the_same_images(tmp_path):
         for name in ("boxes", "scores", "image_ids"):
             joined = np.concatenate([getattr(block.section(view), name) for block in blocks])
             np.testing.assert_array_equal(joined, getattr(section, name))
-    joined = np.concatenate([block.roi_features for block in blocks])
-    np.testing.assert_array_equal(joined, record.roi_features)
+    joined = np.concatenate([block.column("roi_features") for block in blocks])
+    np.testing.assert_array_equal(joined, record.column("roi_features"))
 
 
 @pytest.mark.parametrize("images", [{}, {"a": detections([])}], ids=["no image", "no detection"])
@@ -116,18 +118,18 @@ def test_an_empty_record_has_its_views(tmp_path, images):
         tmp_path / "record",
         featured,
         views={"flip": images, "dropout_1": images},
-        roi_features=True,
+        columns=("roi_features",),
         labelled={"l": detections([0.5])},
     )
     for section in record.sections.values():
         assert len(section) == len(images)
         assert section.boxes.shape == (0, 4) and section.class_probs.shape == (0, 2)
-    assert record.roi_features.shape == (0, 5 if images else 0)
+    assert record.column("roi_features").shape == (0, 5 if images else 0)
 
 
 def test_large_detections_make_small_shards(tmp_path):
     big = replace(detections([0.9, 0.8]), roi_features=torch.rand(2, 2**23))
-    with RecordWriter(tmp_path / "record", header(), roi_features=True) as writer:
+    with RecordWriter(tmp_path / "record", header(), columns=("roi_features",)) as writer:
         for name in "abc":
             writer.add(info(name), big)
             assert (
@@ -162,7 +164,7 @@ def test_features_that_were_not_recorded_are_named(tmp_path):
     record = write_record(tmp_path / "record", found)
     assert record.section("plain").roi_features is None
     with pytest.raises(DataError, match=r"record .*record has no roi_features: score the pool"):
-        _ = record.roi_features
+        _ = record.column("roi_features")
 
 
 def test_a_record_of_an_older_format_is_refused(tmp_path):

@@ -201,13 +201,13 @@ def test_class_probabilities_are_shares_of_the_best_score():
 
 def test_what_it_cannot_give_is_zero():
     model = small_model()
-    model.extras = Extras(roi_features=True)
+    model.extras = Extras(columns=("roi_features", "refined_boxes"))
     frame = frame_of("a", (64, 64), [[-1.0, 0.0, 64.0], [0.0, 1.0, 0.0]])
     with torch.no_grad():
         [item] = model(images_of(1, 64), frames=[frame]).detections
     assert item.proposals.shape == item.boxes.shape and not item.proposals.any()
     assert item.top_proposals.shape == (0, 4) and item.top_objectness.shape == (0,)
-    assert item.roi_features is None
+    assert item.roi_features is None and item.refined_boxes is None
     model.extras = Extras(head_passes=(1,))
     with pytest.raises(UserError, match="RoI heads"):
         model(images_of(1, 64))
@@ -301,6 +301,7 @@ def test_a_run_scores_selects_and_takes_pseudo_labels(data: Path, tmp_path: Path
         ("unexplained_objectness", "the best proposals with their objectness"),
         ("ensemble_disagreement", "passes of the RoI heads with dropout"),
         (["entropy", "class_conditional_similarity"], "RoI features of every detection"),
+        ("box_self_consistency", "the box head's own box for every final box"),
     ],
 )
 def test_what_needs_a_second_stage_is_refused(criterion, words, data, tmp_path, capsys):

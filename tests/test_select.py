@@ -231,6 +231,7 @@ LONG = '{"type": "entropy", "args": {"agregate": "max"}}'
         (["--selector", "k_centre"], "unknown second stage 'k_centre'. Did you mean 'k_center'?"),
         (["--criterion", "flip_consistency"], "has no view 'flip', only plain"),
         (["--selector", "class_conditional_similarity"], "has no roi_features"),
+        (["--criterion", "box_self_consistency"], "has no refined_boxes: score the pool again"),
         (["--max-per-group", "1"], "leaves 4 images of 4 patients, fewer than the budget of 5"),
         (["--aggregate", "maximum"], '--aggregate: found the string "maximum". Did you mean "max"'),
         (

@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tiny import quick_config, run_train, write_config
 from med_sslal.al.al_criteria import CRITERIA, SELECTORS
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.pool import Pool
-from med_sslal.al.record import PLAIN, PoolRecord, RecordHeader
+from med_sslal.al.record import OPTIONAL_COLUMNS, PLAIN, PoolRecord, RecordHeader
 from med_sslal.al.scoring import score_pool
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.checkpoint import load_checkpoint
@@ -27,6 +28,10 @@ from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.train_util import random_states
 
 BUDGET = 7
+BOX_ALONE = (
+    {"type": "localization_tightness", "args": {"classification": False}},
+    {"type": "box_self_consistency", "args": {"confidence": False}},
+)
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +104,7 @@ def score(
         device=torch.device("cpu"),
         dtype=None,
         views=ALL_VIEWS,
-        roi_features=True,
+        columns=tuple(OPTIONAL_COLUMNS),
     )
 
 
@@ -124,11 +129,11 @@ def test_the_passes_saw_something_to_choose_from(records: dict[str, PoolRecord])
 
 
 @pytest.mark.parametrize("selector", SELECTORS)
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", [*CRITERIA, *BOX_ALONE], ids=str)
 def test_the_selection_is_the_same(
     trained: tuple[RunSetup, BaseModel],
     records: dict[str, PoolRecord],
-    criterion: str,
+    criterion: str | dict[str, Any],
     selector: str,
 ) -> None:
     helper = ActiveLearningHelper(8, BUDGET, [criterion, selector], seed=3)

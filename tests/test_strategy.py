@@ -126,8 +126,10 @@ def test_the_same_criterion_twice_keeps_both_values(record):
 def test_views_of_a_combination_are_those_of_its_parts():
     parts = ["entropy", {"type": "localization_stability", "args": {"copies": 2}}]
     assert helper([parts]).views == ("plain", "noise_1", "noise_2")
-    assert not helper([parts]).needs_roi_features
-    assert helper([parts, "class_conditional_similarity"]).needs_roi_features
+    assert helper([parts]).columns == ()
+    assert helper([parts, "class_conditional_similarity"]).columns == ("roi_features",)
+    refined = [[*parts, "box_self_consistency"], "class_conditional_similarity"]
+    assert helper(refined).columns == ("roi_features", "refined_boxes")
 
 
 WRONG: dict[str, tuple[list, list[str]]] = {

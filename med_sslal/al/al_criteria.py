@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from med_sslal.al.criteria.base import Criterion
+from med_sslal.al.criteria.box_self_consistency import BoxSelfConsistency
 from med_sslal.al.criteria.cald_consistency import CaldConsistency
 from med_sslal.al.criteria.class_difficulty_entropy import ClassDifficultyEntropy
 from med_sslal.al.criteria.ensemble_disagreement import EnsembleDisagreement
@@ -39,6 +40,7 @@ CRITERIA: Mapping[str, type[Criterion]] = {
         Margin,
         ClassDifficultyEntropy,
         LocalizationTightness,
+        BoxSelfConsistency,
         LocalizationStability,
         FlipConsistency,
         CaldConsistency,

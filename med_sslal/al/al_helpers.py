@@ -18,7 +18,7 @@ from med_sslal.al.criteria.random import Random
 from med_sslal.al.finds import Rating
 from med_sslal.al.pool import Pool
 from med_sslal.al.query import Query, rank
-from med_sslal.al.record import PLAIN, PoolRecord
+from med_sslal.al.record import OPTIONAL_COLUMNS, PLAIN, PoolRecord
 from med_sslal.al.restrict import Position, check_pool
 from med_sslal.al.stages import Stage, build_stages, check_stages, unused_defaults
 from med_sslal.al.views import parse_views
@@ -63,8 +63,8 @@ class ActiveLearningHelper:
             budget in boxes or seconds it counts in the images that the budget would buy best
             first.
         aggregate: From boxes to images, for criteria that do not say so themselves: max, mean,
-            sum, top_k (mean of the 5 highest) or score_weighted; null = the criterion's own
-            default.
+            sum, top_k (mean of the 5 highest), top_3 or score_weighted; null = the criterion's
+            own default.
         empty_images: Place of images without a detection, likewise: first, last, median or
             random.
         max_per_group: Images of one patient that a cycle labels at most, the best by the
@@ -160,9 +160,10 @@ class ActiveLearningHelper:
         return tuple(dict.fromkeys((PLAIN, *(v for one in self._readers for v in one.views))))
 
     @property
-    def needs_roi_features(self) -> bool:
-        """Whether the record of a query must hold RoI features."""
-        return any(one.needs_roi_features for one in self._readers)
+    def columns(self) -> tuple[str, ...]:
+        """Those of OPTIONAL_COLUMNS that the record of a query must have."""
+        needs = {need for one in self._readers for need in one.needs}
+        return tuple(name for name in OPTIONAL_COLUMNS if name in needs)
 
     def missing_abilities(self, given: Collection[str]) -> list[tuple[str, str]]:
         """What a detector that has the keys `given` of `base_model.ABILITIES` lacks for a query.
@@ -175,8 +176,8 @@ class ActiveLearningHelper:
         """
         gaps = []
         for one in self._readers:
-            needs = [*one.needs, *(("roi_features",) if one.needs_roi_features else ())]
-            needs += ["views" if view.is_full else view.kind for view in parse_views(one.views)]
+            views = parse_views(one.views)
+            needs = [*one.needs, *("views" if view.is_full else view.kind for view in views)]
             gaps += [(one.name, need) for need in dict.fromkeys(needs) if need not in given]
         return gaps
 

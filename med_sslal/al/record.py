@@ -11,7 +11,7 @@ A column that a view has in common with `plain` is stored in `plain` alone.
 """
 
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tokenize import TokenError
@@ -22,7 +22,7 @@ import numpy as np
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import read_versioned
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 HEADER_FILE = "header.json"
 LABELLED_FILE = "labelled_embeddings.npy"
 PLAIN = "plain"
@@ -48,7 +48,7 @@ COLUMNS: Mapping[str, tuple[str, tuple[str | int, ...]]] = MappingProxyType(
 )
 # Written on request, for `plain` alone.
 OPTIONAL_COLUMNS: Mapping[str, tuple[str, tuple[str | int, ...]]] = MappingProxyType(
-    {"roi_features": ("f4", ("M", "F"))}
+    {"roi_features": ("f4", ("M", "F")), "refined_boxes": ("f4", ("M", 4))}
 )
 ALL_COLUMNS = MappingProxyType({**COLUMNS, **OPTIONAL_COLUMNS})
 
@@ -101,7 +101,9 @@ class RecordSection:
             image's last proposal.
         top_objectness: float32 [N, P]; 0 past an image's last proposal.
         roi_features: float32 [M, F], what the box head made of each proposal; None where the pass
-            was not asked for them (`PoolRecord.roi_features` refuses that in words).
+            was not asked for them (`PoolRecord.column` refuses that in words).
+        refined_boxes: float32 [M, 4], the box that the box head makes, for the same class, of each
+            final box in place of its proposal; None likewise.
     """
 
     image_ids: np.ndarray
@@ -117,6 +119,7 @@ class RecordSection:
     top_proposals: np.ndarray
     top_objectness: np.ndarray
     roi_features: np.ndarray | None = None
+    refined_boxes: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -192,20 +195,19 @@ class PoolRecord:
             )
         return self.sections[view]
 
-    @property
-    def roi_features(self) -> np.ndarray:
-        """The RoI features of the plain section's detections: float32 [M, F].
+    def column(self, name: str) -> np.ndarray:
+        """One of OPTIONAL_COLUMNS of the plain section's detections: float32 [M, ...].
 
         Raises:
-            DataError: The record was written without them.
+            DataError: The record was written without it.
         """
-        features = self.section(PLAIN).roi_features
-        if features is None:
+        values: np.ndarray | None = getattr(self.section(PLAIN), name)
+        if values is None:
             raise DataError(
-                f"record {self.path} has no roi_features: score the pool again with a criterion "
-                "or second stage that needs them"
+                f"record {self.path} has no {name}: score the pool again with a criterion or "
+                "second stage that needs them"
             )
-        return features
+        return values
 
     def blocks(self, n_images: int) -> Iterator["PoolRecord"]:
         """The record in pieces of at most `n_images` images, the same ones in every section."""
@@ -226,10 +228,11 @@ class PoolRecord:
             header = RecordHeader(**{**content["header"], "class_names": names})
             labelled_ids = tuple(content["labelled_ids"])
             sizes, shared = content["sections"], content.get("shared", {})
-            sections = {PLAIN: _open_section(path / PLAIN, sizes[PLAIN], {})}
+            names_of_plain = (*COLUMNS, *content["optional_columns"])
+            sections = {PLAIN: _open_section(path / PLAIN, sizes[PLAIN], names_of_plain)}
             for view in [view for view in sizes if view != PLAIN]:
                 same = {name: getattr(sections[PLAIN], name) for name in shared.get(view, ())}
-                sections[view] = _open_section(path / view, sizes[view], same)
+                sections[view] = _open_section(path / view, sizes[view], COLUMNS, same)
             n_dims = int(sizes[PLAIN]["D"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(
@@ -245,24 +248,24 @@ def is_aligned(view: str) -> bool:
 
 
 def column_shape(name: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """Shape of a column, given the sizes N, M, C, D, P and, for the RoI features, F."""
+    """Shape of a column, given the sizes N, M, C, D, P and F."""
     known = {**sizes, "N+1": sizes["N"] + 1}
     shape = ALL_COLUMNS[name][1]
     return tuple(d if isinstance(d, int) else known[d] for d in shape)
 
 
 def _open_section(
-    folder: Path, sizes: Mapping[str, int], shared: Mapping[str, np.ndarray]
+    folder: Path,
+    sizes: Mapping[str, int],
+    names: Iterable[str],
+    shared: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> RecordSection:
     """Map the columns of one section and check that they fit each other."""
-    kinds = dict(COLUMNS)
-    if "F" in sizes:
-        kinds |= OPTIONAL_COLUMNS
     columns = {
         name: shared[name]
         if name in shared
-        else _open_column(folder / f"{name}.npy", kind, column_shape(name, sizes))
-        for name, (kind, _) in kinds.items()
+        else _open_column(folder / f"{name}.npy", ALL_COLUMNS[name][0], column_shape(name, sizes))
+        for name in names
     }
     offsets = columns["offsets"]
     if offsets[0] != 0 or offsets[-1] != sizes["M"] or (np.diff(offsets) < 0).any():

@@ -18,6 +18,7 @@ from med_sslal.al.record import (
     FORMAT_VERSION,
     HEADER_FILE,
     LABELLED_FILE,
+    OPTIONAL_COLUMNS,
     PLAIN,
     PoolRecord,
     RecordHeader,
@@ -30,7 +31,7 @@ from med_sslal.utils.util import fsync_folder, write_versioned
 
 _IMAGE_COLUMNS = ("image_ids", "group_ids", "orig_sizes")
 _PADDED = ("top_proposals", "top_objectness")
-_PER_BOX = ("boxes", "labels", "scores", "class_probs", "proposals", "roi_features")
+_PER_BOX = tuple(name for name, (_, shape) in ALL_COLUMNS.items() if shape[0] == "M")
 # All that a view of the heads changes.
 _PER_HEAD = ("boxes", "scores", "class_probs")
 # The columns that tell the size of a letter.
@@ -51,7 +52,7 @@ class RecordWriter:
         header: RecordHeader,
         *,
         views: Sequence[str] = (PLAIN,),
-        roi_features: bool = False,
+        columns: Sequence[str] = (),
         shard_size: int = 512,
     ) -> None:
         """Start a record.
@@ -60,7 +61,7 @@ class RecordWriter:
             path: Folder of the record; an older record there is replaced by `close`.
             header: What is scored and by what; its `record_floor` decides what is kept.
             views: The sections to write; `plain` is always one of them.
-            roi_features: Whether the plain detections bring RoI features that are kept.
+            columns: Those of OPTIONAL_COLUMNS that the plain detections bring and that are kept.
             shard_size: Images held in memory before they are written; fewer where they are large.
 
         Raises:
@@ -71,7 +72,7 @@ class RecordWriter:
         self.shard_size = shard_size
         self._partial = path.with_name(f".{path.name}.partial")
         self._columns = {
-            view: _own_columns(view, roi_features) for view in dict.fromkeys((PLAIN, *views))
+            view: _own_columns(view, columns) for view in dict.fromkeys((PLAIN, *views))
         }
         self._waiting: list[tuple[ImageInfo, dict[str, Detections]]] = []
         self._n_bytes = 0
@@ -159,6 +160,9 @@ class RecordWriter:
                 "header": asdict(self.header),
                 "labelled_ids": labelled_ids,
                 "sections": sizes,
+                "optional_columns": [
+                    name for name in OPTIONAL_COLUMNS if name in self._columns[PLAIN]
+                ],
                 "shared": {
                     view: [name for name in COLUMNS if name not in own]
                     for view, own in self._columns.items()
@@ -266,8 +270,8 @@ class RecordWriter:
 
     def _sizes(self, view: str, n_images: int, n_detections: int) -> dict[str, int]:
         """The sizes of a merged section by their letters."""
-        letters = "DPF" if "roi_features" in self._columns[view] else "DP"
-        widths = {letter: self._widths.get((_rows_of(view), letter), 0) for letter in letters}
+        rows = _rows_of(view)
+        widths = {letter: self._widths.get((rows, letter), 0) for letter in _WIDTHS.values()}
         widths["D"] = max([widths["D"], *map(len, self._labelled.values())])
         n_classes = len(self.header.class_names) + 1
         return {"N": n_images, "M": n_detections, "C": n_classes, **widths}
@@ -278,10 +282,10 @@ def _rows_of(view: str) -> str:
     return PLAIN if is_aligned(view) else view
 
 
-def _own_columns(view: str, roi_features: bool) -> tuple[str, ...]:
+def _own_columns(view: str, optional: Sequence[str]) -> tuple[str, ...]:
     """The columns that a section stores itself; the others are those of `plain`."""
     if view == PLAIN:
-        return tuple(ALL_COLUMNS if roi_features else COLUMNS)
+        return (*COLUMNS, *optional)
     if is_aligned(view):
         return _PER_HEAD
     return tuple(name for name in COLUMNS if name not in _IMAGE_COLUMNS)

@@ -29,7 +29,7 @@ def score_pool(
     device: torch.device,
     dtype: torch.dtype | None,
     views: Sequence[str] = (PLAIN,),
-    roi_features: bool = False,
+    columns: Sequence[str] = (),
     labelled_of: PoolRecord | None = None,
     merged: Callable[[Iterator[SeenBatch]], Iterable[SeenBatch]] = iter,
 ) -> PoolRecord:
@@ -47,7 +47,7 @@ def score_pool(
         dtype: Low precision inside the model, None for fp32.
         views: The sections to record, see `al.views`; the plain one always is. Each view of the
             image costs a pass, from the one loading of a batch.
-        roi_features: Whether the plain detections' RoI features are recorded.
+        columns: Those of OPTIONAL_COLUMNS that are recorded of the plain detections.
         labelled_of: A record of the same model, whose labelled images and their embeddings are
             taken over; the pool has none then.
         merged: Adds what other processes see, each on its share of the images; they call
@@ -63,8 +63,8 @@ def score_pool(
     """
     scored, known = [], []
     names = [view.name for view in parse_views(views)]
-    streams = see_pool(model, unlabelled, labelled, device, dtype, views, roi_features)
-    with RecordWriter(path, header, views=names, roi_features=roi_features) as writer:
+    streams = see_pool(model, unlabelled, labelled, device, dtype, views, columns)
+    with RecordWriter(path, header, views=names, columns=columns) as writer:
         for batch in merged(streams[0]):
             for info, found in batch:
                 writer.add(info, found.pop(PLAIN), found)
@@ -90,15 +90,15 @@ def see_pool(
     device: torch.device,
     dtype: torch.dtype | None,
     views: Sequence[str] = (PLAIN,),
-    roi_features: bool = False,
+    columns: Sequence[str] = (),
 ) -> tuple[Iterator[SeenBatch], Iterator[SeenBatch]]:
     """What the model sees on the unlabelled images, and on the labelled ones without other views.
 
     The arguments are those of `score_pool`. Nothing runs before the streams are read.
     """
     return (
-        _seen(model, unlabelled, device, dtype, parse_views(views), roi_features),
-        _seen(model, labelled, device, dtype, (), False),
+        _seen(model, unlabelled, device, dtype, parse_views(views), columns),
+        _seen(model, labelled, device, dtype, (), ()),
     )
 
 
@@ -108,11 +108,11 @@ def _seen(
     device: torch.device,
     dtype: torch.dtype | None,
     views: Sequence[View],
-    roi_features: bool,
+    columns: Sequence[str],
 ) -> Iterator[SeenBatch]:
     """Run all views of each batch in turn."""
     heads = [view for view in views if not view.is_full]
-    extras = Extras(roi_features, tuple(view.number for view in heads))
+    extras = Extras(tuple(columns), tuple(view.number for view in heads))
     with evaluating(model, dtype):
         for batch in loader:
             moved = batch.to(device)

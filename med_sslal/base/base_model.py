@@ -18,6 +18,7 @@ ABILITIES: Mapping[str, str] = MappingProxyType(
         "objectness": "the best proposals with their objectness",
         "class_quality": "the quality of its training boxes (ModelOutput.class_quality)",
         "roi_features": "RoI features of every detection",
+        "refined_boxes": "the box head's own box for every final box",
         "dropout": "passes of the RoI heads with dropout",
         "views": "boxes mapped back from mirrored and turned images",
     }

@@ -284,6 +284,8 @@ class Detections:
         top_proposals: float32 [P, 4], best objectness first.
         top_objectness: float32 [P] in [0, 1].
         roi_features: float32 [N, F] on request, else None.
+        refined_boxes: float32 [N, 4] on request, else None: the box head's box of the same class
+            for the detection's own box as RoI.
     """
 
     boxes: Tensor
@@ -295,6 +297,7 @@ class Detections:
     top_proposals: Tensor
     top_objectness: Tensor
     roi_features: Tensor | None = None
+    refined_boxes: Tensor | None = None
 
     def cpu(self) -> "Detections":
         """A copy on the CPU."""
@@ -335,13 +338,13 @@ class Extras:
     """What a pass in eval mode hands out beside the plain detections.
 
     Attributes:
-        roi_features: Whether detections bring their RoI features.
+        columns: Fields of Detections that are filled on request, `roi_features` or `refined_boxes`.
         head_passes: Numbers of stochastic passes of the RoI heads over the proposals of the plain
             detections, with dropout. A number and an image's id fix what is dropped. Row j of a
             pass is the proposal and label of detection j, with another box, score and class_probs.
     """
 
-    roi_features: bool = False
+    columns: tuple[str, ...] = ()
     head_passes: tuple[int, ...] = ()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from med_sslal.al.al_criteria import CRITERIA, SELECTORS, describe, find_criterion, find_selector
 from med_sslal.al.criteria.base import Criterion
-from med_sslal.al.record import PLAIN, is_aligned
+from med_sslal.al.record import OPTIONAL_COLUMNS, PLAIN, is_aligned
 from med_sslal.al.selectors.base import Selector
 from med_sslal.config import values
 from med_sslal.config.show import entry_lines
@@ -119,4 +119,5 @@ def _needs(one: Criterion | Selector) -> str:
     """What it reads besides the plain pass."""
     kinds = Counter(view.split("_")[0] for view in one.views if view != PLAIN)
     words = [kind if number == 1 else f"{number} x {kind}" for kind, number in kinds.items()]
-    return ", ".join([*words, *(["roi_features"] if one.needs_roi_features else [])]) or "-"
+    words += [need for need in one.needs if need in OPTIONAL_COLUMNS]
+    return ", ".join(words) or "-"

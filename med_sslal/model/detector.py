@@ -35,6 +35,7 @@ class Found:
         class_probs: float32 [N, C].
         proposals: float32 [N, 4]; None where there are none.
         roi_features: float32 [N, F]; None where there are none.
+        refined_boxes: float32 [N, 4], as in Detections; None where there are none.
     """
 
     boxes: Tensor
@@ -43,6 +44,7 @@ class Found:
     class_probs: Tensor
     proposals: Tensor | None = None
     roi_features: Tensor | None = None
+    refined_boxes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ class Detector(BaseModel):
             top, objectness = item.boxes.new_zeros(0, 4), item.scores.new_zeros(0)
             if top_proposals is not None:
                 top, objectness = top_proposals[number]
-            sources = item.proposals
+            sources, refined = item.proposals, item.refined_boxes
             detections.append(
                 Detections(
                     boxes=seen.to_original(item.boxes, number),
@@ -186,7 +188,10 @@ class Detector(BaseModel):
                     embedding=embeddings[number],
                     top_proposals=seen.to_original(top, number),
                     top_objectness=objectness,
-                    roi_features=item.roi_features if self.extras.roi_features else None,
+                    roi_features=item.roi_features
+                    if "roi_features" in self.extras.columns
+                    else None,
+                    refined_boxes=None if refined is None else seen.to_original(refined, number),
                 )
             )
         return detections

@@ -61,6 +61,8 @@ class TwoStageDetector(Detector):
         if self.training:
             return ModelOutput(losses, [], class_quality)
         check_finite(seen, rpn_logits, class_logits)
+        if "refined_boxes" in self.extras.columns:
+            found = self.roi_heads.refine(seen, found)
         best = [
             (boxes[: self._n_top], scores[: self._n_top])
             for boxes, scores in zip(proposals, objectness, strict=True)
@@ -89,6 +91,7 @@ class TwoStageDetector(Detector):
                     scores=again.scores,
                     class_probs=again.class_probs,
                     roi_features=None,
+                    refined_boxes=None,
                 )
                 for number, (item, again) in enumerate(zip(detections, one, strict=True))
             ]

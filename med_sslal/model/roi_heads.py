@@ -6,6 +6,7 @@ Q sampled positives of the whole batch.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -200,22 +201,38 @@ class RoIHeads(StockRoIHeads):
                 sampled = self.box_head.sampled(hidden, masks[:, owners].to(hidden.device))
             logits, deltas = self.box_predictor(sampled.float())
             probs = logits.softmax(-1)
-            of_class = deltas.view(*logits.shape, 4)[rows, labels]
             parts = zip(
-                self.box_coder.decode_single(of_class, sources).split(counts),
+                self._decode(seen, deltas, labels, sources.split(counts)),
                 labels.split(counts),
                 probs[rows, labels].split(counts),
                 probs.split(counts),
-                shapes,
                 strict=True,
             )
-            passes.append(
-                [
-                    Found(clip_boxes_to_image(boxes, shape), *of_image)
-                    for boxes, *of_image, shape in parts
-                ]
-            )
+            passes.append([Found(*part) for part in parts])
         return passes
+
+    def refine(self, seen: Seen, results: Sequence[Found]) -> list[Found]:
+        """Look at the detections' own boxes, all of the batch at once, and add `refined_boxes`."""
+        boxes = [result.boxes for result in results]
+        _, _, deltas = self._predict(seen, boxes)
+        labels = torch.cat([result.labels for result in results])
+        refined = self._decode(seen, deltas, labels, boxes)
+        return [
+            replace(result, refined_boxes=own) for result, own in zip(results, refined, strict=True)
+        ]
+
+    def _decode(
+        self, seen: Seen, deltas: Tensor, labels: Tensor, sources: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Boxes of one class for each RoI, cut at the border: B tensors [*, 4], deltas [R, 4C]."""
+        rows = torch.arange(len(labels), device=labels.device)
+        of_class = deltas.unflatten(1, (-1, 4))[rows, labels]
+        boxes = self.box_coder.decode_single(of_class, torch.cat(list(sources)))
+        parts = boxes.split([len(of_image) for of_image in sources])
+        return [
+            clip_boxes_to_image(part, shape)
+            for part, shape in zip(parts, seen.images.image_sizes, strict=True)
+        ]
 
     def _predict(self, seen: Seen, candidates: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """RoI features [R, F], logits [R, C] and deltas [R, 4C], all fp32."""

@@ -272,7 +272,7 @@ class CycleLoop:
             path=folder.record,
             header=header,
             views=setup.strategy.helper.views,
-            roi_features=setup.strategy.helper.needs_roi_features,
+            columns=setup.strategy.helper.columns,
         )
         assert record is not None
         seconds = time.monotonic() - started

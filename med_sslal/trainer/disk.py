@@ -6,8 +6,10 @@ from pathlib import Path
 
 from med_sslal.trainer.setup import RunSetup
 
-# Float32 values per detection and per image of each view of a pool record, for an upper bound.
-DETECTIONS_PER_IMAGE, VALUES_PER_DETECTION, VALUES_PER_IMAGE, VALUES_PER_ROI = 30, 14, 700, 1024
+# Float32 values per detection and per image of each view of a pool record, for an upper bound; and
+# those per detection that are recorded on request.
+DETECTIONS_PER_IMAGE, VALUES_PER_DETECTION, VALUES_PER_IMAGE = 30, 14, 700
+VALUES_ON_REQUEST = {"roi_features": 1024, "refined_boxes": 4}
 
 
 def disk_estimate(initial: Path, setup: RunSetup) -> str:
@@ -21,8 +23,8 @@ def disk_estimate(initial: Path, setup: RunSetup) -> str:
         numbered = sum(epochs // setup.settings.save_period for epochs in _epochs(setup))
     values = DETECTIONS_PER_IMAGE * VALUES_PER_DETECTION + VALUES_PER_IMAGE
     values *= len(setup.strategy.helper.views)
-    if setup.strategy.helper.needs_roi_features:
-        values += DETECTIONS_PER_IMAGE * VALUES_PER_ROI
+    more = sum(VALUES_ON_REQUEST[name] for name in setup.strategy.helper.columns)
+    values += DETECTIONS_PER_IMAGE * more
     record = 4 * values * sum(len(setup.images.splits[name]) for name in ("train", "val"))
     # The training that runs has a previous copy of both besides.
     total = weights + (setup.strategy.num_cycles + 1) * per_cycle + weights + (2 + numbered) * last

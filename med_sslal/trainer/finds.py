@@ -71,7 +71,7 @@ def _score_val(
         title="scoring the validation images",
         labelled_of=pool_record.path,
         views=setup.strategy.helper.views,
-        roi_features=setup.strategy.helper.needs_roi_features,
+        columns=setup.strategy.helper.columns,
     )
     assert record is not None
     note_seconds(folder, "scoring", time.monotonic() - started, more=True)

@@ -119,7 +119,7 @@ def score(
         title: What the progress says.
         labelled_of: A record of the same weights whose labelled images and their embeddings are
             taken over.
-        **recorded: `views` and `roi_features` of `score_pool`.
+        **recorded: `views` and `columns` of `score_pool`.
 
     Returns:
         The record in rank 0, None in the others.

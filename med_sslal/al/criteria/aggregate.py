@@ -11,7 +11,7 @@ import numpy as np
 from med_sslal.al.arrays import SCORE_DECIMALS
 from med_sslal.utils.util import stable_hash
 
-Aggregate = Literal["max", "mean", "sum", "top_k", "score_weighted"]
+Aggregate = Literal["max", "mean", "sum", "top_k", "top_3", "score_weighted"]
 EmptyImages = Literal["first", "last", "median", "random"]
 
 TOP_K = 5
@@ -27,8 +27,8 @@ def aggregate_boxes(
         scores: float64 [M], P_j, the weights of `score_weighted`; none counts less than 1e-4, so
             that boxes without any confidence weigh alike instead of dividing by zero.
         offsets: int64 [N + 1].
-        how: `max`, `mean`, `sum`, `top_k` (mean of the 5 highest values) or `score_weighted`
-            (sum of P_j s_j over sum of P_j).
+        how: `max`, `mean`, `sum`, `top_k` (mean of the 5 highest values), `top_3` (of the 3
+            highest) or `score_weighted` (sum of P_j s_j over sum of P_j).
 
     Returns:
         float64 [N]; NaN for an image without a box.
@@ -46,12 +46,13 @@ def aggregate_boxes(
         np.maximum.at(result, owners, values)
     elif how == "sum":
         result = np.bincount(owners, values, n_images)
-    elif how == "top_k":
+    elif how in ("top_k", "top_3"):
+        k = 3 if how == "top_3" else TOP_K
         order = np.lexsort((-values, owners))
         place = np.arange(len(values)) - np.repeat(offsets[:-1], counts)
-        best = order[place < TOP_K]
+        best = order[place < k]
         result = np.bincount(owners[best], values[best], n_images)
-        result = result / np.minimum(counts, TOP_K).clip(min=1)
+        result = result / np.minimum(counts, k).clip(min=1)
     else:
         weights = np.ones(len(values))
         if how == "score_weighted":

@@ -13,10 +13,12 @@ from annotated_types import Interval
 
 from med_sslal.al.arrays import round_scores
 from med_sslal.al.criteria.aggregate import Aggregate, EmptyImages, aggregate_boxes, fill_empty
-from med_sslal.al.record import PLAIN, PoolRecord, RecordSection
+from med_sslal.al.record import OPTIONAL_COLUMNS, PLAIN, PoolRecord, RecordSection
 
 # Images handled at once: a block of 100 boxes each and 81 classes takes some 300 MB as float64.
 BLOCK_IMAGES = 4096
+# Where a criterion rates the box alone: below it there is mostly no object to fit one to.
+BOX_FLOOR = 0.3
 
 
 class Reader(ABC):
@@ -26,14 +28,13 @@ class Reader(ABC):
         name: Its name in the config and in selection.json.
         views: Sections of the record that it reads; each costs an inference pass over the pool,
             or one of the heads. An argument may decide them: then `__init__` sets them.
-        needs_roi_features: True where it reads `roi_features`, which are recorded on request.
         needs: What else the detector must give, keys of `base_model.ABILITIES`; a run is refused at
-            its start where it does not. Views and RoI features imply theirs.
+            its start where it does not. Views imply theirs. The OPTIONAL_COLUMNS of the record
+            among them are recorded.
     """
 
     name: ClassVar[str]
     views: tuple[str, ...] = (PLAIN,)
-    needs_roi_features: bool = False
     needs: tuple[str, ...] = ()
 
 
@@ -96,8 +97,11 @@ class DetectionCriterion(Criterion):
 
     def image_values(self, record: PoolRecord, seed: int) -> np.ndarray:
         """The values block by block, then the policy for empty images."""
+        # A pool without images lacks a view or a column just as well.
         for view in self.views:
-            record.section(view)  # A pool without images lacks a view just as well.
+            record.section(view)
+        for name in OPTIONAL_COLUMNS.keys() & self.needs:
+            record.column(name)
         blocks = [self.block_values(block) for block in record.blocks(BLOCK_IMAGES)]
         values = np.concatenate(blocks) if blocks else np.zeros(0)
         return fill_empty(round_scores(values), record.image_ids, self.empty_images, seed)
@@ -106,33 +110,36 @@ class DetectionCriterion(Criterion):
 class BoxCriterion(DetectionCriterion):
     """A criterion that rates boxes and aggregates them to images.
 
-    A subclass sets `default_aggregate` and implements `box_values`.
+    A subclass sets the defaults and implements `box_values`.
 
     Attributes:
         default_aggregate: What is used when the config leaves `aggregate` out.
+        default_floor: The same of `floor`. An argument may decide both: then `__init__` sets them
+            first.
     """
 
-    default_aggregate: ClassVar[Aggregate] = "mean"
+    default_aggregate: Aggregate = "mean"
+    default_floor: float = 0.0
 
     def __init__(
         self,
         *,
         aggregate: Aggregate | None = None,
         empty_images: EmptyImages = "median",
-        floor: Annotated[float, Interval(ge=0, le=1)] = 0.0,
+        floor: Annotated[float, Interval(ge=0, le=1)] | None = None,
     ) -> None:
         """Set how boxes become images.
 
         Args:
-            aggregate: max, mean, sum, top_k (mean of the 5 highest) or score_weighted; null takes
-                the criterion's own default.
+            aggregate: max, mean, sum, top_k (mean of the 5 highest), top_3 or score_weighted; null
+                takes the criterion's own default.
             empty_images: Place of images without a detection: first, last, median or random.
             floor: Boxes with a P_j below it do not count; an image that has no others is one
-                without a detection.
+                without a detection. null takes the criterion's own default, mostly 0.
         """
         super().__init__(empty_images=empty_images)
         self.aggregate: Aggregate = aggregate or self.default_aggregate
-        self.floor = floor
+        self.floor = self.default_floor if floor is None else floor
 
     @abstractmethod
     def box_values(self, record: PoolRecord) -> np.ndarray:

@@ -35,7 +35,6 @@ class Combination(Criterion):
         self.parts = tuple(parts)
         criteria = [part.criterion for part in self.parts]
         self.views = tuple(dict.fromkeys(view for one in criteria for view in one.views))
-        self.needs_roi_features = any(one.needs_roi_features for one in criteria)
         self.needs = tuple(dict.fromkeys(need for one in criteria for need in one.needs))
 
     def image_values(self, record: PoolRecord, seed: int) -> np.ndarray:

@@ -1,7 +1,5 @@
 """Consistency under mirroring (after Jeong et al., NeurIPS 2019, and Elezi et al., CVPR 2022)."""
 
-from typing import ClassVar
-
 import numpy as np
 
 from med_sslal.al.arrays import js_divergence
@@ -25,7 +23,7 @@ class FlipConsistency(BoxCriterion):
 
     name = "flip_consistency"
     views = (PLAIN, FLIP)
-    default_aggregate: ClassVar[Aggregate] = "score_weighted"
+    default_aggregate: Aggregate = "score_weighted"
 
     def box_values(self, record: PoolRecord) -> np.ndarray:
         """How far each box and its classes are from their mirror image."""

@@ -27,8 +27,7 @@ class ClassConditionalSimilarity(Selector):
     """
 
     name = "class_conditional_similarity"
-    needs_roi_features = True
-    needs = ("class_probs",)
+    needs = ("class_probs", "roi_features")
 
     def select(
         self, record: PoolRecord, candidates: np.ndarray, values: Values, budget: int, seed: int
@@ -38,7 +37,7 @@ class ClassConditionalSimilarity(Selector):
         Raises:
             DataError: The record holds no RoI features.
         """
-        features = record.roi_features
+        features = record.column("roi_features")
         if budget == 0:
             return []
         distances = _distances(record.section(PLAIN), features, candidates)
