@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
+from med_sslal.eval.box_quality import box_quality
 from med_sslal.eval.coco_eval import coco_ap
 from med_sslal.eval.coco_utils import from_coco_predictions, to_coco_predictions
 from med_sslal.utils.errors import DataError
@@ -64,7 +65,7 @@ MIXED = (51 + 50 * 2 / 3) / 101
 
 
 @pytest.mark.parametrize(
-    ("name", "prediction", "annotation", "ap50", "ap_all"),
+    ("name", "prediction", "annotation", "ap50", "ap_all"),  # AP75 is AP50 but where AP differs
     [
         # The first box and the first detection: with ids from 0 they would count as unmatched.
         ("one perfect", found([A], [0.9]), truth([A]), 1, 1),
@@ -73,6 +74,7 @@ MIXED = (51 + 50 * 2 / 3) / 101
         ("neither", Prediction.empty(), Annotation.empty(), None, None),
         ("only an ignored box", found([A], [0.9]), truth([A], ignore=[True]), None, None),
         ("IoU 0.72: five of ten thresholds", found([(0, 0, 10, 7.2)], [0.9]), truth([A]), 1, 0.5),
+        ("IoU 0.75: six of ten", found([(0, 0, 10, 7.5)], [0.9]), truth([A]), 1, 0.6),
         ("one of two", found([A], [0.9]), truth([A, B]), 51 / 101, 51 / 101),
         ("hit, false, hit", found([A, FAR, B], [0.9, 0.8, 0.7]), truth([A, B]), MIXED, MIXED),
         ("false first", found([FAR, A], [0.9, 0.8]), truth([A]), 0.5, 0.5),
@@ -105,7 +107,12 @@ MIXED = (51 + 50 * 2 / 3) / 101
 )  # fmt: skip
 def test_one_image(ap, name, prediction, annotation, ap50, ap_all):
     values = ap({"i": prediction}, {"i": annotation})
-    assert values == {"AP50": pytest.approx(ap50), "AP": pytest.approx(ap_all)}
+    ap75 = 0 if name.startswith("IoU 0.72") else ap50
+    assert values == {
+        "AP50": pytest.approx(ap50),
+        "AP75": pytest.approx(ap75),
+        "AP": pytest.approx(ap_all),
+    }
 
 
 def test_hundred_best_count_and_never_minus_one(ap):
@@ -125,17 +132,22 @@ def test_scores_are_pooled_over_images(ap):
 
 
 def test_classes_and_their_mean(ap):
-    predictions = {"i": found([A, FAR, B], [0.9, 0.8, 0.7], labels=[1, 2, 2])}
+    looser = (30, 30, 40, 37)
+    predictions = {"i": found([A, FAR, looser], [0.9, 0.8, 0.7], labels=[1, 2, 2])}
     annotations = {"i": truth([A, B], labels=[1, 2])}
     values = ap(predictions, annotations, ["a", "b", "never"])
     assert values == {
         "AP50": pytest.approx(0.75),
-        "AP": pytest.approx(0.75),
+        "AP75": pytest.approx(0.5),
+        "AP": pytest.approx(0.625),
         "AP50/a": pytest.approx(1.0),
         "AP50/b": pytest.approx(0.5),
         "AP50/never": None,
+        "AP75/a": pytest.approx(1.0),
+        "AP75/b": pytest.approx(0.0),
+        "AP75/never": None,
         "AP/a": pytest.approx(1.0),
-        "AP/b": pytest.approx(0.5),
+        "AP/b": pytest.approx(0.25),
         "AP/never": None,
     }
 
@@ -176,7 +188,50 @@ def test_both_backends_give_the_same_numbers(seed):
     data = (predictions, annotations, infos_of(annotations), ["a", "b", "c"])
     slow = coco_ap(*data, backend="pycocotools").values
     assert slow == coco_ap(*data, backend="faster_coco_eval").values == coco_ap(*data).values
-    assert 0 < slow["AP"] < slow["AP50"] < 1
+    assert 0 < slow["AP75"] < slow["AP"] < slow["AP50"] < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "prediction", "annotation", "expected"),
+    [
+        ("exact", found([A], [0.9]), truth([A]), 1.0),
+        ("an IoU of one half counts", found([(0, 0, 10, 5)], [0.9]), truth([A]), 0.5),
+        ("what is below does not", found([(0, 0, 10, 4.9)], [0.9]), truth([A]), None),
+        ("nothing found", Prediction.empty(), truth([A]), None),
+        ("a miss and a false one", found([A, FAR], [0.2, 0.9]), truth([A, B]), 1.0),
+        # (100 x 0.8 of the first) and (100 x 1 of the second): the mean over objects.
+        ("two objects", found([(0, 0, 10, 8), B], [0.9, 0.1]), truth([A, B]), 0.9),
+        ("the better score takes it", found([A, (0, 0, 10, 6)], [0.5, 0.9]), truth([A]), 0.6),
+        (
+            "the nearest of those that are free",
+            found([(0, 0, 10, 9), (0, 0, 10, 9)], [0.9, 0.8]),
+            truth([A, (0, 0, 10, 6)]),
+            (9 / 10 + 6 / 9) / 2,
+        ),
+        ("no object of a region", found([FAR], [0.9]), truth([FAR], ignore=[1]), None),
+        ("the hundredth counts", found([FAR] * 99 + [A], np.linspace(1, 0.1, 100)), truth([A]), 1),
+        ("no later one", found([FAR] * 100 + [A], np.linspace(1, 0.1, 101)), truth([A]), None),
+    ],
+)  # fmt: skip
+def test_mean_iou_of_what_is_found(name, prediction, annotation, expected):
+    data = {"i": prediction}, {"i": annotation}
+    values = box_quality(*data, infos_of("i"), ["lesion"]).values
+    assert values == {"mean_iou": expected if expected is None else pytest.approx(expected)}
+
+
+def test_mean_iou_of_classes_and_images():
+    predictions = {
+        "i": found([(0, 0, 10, 8), A, B], [0.9, 0.8, 0.7], labels=[1, 2, 3]),
+        "j": found([A], [0.3]),
+    }
+    annotations = {"i": truth([A, B], labels=[1, 3]), "j": truth([A])}
+    values = box_quality(predictions, annotations, infos_of("ij"), ["a", "b", "c"]).values
+    assert values == {
+        "mean_iou": pytest.approx(0.95),
+        "mean_iou/a": pytest.approx(0.9),
+        "mean_iou/b": None,
+        "mean_iou/c": pytest.approx(1.0),
+    }
 
 
 def awkward_predictions():

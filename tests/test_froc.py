@@ -7,7 +7,7 @@ import pytest
 
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
 from med_sslal.eval.bootstrap import patient_weights
-from med_sslal.eval.froc import LIMITS, sensitivity_k_fps
+from med_sslal.eval.froc import LIMITS, sensitivity_iou70, sensitivity_k_fps
 from med_sslal.eval.metric import METRICS, evaluate, metric_keys
 from med_sslal.utils.errors import ConfigError, DataError
 
@@ -80,7 +80,7 @@ def shared(a, b):
     return max(width, 0.0) * max(height, 0.0)
 
 
-def naive_sensitivity(predictions, annotations, label, overlap="iou"):
+def naive_sensitivity(predictions, annotations, label, overlap="iou", least=0.5):
     """Sensitivity at LIMITS, word for word as the definition reads; None without lesions."""
     detections, lesions, regions = [], [], []
     for image_id in predictions:
@@ -108,7 +108,7 @@ def naive_sensitivity(predictions, annotations, label, overlap="iou"):
                     whole = area(box)
                     if overlap == "iou":
                         whole += area(lesion) - inter
-                    if inter / whole >= 0.5:
+                    if inter / whole >= least:
                         hits_or_repeats += 1
                         already_found.add(number)
             ignored = any(
@@ -140,6 +140,32 @@ def test_equals_the_naive_reference(case):
             assert [values[f"{key}/{name}"] for name in names] == pytest.approx(column)
     defined = [np.mean(row[:4]) for row in per_class if row[0] is not None]
     assert values["sens_mean"] == pytest.approx(np.mean(defined) if defined else None)
+
+
+@pytest.mark.parametrize("case", range(40))
+def test_the_tighter_one_equals_the_reference(case):
+    n_classes = 1 + case % 3
+    data = random_case(np.random.default_rng(case), 1 + case % 7, n_classes, n_groups=3)
+    names = [f"c{i}" for i in range(n_classes)]
+    result = sensitivity_iou70(*data, names, draws=1)
+    assert result.values.keys() == result.intervals.keys()
+    for label, name in enumerate(names, start=1):
+        expected = naive_sensitivity(*data[:2], label, least=0.7)
+        suffix = f"/{name}" if n_classes > 1 else ""
+        keys = [key.replace("sens_", "sens70_") + suffix for key in KEYS]
+        assert [result.values[key] for key in keys] == pytest.approx(expected)
+        mean = None if expected[0] is None else pytest.approx(np.mean(expected[:4]))
+        assert result.values[f"sens70_mean{suffix}"] == mean
+
+
+@pytest.mark.parametrize(("height", "expected"), [(7, 1.0), (6.9, 0.0)])
+def test_iou_0_7_is_the_least_that_counts(height, expected):
+    data = {"i": found([(0, 0, 10, height)], [0.9])}, {"i": truth([A])}
+    infos = {"i": ImageInfo("i", "i", "i.png", (64, 64))}
+    values = sensitivity_iou70(*data, infos, ["lesion"], draws=0).values
+    assert set(values) == {f"sens70_{k}fp" for k in ("0.5", 1, 2, 4, 8, 16)} | {"sens70_mean"}
+    assert values["sens70_0.5fp"] == values["sens70_mean"] == expected
+    assert sensitivity_k_fps(*data, infos, ["lesion"], draws=0).values["sens_mean"] == 1.0
 
 
 def test_random_cases_hold_what_they_are_meant_to():

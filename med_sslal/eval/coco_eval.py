@@ -29,7 +29,7 @@ def coco_ap(
     seed: int = 0,
     backend: Backend = "auto",
 ) -> MetricResult:
-    """COCO average precision: at IoU 0.5 (`AP50`), and averaged over IoU 0.5 to 0.95 (`AP`).
+    """COCO average precision at IoU 0.5 (`AP50`), at 0.75 (`AP75`), and over 0.5 to 0.95 (`AP`).
 
     The 100 best detections of a class in an image count, as COCO has it.
 
@@ -38,8 +38,8 @@ def coco_ap(
     installed. Both give the same numbers.
 
     Returns:
-        `AP50` and `AP`, and with several classes `AP50/NAME` and `AP/NAME`. A class without an
-        annotated box is None and left out of the mean; without any detection the values are 0.
+        `AP50`, `AP75` and `AP`, and with several classes `AP50/NAME` and so on. A class without
+        an annotated box is None and left out of the mean; without any detection the values are 0.
 
     Raises:
         DataError: The inputs do not fit (see `eval_utils.columns`).
@@ -58,7 +58,9 @@ def coco_ap(
         with contextlib.redirect_stdout(io.StringIO()):
             precision = _precision(*to_coco_objects(table), COCO, COCOeval)
     values: dict[str, float | None] = {}
-    for key, thresholds in (("AP50", slice(0, 1)), ("AP", slice(None))):
+    # Of COCO's thresholds 0.5, 0.55, ... 0.95.
+    parts = (("AP50", slice(0, 1)), ("AP75", slice(5, 6)), ("AP", slice(None)))
+    for key, thresholds in parts:
         per_class = precision[thresholds].mean((0, 1))
         defined = per_class[per_class >= 0]
         values[key] = float(defined.mean()) if len(defined) else None

@@ -15,7 +15,7 @@ import numpy as np
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
 from med_sslal.eval.bootstrap import hits_before, patient_weights, resampled_sensitivity
 from med_sslal.eval.eval_utils import Columns, MetricResult, columns
-from med_sslal.eval.hits import Matches, Overlap, match
+from med_sslal.eval.hits import MIN_OVERLAP, Matches, Overlap, match
 
 LIMITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """False positives per image at which sensitivity is reported."""
@@ -24,6 +24,9 @@ HEADLINE = 4
 """`sens_mean` is the mean over this many first limits."""
 
 LIMIT_KEYS = tuple(f"sens_{limit:g}fp" for limit in LIMITS)
+
+TIGHT = 0.7
+"""IoU from which `sensitivity_iou70` takes a lesion as found."""
 
 _CURVE_POINTS = 500
 
@@ -119,8 +122,41 @@ def sensitivity_k_fps(
         DataError: The inputs do not fit (see `eval_utils.columns`).
     """
     table = columns(predictions, annotations, infos, class_names)
-    matches = match(table, overlap)
-    curves = [froc_curve(table, matches, label) for label in range(1, len(class_names) + 1)]
+    return _froc(table, draws, seed, overlap, MIN_OVERLAP)
+
+
+def sensitivity_iou70(
+    predictions: Mapping[str, Prediction],
+    annotations: Mapping[str, Annotation],
+    infos: Mapping[str, ImageInfo],
+    class_names: Sequence[str],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> MetricResult:
+    """`sensitivity_k_fps` where only an IoU >= 0.7 finds a lesion: it sees better boxes.
+
+    A detection between 0.5 and 0.7 is a false positive here.
+
+    Returns:
+        As `sensitivity_k_fps`, under `sens70_0.5fp` to `sens70_16fp` and `sens70_mean`.
+
+    Raises:
+        DataError: The inputs do not fit (see `eval_utils.columns`).
+    """
+    table = columns(predictions, annotations, infos, class_names)
+    found = _froc(table, draws, seed, "iou", TIGHT)
+    values, intervals = (
+        {key.replace("sens_", "sens70_", 1): value for key, value in part.items()}
+        for part in (found.values, found.intervals)
+    )
+    return MetricResult(values, intervals, found.details)
+
+
+def _froc(table: Columns, draws: int, seed: int, overlap: Overlap, least: float) -> MetricResult:
+    """What `sensitivity_k_fps` gives, with `least` as the overlap of a hit."""
+    matches = match(table, overlap, least)
+    curves = [froc_curve(table, matches, label) for label in range(1, len(table.class_names) + 1)]
     point = np.stack([curve.sensitivity() for curve in curves])
     weights = patient_weights(table.n_groups, draws, seed)
     drawn = np.stack([_resample(table, curve, weights) for curve in curves], axis=1)
@@ -140,6 +176,7 @@ def sensitivity_k_fps(
         "n_images": len(table.image_ids),
         "n_patients": table.n_groups,
         "overlap": overlap,
+        "min_overlap": least,
         "draws": draws,
         "seed": seed,
         "classes": {curve.class_name: _describe(curve) for curve in curves},

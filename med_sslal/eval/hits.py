@@ -35,10 +35,10 @@ class Matches:
     false_positive: np.ndarray
 
 
-def match(table: Columns, overlap: Overlap = "iou") -> Matches:
+def match(table: Columns, overlap: Overlap = "iou", least: float = MIN_OVERLAP) -> Matches:
     """Match every detection to every lesion of its own image and class.
 
-    A detection finds all lesions that it overlaps by `MIN_OVERLAP` or more. It is ignored when it
+    A detection finds all lesions that it overlaps by `least` or more. It is ignored when it
     finds none and `MIN_OVERLAP` of its own area or more lies in one ignore region, of whatever
     class: what a region hides is not known to be of the region's class only.
     `overlap` is `iou`, or `iobb` = intersection over the detection's own area.
@@ -50,7 +50,7 @@ def match(table: Columns, overlap: Overlap = "iou") -> Matches:
     det_class = table.det_image * n_classes + table.det_labels
     lesion_class = table.gt_image[lesion] * n_classes + table.gt_labels[lesion]
     for det, gt in _overlapping(
-        table.det_boxes, det_class, table.gt_boxes[lesion], lesion_class, overlap
+        table.det_boxes, det_class, table.gt_boxes[lesion], lesion_class, overlap, least
     ):
         np.maximum.at(found, lesion[gt], table.det_scores[det])
         hit[det] = True
@@ -74,6 +74,7 @@ def _overlapping(
     other_boxes: np.ndarray,
     other_keys: np.ndarray,
     overlap: Overlap,
+    least: float = MIN_OVERLAP,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the pairs (row of `boxes`, row of `other_boxes`) of one key that overlap enough."""
     for a, b in pairs(keys, other_keys):
@@ -81,5 +82,5 @@ def _overlapping(
         if overlap == "iou":
             whole = whole + areas(other_boxes[b]) - shared
         # Written as a product: a box of no area has no quotient, and touches nothing.
-        enough = (shared > 0) & (shared >= MIN_OVERLAP * whole)
+        enough = (shared > 0) & (shared >= least * whole)
         yield a[enough], b[enough]

@@ -9,9 +9,10 @@ import numpy as np
 
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
 from med_sslal.config.signature import load_metric
+from med_sslal.eval.box_quality import box_quality
 from med_sslal.eval.coco_eval import coco_ap
 from med_sslal.eval.eval_utils import MetricResult
-from med_sslal.eval.froc import sensitivity_k_fps
+from med_sslal.eval.froc import sensitivity_iou70, sensitivity_k_fps
 from med_sslal.utils.errors import ConfigError
 from med_sslal.utils.names import unknown
 
@@ -20,7 +21,12 @@ logger = logging.getLogger(__name__)
 Metric = Callable[..., MetricResult]
 """Called as metric(predictions, annotations, infos, class_names, draws=..., seed=...)."""
 
-METRICS: dict[str, Metric] = {"sensitivity_k_fps": sensitivity_k_fps, "coco_ap": coco_ap}
+METRICS: dict[str, Metric] = {
+    "sensitivity_k_fps": sensitivity_k_fps,
+    "sensitivity_iou70": sensitivity_iou70,
+    "coco_ap": coco_ap,
+    "box_quality": box_quality,
+}
 
 
 def evaluate(

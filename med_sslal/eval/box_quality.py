@@ -1,0 +1,81 @@
+"""How well boxes fit the objects that they find, whatever is missed besides."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from med_sslal.base.types import Annotation, ImageInfo, Prediction
+from med_sslal.eval.eval_utils import Columns, MetricResult, columns
+from med_sslal.eval.hits import MIN_OVERLAP
+from med_sslal.utils.boxes import areas, paired_intersection, pairs
+
+_BEST_COUNT = 100
+
+
+def box_quality(
+    predictions: Mapping[str, Prediction],
+    annotations: Mapping[str, Annotation],
+    infos: Mapping[str, ImageInfo],
+    class_names: Sequence[str],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> MetricResult:
+    """Mean IoU of the objects that are found (`mean_iou`), matched as COCO matches at IoU 0.5.
+
+    Of a class in an image the 100 best detections count. From the best score down each takes the
+    free object of its class that it overlaps most, by IoU 0.5 or more. What is missed and what is
+    false counts neither way, so read it beside a sensitivity.
+
+    The arguments are those of `metric.evaluate`; `draws` and `seed` are not read, as it has no
+    interval.
+
+    Returns:
+        `mean_iou`, the mean over the classes, and with several classes `mean_iou/NAME`; None where
+        no object is found, which is left out of the mean.
+
+    Raises:
+        DataError: The inputs do not fit (see `eval_utils.columns`).
+    """
+    table = columns(predictions, annotations, infos, class_names)
+    objects, overlaps = _found(table)
+    labels = table.gt_labels[objects]
+    per_class = {
+        name: float(overlaps[labels == label].mean()) if (labels == label).any() else None
+        for label, name in enumerate(class_names, start=1)
+    }
+    defined = [value for value in per_class.values() if value is not None]
+    values = {"mean_iou": float(np.mean(defined)) if defined else None}
+    if len(class_names) > 1:
+        values |= {f"mean_iou/{name}": value for name, value in per_class.items()}
+    return MetricResult(values)
+
+
+def _found(table: Columns) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the objects that are found, int64 [F], and the IoU of each with its detection."""
+    n_classes = len(table.class_names) + 1
+    det_class = table.det_image * n_classes + table.det_labels
+    best_first = np.lexsort((-table.det_scores, det_class))
+    place = np.arange(len(best_first)) - np.searchsorted(
+        det_class[best_first], det_class[best_first]
+    )
+    counted = best_first[place < _BEST_COUNT]
+    objects = np.flatnonzero(~table.gt_ignore)
+    object_class = table.gt_image[objects] * n_classes + table.gt_labels[objects]
+    rows: list[tuple[int, int, float]] = []
+    for a, b in pairs(det_class[counted], object_class):
+        det, gt = counted[a], objects[b]
+        mine, theirs = table.det_boxes[det], table.gt_boxes[gt]
+        shared = paired_intersection(mine, theirs)
+        whole = areas(mine) + areas(theirs) - shared
+        near = (shared > 0) & (shared >= MIN_OVERLAP * whole)
+        overlap = (shared[near] / whole[near]).tolist()
+        rows += zip(det[near].tolist(), gt[near].tolist(), overlap, strict=True)
+    rows.sort(key=lambda row: (-table.det_scores[row[0]], row[0], -row[2]))
+    used: set[int] = set()
+    taken: dict[int, float] = {}
+    for detection, target, overlap in rows:
+        if detection not in used and target not in taken:
+            used.add(detection)
+            taken[target] = overlap
+    return np.array(list(taken), dtype=np.int64), np.array(list(taken.values()))
