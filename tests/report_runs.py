@@ -20,6 +20,7 @@ from med_sslal.eval.coco_utils import to_coco_predictions
 from med_sslal.eval.metric import evaluate
 from med_sslal.ssl.pseudo_labels import ClassStats, PseudoLabels
 from med_sslal.ssl.quality import hidden_truth_quality
+from med_sslal.study.finish import Family
 from med_sslal.study.label_efficiency import compare_arms
 from med_sslal.study.study_result import Curve
 from med_sslal.study.verdict import verdict
@@ -211,10 +212,11 @@ def make_study(
             RunFolder(run).write_summary(rows, finished=True)
     seeds = sorted({seed for by_seed in scores.values() for seed in by_seed})
     study = {
-        "format_version": 1,
+        "format_version": 2,
         "name": "tiny_study",
-        "metric": "test_sens_mean",
-        "baseline": "random",
+        "metrics": ["test_sens_mean"],
+        "baselines": ["random"],
+        "results": None,
         "full": "full" if "full" in scores else None,
         "seeds": seeds,
         "arms": {arm: {"al_settings.args.al_criterion": [arm]} for arm in scores},
@@ -240,7 +242,8 @@ def make_study(
             )
             for unit, factor in (("images", 1), ("boxes", 2))
         }
-        content = {unit: result.to_json() for unit, result in results.items()}
-        content["verdict"] = verdict(results["images"])
-        write_json(folder / "results.json", {"format_version": 1, **content})
+        sentences = tuple(verdict(results["images"]))
+        family = Family("test_sens_mean", "random", results, sentences).to_json()
+        content = {"format_version": 2, "families": [family], "notes": []}
+        write_json(folder / "results.json", content)
     return folder

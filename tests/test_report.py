@@ -442,7 +442,7 @@ def test_nothing_foreign_becomes_markup_in_a_study(tmp_path: Path) -> None:
     assert report(folder) == 0
     page = Page(folder / "report.html")
     assert "<script" not in page.source
-    for section in ("", "label-efficiency", "areas", "runs", "reproduce"):
+    for section in ("", "label-efficiency", "images", "runs", "reproduce"):
         assert "<script>ntropy" in page.texts[section]
 
 
@@ -454,25 +454,32 @@ def test_a_study_says_its_verdict_and_links_to_its_runs(tmp_path: Path) -> None:
     assert_alone(page)
     assert page.sections == [
         "label-efficiency",
-        "areas",
-        "goals",
-        "last-budget",
+        "images",
+        "boxes",
         "matrix",
         "runs",
         "reproduce",
     ]
     results = json.loads((folder / "results.json").read_text())
-    for sentence in results["verdict"]:
+    (family,) = results["families"]
+    for sentence in family["verdict"]:
         assert sentence in page.texts[""]
     assert "Made on the phantom" in page.text and "not a medical device" in page.text
-    arm = results["images"]["arms"]["entropy"]
-    cells = page.tables["areas"][0][2]
-    assert cells[0] == "entropy" and cells[1] == "5"
-    assert cells[2].startswith(f"{arm['area']['value']:.3f} (")
+    arm = family["images"]["arms"]["entropy"]
     low, high = arm["comparison"]["area"]["interval"]
-    assert cells[3] == f"{arm['comparison']['area']['value']:+.3f} ({low:+.3f} to {high:+.3f})"
+    assert page.tables["images"][0][2] == [
+        "entropy",
+        f"{arm['area']['value']:.3f}",
+        "random",
+        f"{arm['comparison']['area']['value']:+.3f} ({low:+.3f} to {high:+.3f})",
+        "",
+        "32",
+        page.tables["images"][0][2][6],
+        f"{arm['comparison']['last']['value']:+.3f}",
+        f"{arm['comparison']['p_holm']:.3g}",
+        "5 / 0 / 0",
+    ]
     assert page.tables["matrix"][0][2][1] == "5 / 0 / 0"
-    assert page.tables["goals"][0][2][1] == "32 (34, 33, 32, 31, 30)"
     links = [a["href"] for n, a in page.elements if n == "a" and not str(a["href"]).startswith("#")]
     assert links == ["entropy/s1/report.html"]
     assert page.tables["runs"][0][3] == ["full", *["0.600"] * 5]
@@ -494,7 +501,7 @@ def test_a_study_that_lacks_something(
     assert report(folder) == 0
     page = Page(folder / "report.html")
     assert said in page.text
-    assert ("areas" in page.sections) is compared
+    assert ("images" in page.sections) is compared
     assert ("5 of 6 runs have ended" in page.text) is not compared
 
 
@@ -503,7 +510,8 @@ def test_a_study_without_full_supervision_has_no_goals(tmp_path: Path) -> None:
     del scores["full"]
     folder = make_study(tmp_path, scores)
     assert report(folder) == 0
-    assert "goals" not in Page(folder / "report.html").sections
+    headings = Page(folder / "report.html").tables["images"][0][0]
+    assert "To 90 %" not in headings and headings[5] == "Last budget"
 
 
 def test_several_paths_each_get_their_own(

@@ -37,7 +37,7 @@ def make_study(folder: Path) -> dict[str, Any]:
             "trainer.keep_checkpoints": "best",
         },
         "seeds": [0, 1],
-        "metric": "test_sens_mean",
+        "metrics": ["test_sens_mean"],
         "save_dir": str(folder / "results"),
         "arms": {
             "random": {"al_settings.args.al_criterion": ["random"]},
@@ -80,13 +80,23 @@ def changed(study: dict[str, Any], **changes: Any) -> dict[str, Any]:
         ({"seeds": []}, "seeds: found the list []; allowed: list of (integer), 1 or more of them"),
         ({"seeds": [1, 1]}, "seeds: found [1, 1]; allowed: different numbers from 0 on"),
         ({"seeds": "5"}, "seeds: found"),
-        ({"baseline": "chance"}, "baseline: there is no arm 'chance'; there are random, entropy"),
+        ({"metric": "test_AP"}, "metric: unknown key. Did you mean 'metrics'"),
+        ({"baseline": "random"}, "baseline: unknown key. Did you mean 'baselines'"),
+        ({"metrics": []}, "metrics: found the list []"),
+        ({"metrics": ["test_AP", "test_AP"]}, "allowed: different names"),
         (
-            {"baseline": "full"},
-            "baseline: 'full' labels everything (init_num all)",
+            {"baselines": ["random", "chance"]},
+            "baselines: there is no arm 'chance'; there",
+        ),
+        (
+            {"baselines": ["full"]},
+            "baselines: 'full' labels everything (init_num all)",
         ),
         ({"name": "../up"}, "name: found"),
-        ({"metric": "test_sens"}, "metric: no value 'test_sens'; there are test_AP, test_AP50"),
+        (
+            {"metrics": ["test_AP", "test_sens"]},
+            "metrics: no value 'test_sens'; there are test_AP",
+        ),
         ({"set": {"trainer.steps_per_cycle": None}}, "trainer.steps_per_cycle is null"),
         ({"set": {"trainer.early_stop": 3, "trainer.monitor": "min val_loss"}}, "early_stop"),
         ({"set": {"trainer.epoch": 3}}, "set trainer.epoch: unknown key. Did you mean 'epochs'"),
@@ -121,7 +131,7 @@ def test_an_unfair_or_wrong_arm_is_told(
 
 
 def test_all_problems_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study = changed(make_study(tmp_path), seeds=[-1], baseline="chance")
+    study = changed(make_study(tmp_path), seeds=[-1], baselines=["chance"])
     study["arms"]["configs"] = {"trainer.epochs": 3}
     lines = refused(tmp_path, study, capsys)
     assert len(lines) == 4
@@ -144,7 +154,8 @@ def test_commands_for_a_job_array(tmp_path: Path, capsys: pytest.CaptureFixture[
     study = make_study(tmp_path)
     assert study_command(tmp_path, study, "--print-commands", "--set", "seed=1") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in lines[:3]] == ["cycle0/s0", "cycle0/s1", "random/s0"]
+    assert [line.split()[-1] for line in lines[:3]] == ["cycle0/s0", "random/s0", "entropy/s0"]
+    assert [line.split()[-1] for line in lines[4:6]] == ["cycle0/s1", "random/s1"]
     assert len(lines) == 2 + 2 * 3
     assert all(line.startswith("python -m med_sslal study -c ") for line in lines)
     assert all("--device cpu --set seed=1 --only" in line for line in lines)
@@ -165,14 +176,14 @@ def test_gpus_are_handed_out_one_to_a_command(
 @pytest.mark.skipif(torch.cuda.device_count() > 2, reason="asks for GPUs that are not there")
 @pytest.mark.parametrize(
     ("words", "device"),
-    [(["--only", "random/s0"], "2"), (["--only", "random/s1"], "3"), ([], "3")],
+    [(["--only", "entropy/s0"], "2"), (["--only", "random/s0"], "3"), ([], "3")],
     ids=["even", "odd", "all"],
 )
 def test_one_run_alone_gets_one_gpu(
     words: list[str], device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = make_study(tmp_path)
-    # In the order cycle0/s0, cycle0/s1, random/s0, ... every second one has the second GPU.
+    # In the order cycle0/s0, random/s0, entropy/s0, full/s0, ... every second has the second GPU.
     (line,) = refused(tmp_path, study, capsys, "--device", "2,3", *words)
     assert line.startswith(f"--device {device}: no such GPU")
 
@@ -255,8 +266,9 @@ def test_a_study_survives_a_stop_and_pairs_its_runs(
     assert len(table) == 2 * (2 + 2 + 1)
     assert "tiny_study" in (folder / "report.html").read_text()
     results = json.loads((folder / "results.json").read_text())
-    assert set(results["images"]["arms"]) == {"random", "entropy"}
-    assert results["images"]["full"].keys() == {"0", "1"}
+    (family,) = results["families"]
+    assert set(family["images"]["arms"]) == {"random", "entropy"}
+    assert family["images"]["full"].keys() == {"0", "1"}
 
     # Only the small files of finished runs are needed to go on: on another machine, say.
     for weights in folder.glob("**/*.pth*"):
@@ -271,7 +283,7 @@ def test_a_study_survives_a_stop_and_pairs_its_runs(
     study["arms"]["margin"] = {"al_settings.args.al_criterion": ["margin"]}
     assert study_command(tmp_path, study, "--print-commands") == 0
     names = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
-    assert names[:3] == ["cycle0/s0", "cycle0/s1", "cycle0/s2"]
+    assert names[:3] == ["cycle0/s0", "margin/s0", "cycle0/s1"]
     study["set"]["trainer.steps_per_cycle"] = 2
     study["arms"]["random"] = {"al_settings.args.al_criterion": ["margin"]}
     capsys.readouterr()

@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -127,7 +128,7 @@ def resume_command(folder: Path, world: World) -> str:
 
 
 def environment(device: str, n_threads: int) -> dict[str, Any]:
-    """Versions, device and threads: what can change a run's numbers."""
+    """Versions, processor, device and threads: what can change a run's numbers."""
     versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -136,7 +137,32 @@ def environment(device: str, n_threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": versions,
         "platform": f"{platform.system()} {platform.machine()}",
+        "commit": _commit(),
+        "cpu": _cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "device": device,
         "gpu": torch.cuda.get_device_name(0) if device.startswith("cuda") else None,
         "threads": n_threads,
     }
+
+
+def _commit() -> str | None:
+    """The commit of the program where it lies in a git repository of its own."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    words = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()

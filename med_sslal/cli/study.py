@@ -27,6 +27,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_device(parser)
     add_overrides(parser, "any key of every run, such as trainer.steps_per_cycle=20; repeatable")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="write what each finished run gave into this small file, and take what is in it for "
+        "done, with or without run folders",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=_seeds,
+        metavar="N,N",
+        help="run these seeds of the study only, such as 0,1; all that are complete are compared",
+    )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
         "--only",
@@ -40,11 +53,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _seeds(text: str) -> list[int]:
+    """Seeds in a list with commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"takes seeds such as 0,1, found '{text}'") from error
+
+
 def run(args: argparse.Namespace) -> int:
     """Run or continue the study; returns the exit code."""
     from med_sslal.cli.registries import registries
     from med_sslal.logger.logger import setup_logging
     from med_sslal.study.launch import devices_in_turn, run_all, run_one
+    from med_sslal.study.results_file import ResultsFile
     from med_sslal.study.study_config import StudyConfig
     from med_sslal.study.study_runs import StudyRuns
 
@@ -52,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--jobs takes 1 or more, found {args.jobs}")
     setup_logging(1)
     study = StudyConfig.from_file(args.config, registries(), args.overrides)
-    runs = StudyRuns(study)
+    results = None if args.results is None else ResultsFile(args.results)
+    runs = StudyRuns(study, results, args.seeds)
     # Runs that are started one by one take the GPUs in turn too.
     one_by_one = devices_in_turn(args.device, 1)
     own = {job: one_by_one[i % len(one_by_one)] for i, job in enumerate(runs.jobs)}
@@ -69,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     _check(study, runs, devices)
     code = run_all(runs, args.jobs, devices)
     if code == 0:
-        _finish(study)
+        _finish(study, runs)
     elif code > 128:
         command = shlex.join([*_command(args, args.device), "--jobs", str(args.jobs)])
         sys.stdout.write(f"stopped; go on with: {command}\n")
@@ -107,15 +130,17 @@ def _same_gpus() -> Iterator[None]:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
-def _finish(study: "StudyConfig") -> None:
-    """Print table and verdict, and write the report."""
+def _finish(study: "StudyConfig", runs: "StudyRuns") -> None:
+    """Print tables and verdicts, and write the report."""
     from med_sslal.cli.report import write_study
     from med_sslal.report.study_table import study_table
     from med_sslal.study.finish import finish_study
 
-    results, verdict = finish_study(study)
-    lines = [study_table(results["images"]), *verdict]
-    sys.stdout.write("\n".join(lines) + f"\nreport: {write_study(study.folder)}\n")
+    for family in finish_study(study, runs.outcomes()):
+        sys.stdout.write(f"{family.metric} against {family.baseline}\n\n")
+        lines = [study_table(family.results["images"]), *family.sentences]
+        sys.stdout.write("\n".join(lines) + "\n\n")
+    sys.stdout.write(f"report: {write_study(study.folder)}\n")
 
 
 def _command(args: argparse.Namespace, device: str | None) -> list[str]:
@@ -123,6 +148,10 @@ def _command(args: argparse.Namespace, device: str | None) -> list[str]:
     words = ["python", "-m", "med_sslal", "study", "-c", os.fspath(args.config)]
     if device is not None:
         words += ["--device", device]
+    if args.results is not None:
+        words += ["--results", os.fspath(args.results)]
+    if args.seeds is not None:
+        words += ["--seeds", ",".join(map(str, args.seeds))]
     for override in args.overrides:
         words += ["--set", override.text]
     return words

@@ -14,6 +14,7 @@ from med_sslal.config.overrides import Override
 from med_sslal.config.schema import SCHEMA, TypeSection
 from med_sslal.config.signature import convert_arguments, signature
 from med_sslal.config.validate import Problem, Registries, Validator, apply_override
+from med_sslal.config.values import Key
 from med_sslal.utils.errors import ConfigError
 
 
@@ -143,6 +144,24 @@ class ConfigParser:
         if has_default and given["type"] != section.default_type:
             result.insert(0, (f"{section.path}.type", given["type"], section.default_type))
         return result
+
+    def chosen(self) -> dict[str, Any]:
+        """Dotted path to value of every key that has no default or differs from it."""
+        result: dict[str, Any] = {}
+        for entry in SCHEMA:
+            if isinstance(entry, Key) and entry.required:
+                result[entry.path] = self.get(entry.path)
+        for section in (entry for entry in SCHEMA if isinstance(entry, TypeSection)):
+            cls, given = self._types.get(section.path), self._resolved[section.path]
+            if cls is None:
+                continue
+            if section.has_type and section.default_type is None:
+                result[f"{section.path}.type"] = given["type"]
+            known = signature(cls).arguments
+            for name, value in given["args"].items():
+                if name not in known or known[name].required or not known[name].in_json:
+                    result[f"{section.path}.args.{name}"] = copy.deepcopy(value)
+        return result | {path: value for path, value, _ in self.differences()}
 
     def digest(self) -> str:
         """Hex SHA-256 of the resolved config, whatever the order of its keys."""

@@ -146,11 +146,14 @@ def sensitivity_iou70(
     """
     table = columns(predictions, annotations, infos, class_names)
     found = _froc(table, draws, seed, "iou", TIGHT)
-    values, intervals = (
-        {key.replace("sens_", "sens70_", 1): value for key, value in part.items()}
-        for part in (found.values, found.intervals)
-    )
+    values = {_tight(key): value for key, value in found.values.items()}
+    intervals = {_tight(key): pair for key, pair in found.intervals.items()}
     return MetricResult(values, intervals, found.details)
+
+
+def _tight(key: str) -> str:
+    """The key of the tighter metric."""
+    return key.replace("sens_", "sens70_", 1)
 
 
 def _froc(table: Columns, draws: int, seed: int, overlap: Overlap, least: float) -> MetricResult:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from med_sslal.study.results_file import Outcome, ResultsFile
 from med_sslal.study.study_folder import FORMAT_VERSION, RESULTS_FILE, STUDY_FILE, UNITS, run_folder
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import check_version, read_json
@@ -17,8 +18,8 @@ class StudyData:
     Attributes:
         folder: Its folder; the run of an arm and seed lies in `arm/sSEED`.
         name: Its name.
-        metric: The compared column of a run's rows.
-        baseline: The arm that the others are held against.
+        metrics: The compared columns of a run's rows; the first is the one that is drawn.
+        baselines: The arms that the others are held against.
         full: The arm of full supervision, None without one.
         seeds: One run of every arm for each.
         strategies: Arm, in order, to the keys that it changes.
@@ -26,14 +27,14 @@ class StudyData:
         config: The resolved config of the first arm.
         rows: Arm to seed to the measured cycles of its run.
         finished: Arms and seeds whose runs have ended.
-        results: Axis to what `StudyResult.to_json` gave; empty before the comparison is made.
-        verdict: What the comparison supports, a sentence each.
+        families: Metric to baseline to what `Family.to_json` gave; empty before the comparison.
+        notes: What a reader must know of how the runs were made.
     """
 
     folder: Path
     name: str
-    metric: str
-    baseline: str
+    metrics: tuple[str, ...]
+    baselines: tuple[str, ...]
     full: str | None
     seeds: tuple[int, ...]
     strategies: Mapping[str, Mapping[str, Any]]
@@ -41,8 +42,20 @@ class StudyData:
     config: Mapping[str, Any]
     rows: Mapping[str, Mapping[int, list[Mapping[str, Any]]]]
     finished: frozenset[tuple[str, int]]
-    results: Mapping[str, Mapping[str, Any]]
-    verdict: tuple[str, ...]
+    families: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    notes: tuple[str, ...]
+
+    @property
+    def metric(self) -> str:
+        """The one that is drawn."""
+        return self.metrics[0]
+
+    @property
+    def results(self) -> dict[str, Mapping[str, Any]]:
+        """Axis to comparison, of the first metric with the first baseline; empty before it."""
+        by_baseline = self.families.get(self.metric, {})
+        first = by_baseline.get(self.baselines[0], {})
+        return {unit: first[unit] for unit in UNITS if unit in first}
 
     @property
     def n_runs(self) -> int:
@@ -66,7 +79,8 @@ def load_study(folder: Path) -> StudyData:
     results = read_json(path) if path.exists() else {}
     try:
         for content in (study, results):
-            check_version({"format_version": FORMAT_VERSION, **content}, FORMAT_VERSION, folder)
+            known = {"format_version": FORMAT_VERSION, **content}
+            check_version(known, FORMAT_VERSION, folder, oldest=FORMAT_VERSION)
         seeds, arms = tuple(study["seeds"]), study["arms"]
         summaries = {
             (arm, seed): run.read_summary()
@@ -74,11 +88,17 @@ def load_study(folder: Path) -> StudyData:
             for seed in seeds
             if (run := run_folder(folder, arm, seed)).summary.exists()
         }
+        for job, outcome in _listed(study["results"]).items():
+            if job[0] in arms and job[1] in seeds:
+                summaries[job] = {"finished": True, "cycles": outcome.rows}
+        families: dict[str, dict[str, Any]] = {}
+        for family in results.get("families", ()):
+            families.setdefault(family["metric"], {})[family["baseline"]] = family
         return StudyData(
             folder=folder,
             name=study["name"],
-            metric=study["metric"],
-            baseline=study["baseline"],
+            metrics=tuple(study["metrics"]),
+            baselines=tuple(study["baselines"]),
             full=study["full"],
             seeds=seeds,
             strategies=arms,
@@ -89,8 +109,13 @@ def load_study(folder: Path) -> StudyData:
                 for arm in arms
             },
             finished=frozenset(job for job, own in summaries.items() if own.get("finished")),
-            results={unit: results[unit] for unit in UNITS if unit in results},
-            verdict=tuple(results.get("verdict", ())),
+            families=families,
+            notes=tuple(results.get("notes", ())),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / STUDY_FILE} describes no study: {error!r}") from error
+
+
+def _listed(path: str | None) -> Mapping[tuple[str, int], Outcome]:
+    """What a results file has, where the study has one that is still there."""
+    return ResultsFile(Path(path)).outcomes if path and Path(path).exists() else {}

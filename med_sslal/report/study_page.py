@@ -25,20 +25,16 @@ def write_study_report(study: StudyData) -> Path:
     Raises:
         UserError: The folder cannot be written.
     """
-    arms = [arm for result in study.results.values() for arm in result["arms"].values()]
     sections: dict[str, tuple[str, Content]] = {
         "label-efficiency": ("Label efficiency", _curves(study)),
-        "areas": ("Areas under the curve", {"scales": _scales(study)}),
-        "goals": ("Labels to 90 % and 95 % of full supervision", {"full": _full_mean(study)}),
-        "last-budget": ("The last budget", {}),
+        "images": ("The arms against labelled images", _comparison(study, "images")),
+        "boxes": ("The arms against labelled boxes", _comparison(study, "boxes")),
         "matrix": ("Win, tie, loss", {}),
         "runs": ("Runs", {"reports": _reports(study)}),
         "reproduce": ("How to reproduce", {}),
     }
-    if not any(arm["goals"] for arm in arms):
-        del sections["goals"]
-    if not arms:
-        for name in ("areas", "last-budget", "matrix"):
+    if not study.families:
+        for name in (*UNITS, "matrix"):
             del sections[name]
     page = render(
         "study.html.j2",
@@ -71,10 +67,9 @@ def _curve_chart(study: StudyData, unit: str, column: str, looks: Looks) -> Mark
         for arm in study.arms
         for seed, rows in study.rows[arm].items()
     }
-    # A metric's key as a person would say it.
-    name = "mean sensitivity, test" if study.metric == "test_sens_mean" else study.metric
+    name = _spoken(study.metric)
     figure, axes = new_chart(f"labelled {unit}", name)
-    full = _full_mean(study)
+    full = _full_mean(study, study.metric)
     if full is not None:
         axes.axhline(full, color=INK, linewidth=1.4, linestyle=(0, (1, 3)))
     for (arm, _), points in singles.items():
@@ -96,28 +91,51 @@ def _curve_chart(study: StudyData, unit: str, column: str, looks: Looks) -> Mark
     return to_svg(figure, f"{study.metric} of every arm against labelled {unit}")
 
 
-def _full_mean(study: StudyData) -> float | None:
+def _spoken(metric: str) -> str:
+    """A metric's key as a person would say it."""
+    return "mean sensitivity, test" if metric == "test_sens_mean" else metric
+
+
+def _full_mean(study: StudyData, metric: str) -> float | None:
     """Mean score of full supervision over its seeds, None where it was not measured."""
     if study.full is None:
         return None
-    scores = [rows[-1].get(study.metric) for rows in study.rows[study.full].values() if rows]
+    scores = [rows[-1].get(metric) for rows in study.rows[study.full].values() if rows]
     known = [score for score in scores if score is not None]
     return sum(known) / len(known) if known else None
 
 
-def _scales(study: StudyData) -> dict[str, tuple[float, float]]:
-    """One scale for all differences of a table, with 0 in it: axis to its ends."""
-    scales = {}
-    for unit, result in study.results.items():
-        values = [0.0]
+def _comparison(study: StudyData, unit: str) -> Content:
+    """What the tables of one axis need for each metric: results by baseline, scale and ceiling."""
+    tables = []
+    for metric, families in study.families.items():
+        results = {baseline: family[unit] for baseline, family in families.items()}
+        first = next(iter(results.values()))
+        goals = next(iter(first["arms"].values()))["goals"]
+        tables.append(
+            {
+                "name": _spoken(metric),
+                "results": results,
+                "first": first,
+                "fractions": [goal["fraction"] for goal in goals],
+                "scale": _scale(results),
+                "full": _full_mean(study, metric),
+            }
+        )
+    return {"unit": unit, "tables": tables}
+
+
+def _scale(results: Mapping[str, Mapping[str, Any]]) -> tuple[float, float]:
+    """Ends of one scale for all differences of a table, with 0 in it."""
+    values = [0.0]
+    for result in results.values():
         for arm in result["arms"].values():
             if arm["comparison"]:
                 area = arm["comparison"]["area"]
                 values += [area["value"], *(area["interval"] or ())]
-        low, high = min(values), max(values)
-        margin = 0.04 * (high - low) or 0.5
-        scales[unit] = (low - margin, high + margin)
-    return scales
+    low, high = min(values), max(values)
+    margin = 0.04 * (high - low) or 0.5
+    return low - margin, high + margin
 
 
 def _reports(study: StudyData) -> dict[tuple[str, int], str]:

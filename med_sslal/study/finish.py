@@ -1,47 +1,71 @@
-"""The end of a study: curves of its runs, their comparison and verdict."""
+"""The end of a study: curves of its runs, their comparisons and verdicts."""
 
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from med_sslal.study.label_efficiency import compare_arms
+from med_sslal.study.results_file import Outcome, mixed_machines
 from med_sslal.study.study_config import StudyConfig
-from med_sslal.study.study_folder import FORMAT_VERSION, RESULTS_FILE, TABLE_FILE, UNITS, run_folder
+from med_sslal.study.study_folder import FORMAT_VERSION, RESULTS_FILE, TABLE_FILE, UNITS
 from med_sslal.study.study_result import Curve, StudyResult
 from med_sslal.study.verdict import verdict
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import atomic_write, csv_text, write_versioned
 
+logger = logging.getLogger(__name__)
+
 Rows = dict[str, dict[int, list[dict[str, Any]]]]
 
 
-def finish_study(study: StudyConfig) -> tuple[dict[str, StudyResult], list[str]]:
-    """Compare the finished runs; writes `results.json` and `results.csv`.
+@dataclass(frozen=True)
+class Family:
+    """All arms held against one baseline by one metric; p is corrected inside of it.
+
+    Attributes:
+        metric: Column of a run's rows.
+        baseline: The arm that the others are held against.
+        results: Axis (images, boxes) to the comparison.
+        sentences: The verdict, of labels counted in images.
+    """
+
+    metric: str
+    baseline: str
+    results: Mapping[str, StudyResult]
+    sentences: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        results = {unit: result.to_json() for unit, result in self.results.items()}
+        head = {"metric": self.metric, "baseline": self.baseline}
+        return {**head, "verdict": list(self.sentences), **results}
+
+
+def finish_study(
+    study: StudyConfig, outcomes: Mapping[tuple[str, int], Outcome]
+) -> tuple[Family, ...]:
+    """Compare the runs of all seeds that are done; writes `results.json` and `results.csv`.
+
+    `outcomes` are by arm and seed, one for each arm of one seed at least.
 
     Returns:
-        Axis (images, boxes) to its comparison, and the verdict's sentences.
+        A family for each metric and baseline, by metric in the order of the study.
 
     Raises:
-        DataError: A run has no value of the metric.
+        DataError: A run has no value of a metric.
     """
-    rows: Rows = {
-        arm: {
-            seed: run_folder(study.folder, arm, seed).read_summary()["cycles"]
-            for seed in study.seeds
-        }
-        for arm in study.arms
-    }
-    full = None
-    if study.full is not None:
-        full = {seed: _value(study, own[-1]) for seed, own in rows[study.full].items()}
-    results = {
-        unit: compare_arms(_curves(study, rows, column), full, study.baseline, unit=unit)
-        for unit, column in UNITS.items()
-    }
-    sentences = verdict(results["images"])
-    content = {
-        "metric": study.metric,
-        **{unit: result.to_json() for unit, result in results.items()},
-        "verdict": sentences,
-    }
+    seeds = [s for s in study.seeds if all((arm, s) in outcomes for arm in study.arms)]
+    rows: Rows = {arm: {s: outcomes[arm, s].rows for s in seeds} for arm in study.arms}
+    families = tuple(
+        _family(study, rows, metric, baseline)
+        for metric in study.metrics
+        for baseline in study.baselines
+    )
+    notes = mixed_machines({key: own for key, own in outcomes.items() if key[1] in seeds})
+    for note in notes:
+        logger.warning("%s", note)
+    content = {"families": [family.to_json() for family in families], "notes": notes}
     write_versioned(study.folder / RESULTS_FILE, FORMAT_VERSION, content)
     table = [
         {"arm": arm, "seed": seed, **row}
@@ -50,15 +74,30 @@ def finish_study(study: StudyConfig) -> tuple[dict[str, StudyResult], list[str]]
         for row in own
     ]
     atomic_write(study.folder / TABLE_FILE, lambda stream: stream.write(csv_text(table).encode()))
-    return results, sentences
+    return families
 
 
-def _curves(study: StudyConfig, rows: Rows, column: str) -> dict[str, dict[int, Curve]]:
+def _family(study: StudyConfig, rows: Rows, metric: str, baseline: str) -> Family:
+    """The comparison by one metric against one baseline."""
+    full = None
+    if study.full is not None:
+        full = {seed: _value(study, own[-1], metric) for seed, own in rows[study.full].items()}
+    results = {
+        unit: compare_arms(_curves(study, rows, column, metric), full, baseline, unit=unit)
+        for unit, column in UNITS.items()
+    }
+    return Family(metric, baseline, results, tuple(verdict(results["images"])))
+
+
+def _curves(
+    study: StudyConfig, rows: Rows, column: str, metric: str
+) -> dict[str, dict[int, Curve]]:
     """Arm, but for full supervision, to seed to its curve against a count of labels."""
     return {
         arm: {
             seed: Curve(
-                tuple(float(row[column]) for row in own), tuple(_value(study, row) for row in own)
+                tuple(float(row[column]) for row in own),
+                tuple(_value(study, row, metric) for row in own),
             )
             for seed, own in by_seed.items()
         }
@@ -67,12 +106,12 @@ def _curves(study: StudyConfig, rows: Rows, column: str) -> dict[str, dict[int, 
     }
 
 
-def _value(study: StudyConfig, row: dict[str, Any]) -> float:
-    """The compared metric of one cycle."""
-    value = row.get(study.metric)
+def _value(study: StudyConfig, row: dict[str, Any], metric: str) -> float:
+    """A compared metric of one cycle."""
+    value = row.get(metric)
     if value is None:
         raise DataError(
-            f"a run of {study.folder} has no {study.metric} in cycle {row['cycle']}: it is "
+            f"a run of {study.folder} has no {metric} in cycle {row['cycle']}: it is "
             "undefined there, compare another metric"
         )
     return float(value)

@@ -41,13 +41,17 @@ def run_one(runs: StudyRuns, job: Job, device: str | None) -> int:
         UserError: It waits for another that is not done.
     """
     left = runs.left()
+    runs.record_done()
     if job not in left:
         logger.info("%s is done", job)
         return 0
     runs.prepare()
     if (first := runs.waits_for(job)) in left:
         raise UserError(f"{job} starts from cycle 0 of {first}: run that first")
-    return subprocess.run([sys.executable, *runs.command(job, device)], check=False).returncode
+    code = subprocess.run([sys.executable, *runs.command(job, device)], check=False).returncode
+    if code == 0:
+        runs.record(job)
+    return code
 
 
 def run_all(runs: StudyRuns, n_jobs: int, devices: Sequence[str | None]) -> int:
@@ -58,9 +62,10 @@ def run_all(runs: StudyRuns, n_jobs: int, devices: Sequence[str | None]) -> int:
     """
     left, total = runs.left(), len(runs.jobs)
     logger.info("study %s: %d of %d runs are done", runs.root, total - len(left), total)
+    runs.prepare()
+    runs.record_done()
     if not left:
         return 0
-    runs.prepare()
     fleet = _Fleet(runs, left, n_jobs, devices)
     with StopRequest() as stop:
         try:
@@ -110,6 +115,7 @@ class _Fleet:
                 self.failed[one.job] = one.log
                 logger.warning("%s failed; its log is %s", one.job, one.log)
             else:
+                self.runs.record(one.job)
                 self._report(one)
         while self.slots and (job := self._next()) is not None:
             self.left.remove(job)
@@ -135,10 +141,9 @@ class _Fleet:
             raise UserError("\n".join(sentences) + waiting)
 
     def _next(self) -> Job | None:
-        """The next run that waits for nothing; by seed, so that pairs get complete early."""
+        """The next run that waits for nothing."""
         blocked = {*(one.job for one in self.running), *self.failed, *self.left}
-        ready = [job for job in self.left if self.runs.waits_for(job) not in blocked]
-        return min(ready, key=self.runs.order, default=None)
+        return next((job for job in self.left if self.runs.waits_for(job) not in blocked), None)
 
     def _start(self, job: Job, slot: int) -> _Running:
         """Start a run in a process of its own."""

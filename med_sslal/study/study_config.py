@@ -1,7 +1,7 @@
 """StudyConfig: which runs a study compares, checked as a whole before anything is run."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -33,8 +33,18 @@ STUDY_SCHEMA: tuple[Key, ...] = (
     Key("config", str, "config that every run starts from; beside this file", required=True),
     Key("set", dict[str, Any], "changes to it for every run: dotted key to value", {}),
     Key("seeds", Annotated[list[int], MinLen(1)], "one run of every arm for each", required=True),
-    Key("metric", str, "what is compared: a column of results.csv", "test_sens_mean"),
-    Key("baseline", str, "the arm that the others are held against", "random"),
+    Key(
+        "metrics",
+        Annotated[list[str], MinLen(1)],
+        "what is compared, columns of results.csv; the report draws the first",
+        ["test_sens_mean"],
+    ),
+    Key(
+        "baselines",
+        Annotated[list[str], MinLen(1)],
+        "the arms that the others are held against",
+        ["random"],
+    ),
     Key(
         "arms",
         Annotated[dict[str, dict[str, Any]], MinLen(1)],
@@ -52,7 +62,8 @@ class StudyConfig:
     Attributes:
         folder: `save_dir/name`.
         seeds: One run of every arm for each.
-        metric: Column of a run's rows that is compared.
+        metrics: Columns of a run's rows that are compared.
+        baselines: Arms that the others are held against.
         arms: Arm to its config with the first seed.
         source: The file, for messages.
         base: The run config it starts from.
@@ -64,8 +75,8 @@ class StudyConfig:
     name: str
     folder: Path
     seeds: tuple[int, ...]
-    metric: str
-    baseline: str
+    metrics: tuple[str, ...]
+    baselines: tuple[str, ...]
     arms: Mapping[str, ConfigParser]
     source: str
     base: Path
@@ -112,7 +123,7 @@ class StudyConfig:
                 arms[arm] = ConfigParser.from_file(base, registries, (*changes, *own))
             except ConfigError as error:
                 problems += str(error).splitlines()
-        problems += _unfair(source, content["baseline"], arms, strategies)
+        problems += _unfair(source, content["baselines"], arms, strategies)
         if problems:
             # What is wrong in all arms is told once.
             raise ConfigError("\n".join(dict.fromkeys(problems)))
@@ -120,8 +131,8 @@ class StudyConfig:
             name=content["name"],
             folder=Path(content["save_dir"]) / content["name"],
             seeds=tuple(content["seeds"]),
-            metric=content["metric"],
-            baseline=content["baseline"],
+            metrics=tuple(content["metrics"]),
+            baselines=tuple(content["baselines"]),
             arms=arms,
             source=source,
             base=base,
@@ -159,16 +170,24 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _wrong_names(source: str, content: Mapping[str, Any]) -> list[str]:
     """Sentences about names and seeds that do not fit each other."""
-    arms, seeds, baseline = content["arms"], content["seeds"], content["baseline"]
+    arms, seeds = content["arms"], content["seeds"]
     problems = [
         f"{source} arms: '{arm}' cannot name an arm; allowed: {describe(Name)}, and not "
         f"{', '.join(RESERVED)}"
         for arm in arms
         if not fits(arm, Name) or arm in RESERVED
     ]
-    if baseline not in arms:
-        there = ", ".join(arms)
-        problems.append(f"{source} baseline: there is no arm '{baseline}'; there are {there}")
+    there = ", ".join(arms)
+    problems += [
+        f"{source} baselines: there is no arm '{baseline}'; there are {there}"
+        for baseline in content["baselines"]
+        if baseline not in arms
+    ]
+    problems += [
+        f"{source} {key}: found {content[key]}; allowed: different names"
+        for key in ("metrics", "baselines")
+        if len(set(content[key])) < len(content[key])
+    ]
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
         problems.append(f"{source} seeds: found {seeds}; allowed: different numbers from 0 on")
     return problems
@@ -176,7 +195,7 @@ def _wrong_names(source: str, content: Mapping[str, Any]) -> list[str]:
 
 def _unfair(
     source: str,
-    baseline: str,
+    baselines: Sequence[str],
     arms: Mapping[str, ConfigParser],
     strategies: Mapping[str, tuple[Override, ...]],
 ) -> list[str]:
@@ -190,11 +209,12 @@ def _unfair(
         if not is_strategy(dotted) and dotted not in ("al_settings", "ssl_settings")
     ]
     full = [arm for arm, config in arms.items() if _is_full(config)]
-    if baseline in full:
-        problems.append(
-            f"{source} baseline: '{baseline}' labels everything (init_num all) and has no curve: "
-            "name another arm"
-        )
+    problems += [
+        f"{source} baselines: '{baseline}' labels everything (init_num all) and has no curve: "
+        "name another arm"
+        for baseline in baselines
+        if baseline in full
+    ]
     if len(full) > 1:
         problems.append(
             f"{source} arms: {' and '.join(full)} both label everything (init_num all): keep one"

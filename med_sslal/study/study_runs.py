@@ -1,14 +1,15 @@
 """The runs of a study: what is done, what is left, and the command that goes on with one."""
 
 import json
-from collections.abc import Callable
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import Change, compare_for_resume
 from med_sslal.eval.metric import metric_keys
+from med_sslal.study.results_file import Outcome, ResultsFile
+from med_sslal.study.settings_hash import is_place, settings_hash
 from med_sslal.study.study_config import StudyConfig
 from med_sslal.study.study_folder import (
     CONFIGS,
@@ -22,8 +23,6 @@ from med_sslal.trainer.run_folder import RunFolder
 from med_sslal.utils.errors import ConfigError
 from med_sslal.utils.util import read_json, write_json, write_versioned
 
-# Differences to a run on disk that leave the comparison as it is: where it runs, not what.
-_PLACES = ("n_gpu", "dataset.args.root", "dataset.args.cache*")
 # What of a finished run may grow: it then goes on.
 _GROWING = ("trainer.steps_per_cycle", "al_settings.num_cycles")
 
@@ -46,38 +45,76 @@ class StudyRuns:
     full supervision takes them over.
     """
 
-    def __init__(self, study: StudyConfig) -> None:
-        """Prepare; nothing is started."""
-        self._study, self.root = study, study.folder
-        arms = [SHARED] if any(arm != study.full for arm in study.arms) else []
-        firsts = [Job(arm, seed) for seed in study.seeds for arm in arms]
-        self.jobs = (*firsts, *(Job(arm, seed) for seed in study.seeds for arm in study.arms))
+    def __init__(
+        self,
+        study: StudyConfig,
+        results: ResultsFile | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> None:
+        """Prepare; nothing is started.
+
+        Args:
+            study: The study.
+            results: Outcomes that count as runs that are done; None: those of the folders alone.
+            seeds: The seeds to run, None for all of the study.
+
+        Raises:
+            ConfigError: The study has no such seed.
+        """
+        self._study, self.root, self._results = study, study.folder, results
+        self._hashes: dict[Job, str] = {}
+        for seed in seeds or ():
+            if seed not in study.seeds:
+                raise ConfigError(f"--seeds: the study has no seed {seed}; there are {study.seeds}")
+        shares = any(arm != study.full for arm in study.arms)
+        arms = [*([SHARED] if shares else []), *study.arms]
+        # Seed by seed, so that pairs get complete early.
+        self._all = tuple(Job(arm, seed) for seed in study.seeds for arm in arms)
+        self.jobs = tuple(job for job in self._all if seeds is None or job.seed in seeds)
 
     def folder(self, job: Job) -> RunFolder:
         """Where a run lies."""
         return run_folder(self.root, job.arm, job.seed)
 
     def left(self) -> list[Job]:
-        """The runs that are not done, those that others wait for first.
+        """The runs that are not done, each after the one that it waits for.
 
         Raises:
-            ConfigError: A run on disk is of other settings than the study's.
+            ConfigError: A run on disk, or in the results file, is of other settings than the
+                study's.
         """
-        left = {job for job in self.jobs if not self._done(job)}
-        # Of a finished cycle 0 only the small files may be left, which is enough for the table.
-        for first in {self.waits_for(job) for job in left} - {None}:
-            if first is not None and not self.folder(first).cycle(0).best.is_file():
-                left.add(first)
+        for job in self._all:
+            self._listed(job)
+        left = {job for job in self.jobs if job.arm != SHARED and not self._done(job)}
+        # What cycle 0 is trained for are its weights; its numbers are in every arm.
+        left |= {first for job in left if (first := self.waits_for(job)) and not self._ready(first)}
         return [job for job in self.jobs if job in left]
+
+    def outcomes(self) -> dict[tuple[str, int], Outcome]:
+        """Those of all runs of the study, of whatever seed, that are done; by arm and seed."""
+        done: dict[tuple[str, int], Outcome] = {}
+        for job in self._all:
+            if (listed := self._listed(job)) is not None:
+                done[job] = listed
+            elif self._finished(job):
+                done[job] = Outcome.of(self.folder(job), self._hash(job))
+        return done
+
+    def record(self, job: Job) -> None:
+        """Write a run that has ended into the results file, where there is one."""
+        if self._results is not None and self._listed(job) is None:
+            self._results.add(*job, Outcome.of(self.folder(job), self._hash(job)))
+
+    def record_done(self) -> None:
+        """Write all runs that have ended, and are not in it, into the results file."""
+        for job in self.jobs:
+            if self._finished(job):
+                self.record(job)
 
     def waits_for(self, job: Job) -> Job | None:
         """The run whose cycle 0 a run takes over when it starts; None where it needs none."""
         begun = self.folder(job).exists
         return None if begun or job.arm in (SHARED, self._study.full) else Job(SHARED, job.seed)
-
-    def order(self, job: Job) -> int:
-        """The place of a run's seed."""
-        return self._study.seeds.index(job.seed)
 
     def check(self, build: Callable[[ConfigParser, BaseDataset | None], BaseDataset]) -> None:
         """Build what every arm needs once: what is wrong shows before the first training.
@@ -94,11 +131,12 @@ class StudyRuns:
             dataset = build(config, dataset)
             keys = metric_keys(config["metrics"], dataset.labels.class_names)
             known = sorted(f"test_{key}" for key in keys)
-            if study.metric not in known:
-                there = ", ".join(known)
-                raise ConfigError(
-                    f"{study.source} metric: no value '{study.metric}'; there are {there}"
-                )
+            for metric in study.metrics:
+                if metric not in known:
+                    there = ", ".join(known)
+                    raise ConfigError(
+                        f"{study.source} metrics: no value '{metric}'; there are {there}"
+                    )
 
     def named(self, name: str) -> Job:
         """The run of a name such as `random/s0`.
@@ -119,14 +157,15 @@ class StudyRuns:
             (self.root / name).mkdir(parents=True, exist_ok=True)
         content = {
             "name": study.name,
-            "metric": study.metric,
-            "baseline": study.baseline,
+            "metrics": list(study.metrics),
+            "baselines": list(study.baselines),
             "full": study.full,
             "seeds": list(study.seeds),
             "arms": {
                 arm: {".".join(one.path): one.value for one in own}
                 for arm, own in study.strategies.items()
             },
+            "results": None if self._results is None else str(self._results.path.resolve()),
             "set": {".".join(one.path): one.value for one in study.changes},
             "config": next(iter(study.arms.values())).resolved,
         }
@@ -149,9 +188,42 @@ class StudyRuns:
         return words if device is None else [*words, "--device", device]
 
     def _done(self, job: Job) -> bool:
-        """Whether a run has finished with these settings."""
+        """Whether a run need not be started."""
+        return self._listed(job) is not None or self._finished(job)
+
+    def _finished(self, job: Job) -> bool:
+        """Whether a run on disk has finished with these settings."""
         folder = self.folder(job)
         return folder.exists and folder.finished and not self._changes(job)
+
+    def _ready(self, first: Job) -> bool:
+        """Whether a cycle 0 can be taken over: of a finished one only small files may be left."""
+        return self._finished(first) and self.folder(first).cycle(0).best.is_file()
+
+    def _hash(self, job: Job) -> str:
+        """What the study says that a run is."""
+        if job not in self._hashes:
+            self._hashes[job] = settings_hash(self._study.run_config(*job))
+        return self._hashes[job]
+
+    def _listed(self, job: Job) -> Outcome | None:
+        """The outcome of a run in the results file; None where there is none of these settings yet.
+
+        Raises:
+            ConfigError: It is of other settings than the study's.
+        """
+        results = self._results
+        if results is None or (outcome := results.outcomes.get(job)) is None:
+            return None
+        if outcome.config_hash == self._hash(job):
+            return outcome
+        # A run on disk that grows with the study takes its place; others tell their key.
+        if self.folder(job).exists and self._changes(job):
+            return None
+        raise ConfigError(
+            f"{results.path} has {job} of other settings than the study's: give the study another "
+            "results file, or its old settings again"
+        )
 
     def _changes(self, job: Job) -> list[Change]:
         """What of a run on disk grows with the study.
@@ -163,12 +235,12 @@ class StudyRuns:
         saved = ConfigParser(read_json(path), self._study.registries, source=str(path))
         new = self._study.run_config(*job)
         free, warned, refused = compare_for_resume(saved.resolved, new.resolved)
-        moved = [c for c in warned if any(fnmatchcase(c[0], place) for place in _PLACES)]
-        other = [*refused, *(change for change in warned if change not in moved)]
-        if other:
-            key, old, new = other[0]
-            raise ConfigError(
-                f"{self.folder(job)} was run with {key} {old!r}, the study now says {new!r}: give "
-                "the study another name, or delete that folder"
-            )
-        return [change for change in free if change[0] in _GROWING]
+        grown = [change for change in free if change[0] in _GROWING]
+        for change in (*refused, *warned, *free):
+            key, old, now = change
+            if change not in grown and not is_place(key):
+                raise ConfigError(
+                    f"{self.folder(job)} was run with {key} {old!r}, the study now says {now!r}: "
+                    "give the study another name, or delete that folder"
+                )
+        return grown

@@ -189,7 +189,7 @@ class RunFolder:
         initial: Checkpoint of the weights that every cycle starts from.
         initial_selection: The initial set, where it was picked and not drawn.
         initial_record: What it is picked from, while it is.
-        environment: Versions, device and threads.
+        environment: Versions, processor, device and threads.
         log: Everything that was said.
         summary: The table of its cycles, and whether it is finished.
         table: The table alone.

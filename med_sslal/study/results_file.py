@@ -1,0 +1,182 @@
+"""The outcomes of a study's finished runs in one small file, which outlives their folders."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from med_sslal.al.selection_io import read_selection
+from med_sslal.trainer.run_folder import RunFolder
+from med_sslal.utils.errors import DataError, UserError
+from med_sslal.utils.util import atomic_write, read_json, read_versioned
+
+FORMAT_VERSION = 1
+DECIMALS = 6
+"""Numbers are kept to so many decimals, with and without such a file."""
+
+_MACHINE = ("commit", "torch", "cpu", "cpu_capability", "gpu")
+_CYCLE = ("query", "seconds", "finds")
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one finished run gave.
+
+    Attributes:
+        config_hash: Of `settings_hash`.
+        machine: `commit`, `torch`, `cpu`, `cpu_capability` and `gpu`, None where not known.
+        rows: A row of the run's summary for each cycle.
+        cycles: For each cycle the ids of its `query`, `seconds` by stage, and `finds` (what the
+            criterion found on validation), where the run has them.
+    """
+
+    config_hash: str
+    machine: Mapping[str, Any]
+    rows: Rows
+    cycles: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, run: RunFolder, config_hash: str) -> "Outcome":
+        """Read a finished run.
+
+        Raises:
+            DataError: A file of it is damaged.
+        """
+        found = read_json(run.environment) if run.environment.exists() else {}
+        machine = dict.fromkeys(_MACHINE) | {name: found.get(name) for name in _MACHINE}
+        machine["torch"] = found.get("packages", {}).get("torch")
+        rows = _rounded(run.read_summary()["cycles"])
+        cycles = [_cycle(run, row["cycle"]) for row in rows]
+        return cls(config_hash, machine, rows, cycles)
+
+
+@dataclass
+class ResultsFile:
+    """A file of outcomes, that of an arm and seed once; others of it are kept as they are.
+
+    Attributes:
+        path: The file; it need not exist yet.
+        outcomes: Arm and seed to what is in it.
+    """
+
+    path: Path
+    outcomes: dict[tuple[str, int], Outcome] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Read what is there.
+
+        Raises:
+            DataError: It is damaged, no such file, or written by a newer version.
+            UserError: There is no folder to write it into.
+        """
+        if not self.path.parent.is_dir():
+            raise UserError(f"there is no folder {self.path.parent} for the results file")
+        if self.path.exists():
+            self.outcomes = _read(self.path)
+
+    def add(self, arm: str, seed: int, outcome: Outcome) -> None:
+        """Write the outcome of a run into the file, with all that others wrote meanwhile."""
+        with _alone(self.path.parent):
+            found = _read(self.path) if self.path.exists() else {}
+            self.outcomes = found | {(arm, seed): outcome}
+            text = _text(self.outcomes)
+            atomic_write(self.path, lambda stream: stream.write(text.encode()))
+
+
+def mixed_machines(outcomes: Mapping[tuple[str, int], Outcome]) -> list[str]:
+    """A sentence for each seed whose runs were made on more than one kind of processor."""
+    kinds: dict[int, dict[str, list[str]]] = {}
+    for (arm, seed), outcome in outcomes.items():
+        machine = outcome.machine
+        kind = machine["gpu"] or f"{machine['cpu']} ({machine['cpu_capability']})"
+        kinds.setdefault(seed, {}).setdefault(kind, []).append(arm)
+    return [
+        f"The runs of seed {seed} were made on {len(own)} kinds of processor, so that its arms "
+        "differ by that too: "
+        + "; ".join(f"{kind}: {', '.join(arms)}" for kind, arms in own.items())
+        + "."
+        for seed, own in sorted(kinds.items())
+        if len(own) > 1
+    ]
+
+
+def _cycle(run: RunFolder, number: int) -> dict[str, Any]:
+    """Query, seconds and finds of one cycle, those that are there."""
+    folder = run.cycle(number)
+    cycle: dict[str, Any] = {}
+    if folder.selection.exists():
+        cycle["query"] = list(read_selection(folder.selection).image_ids)
+    seconds = read_json(folder.timing)["seconds"] if folder.timing.exists() else {}
+    if folder.training.exists():
+        seconds = {"train": read_json(folder.training)["seconds"], **seconds}
+    cycle["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
+    if folder.finds.exists():
+        cycle["finds"] = _rounded(read_json(folder.finds))
+    return cycle
+
+
+def _rounded(value: Any) -> Any:
+    """The same with its numbers as the file keeps them."""
+    if isinstance(value, float):
+        return round(value, DECIMALS)
+    if isinstance(value, Mapping):
+        return {name: _rounded(item) for name, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes that add to a file of this folder waiting."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _text(outcomes: Mapping[tuple[str, int], Outcome]) -> str:
+    """The file: sorted, a line for each run and one for each of its cycles."""
+    runs = []
+    for (arm, seed), outcome in sorted(outcomes.items()):
+        columns = list(dict.fromkeys(name for row in outcome.rows for name in row))
+        head = {"arm": arm, "seed": seed, "config_hash": outcome.config_hash}
+        head |= {**outcome.machine, "columns": columns}
+        cycles = [
+            "   " + _line({"row": [row.get(name) for name in columns], **cycle})
+            for row, cycle in zip(outcome.rows, outcome.cycles, strict=True)
+        ]
+        runs.append("  " + _line(head)[:-1] + ', "cycles": [\n' + ",\n".join(cycles) + "\n  ]}")
+    listed = ",\n".join(runs)
+    return f'{{\n "format_version": {FORMAT_VERSION},\n "runs": [\n{listed}\n ]\n}}\n'
+
+
+def _line(content: Mapping[str, Any]) -> str:
+    """JSON on one line."""
+    return json.dumps(content, allow_nan=False, ensure_ascii=False)
+
+
+def _read(path: Path) -> dict[tuple[str, int], Outcome]:
+    """What `_text` wrote; DataError where it is something else."""
+    content = read_versioned(path, FORMAT_VERSION)
+    outcomes: dict[tuple[str, int], Outcome] = {}
+    try:
+        for run in content["runs"]:
+            key = (run["arm"], run["seed"])
+            if not (isinstance(key[0], str) and type(key[1]) is int) or key in outcomes:
+                raise ValueError(f"{key} is no arm and seed, or there twice")
+            rows = [dict(zip(run["columns"], one["row"], strict=True)) for one in run["cycles"]]
+            if not rows or any(type(row["cycle"]) is not int for row in rows):
+                raise ValueError(f"{key[0]}/s{key[1]} has no cycles")
+            cycles = [{name: one[name] for name in _CYCLE if name in one} for one in run["cycles"]]
+            machine = {name: run[name] for name in _MACHINE}
+            outcomes[key] = Outcome(str(run["config_hash"]), machine, rows, cycles)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path} is no file of a study's results: {error!r}") from error
+    return outcomes

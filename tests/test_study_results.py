@@ -1,0 +1,256 @@
+"""The results file of a study: what counts as the same run, and going on without run folders."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_report import Page
+from test_study import ROOT, make_study, study_command
+
+from med_sslal.cli.registries import registries
+from med_sslal.config.overrides import Override
+from med_sslal.config.parse_config import ConfigParser
+from med_sslal.study.results_file import Outcome, ResultsFile
+from med_sslal.study.settings_hash import settings_hash
+from med_sslal.study.study_config import StudyConfig
+
+MACHINE = {"commit": None, "torch": "2.0", "cpu": "A", "cpu_capability": "AVX2", "gpu": None}
+
+
+def hash_of(folder: Path, **changes: Any) -> str:
+    """Of the run config of `make_study` with other keys; dots are two underscores."""
+    overrides = [Override("test", tuple(key.split("__")), value) for key, value in changes.items()]
+    return settings_hash(ConfigParser.from_file(folder / "run.json", registries(), overrides))
+
+
+def test_a_hash_is_of_what_decides_the_numbers(tmp_path: Path) -> None:
+    make_study(tmp_path)
+    for name in ("a/one.pth", "a/two.pth", "b/one.pth"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    plain = hash_of(tmp_path)
+    same: list[dict[str, Any]] = [
+        {"name": "other", "n_gpu": "auto", "n_workers": 7},
+        {"dataset__args__root": "/elsewhere/voc"},
+        {"trainer__save_dir": "/elsewhere", "trainer__keep_records": 5},
+        {"optimizer__args__lr": 0.02, "augmentation__args__rotation": 0.0},
+        {"trainer__precision": "fp32", "al_settings__args__candidate_factor": "auto"},
+    ]
+    assert {hash_of(tmp_path, **changes) for changes in same} == {plain}
+    other: list[dict[str, Any]] = [
+        {"seed": 4},
+        {"trainer__steps_per_cycle": 3},
+        {"optimizer__args__lr": 0.03},
+        {"optimizer__type": "AdamW", "optimizer__args": {"lr": 0.02}},
+        {"al_settings__args__al_criterion": ["entropy"]},
+        {"al_settings__args__init_num": 5},
+        {"dataset__args__eval_split": 0.4},
+        {"trainer__val_steps": 3},
+        {"arch__args__pretrained": str(tmp_path / "a/one.pth")},
+        {"arch__args__pretrained": str(tmp_path / "a/two.pth")},
+    ]
+    assert len({plain, *(hash_of(tmp_path, **changes) for changes in other)}) == len(other) + 1
+    here, there = (
+        hash_of(tmp_path, arch__args__pretrained=str(tmp_path / folder / "one.pth"))
+        for folder in "ab"
+    )
+    assert here == there
+
+
+def fill(path: Path, study: StudyConfig, cpus: dict[int, str] | None = None) -> ResultsFile:
+    """A results file of all arms and seeds; entropy is ahead by 0.1 in all but the last seed."""
+    file = ResultsFile(path)
+    for seed in study.seeds:
+        for arm in study.arms:
+            n = 1 if arm == study.full else 2
+            ahead = 0.1 if arm == "entropy" and seed != study.seeds[-1] else 0.0
+            rows = [
+                {
+                    "cycle": i,
+                    "labelled_images": 12 if arm == study.full else 4 + 5 * i,
+                    "labelled_boxes": 12 if arm == study.full else 4 + 5 * i,
+                    "test_sens_mean": 0.4 + (0.2 + ahead) * i + 0.01 * seed,
+                    "test_AP75": 0.3 - ahead * i,
+                }
+                for i in range(n)
+            ]
+            cycles = [{"query": ["a", "b"], "seconds": {"train": 1.5}}] * n
+            machine = MACHINE | {"cpu": (cpus or {}).get(seed, "A") if arm == "random" else "A"}
+            config = settings_hash(study.run_config(arm, seed))
+            file.add(arm, seed, Outcome(config, machine, rows, cycles))
+    return file
+
+
+def study_of(folder: Path, **changes: Any) -> tuple[dict[str, Any], StudyConfig]:
+    """A study of two metrics and two baselines, as its file and checked."""
+    study = make_study(folder) | {
+        "seeds": [0, 1, 2],
+        "metrics": ["test_sens_mean", "test_AP75"],
+        "baselines": ["random", "margin"],
+        **changes,
+    }
+    study["arms"]["margin"] = {"al_settings.args.al_criterion": ["margin"]}
+    (folder / "study.json").write_text(json.dumps(study))
+    return study, StudyConfig.from_file(folder / "study.json", registries())
+
+
+def test_a_file_alone_gives_comparison_and_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    content, study = study_of(tmp_path)
+    file = fill(tmp_path / "kept.json", study, cpus={1: "B"})
+    foreign = Outcome("0", MACHINE, [{"cycle": 0, "x": 1}], [{}])
+    file.add("of_another_study", 9, foreign)
+    before = (tmp_path / "kept.json").read_bytes()
+    assert study_command(tmp_path, content, "--results", str(tmp_path / "kept.json")) == 0
+    assert (tmp_path / "kept.json").read_bytes() == before
+    out = capsys.readouterr().out
+    assert "test_AP75 against margin" in out
+    folder = tmp_path / "results" / "tiny_study"
+    families = json.loads((folder / "results.json").read_text())["families"]
+    pairs = [(one["metric"], one["baseline"]) for one in families]
+    assert pairs == [(m, b) for m in study.metrics for b in study.baselines]
+    # Areas: half of the last cycle's 0.1 in two of three seeds.
+    ahead = [one["images"]["arms"]["entropy"]["comparison"]["area"]["value"] for one in families]
+    assert ahead == [pytest.approx(sign * 0.1 / 3) for sign in (1, 1, -1, -1)]
+    assert all(one["images"]["matrix"]["entropy"]["random"][1] == 1 for one in families)
+    mixed = "seed 1 were made on 2 kinds of processor"
+    assert mixed in caplog.text
+    page = Page(folder / "report.html")
+    assert mixed in page.text and "runs have ended" not in page.text
+    # For each metric one table, in it a line for each baseline.
+    assert len(page.tables["images"]) == len(page.tables["boxes"]) == 2
+    lines = [line[:3] for line in page.tables["images"][1][1:]]
+    assert [line[0] for line in lines] == ["random", "entropy", "", "margin"]
+    assert [line[2] for line in lines] == ["margin", "random", "margin", "random"]
+    assert page.tables["runs"][0][1] == ["random", "0.600", "0.610", "0.620"]
+
+
+def test_what_a_file_holds_comes_back_and_others_stay(tmp_path: Path) -> None:
+    path = tmp_path / "kept.json"
+    first, second = ResultsFile(path), ResultsFile(path)
+    one = Outcome("1", MACHINE, [{"cycle": 0, "é": None, "b": 0.5}], [{"finds": {"x": [1]}}])
+    first.add("b", 1, one)
+    second.add("a", 10, one)
+    second.add("a", 2, one)
+    assert ResultsFile(path).outcomes == {("a", 2): one, ("a", 10): one, ("b", 1): one}
+    lines = path.read_text().splitlines()
+    assert [line for line in lines if '"row"' in line] == [
+        '   {"row": [0, null, 0.5], "finds": {"x": [1]}}'
+    ] * 3
+    assert [json.loads(line[:-13] + "}")["seed"] for line in lines if '"arm"' in line] == [2, 10, 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("{", "kept.json is not valid JSON"),
+        ("[]", "kept.json is no such file of this program"),
+        ('{"format_version": 1, "families": []}', "kept.json is no file of a study's results"),
+        ('{"format_version": 7, "runs": []}', "format_version 7"),
+        ('{"format_version": 1, "runs": [{"arm": "a"}]}', "kept.json is no file of a study's"),
+        ('{"format_version": 1, "runs": 3}', "kept.json is no file of a study's results"),
+    ],
+)
+def test_a_foreign_file_is_refused(
+    content: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study(tmp_path)
+    path = tmp_path / "kept.json"
+    path.write_text(content)
+    assert study_command(tmp_path, study, "--results", str(path), "--print-commands") == 2
+    error = capsys.readouterr().err
+    assert text in error and error.startswith("error: ") and error.count("\n") == 1
+    assert path.read_text() == content
+
+
+def test_other_settings_and_seeds_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, study = study_of(tmp_path)
+    path = tmp_path / "kept.json"
+    fill(path, study)
+    words = ["--results", str(path), "--print-commands"]
+    assert study_command(tmp_path, content, *words) == 0
+    assert capsys.readouterr().out == ""
+    assert study_command(tmp_path, content, *words, "--set", "batch_size=2") == 2
+    assert f"{path} has random/s0 of other settings" in capsys.readouterr().err
+    assert study_command(tmp_path, content, "--print-commands", "--seeds", "2,5") == 2
+    assert "--seeds: the study has no seed 5" in capsys.readouterr().err
+    gone = str(tmp_path / "no" / "kept.json")
+    assert study_command(tmp_path, content, "--results", gone, "--print-commands") == 2
+    assert "there is no folder" in capsys.readouterr().err
+    # A study that grows: what is listed is done, and cycle 0 comes only where an arm needs it.
+    content["seeds"] = [0, 1, 2, 3]
+    content["arms"]["late"] = {"al_settings.args.al_criterion": ["unexplained_objectness"]}
+    assert study_command(tmp_path, content, *words, "--seeds", "1,3") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(f"--results {path} --seeds 1,3" in line for line in lines)
+    arms = ("cycle0", "random", "entropy", "full", "margin", "late")
+    names = ["cycle0/s1", "late/s1", *(f"{arm}/s3" for arm in arms)]
+    assert [line.split()[-1] for line in lines] == names
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_from_its_file_alone(tmp_path: Path) -> None:
+    study = make_study(tmp_path) | {"metrics": ["test_sens_mean", "test_AP75"]}
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    folder = tmp_path / "results" / "tiny_study"
+
+    def command(name: str) -> list[str]:
+        words = ["study", "-c", str(tmp_path / "study.json"), "--device", "cpu"]
+        return [sys.executable, "-m", "med_sslal", *words, "--results", str(tmp_path / name)]
+
+    whole, kept = tmp_path / "whole.json", tmp_path / "kept.json"
+    assert subprocess.run(command(whole.name), cwd=ROOT, env=environment).returncode == 0
+    expected = (folder / "results.json").read_text()
+    shutil.rmtree(folder)
+
+    process = subprocess.Popen(command(kept.name), cwd=ROOT, env=environment)
+    while not kept.exists() or ("random", 0) not in ResultsFile(kept).outcomes:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    # The run that was going on is no child of the killed study's session; wait until it ends.
+    while any("med_sslal" in line for line in _commands_with(str(folder))):
+        time.sleep(0.1)
+    shutil.rmtree(folder)
+    assert subprocess.run(command(kept.name), cwd=ROOT, env=environment).returncode == 0
+    assert not (folder / "random" / "s0").exists(), "listed runs are not made again"
+    assert (folder / "results.json").read_text() == expected
+    assert "runs have ended" not in Page(folder / "report.html").text
+    first, second = (ResultsFile(path).outcomes for path in (whole, kept))
+    assert (
+        first.keys()
+        == second.keys()
+        == {(arm, seed) for arm in ("cycle0", *study["arms"]) for seed in (0, 1)}
+    )
+    for key, outcome in first.items():
+        assert outcome.machine["cpu"] and outcome.machine["torch"]
+        assert [one.get("query") for one in outcome.cycles] == [
+            one.get("query") for one in second[key].cycles
+        ]
+        assert all(one["seconds"]["train"] > 0 for one in outcome.cycles)
+    assert len(first["entropy", 0].cycles[0]["query"]) == 5
+
+
+def _commands_with(text: str) -> list[str]:
+    """Command lines of processes that hold a text."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in line:
+            lines.append(line)
+    return lines
