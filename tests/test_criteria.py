@@ -11,6 +11,7 @@ from med_sslal.al.al_criteria import CRITERIA, describe
 from med_sslal.al.criteria import base, unexplained_objectness
 from med_sslal.al.criteria.aggregate import aggregate_boxes, fill_empty
 from med_sslal.al.criteria.base import Criterion
+from med_sslal.al.criteria.random import Random
 from med_sslal.utils.boxes import paired_iou
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import stable_hash
@@ -229,6 +230,49 @@ def test_random_is_a_hash_of_seed_and_id(cases):
     assert (CRITERIA["random"]()(record, 7) != other).any()
 
 
+def literal_foreground_random(images, seed):
+    """Ids, best first."""
+
+    def drawn(names, *words):
+        return sorted(names, key=lambda name: stable_hash(*words, seed, name))
+
+    scores = {name: [at_1e4(s) for s in found.scores] for name, found in images.items()}
+    first = drawn([n for n in images if max(scores[n], default=0) >= 0.3],
+                  "foreground_random", "foreground")  # fmt: skip
+    everything, order = drawn(images, "foreground_random"), []
+    while len(order) < len(images):
+        kind = first if len(order) % 2 == 0 else everything
+        left = [name for name in kind if name not in order]
+        if not left:
+            left = [name for name in everything if name not in order]
+            order += left
+            break
+        order.append(left[0])
+    return order
+
+
+def test_foreground_random_equals_the_literal_reference(cases):
+    kinds = set()
+    for seed, (images, record) in enumerate(cases):
+        values = CRITERIA["foreground_random"]()(record, seed)
+        order = [record.image_ids[row] for row in np.argsort(-values)]
+        assert order == literal_foreground_random(images, seed)
+        assert sorted(values, reverse=True) == [-1.0 - place for place in range(len(images))]
+        sure = [bool((found.scores >= 0.3).any()) for found in images.values()]
+        kinds.add((any(sure), all(sure)))
+    # Ten classes share the probability, and none gets so much of it.
+    several = len(cases[0][1].header.class_names) > 1
+    assert kinds == {(False, False), *({(True, False), (True, True)} if not several else ())}
+
+
+def test_foreground_random_takes_a_detection_every_other_time(tmp_path):
+    images = {f"image{n:03d}": detections([0.31] if n < 60 else [0.29]) for n in range(400)}
+    record = write_record(tmp_path / "record", images)
+    best = np.argsort(-CRITERIA["foreground_random"]()(record, 3))
+    assert (best[:100:2] < 60).all(), "each of these ranks asks for a detection"
+    assert 0 < (best[1:100:2] < 60).sum() < 20, "the others fall on any image"
+
+
 def test_a_box_and_itself_have_iou_1():
     widths = np.arange(1, 201, dtype=np.float32)
     corners = np.full_like(widths, 3.25), np.full_like(widths, 7.5)
@@ -393,7 +437,7 @@ def test_noise_of_batch_sizes_is_rounded_away(tmp_path):
     views = {view: images for view in ALL_VIEWS if view != "plain"}
     record = write_record(tmp_path / "record", images, views=views, columns=("refined_boxes",))
     for name, cls in CRITERIA.items():
-        if name != "random":
+        if not issubclass(cls, Random):
             assert len(set(cls()(record, 0).tolist())) == 1, name
 
 

@@ -32,6 +32,7 @@ def test_every_name_has_one_line_in_its_group(capsys: pytest.CaptureFixture[str]
     ("name", "cells"),
     [
         ("random", ["0", "-", "-"]),
+        ("foreground_random", ["1", "-", "-"]),
         ("entropy", ["1", "mean", "-"]),
         ("localization_tightness", ["1", "score_weighted", "-"]),
         ("box_self_consistency", ["1", "top_3", "refined_boxes"]),

@@ -240,7 +240,7 @@ def test_the_records_hold_what_is_hard(cases):
 
 def test_every_criterion_has_a_reference():
     elsewhere = {*(name for name, _ in BOX_CRITERIA.values())}
-    elsewhere |= {"random", "representativeness", "unexplained_objectness"}
+    elsewhere |= {"random", "foreground_random", "representativeness", "unexplained_objectness"}
     assert {*BY_BOX, *(name for name, _, _ in BY_IMAGE.values()), *elsewhere} == set(CRITERIA)
 
 

@@ -59,7 +59,7 @@ def test_full_supervision_with_queries_is_refused_with_all_other_problems(config
     )
 
 
-@pytest.mark.parametrize("how", ["k_center", "k_means_diversity"])
+@pytest.mark.parametrize("how", ["k_center", "k_means_diversity", "typicality"])
 def test_a_cold_start_covers_the_embeddings(tmp_path, how):
     # Three heaps of images, the first far larger: a draw would hardly meet the others.
     places = {"a": (30, [0.0, 0.0]), "b": (2, [90.0, 0.0]), "c": (2, [0.0, 90.0])}

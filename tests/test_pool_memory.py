@@ -93,7 +93,9 @@ QUERIES = {
     "representative": (["random", "representativeness"], {}, FEW),
     "rules": (["random"], {"max_per_group": 3, "suppress_adjacent": 2}, FEW),
     "boxes": (["random", "greedy_box_cost"], {"budget_unit": "boxes"}, FEW),
-    "covering the whole pool": (["random", "k_center"], {"candidate_factor": None}, EMBEDDINGS),
+    "every other with a detection": (["foreground_random"], {}, FEW),
+    "covering the whole pool": (["random", "k_center"], {}, EMBEDDINGS),
+    "typical of the whole pool": (["random", "typicality"], {}, EMBEDDINGS),
 }
 
 

@@ -6,12 +6,13 @@ import warnings
 import numpy as np
 import pytest
 from records import detections, random_images, write_full_record, write_record
+from sklearn.cluster import KMeans
 
 from med_sslal.al.al_criteria import CRITERIA, SELECTORS, describe
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.pool import Pool
 from med_sslal.al.query import rank
-from med_sslal.al.selectors import k_center
+from med_sslal.al.selectors import k_center, typicality
 
 
 def query(record, names, budget, *, seed=0, cycle=1, **args):
@@ -46,7 +47,9 @@ class TestContract:
         ids = record.image_ids.tolist()
         assert set(selection.image_ids) <= set(ids)
         values = np.array([selection.scores[first][name] for name in ids])
-        worst = np.sort(values)[::-1][: 2 * budget][-1]
+        alone = {"after random": first == "random", "always": True}
+        n_candidates = 40 if alone.get(SELECTORS[second].whole_pool) else 2 * budget
+        worst = np.sort(values)[::-1][:n_candidates][-1]
         assert all(item.values[first] >= worst for item in selection.items)
         assert [item.rank for item in selection.items] == list(range(1, budget + 1))
         assert all(set(selection.scores[name]) == set(ids) for name in selection.scores)
@@ -268,6 +271,68 @@ def test_k_means_plus_plus_equals_the_literal_reference(hundred):
         assert [choice.row for choice in chosen] == expected.tolist()
 
 
+def literal_typicality(points, known, budget, seed, n_neighbours):
+    """Places of the candidates, given in the order of their ids as (place, point) pairs."""
+    rows = [(-1, point) for point in known] + points
+    grid = np.array([point for _, point in rows]) / 1000
+    k = min(len(known) + budget, len({tuple(point) for _, point in rows}))
+    labels = KMeans(k, n_init=1, random_state=seed).fit_predict(grid).tolist()
+    clusters = [[rows[i] for i in range(len(rows)) if labels[i] == c] for c in range(k)]
+
+    def mean_distance(image, members):
+        others = [math.sqrt(literal_distance(image[1], m[1])) for m in members if m is not image]
+        nearest = sorted(others)[:n_neighbours]
+        return sum(nearest) / max(len(nearest), 1)
+
+    chosen = []
+    while len(chosen) < budget:
+        best = None
+        for members in clusters:
+            own = [image for image in members if image[0] >= 0]
+            left = [image for image in own if image[0] not in chosen]
+            if left:
+                n_covered = len(members) - len(left)
+                turn = (n_covered, -len(own), min(place for place, _ in own))
+                if best is None or turn < best[0]:
+                    best = turn, members, left
+        _, members, left = best
+        chosen.append(min(left, key=lambda image: (mean_distance(image, members), image[0]))[0])
+    return chosen
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("neighbours", [2, 20])
+def test_typicality_equals_the_literal_reference(hundred, monkeypatch, neighbours):
+    monkeypatch.setattr(typicality, "BLOCK_VALUES", 5)
+    monkeypatch.setattr(typicality, "N_NEIGHBOURS", neighbours)
+    for seed, (record, candidates, _, points, known, budget) in enumerate(hundred):
+        by_id = [(int(place), points[place]) for place in np.argsort(candidates)]
+        expected = candidates[literal_typicality(by_id, known, budget, seed, neighbours)]
+        chosen = SELECTORS["typicality"]().select(record, candidates, {}, budget, seed)
+        assert [choice.row for choice in chosen] == expected.tolist()
+
+
+def test_typicality_takes_the_middle_of_what_has_no_label(tmp_path):
+    # A labelled heap of abc, one of defg around e, and h alone.
+    places = [[0.0, 0], [0.0, 1], [0.0, 2], [50, 0], [51, 0], [52.5, 0], [51, 9], [0.0, 80]]
+    images = clusters(places, [0.5] * 8)
+    labelled = {"z": detections([], embedding=[0.0, 1.5])}
+    record = write_record(tmp_path / "r", images, labelled=labelled)
+    # By default from the whole pool after `random`, not from twice the budget.
+    selection = query(record, ["random", "typicality"], 2)
+    assert selection.image_ids == ("e", "h")
+    assert selection == query(record, ["random", "typicality"], 2, candidate_factor=None)
+    mean = f"{(1 + 1.5 + 9) / 3:.3f}"
+    reasons = [item.reason.split("; ")[1] for item in selection.items]
+    assert reasons == [
+        f"mean distance {mean} to 3 neighbours in a cluster of 4, without a label",
+        "mean distance 0.000 to 0 neighbours in a cluster of 1, without a label",
+    ]
+    # Then those clusters come that are covered least.
+    everything = query(record, ["random", "typicality"], 8)
+    assert everything.items[-1].reason.endswith("labelled or chosen")
+
+
 def test_k_center_covers_what_the_labelled_images_do_not(tmp_path):
     places = [[0.0, 1], [0.0, 9], [0.0, 10], [40.0, 0], [41.0, 0], [0.0, 0]]
     images = clusters(places, [0.5] * 6)
@@ -294,6 +359,23 @@ def test_k_means_plus_plus_draws_by_score_and_distance(tmp_path):
     assert 80 < often["a"] < 130 and 45 < often["b"] < 90 and 12 < often["c"] < 50
     assert "drawn first, by score" in drawn[0].items[0].reason
     assert "by distance 12.728 to the nearest" in drawn[0].items[1].reason
+
+
+@pytest.mark.parametrize(
+    ("names", "n_candidates"),
+    [
+        (["random", "k_center"], 40),
+        (["foreground_random", "k_center"], 10),
+        (["entropy", "typicality"], 10),
+        (["random", "k_means_diversity"], 10),
+    ],
+)
+def test_covering_after_random_takes_from_the_whole_pool(records, names, n_candidates):
+    def chosen(factor):
+        return query(records["forth"], names, 5, candidate_factor=factor)
+
+    assert chosen("auto") == chosen(n_candidates / 5)
+    assert (chosen("auto") == chosen(None)) == (n_candidates == 40)
 
 
 @pytest.mark.parametrize(

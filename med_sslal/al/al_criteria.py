@@ -11,6 +11,7 @@ from med_sslal.al.criteria.class_difficulty_entropy import ClassDifficultyEntrop
 from med_sslal.al.criteria.ensemble_disagreement import EnsembleDisagreement
 from med_sslal.al.criteria.entropy import Entropy
 from med_sslal.al.criteria.flip_consistency import FlipConsistency
+from med_sslal.al.criteria.foreground_random import ForegroundRandom
 from med_sslal.al.criteria.localization_stability import LocalizationStability
 from med_sslal.al.criteria.localization_tightness import LocalizationTightness
 from med_sslal.al.criteria.margin import Margin
@@ -27,6 +28,7 @@ from med_sslal.al.selectors.k_means_diversity import KMeansDiversity
 from med_sslal.al.selectors.k_means_plus_plus import KMeansPlusPlus
 from med_sslal.al.selectors.representativeness import MostRepresentative
 from med_sslal.al.selectors.top_k import TopK
+from med_sslal.al.selectors.typicality import Typicality
 from med_sslal.config.signature import load_class
 from med_sslal.utils.errors import ConfigError
 from med_sslal.utils.names import unknown
@@ -35,6 +37,7 @@ CRITERIA: Mapping[str, type[Criterion]] = {
     cls.name: cls
     for cls in (
         Random,
+        ForegroundRandom,
         PredictionUncertainty,
         Entropy,
         Margin,
@@ -56,6 +59,7 @@ SELECTORS: Mapping[str, type[Selector]] = {
         KMeansDiversity,
         KMeansPlusPlus,
         KCenter,
+        Typicality,
         ClassConditionalSimilarity,
         ClassBalance,
         GreedyBoxCost,

@@ -55,13 +55,14 @@ class ActiveLearningHelper:
         seconds_per_image: Seconds to look an image through.
         seconds_per_box: Seconds to draw and check a box.
         initial: How the images at the start are picked: random, or to cover the embeddings
-            that the initial backbone gives (k_center, k_means_diversity).
+            that the initial backbone gives (k_center, k_means_diversity, typicality).
         restart: Weights that each cycle's training starts from: the initial ones, or those of
             the cycle before (continue).
         candidate_factor: The second stage chooses among the best candidate_factor x
-            budget_num images; auto = the number of stages, null = the whole pool. With a
-            budget in boxes or seconds it counts in the images that the budget would buy best
-            first.
+            budget_num images; auto = the number of stages, or the whole pool for those that
+            are a strategy of their own (k_center and typicality after random); null = the
+            whole pool. With a budget in boxes or seconds it counts in the images that the
+            budget would buy best first.
         aggregate: From boxes to images, for criteria that do not say so themselves: max, mean,
             sum, top_k (mean of the 5 highest), top_3 or score_weighted; null = the criterion's
             own default.
@@ -86,7 +87,7 @@ class ActiveLearningHelper:
         budget_unit: BudgetUnit = "images",
         seconds_per_image: Annotated[float, Gt(0)] = SECONDS_PER_IMAGE,
         seconds_per_box: Annotated[float, Ge(0)] = SECONDS_PER_BOX,
-        initial: Literal["random", "k_center", "k_means_diversity"] = "random",
+        initial: Literal["random", "k_center", "k_means_diversity", "typicality"] = "random",
         restart: Literal["initial", "continue"] = "initial",
         candidate_factor: Annotated[float, Ge(1)] | Literal["auto"] | None = "auto",
         aggregate: Aggregate | None = None,
@@ -116,8 +117,11 @@ class ActiveLearningHelper:
         self.suppress_adjacent = suppress_adjacent
         self.seed = seed
         self._initial = initial
-        self._factor = len(al_criterion) if candidate_factor == "auto" else candidate_factor
         self.criterion, self.selector = build_stages(al_criterion, _defaults(args))
+        drawn = type(self.criterion) is Random
+        whole = {"never": False, "after random": drawn, "always": True}[self.selector.whole_pool]
+        auto = None if whole else len(al_criterion)
+        self._factor = auto if candidate_factor == "auto" else candidate_factor
 
     @classmethod
     def check_args(cls, args: Mapping[str, Any]) -> list[tuple[str | KeyPath, str]]:

@@ -126,7 +126,7 @@ def _check_stage(
     except ConfigError as error:
         return [*problems, (at, str(error))]
     if in_list and issubclass(cls, Random):
-        text = "random cannot be part of a combination: it is the baseline, and stands alone"
+        text = f"{cls.name} cannot be part of a combination: it is a baseline, and stands alone"
         problems.append((at, text))
     if not isinstance(args, dict):
         return problems

@@ -15,7 +15,7 @@ class Random(Criterion):
     """
 
     name = "random"
-    views = ()
+    views: tuple[str, ...] = ()
 
     def image_values(self, record: PoolRecord, seed: int) -> np.ndarray:
         """A uniform number per image."""

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -26,9 +26,12 @@ class Selector(Reader):
     Attributes:
         criteria: Criteria that it ranks by; their values over the whole pool are handed to it and
             written to selection.json.
+        whole_pool: Whether `candidate_factor` "auto" hands it the whole pool, because it is a
+            strategy of its own: never, after the criterion `random`, or always.
     """
 
     criteria: ClassVar[tuple[type[Criterion], ...]] = ()
+    whole_pool: ClassVar[Literal["never", "after random", "always"]] = "never"
 
     @abstractmethod
     def select(

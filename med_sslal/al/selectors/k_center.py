@@ -23,11 +23,12 @@ class KCenter(Selector):
     Formula: next = argmax over candidates i of min over labelled and chosen k of ||e_i - e_k||,
     on the image embeddings. Of several the one that the first criterion rates highest comes
     first; so does the first of all where nothing is labelled. As an arm of its own put `random`
-    first with `candidate_factor: null`. It seeks outliers. O(candidates) memory beside the
+    first: then it takes from the whole pool. It seeks outliers. O(candidates) memory beside the
     embeddings, O(candidates x (labelled + budget)) time, nearly all of it in matrix products.
     """
 
     name = "k_center"
+    whole_pool = "after random"
 
     def select(
         self, record: PoolRecord, candidates: np.ndarray, values: Values, budget: int, seed: int

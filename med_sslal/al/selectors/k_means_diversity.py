@@ -1,9 +1,8 @@
 """Diversity by clustering (Zhdanov, Diverse mini-batch Active Learning, 2019, unweighted)."""
 
 import numpy as np
-from sklearn.cluster import KMeans
 
-from med_sslal.al.arrays import round_embeddings
+from med_sslal.al.clusters import cluster
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.al.selectors.base import Choice, Selector, Values
 
@@ -25,31 +24,16 @@ class KMeansDiversity(Selector):
             return []
         # k-means sees the rows in the record's order, which is that of the ids.
         order = np.argsort(candidates)
-        embeddings = round_embeddings(record.section(PLAIN).embeddings[candidates[order]])
-        # It may change the embeddings: a copy of them would be the largest thing in memory.
-        k_means = KMeans(
-            _n_distinct(embeddings, budget), n_init=1, random_state=seed % 2**32, copy_x=False
-        )
         labels = np.empty_like(candidates)
-        labels[order] = k_means.fit(embeddings).labels_
-        turn, cluster = _turns(labels)
-        taken = np.lexsort((cluster, turn))[:budget]
-        sizes = np.bincount(cluster)
+        labels[order] = cluster(record.section(PLAIN).embeddings[candidates[order]], budget, seed)
+        turn, group = _turns(labels)
+        taken = np.lexsort((group, turn))[:budget]
+        sizes = np.bincount(group)
         choices = []
         for i in taken:
-            own = f"cluster {cluster[i] + 1} of {len(sizes)} (size {sizes[cluster[i]]})"
+            own = f"cluster {group[i] + 1} of {len(sizes)} (size {sizes[group[i]]})"
             choices.append(Choice(int(candidates[i]), f"{_ordinal(int(turn[i]) + 1)} of {own}"))
         return choices
-
-
-def _n_distinct(rows: np.ndarray, most: int) -> int:
-    """How many different rows there are, counted up to `most`."""
-    found: set[bytes] = set()
-    for row in rows:
-        found.add(row.tobytes())
-        if len(found) == most:
-            break
-    return len(found)
 
 
 def _turns(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
