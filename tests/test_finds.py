@@ -89,7 +89,7 @@ def test_mistakes_and_finds_are_those_of_a_literal_count(tmp_path, seed):
         rating, values = helper.rate(record, cycle=2), rating_of(helper, record)
         best = sorted(range(len(ids)), key=lambda row: -values[row])[: math.ceil(len(ids) / 4)]
         result = finds(rating, got)
-        assert (result.criterion, result.n_images, result.n_top) == (helper.criterion.name, 30, 8)
+        assert (result.criterion, result.n_images, result.n_top) == (rating.criterion, 30, 8)
         for kind, finding in result.findings.items():
             amounts = np.array([wanted[name][kind] for name in ids], dtype=float)
             assert finding.undefined is None
@@ -102,8 +102,9 @@ def test_mistakes_and_finds_are_those_of_a_literal_count(tmp_path, seed):
 def rating_of(helper, record):
     """The values that the cycle's own query would write down."""
     pool = Pool((), tuple(record.image_ids.tolist()))
-    scores = helper.query(record, pool, helper.budget_num, 2).scores[helper.criterion.name]
-    return np.array([scores[name] for name in pool.unlabelled])
+    scores = helper.query(record, pool, helper.budget_num, 2).scores
+    own = scores[helper.rate(record, 2).criterion]
+    return np.array([own[name] for name in pool.unlabelled])
 
 
 def test_what_is_the_same_for_all_has_no_correlation(tmp_path):

@@ -27,6 +27,7 @@ from med_sslal.al.selectors.k_center import KCenter
 from med_sslal.al.selectors.k_means_diversity import KMeansDiversity
 from med_sslal.al.selectors.k_means_plus_plus import KMeansPlusPlus
 from med_sslal.al.selectors.representativeness import MostRepresentative
+from med_sslal.al.selectors.score_draw import ScoreDraw
 from med_sslal.al.selectors.top_k import TopK
 from med_sslal.al.selectors.typicality import Typicality
 from med_sslal.config.signature import load_class
@@ -62,6 +63,7 @@ SELECTORS: Mapping[str, type[Selector]] = {
         Typicality,
         ClassConditionalSimilarity,
         ClassBalance,
+        ScoreDraw,
         GreedyBoxCost,
         MostRepresentative,
     )

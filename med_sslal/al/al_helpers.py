@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -13,16 +13,16 @@ from med_sslal.al.al_criteria import find_selector
 from med_sslal.al.budget import SECONDS_PER_BOX, SECONDS_PER_IMAGE, BudgetUnit, CostModel
 from med_sslal.al.criteria.aggregate import Aggregate, EmptyImages
 from med_sslal.al.criteria.base import Reader
-from med_sslal.al.criteria.combination import Combination
 from med_sslal.al.criteria.random import Random
 from med_sslal.al.finds import Rating
 from med_sslal.al.pool import Pool
 from med_sslal.al.query import Query, rank
 from med_sslal.al.record import OPTIONAL_COLUMNS, PLAIN, PoolRecord
 from med_sslal.al.restrict import Position, check_pool
-from med_sslal.al.stages import Stage, build_stages, check_stages, unused_defaults
+from med_sslal.al.schedule import Until, check_schedule, in_use, unused_by_all
+from med_sslal.al.stages import BuiltStages, Stage, build_stages, check_stages
 from med_sslal.al.views import parse_views
-from med_sslal.base.types import Selection
+from med_sslal.base.types import ScheduleEntry, Selection
 from med_sslal.config.jsonc import KeyPath
 from med_sslal.config.parse_config import dotted
 from med_sslal.config.signature import wrong_arguments
@@ -39,7 +39,7 @@ class ActiveLearningHelper:
     """Chooses the first labelled images, and after each training the next ones.
 
     It trains nothing, opens no file and knows no model: a query is a pure function of the pool
-    record, the budget and the seed.
+    record, the budget and the seed; under a schedule also of the validation metrics so far (`at`).
 
     Args:
         init_num: Images that are labelled at the start; all = the whole pool, which leaves
@@ -49,6 +49,10 @@ class ActiveLearningHelper:
             representativeness): a name, your own package.module.Class, or {"type", "args"}. In
             the first place a list of criteria, each with a "weight" if you like, combines them
             by their percentile ranks.
+        schedule: In place of al_criterion, strategies that follow each other: a list of
+            {"al_criterion", "until"}. An entry chooses until the model of a cycle reaches every
+            value of its until on validation, {"val_sens_mean": 0.5}, and does not come back; the
+            last has none.
         budget_unit: images, boxes or seconds of annotation. With the latter two a query plans
             on predicted boxes, and the labels that are given, in its order, end where the
             next one would exceed the budget.
@@ -82,8 +86,9 @@ class ActiveLearningHelper:
         self,
         init_num: Count | Literal["all", "labelled"],
         budget_num: Count,
-        al_criterion: list[Stage | list[Stage]],
+        al_criterion: list[Stage | list[Stage]] | None = None,
         *,
+        schedule: list[dict[str, Any]] | None = None,
         budget_unit: BudgetUnit = "images",
         seconds_per_image: Annotated[float, Gt(0)] = SECONDS_PER_IMAGE,
         seconds_per_box: Annotated[float, Ge(0)] = SECONDS_PER_BOX,
@@ -117,11 +122,13 @@ class ActiveLearningHelper:
         self.suppress_adjacent = suppress_adjacent
         self.seed = seed
         self._initial = initial
-        self.criterion, self.selector = build_stages(al_criterion, _defaults(args))
-        drawn = type(self.criterion) is Random
-        whole = {"never": False, "after random": drawn, "always": True}[self.selector.whole_pool]
-        auto = None if whole else len(al_criterion)
-        self._factor = auto if candidate_factor == "auto" else candidate_factor
+        entries = schedule or [{"al_criterion": al_criterion}]
+        self._untils: list[Until] = [entry.get("until") or {} for entry in entries]
+        self._stages = [
+            build_stages(entry["al_criterion"], _defaults(args), candidate_factor)
+            for entry in entries
+        ]
+        self._entry: ScheduleEntry | None = None
 
     @classmethod
     def check_args(cls, args: Mapping[str, Any]) -> list[tuple[str | KeyPath, str]]:
@@ -140,23 +147,56 @@ class ActiveLearningHelper:
                 problems.append(("budget_num", f"{text}seconds of an image with one box"))
         if "al_criterion" not in args:
             return problems
-        wrong = check_stages(args["al_criterion"], _defaults(args))
-        problems += [(("al_criterion", *at), sentence) for at, sentence in wrong]
+        stages, schedule, defaults = args["al_criterion"], args.get("schedule"), _defaults(args)
+        if (stages is None) == (schedule is None):
+            state = "missing" if stages is None else "given beside a schedule"
+            problems.append(
+                ("al_criterion", f"it is {state}: give this, or a schedule in its place")
+            )
+            return problems
+        name, wrong = "al_criterion", []
+        if schedule is None:
+            schedule = [{"al_criterion": stages}]
+            wrong = check_stages(stages, defaults)
+        else:
+            name, wrong = "schedule", check_schedule(schedule, defaults)
+        problems += [((name, *at), sentence) for at, sentence in wrong]
         if not wrong:
             # The default is for whom it concerns, and no choice.
-            given = {name: v for name, v in _defaults(args).items() if v != "median"}
+            given = {name: v for name, v in defaults.items() if v != "median"}
             problems += [
                 (name, f"the criterion has no '{name}': leave it out")
-                for name in unused_defaults(args["al_criterion"], given)
+                for name in unused_by_all(schedule, given)
             ]
         return problems
 
     @property
     def _readers(self) -> list[Reader | type[Reader]]:
-        """Everything that reads the record."""
-        first = self.criterion
-        parts = [p.criterion for p in first.parts] if isinstance(first, Combination) else [first]
-        return [*parts, self.selector, *self.selector.criteria]
+        """Everything that reads a record."""
+        return [reader for stages in self._stages for reader in stages.readers]
+
+    @property
+    def untils(self) -> list[Until]:
+        """The `until` of every entry of the schedule; one without any where there is none."""
+        return self._untils
+
+    def at(
+        self, cycle: int, num_cycles: int, metrics: Sequence[Mapping[str, Any]] = ()
+    ) -> "ActiveLearningHelper":
+        """The strategy of one query: a copy that has the entry of the schedule in use alone.
+
+        Args:
+            cycle: The cycle whose model scores the pool.
+            num_cycles: Queries that the run plans.
+            metrics: Validation metrics by name (`val_sens_mean`) of the models of all cycles up to
+                this one, in order; what else is among them does not matter.
+        """
+        place, entry = in_use(self._untils, metrics)
+        one, stages = copy(self), self._stages[place]
+        one._untils = [{}]
+        one._stages = [replace(stages, selector=stages.selector.at(cycle, num_cycles))]
+        one._entry = entry
+        return one
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -238,9 +278,16 @@ class ActiveLearningHelper:
         Raises:
             DataError: The record lacks something that the criterion reads.
         """
-        criterion, seed = self.criterion, self._query_seed(cycle)
+        criterion, seed = self._own.criterion, self._query_seed(cycle)
         values = criterion.columns(record, seed)[criterion.name]
         return Rating(criterion.name, values, rank(values, tuple(record.image_ids.tolist()), seed))
+
+    @property
+    def _own(self) -> BuiltStages:
+        """The only stages."""
+        if len(self._stages) > 1:
+            raise ValueError("a schedule has no one strategy: ask its helper.at(...)")
+        return self._stages[0]
 
     def _query_seed(self, cycle: int) -> int:
         """What decides what is random in a cycle's query."""
@@ -274,18 +321,22 @@ class ActiveLearningHelper:
             DataError: The record is of other images than the pool's unlabelled ones.
             ConfigError: `suppress_adjacent` is set, and the position of an image is not known.
         """
-        rules = (self.costs, self._factor, self.max_per_group, self.suppress_adjacent)
-        query = Query(self.criterion, self.selector, self.seed, *rules)
+        own = self._own
+        rules = (self.costs, own.candidate_factor, self.max_per_group, self.suppress_adjacent)
+        query = Query(own.criterion, own.selector, self.seed, *rules)
         seed = self._query_seed(cycle)
         selection = query.select(record, pool, budget, seed, positions or {}, without)
+        if self._entry is not None:
+            chain = " + ".join(selection.criteria)
+            logger.info("cycle %d: %s: %s", cycle, self._entry, chain)
         bias = selection.box_count_bias
         logger.info(
             "cycle %d: rank correlation of %s and the number of detections: %s",
             cycle,
-            self.criterion.name,
+            own.criterion.name,
             "undefined, one of them is the same for all" if bias is None else f"{bias:.2f}",
         )
-        return selection
+        return replace(selection, entry=self._entry)
 
 
 def _defaults(args: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from med_sslal.al.record import PLAIN, PoolRecord, RecordHeader
-from med_sslal.base.types import ImageInfo, Prediction, Selected, Selection
+from med_sslal.base.types import ImageInfo, Prediction, ScheduleEntry, Selected, Selection
 from med_sslal.eval.coco_utils import to_coco_predictions
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import python_generator, read_versioned, write_json, write_versioned
@@ -34,6 +34,7 @@ def write_selection(path: Path, selection: Selection, cycle: int, header: Record
         "seed": selection.seed,
         "criteria": list(selection.criteria),
         "box_count_bias": selection.box_count_bias,
+        "schedule": None if selection.entry is None else asdict(selection.entry),
         "model_hash": header.model_hash,
         "config_hash": header.config_hash,
         "image_ids": list(selection.image_ids),
@@ -51,6 +52,8 @@ def read_selection(path: Path) -> Selection:
     """
     content = read_versioned(path, FORMAT_VERSION)
     try:
+        # Files of runs before there were schedules have none.
+        entry = content.get("schedule")
         return Selection(
             items=tuple(Selected(**item) for item in content["images"]),
             scores=content["scores"],
@@ -58,6 +61,7 @@ def read_selection(path: Path) -> Selection:
             seed=content["seed"],
             # Files of the first runs have none.
             box_count_bias=content.get("box_count_bias"),
+            entry=None if entry is None else ScheduleEntry(**entry),
         )
     except (KeyError, TypeError) as error:
         raise DataError(f"{path} is no selection: {error}") from error

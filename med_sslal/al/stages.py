@@ -8,12 +8,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from annotated_types import Gt
 
 from med_sslal.al.al_criteria import find_criterion, find_selector
-from med_sslal.al.criteria.base import Criterion
+from med_sslal.al.criteria.base import Criterion, Reader
 from med_sslal.al.criteria.combination import Combination, Part
 from med_sslal.al.criteria.random import Random
 from med_sslal.al.selectors.base import Selector
@@ -72,20 +73,41 @@ def unused_defaults(stages: Stages, defaults: Mapping[str, Any]) -> list[str]:
     return [name for name, value in defaults.items() if value is not None and name not in taken]
 
 
-def build_stages(stages: Stages, defaults: Mapping[str, Any]) -> tuple[Criterion, Selector]:
-    """The criterion and the selector that checked stages name; `top_k` where there is no second."""
-    first = stages[0]
+@dataclass(frozen=True)
+class BuiltStages:
+    """A criterion and a selector, and how much of the pool the one hands to the other.
+
+    Attributes:
+        criterion: Rates the images.
+        selector: Chooses among the best.
+        candidate_factor: These are so many times the budget; None is the whole pool.
+    """
+
+    criterion: Criterion
+    selector: Selector
+    candidate_factor: float | None
+
+    @property
+    def readers(self) -> list[Reader | type[Reader]]:
+        """Everything that reads the record."""
+        first = self.criterion
+        parts = [p.criterion for p in first.parts] if isinstance(first, Combination) else [first]
+        return [*parts, self.selector, *self.selector.criteria]
+
+
+def build_stages(
+    stages: Stages, defaults: Mapping[str, Any], factor: float | Literal["auto"] | None
+) -> BuiltStages:
+    """What checked stages name; `top_k` where there is no second.
+
+    The `factor` is `candidate_factor` of the config.
+    """
+    criterion = _build_first(stages[0], defaults)
     selector: Selector = _build(stages[1], find_selector, {}) if len(stages) > 1 else TopK()
-    if not isinstance(first, list):
-        return _build(first, find_criterion, defaults), selector
-    criteria = [_build(part, find_criterion, defaults) for part in first]
-    weights = [1.0 if isinstance(part, str) else float(part.get("weight", 1)) for part in first]
-    names, seen = [], Counter[str]()
-    for criterion in criteria:
-        seen[criterion.name] += 1
-        number = seen[criterion.name]
-        names.append(criterion.name if number == 1 else f"{criterion.name}_{number}")
-    return Combination(list(map(Part, names, criteria, weights))), selector
+    drawn = type(criterion) is Random
+    whole = {"never": False, "after random": drawn, "always": True}[selector.whole_pool]
+    auto = None if whole else len(stages)
+    return BuiltStages(criterion, selector, auto if factor == "auto" else factor)
 
 
 def stage_names(stages: Stages) -> list[str]:
@@ -149,6 +171,21 @@ def _build(stage: Any, find: Callable[[str], Any], defaults: Mapping[str, Any]) 
         name: value for name, value in defaults.items() if value is not None and name in taken
     }
     return cls(**convert_arguments(cls, {**common, **own}))
+
+
+def _build_first(first: Stage | list[Stage], defaults: Mapping[str, Any]) -> Criterion:
+    """The criterion of the first stage, or the combination."""
+    if not isinstance(first, list):
+        criterion: Criterion = _build(first, find_criterion, defaults)
+        return criterion
+    criteria = [_build(part, find_criterion, defaults) for part in first]
+    weights = [1.0 if isinstance(part, str) else float(part.get("weight", 1)) for part in first]
+    names, seen = [], Counter[str]()
+    for criterion in criteria:
+        seen[criterion.name] += 1
+        number = seen[criterion.name]
+        names.append(criterion.name if number == 1 else f"{criterion.name}_{number}")
+    return Combination(list(map(Part, names, criteria, weights)))
 
 
 def _part_name(part: Stage) -> str:

@@ -368,6 +368,25 @@ class Selected:
 
 
 @dataclass(frozen=True)
+class ScheduleEntry:
+    """Which entry of a schedule made a query.
+
+    Attributes:
+        number: 1 for the first.
+        of: How many there are.
+        reason: Why, such as "val_sens_mean 0.43 < 0.5".
+    """
+
+    number: int
+    of: int
+    reason: str
+
+    def __str__(self) -> str:
+        """Number and reason."""
+        return f"entry {self.number} of {self.of} of the schedule: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Selection:
     """The outcome of one query, in the order of selection.
 
@@ -378,6 +397,7 @@ class Selection:
         seed: The run's seed.
         box_count_bias: Rank correlation, over ALL pool images, of the first criterion's value and
             the number of detections; None where either is the same for all.
+        entry: The entry of the schedule that chose; None where the strategy is no schedule.
     """
 
     items: tuple[Selected, ...]
@@ -385,6 +405,7 @@ class Selection:
     criteria: tuple[str, ...]
     seed: int
     box_count_bias: float | None
+    entry: ScheduleEntry | None = None
 
     @property
     def image_ids(self) -> tuple[str, ...]:

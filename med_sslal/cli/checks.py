@@ -17,6 +17,7 @@ from med_sslal.model.compiling import check_compiler
 from med_sslal.model.norm import learns_batch_norm
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.errors import ConfigError
+from med_sslal.utils.names import unknown
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ def check_setup(setup: RunSetup) -> None:
     if helper.starts_labelled:
         pool = setup.strategy.oracle.known(pool)
     _check_pool(setup, pool)
+    _check_untils(setup)
     if num_cycles:
         _check_abilities(config, helper)
     n_shares, name = (world.size, "processes") if world.launched else (len(devices.ids), "devices")
@@ -138,6 +140,20 @@ def _check_pool(setup: RunSetup, train: Sequence[str]) -> None:
             )
 
 
+def _check_untils(setup: RunSetup) -> None:
+    """Refuse a schedule that waits for a metric which validation does not give."""
+    names = metric_keys(setup.config["metrics"], setup.class_names)
+    known = sorted(f"val_{name}" for name in names)
+    problems = [
+        f"al_settings.args.schedule[{number}].until.{name}: {unknown('metric', name, known)}"
+        for number, until in enumerate(setup.strategy.helper.untils)
+        for name in until
+        if name not in known
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
 def _check_abilities(config: ConfigParser, helper: ActiveLearningHelper) -> None:
     """Raise ConfigError unless the detector gives what the strategy reads of it."""
     detector, args = config.init_class("arch"), config.get("arch.args")
@@ -145,13 +161,15 @@ def _check_abilities(config: ConfigParser, helper: ActiveLearningHelper) -> None
     if not gaps:
         return
     name, need = gaps[0]
+    own = config["al_settings"]["args"]
+    key = f"al_settings.args.{'schedule' if own.get('schedule') else 'al_criterion'}"
     if need == "dropout" and "box_head_dropout" in args:
         raise ConfigError(
-            f"al_settings.args.al_criterion: {name} needs arch.args.box_head_dropout above 0 (0.2, "
+            f"{key}: {name} needs arch.args.box_head_dropout above 0 (0.2, "
             f"say), found {args['box_head_dropout']}: set it, or choose another criterion"
         )
     raise ConfigError(
-        f"al_settings.args.al_criterion: {name} needs {ABILITIES[need]}, which the detector "
+        f"{key}: {name} needs {ABILITIES[need]}, which the detector "
         f"{config.get('arch.type')} does not give: choose another criterion or detector"
     )
 

@@ -65,6 +65,8 @@ def choose_again(args: Namespace) -> int:
                     "--suppress-adjacent null chooses without"
                 ) from reason
     cycle = origin.number if args.cycle is None else args.cycle
+    num_cycles = 1 if origin.config is None else origin.config.get("al_settings.num_cycles")
+    helper = helper.at(cycle, num_cycles)
     positions = None if images is None else slice_positions(images.infos)
     selection = query_record(helper, record, cycle, positions)
     own = _own_selection(origin)
@@ -96,10 +98,14 @@ def make_helper(args: Namespace, config: ConfigParser | None) -> ActiveLearningH
     own: dict[str, Any] = {"init_num": 1, "al_criterion": []}
     if config is not None:
         cls, own = config.init_class("al_settings"), config["al_settings"]["args"]
-    if own["al_criterion"][:1] != [args.criterion]:
+    # What was said for all criteria holds for those that the run used.
+    used = [own, *(own.get("schedule") or [])]
+    if not any((entry.get("al_criterion") or [])[:1] == [args.criterion] for entry in used):
         own = {name: value for name, value in own.items() if name not in _OF_CRITERION}
     stages = [args.criterion] if args.selector is None else [args.criterion, args.selector]
-    changes = {"al_criterion": stages, "budget_num": args.budget}
+    changes: dict[str, Any] = {"al_criterion": stages, "budget_num": args.budget}
+    if own.get("schedule"):
+        changes["schedule"] = None
     changes |= {name: given[name] for name in OVERRIDES if name in given}
     problems = wrong_arguments(cls, {**own, **changes}, provided=("seed",))
     if problems:

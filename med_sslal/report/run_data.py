@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from med_sslal.al.pool import Pool
+from med_sslal.al.schedule import strategy_name
 from med_sslal.al.selection_io import read_selection
-from med_sslal.al.stages import stage_names
 from med_sslal.base.base_dataset import BaseDataset, Labels
 from med_sslal.base.types import Prediction, Selection
 from med_sslal.eval.coco_utils import from_coco_predictions
@@ -122,8 +122,7 @@ class RunData:
     @property
     def strategy(self) -> str:
         """The criteria in order of use, as one name."""
-        args = self.config["al_settings"].get("args", {})
-        return " + ".join(stage_names(args.get("al_criterion", []))) or "own helper"
+        return strategy_name(self.config["al_settings"].get("args", {})) or "own helper"
 
 
 def load_run(

@@ -6,9 +6,11 @@ is there already, so a resumed run is the same walk over the same files.
 
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.pool import Pool
 from med_sslal.al.purchase import purchase
 from med_sslal.al.record import PoolRecord, RecordHeader
@@ -106,7 +108,7 @@ class CycleLoop:
                 )
             if last:
                 return rows
-            following = self._query(state)
+            following = self._query(state, rows)
             self._stop.check()
             if following is None:
                 self._run.write_summary(rows, finished=True)
@@ -208,18 +210,19 @@ class CycleLoop:
         write_json(folder.metrics, {"row": row, **results, "pseudo_quality": quality})
         return row
 
-    def _query(self, state: CycleState) -> CycleState | None:
+    def _query(self, state: CycleState, rows: Sequence[Mapping[str, Any]]) -> CycleState | None:
         """Score the pool, choose the next labels, make pseudo-labels: the next cycle's state.
 
-        None where the budget pays for no label.
+        `rows` are those of all cycles so far. None where the budget pays for no label.
         """
         setup, folder = self._setup, self._run.cycle(state.number)
         record = None
         if not folder.queried:
-            record = self._score(state)
-            note_finds(setup, self._stop, folder, record)
+            strategy, oracle = setup.strategy, setup.strategy.oracle
+            helper = strategy.helper.at(state.number, strategy.num_cycles, rows)
+            record = self._score(state, helper)
+            note_finds(setup, self._stop, folder, record, helper)
             started = time.monotonic()
-            helper, oracle = setup.strategy.helper, setup.strategy.oracle
             positions = slice_positions(setup.images.infos)
             selection = purchase(helper, oracle, record, state.pool, state.number, positions)
             note_seconds(folder, "selection", time.monotonic() - started)
@@ -242,8 +245,8 @@ class CycleLoop:
         self._drop_old_records(state.number)
         return CycleState(state.number + 1, pool, pseudo)
 
-    def _score(self, state: CycleState) -> PoolRecord:
-        """The one streaming pass of the best model over the unlabelled pool."""
+    def _score(self, state: CycleState, helper: ActiveLearningHelper) -> PoolRecord:
+        """The one streaming pass of the best model over the unlabelled pool, for one query."""
         setup, folder = self._setup, self._run.cycle(state.number)
         if folder.record.exists():
             return PoolRecord.open(folder.record)
@@ -271,8 +274,8 @@ class CycleLoop:
             pool=state.pool,
             path=folder.record,
             header=header,
-            views=setup.strategy.helper.views,
-            columns=setup.strategy.helper.columns,
+            views=helper.views,
+            columns=helper.columns,
         )
         assert record is not None
         seconds = time.monotonic() - started

@@ -3,6 +3,7 @@
 import logging
 import time
 
+from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.finds import MISTAKES, finds, record_mistakes, write_finds
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import PoolRecord
@@ -18,11 +19,16 @@ logger = logging.getLogger(__name__)
 
 
 def note_finds(
-    setup: RunSetup, stop: StopRequest, folder: CycleFolder, pool_record: PoolRecord
+    setup: RunSetup,
+    stop: StopRequest,
+    folder: CycleFolder,
+    pool_record: PoolRecord,
+    helper: ActiveLearningHelper,
 ) -> None:
     """Score the validation images as the pool was, and write what the criterion finds on them.
 
-    Nothing that is chosen depends on it. Both outcomes are skipped where they are there.
+    Nothing that is chosen depends on it, and the `helper` is that of the query. Both outcomes are
+    skipped where they are there.
 
     Raises:
         Interrupted: A stop was asked for.
@@ -33,8 +39,8 @@ def note_finds(
         text = "%s: there are no validation images to show what the criterion finds"
         logger.info(text, folder.path.name)
         return
-    record = _score_val(setup, stop, folder, pool_record)
-    rating = setup.strategy.helper.rate(record, folder.number)
+    record = _score_val(setup, stop, folder, pool_record, helper)
+    rating = helper.rate(record, folder.number)
     truth = record_mistakes(record, setup.split_labels("val"), setup.images.infos)
     found = finds(rating, truth)
     write_finds(folder.finds, found, folder.number, record.header)
@@ -54,7 +60,11 @@ def note_finds(
 
 
 def _score_val(
-    setup: RunSetup, stop: StopRequest, folder: CycleFolder, pool_record: PoolRecord
+    setup: RunSetup,
+    stop: StopRequest,
+    folder: CycleFolder,
+    pool_record: PoolRecord,
+    helper: ActiveLearningHelper,
 ) -> PoolRecord:
     """The record of the validation images, of the model that scored the pool."""
     if folder.val_record.exists():
@@ -70,8 +80,8 @@ def _score_val(
         header=pool_record.header,
         title="scoring the validation images",
         labelled_of=pool_record.path,
-        views=setup.strategy.helper.views,
-        columns=setup.strategy.helper.columns,
+        views=helper.views,
+        columns=helper.columns,
     )
     assert record is not None
     note_seconds(folder, "scoring", time.monotonic() - started, more=True)

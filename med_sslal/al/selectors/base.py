@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -32,6 +32,13 @@ class Selector(Reader):
 
     criteria: ClassVar[tuple[type[Criterion], ...]] = ()
     whole_pool: ClassVar[Literal["never", "after random", "always"]] = "never"
+
+    def at(self, cycle: int, num_cycles: int) -> Self:
+        """The selector of one of a run's queries, of which `num_cycles` are planned, from 0 on.
+
+        One that goes by how far a run has come returns a copy that knows it.
+        """
+        return self
 
     @abstractmethod
     def select(
