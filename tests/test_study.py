@@ -226,6 +226,14 @@ def test_shipped_studies_are_right_and_comparable(name: str) -> None:
         assert own[0] == own[1]
 
 
+def test_the_study_on_brain_mri_holds_every_strategy_against_both_baselines() -> None:
+    study = StudyConfig.from_file(ROOT / "configs/study_brain_mri.json", registries())
+    assert study.baselines == ("random", "foreground_random")
+    for config in study.arms.values():
+        assert config["trainer"]["precision"] == "fp32"
+        assert config["trainer"]["steps_per_cycle"] == config.get("lr_scheduler.args.total_steps")
+
+
 @pytest.mark.slow
 def test_a_study_survives_a_stop_and_pairs_its_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
