@@ -14,7 +14,6 @@ from med_sslal.al.criteria.base import Criterion
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.base.base_model import ABILITIES
 from med_sslal.model.detectors import FasterRCNN
-from med_sslal.model.rcnn import TwoStageDetector
 from med_sslal.utils.errors import ConfigError
 
 
@@ -31,7 +30,7 @@ class Silent(FasterRCNN):
 
     @classmethod
     def abilities(cls, args: Any) -> frozenset[str]:
-        return super(TwoStageDetector, cls).abilities(args)
+        return super(FasterRCNN, cls).abilities(args)
 
 
 class NoDetector(nn.Module):

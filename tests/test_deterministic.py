@@ -15,7 +15,6 @@ from same_run import assert_same_run
 from tiny import files_of, make_voc, quick_config, run_test, run_train, write_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torchvision.ops.poolers import initLevelMapper
 
 from benchmarks.__main__ import main
 from med_sslal.base.checkpoint import load_checkpoint
@@ -196,8 +195,7 @@ def test_pooling_on_a_gpu_leaves_the_kernel_with_the_random_sums(
     """Fake tensors have shapes and devices alone, so a GPU is not needed."""
     # Of several levels torchvision needs to know the RoIs.
     sides = (4, 8, 16) if wanted else (4,)
-    pool = RoIPool([str(i) for i in range(len(sides))], 7, 2).train(training)
-    pool.scales, pool.map_levels = [1 / 4, 1 / 8, 1 / 16], initLevelMapper(2, 4)
+    pool = RoIPool(sides).train(training)
     with FakeTensorMode(), Operations() as called, deterministic_algorithms(wanted):
         maps = {
             str(i): torch.rand(2, 8, 96 // side, 96 // side, device="cuda")

@@ -252,10 +252,8 @@ def hundred(tmp_path_factory):
     return cases
 
 
-@pytest.mark.parametrize("farthest", [1, 3, 512])
-def test_k_center_equals_the_literal_reference(hundred, monkeypatch, farthest):
+def test_k_center_equals_the_literal_reference(hundred, monkeypatch):
     monkeypatch.setattr(k_center, "BLOCK_CENTERS", 2)
-    monkeypatch.setattr(k_center, "N_FARTHEST", farthest)
     for record, candidates, scores, points, known, budget in hundred:
         expected = candidates[literal_k_center(points, known, budget)]
         chosen = SELECTORS["k_center"]().select(record, candidates, {"any": scores}, budget, 0)

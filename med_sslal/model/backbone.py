@@ -13,23 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import (
-    MobileNet_V2_Weights,
-    MobileNet_V3_Large_Weights,
-    ResNet18_Weights,
-    ResNet34_Weights,
-    ResNet50_Weights,
-    ResNet101_Weights,
-    mobilenet_v2,
-    mobilenet_v3_large,
-    resnet18,
-    resnet34,
-    resnet50,
-    resnet101,
-)
+from torchvision.models import get_model_builder, get_model_weights
 from torchvision.models._api import WeightsEnum
 from torchvision.models._utils import IntermediateLayerGetter
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 Features = dict[str, Tensor]
 
@@ -60,40 +47,37 @@ class BackboneSpec:
     norm_eps: float = 1e-5
 
 
-def _resnet(build: Callable[..., nn.Module], weights: WeightsEnum) -> BackboneSpec:
+def _resnet(name: str) -> BackboneSpec:
     """The entry of a ResNet."""
     stages = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
-    return BackboneSpec(build, stages, (1, 2, 3, 4), weights=weights)
+    return BackboneSpec(get_model_builder(name), stages, (1, 2, 3, 4), weights=_weights(name))
 
 
-def _mobilenet(
-    build: Callable[..., Any], weights: WeightsEnum, starts: Sequence[int], **rest: Any
-) -> BackboneSpec:
+def _mobilenet(name: str, starts: Sequence[int], **rest: Any) -> BackboneSpec:
     """The entry of a MobileNet; `starts` are the first blocks of its stages, and the end."""
+    build: Callable[..., Any] = get_model_builder(name)
     return BackboneSpec(
         build=lambda norm_layer: build(norm_layer=norm_layer).features,
         stages=tuple(tuple(map(str, range(*bounds))) for bounds in pairwise(starts)),
-        weights=weights,
+        weights=_weights(name),
         weights_prefix="features.",
         **rest,
     )
 
 
+def _weights(name: str) -> WeightsEnum:
+    """Torchvision's first ImageNet weights, with which its detectors begin."""
+    return get_model_weights(name)["IMAGENET1K_V1"]
+
+
 BACKBONES: Mapping[str, BackboneSpec] = {
-    "resnet18": _resnet(resnet18, ResNet18_Weights.IMAGENET1K_V1),
-    "resnet34": _resnet(resnet34, ResNet34_Weights.IMAGENET1K_V1),
-    "resnet50": _resnet(resnet50, ResNet50_Weights.IMAGENET1K_V1),
-    "resnet101": _resnet(resnet101, ResNet101_Weights.IMAGENET1K_V1),
+    **{name: _resnet(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101")},
     "mobilenet_v2": _mobilenet(
-        mobilenet_v2,
-        MobileNet_V2_Weights.IMAGENET1K_V1,
-        (0, 2, 4, 7, 14, 18, 19),
-        returned_stages=(1, 2, 3, 4),
+        "mobilenet_v2", (0, 2, 4, 7, 14, 18, 19), returned_stages=(1, 2, 3, 4)
     ),
     # torchvision's own detector takes the first blocks, and its weights are to fit.
     "mobilenet_v3_large": _mobilenet(
-        mobilenet_v3_large,
-        MobileNet_V3_Large_Weights.IMAGENET1K_V1,
+        "mobilenet_v3_large",
         (0, 2, 4, 7, 13, 16, 17),
         returned_stages=(1, 2, 3, 5),
         output=0,
@@ -102,15 +86,54 @@ BACKBONES: Mapping[str, BackboneSpec] = {
 }
 
 
-class PyramidBackbone(BackboneWithFPN):
-    """torchvision's backbone with FPN that hands out C5 as well.
+class Backbone(nn.Module):
+    """A network with feature levels on top of its stages, of random weights.
 
     Attributes:
         out_channels: Channels of every level.
         strides: Pixels of the input per cell, for every returned stage.
     """
 
-    strides: tuple[int, ...]
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        *,
+        norm_layer: Callable[[int], nn.Module],
+        fpn: bool,
+        returned_stages: Sequence[int],
+        trainable_layers: int,
+        channels: int,
+    ) -> None:
+        """Make it.
+
+        Args:
+            spec: Its entry of the registry.
+            norm_layer: Factory of normalisation layers.
+            fpn: Build the pyramid; else the only level is the last of `returned_stages`, reduced.
+            returned_stages: Stages that feed the pyramid, finest first.
+            trainable_layers: Number of stages, from the last, that learn.
+            channels: Width of every level.
+        """
+        super().__init__()
+        network = spec.build(norm_layer=norm_layer)
+        n_frozen = len(spec.stages) - trainable_layers
+        frozen = {name for stage in spec.stages[:n_frozen] for name in stage}
+        for name, child in network.named_children():
+            if name in frozen:
+                child.requires_grad_(False)
+        names = [spec.stages[stage][spec.output] for stage in returned_stages][0 if fpn else -1 :]
+        self.body = IntermediateLayerGetter(network, {name: str(i) for i, name in enumerate(names)})
+        # Widths and strides are found with one empty image.
+        side, self.out_channels = 64, channels
+        with torch.no_grad():
+            stages = list(self.body.eval()(torch.zeros(1, 3, side, side)).values())
+        self.body.train()
+        widths = [stage.shape[1] for stage in stages]
+        self.strides = tuple(side // stage.shape[-1] for stage in stages)
+        if fpn:
+            self.fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=LastLevelMaxPool())
+        else:
+            self.reduce = nn.Conv2d(widths[0], channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> tuple[Features, Tensor]:
         """Compute the levels and C5.
@@ -123,73 +146,6 @@ class PyramidBackbone(BackboneWithFPN):
         """
         stages = self.body(x)
         c5 = next(reversed(stages.values()))
-        return self.fpn(stages), c5
-
-
-class SingleLevelBackbone(nn.Module):
-    """A backbone without FPN: C5 reduced to fewer channels.
-
-    Attributes:
-        out_channels: Channels of the only level.
-        strides: Pixels of the input per cell.
-    """
-
-    def __init__(
-        self, network: nn.Module, name: str, width: int, stride: int, channels: int
-    ) -> None:
-        """Make it, `channels` wide, on the child `name`, of this width, of `network`."""
-        super().__init__()
-        self.body = IntermediateLayerGetter(network, {name: "0"})
-        self.reduce = nn.Conv2d(width, channels, kernel_size=1)
-        self.out_channels = channels
-        self.strides = (stride,)
-
-    def forward(self, x: Tensor) -> tuple[Features, Tensor]:
-        """Compute {"0": [B, channels, h, w]} and C5 [B, D, h, w] from [B, 3, H, W]."""
-        c5 = self.body(x)["0"]
+        if hasattr(self, "fpn"):
+            return self.fpn(stages), c5
         return OrderedDict([("0", self.reduce(c5))]), c5
-
-
-Backbone = PyramidBackbone | SingleLevelBackbone
-
-
-def build_backbone(
-    spec: BackboneSpec,
-    *,
-    norm_layer: Callable[[int], nn.Module],
-    fpn: bool,
-    returned_stages: Sequence[int],
-    trainable_layers: int,
-    channels: int,
-) -> Backbone:
-    """Make a backbone with random weights.
-
-    Args:
-        spec: Its entry of the registry.
-        norm_layer: Factory of normalisation layers.
-        fpn: Build the pyramid; else only the last of `returned_stages` is used.
-        returned_stages: Stages that feed the pyramid, finest first.
-        trainable_layers: Number of stages, from the last, that learn.
-        channels: Width of every level.
-    """
-    network = spec.build(norm_layer=norm_layer)
-    n_frozen = len(spec.stages) - trainable_layers
-    frozen = {name for stage in spec.stages[:n_frozen] for name in stage}
-    for name, child in network.named_children():
-        if name in frozen:
-            child.requires_grad_(False)
-    names = [spec.stages[stage][spec.output] for stage in returned_stages]
-    # Their widths and strides are found with one empty image.
-    body, side = IntermediateLayerGetter(network, {name: name for name in names}), 64
-    body.eval()
-    with torch.no_grad():
-        outputs = body(torch.zeros(1, 3, side, side))
-    body.train()
-    widths = [outputs[name].shape[1] for name in names]
-    strides = tuple(side // outputs[name].shape[-1] for name in names)
-    if not fpn:
-        return SingleLevelBackbone(network, names[-1], widths[-1], strides[-1], channels)
-    levels = {name: str(level) for level, name in enumerate(names)}
-    pyramid = PyramidBackbone(network, levels, widths, channels)
-    pyramid.strides = strides
-    return pyramid

@@ -7,21 +7,35 @@ Everything that decides a box (logits, deltas, anchors, decoding, NMS, matching,
 low precision is an island around the backbone and the wide layers of the heads.
 """
 
+import inspect
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Ge, Gt, Interval, MinLen
 from torch import Tensor
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import batched_nms, remove_small_boxes
 
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.types import Detections, Frame, ModelOutput, Target
-from med_sslal.model.backbone import Backbone, Features
+from med_sslal.model.arguments import problems_of
+from med_sslal.model.backbone import BACKBONES, Backbone, BackboneSpec, Features
+from med_sslal.model.norm import NormName, norm_layer
 from med_sslal.model.targets import Truth, read_targets
 from med_sslal.model.transform import DetectionTransform, to_original, valid_mean
-from med_sslal.utils.errors import DataError, UserError
+from med_sslal.model.weights import load_pretrained_weights
+from med_sslal.utils.errors import ConfigError, DataError, UserError
 from med_sslal.utils.util import stable_hash
+
+Count = Annotated[int, Ge(1)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+Positive = Annotated[float, Gt(0)]
+Sides = Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)]
+Deviation = tuple[Positive, Positive, Positive]
 
 
 @dataclass(frozen=True)
@@ -84,26 +98,124 @@ class Seen:
 
 
 class Detector(BaseModel):
-    """A detector of built parts: transform and backbone here, heads in the families."""
+    """A detector made from the arguments of a config: transform and backbone, and a family's heads.
+
+    A subclass adds its heads in its constructor, which ends with `load_pretrained`.
+
+    Args:
+        num_classes: Number of classes with background.
+        backbone_name: resnet18, resnet34, resnet50, resnet101, mobilenet_v2 or
+            mobilenet_v3_large.
+        fpn: Use a feature pyramid; without it there is one level at stride 32.
+        fpn_channels: Channels of every level, and of the heads that read it; also without
+            pyramid. Weights of another width do not fit.
+        pretrained: true downloads ImageNet weights of the backbone; a path loads a weights
+            file (ImageNet backbone, torchvision detector or a checkpoint of this program).
+        load_pretrained: false builds the architecture that `pretrained` implies without
+            reading the weights, for a checkpoint that is loaded next.
+        norm: Norm of the backbone: frozen (default with pretrained weights), batch (default
+            without; wants 8 images a device) or group.
+        norm_eps: eps of frozen and batch norm; null is that of the ImageNet weights
+            (torchvision's COCO weights were trained with 0.0 for resnet50).
+        trainable_layers: Number of backbone stages, from the last, that learn; null is 3 with
+            pretrained weights and all without.
+        returned_layers: Stages that feed the pyramid, finest first; null takes strides 4 to
+            32 (torchvision's MobileNet detector takes [4, 5]).
+        anchor_sizes: Anchor sides in pixels, one list per level, finest first; null is 16, 32,
+            64, 128, 256 (RetinaNet: three to an octave from there on).
+        aspect_ratios: Height / width of the anchors.
+        box_score_thresh: Detections need a higher score.
+        box_nms_thresh: IoU above which the lower score of the same class is dropped.
+        box_detections_per_img: Most detections of an image.
+        image_mean: Mean of each channel in [0, 1].
+        image_std: Standard deviation of each channel.
+
+    Attributes:
+        limits: Least score, IoU of the NMS and number of detections, as the arguments have them.
+        backbones: The registry that `backbone_name` is looked up in; a subclass may extend it.
+        retired: Arguments of older versions with the value that asked for nothing.
+        pyramid_anchors: Sides by level of the pyramid, unless `anchor_sizes` says otherwise.
+
+    Raises:
+        ConfigError: The arguments do not go together (see `check_args`).
+        UserError: ImageNet weights cannot be downloaded.
+        CheckpointError: The weights file does not fit.
+    """
+
+    backbones: ClassVar[Mapping[str, BackboneSpec]] = BACKBONES
+    retired: ClassVar[Mapping[str, Any]] = dict(min_size=None, max_size=None, roi_features=False)
+    pyramid_anchors: ClassVar[Sequence[Sequence[int]]]
 
     def __init__(
         self,
         *,
-        transform: DetectionTransform,
-        backbone: Backbone,
-        num_classes: int,
+        num_classes: Annotated[int, Ge(2)],
+        backbone_name: str = "resnet50",
+        fpn: bool = True,
+        fpn_channels: Count = 256,
+        pretrained: bool | str = False,
+        load_pretrained: bool = True,
+        norm: NormName | None = None,
+        norm_eps: Share | None = None,
+        trainable_layers: Annotated[int, Ge(0)] | None = None,
+        returned_layers: Annotated[tuple[Count, ...], MinLen(1)] | None = None,
+        anchor_sizes: Annotated[tuple[Sides, ...], MinLen(1)] | None = None,
+        aspect_ratios: Annotated[tuple[Positive, ...], MinLen(1)] = (0.5, 1.0, 2.0),
+        box_score_thresh: Share = 0.01,
+        box_nms_thresh: Share = 0.5,
+        box_detections_per_img: Count = 100,
+        image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        image_std: Deviation = (0.229, 0.224, 0.225),
     ) -> None:
-        """Put the parts together.
+        """Build what all families share."""
+        problems = self.check_args(locals())
+        if problems:
+            raise ConfigError("; ".join(f"arch.args.{name}: {text}" for name, text in problems))
+        super().__init__()
+        spec = self.backbones[backbone_name]
+        if trainable_layers is None:
+            trainable_layers = 3 if pretrained else len(spec.stages)
+        backbone = Backbone(
+            spec,
+            norm_layer=norm_layer(
+                norm or ("frozen" if pretrained else "batch"),
+                spec.norm_eps if norm_eps is None else norm_eps,
+            ),
+            fpn=fpn,
+            returned_stages=returned_layers or spec.returned_stages,
+            trainable_layers=trainable_layers,
+            channels=fpn_channels,
+        )
+        self.num_classes = num_classes
+        self.transform = DetectionTransform(image_mean, image_std, max(32, backbone.strides[-1]))
+        self.backbone = backbone
+        levels = self.pyramid_anchors
+        if not fpn:
+            levels = [[side for level in levels for side in level]]
+        sizes = tuple(tuple(level) for level in anchor_sizes or levels)
+        self.anchor_generator = AnchorGenerator(sizes, (tuple(aspect_ratios),) * len(sizes))
+        self.limits = (box_score_thresh, box_nms_thresh, box_detections_per_img)
+        self._weights = (spec, backbone_name, pretrained if load_pretrained else False)
+
+    @classmethod
+    def check_args(cls, args: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Find arguments of the right types and ranges that do not go together.
 
         Args:
-            transform: Images to the network's batch.
-            backbone: The batch to feature levels and C5.
-            num_classes: Classes C with background.
+            args: Constructor arguments by name; what is left out has its default.
+
+        Returns:
+            Pairs of an argument's name and a sentence about it; empty if all is well.
         """
-        super().__init__()
-        self.num_classes = num_classes
-        self.transform = transform
-        self.backbone = backbone
+        parameters = inspect.signature(Detector).parameters.values()
+        defaults = {one.name: one.default for one in parameters}
+        return list(problems_of({**defaults, **args}, cls.backbones))
+
+    def load_pretrained(self) -> None:
+        """Load what `pretrained` names into the finished detector."""
+        spec, name, pretrained = self._weights
+        if pretrained:
+            load_pretrained_weights(self, spec, name, pretrained)
 
     @abstractmethod
     def look(self, seen: Seen) -> ModelOutput:
@@ -205,3 +317,19 @@ def check_finite(seen: Seen, *logits: Tensor) -> None:
             f"the model's scores are not finite{where}: its weights are damaged or the training "
             "diverged; use another checkpoint or a lower learning rate"
         )
+
+
+def kept_rows(
+    boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float, most: int
+) -> Tensor:
+    """Rows of an image's candidates that stay, best first: with an area, and after NMS by class.
+
+    Args:
+        boxes: float32 [N, 4].
+        scores: float32 [N].
+        labels: int64 [N].
+        nms_thresh: IoU above which the lower score of a class is dropped.
+        most: How many stay at most.
+    """
+    whole = remove_small_boxes(boxes, min_size=1e-2)
+    return whole[batched_nms(boxes[whole], scores[whole], labels[whole], nms_thresh)[:most]]

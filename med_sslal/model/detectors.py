@@ -1,159 +1,39 @@
-"""From the arguments of a config to detectors: the one place that turns them into parts."""
+"""The families of detectors: Faster R-CNN with two stages, RetinaNet with one.
 
-import inspect
+Shape shorthand: B images, L levels, N anchors of an image, K classes with background (which has a
+column in RetinaNet too, as in torchvision, that learns to be 0), Q positive anchors of the whole
+batch.
+"""
+
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
-from annotated_types import Ge, Gt, Interval, Lt, MinLen
-from torchvision.models.detection.anchor_utils import AnchorGenerator
+import torch
+from annotated_types import Ge, Lt
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
-from torchvision.ops.poolers import initLevelMapper
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops import clip_boxes_to_image, sigmoid_focal_loss
 
-from med_sslal.model.arguments import problems_of
-from med_sslal.model.backbone import BACKBONES, Backbone, BackboneSpec, build_backbone
-from med_sslal.model.detector import Detector
-from med_sslal.model.norm import NormName, norm_layer
-from med_sslal.model.rcnn import TwoStageDetector
-from med_sslal.model.retina import DenseHead, OneStageDetector
+from med_sslal.base.base_model import ABILITIES
+from med_sslal.base.types import Detections, ModelOutput
+from med_sslal.model.detector import Count, Detector, Found, Seen, check_finite, kept_rows
 from med_sslal.model.roi_heads import BoxHead, RoIHeads
 from med_sslal.model.roi_pool import RoIPool
 from med_sslal.model.rpn import Float32RPNHead, RegionProposals
-from med_sslal.model.transform import DetectionTransform
-from med_sslal.model.weights import load_pretrained_weights
-from med_sslal.utils.errors import ConfigError
-
-Count = Annotated[int, Ge(1)]
-Share = Annotated[float, Interval(ge=0, le=1)]
-Positive = Annotated[float, Gt(0)]
-Sides = Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)]
-Deviation = tuple[Positive, Positive, Positive]
+from med_sslal.model.targets import Truth, class_quality, match
+from med_sslal.utils.errors import UserError
 
 
-class FromConfig(Detector):
-    """The arguments that every family takes; it stands before the family among the bases.
+class FasterRCNN(Detector):
+    """Faster R-CNN, two stages, with or without a feature pyramid.
 
-    Attributes:
-        backbones: The registry that `backbone_name` is looked up in; a subclass may extend it.
-        retired: Arguments of older versions with the value that asked for nothing.
-        pyramid_anchors: Sides by level of the pyramid, unless `anchor_sizes` says otherwise.
-
-    Args:
-        *heads: One function of the family: from backbone, anchors, number of classes and what
-            bounds the detections to the parts of its own.
-        num_classes: Number of classes with background.
-        backbone_name: resnet18, resnet34, resnet50, resnet101, mobilenet_v2 or
-            mobilenet_v3_large.
-        fpn: Use a feature pyramid; without it there is one level at stride 32.
-        fpn_channels: Channels of every level, and of the heads that read it; also without
-            pyramid. Weights of another width do not fit.
-        pretrained: true downloads ImageNet weights of the backbone; a path loads a weights
-            file (ImageNet backbone, torchvision detector or a checkpoint of this program).
-        load_pretrained: false builds the architecture that `pretrained` implies without
-            reading the weights, for a checkpoint that is loaded next.
-        norm: Norm of the backbone: frozen (default with pretrained weights), batch (default
-            without; wants 8 images a device) or group.
-        norm_eps: eps of frozen and batch norm; null is that of the ImageNet weights
-            (torchvision's COCO weights were trained with 0.0 for resnet50).
-        trainable_layers: Number of backbone stages, from the last, that learn; null is 3 with
-            pretrained weights and all without.
-        returned_layers: Stages that feed the pyramid, finest first; null takes strides 4 to
-            32 (torchvision's MobileNet detector takes [4, 5]).
-        anchor_sizes: Anchor sides in pixels, one list per level, finest first; null is 16, 32,
-            64, 128, 256 (RetinaNet: three to an octave from there on).
-        aspect_ratios: Height / width of the anchors.
-        box_score_thresh: Detections need a higher score.
-        box_nms_thresh: IoU above which the lower score of the same class is dropped.
-        box_detections_per_img: Most detections of an image.
-        image_mean: Mean of each channel in [0, 1].
-        image_std: Standard deviation of each channel.
-
-    Raises:
-        ConfigError: The arguments do not go together (see `check_args`).
-        UserError: ImageNet weights cannot be downloaded.
-        CheckpointError: The weights file does not fit.
+    Samplers draw from the global generator as torchvision's do, or for a frame with a seed from
+    one of its own. In eval mode losses are computed on the test-time proposals.
     """
-
-    backbones: ClassVar[Mapping[str, BackboneSpec]] = BACKBONES
-    retired: ClassVar[Mapping[str, Any]] = dict(min_size=None, max_size=None, roi_features=False)
-    pyramid_anchors: ClassVar[Sequence[Sequence[int]]]
-
-    def __init__(
-        self,
-        *heads: Callable[..., Mapping[str, Any]],
-        num_classes: Annotated[int, Ge(2)],
-        backbone_name: str = "resnet50",
-        fpn: bool = True,
-        fpn_channels: Count = 256,
-        pretrained: bool | str = False,
-        load_pretrained: bool = True,
-        norm: NormName | None = None,
-        norm_eps: Share | None = None,
-        trainable_layers: Annotated[int, Ge(0)] | None = None,
-        returned_layers: Annotated[tuple[Count, ...], MinLen(1)] | None = None,
-        anchor_sizes: Annotated[tuple[Sides, ...], MinLen(1)] | None = None,
-        aspect_ratios: Annotated[tuple[Positive, ...], MinLen(1)] = (0.5, 1.0, 2.0),
-        box_score_thresh: Share = 0.01,
-        box_nms_thresh: Share = 0.5,
-        box_detections_per_img: Count = 100,
-        image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        image_std: Deviation = (0.229, 0.224, 0.225),
-    ) -> None:
-        """Build the detector."""
-        problems = self.check_args(locals())
-        if problems:
-            raise ConfigError("; ".join(f"arch.args.{name}: {text}" for name, text in problems))
-        spec = self.backbones[backbone_name]
-        if trainable_layers is None:
-            trainable_layers = 3 if pretrained else len(spec.stages)
-        backbone = build_backbone(
-            spec,
-            norm_layer=norm_layer(
-                norm or ("frozen" if pretrained else "batch"),
-                spec.norm_eps if norm_eps is None else norm_eps,
-            ),
-            fpn=fpn,
-            returned_stages=returned_layers or spec.returned_stages,
-            trainable_layers=trainable_layers,
-            channels=fpn_channels,
-        )
-        levels = self.pyramid_anchors
-        if not fpn:
-            levels = [[side for level in levels for side in level]]
-        sizes = tuple(tuple(level) for level in anchor_sizes or levels)
-        anchors = AnchorGenerator(sizes, (tuple(aspect_ratios),) * len(sizes))
-        limits = {
-            "score_thresh": box_score_thresh,
-            "nms_thresh": box_nms_thresh,
-            "detections_per_img": box_detections_per_img,
-        }
-        [own] = heads
-        super().__init__(
-            transform=DetectionTransform(image_mean, image_std, max(32, backbone.strides[-1])),
-            backbone=backbone,
-            num_classes=num_classes,
-            **own(backbone, anchors, num_classes, limits),
-        )
-        if load_pretrained and pretrained:
-            load_pretrained_weights(self, spec, backbone_name, pretrained)
-
-    @classmethod
-    def check_args(cls, args: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Find arguments of the right types and ranges that do not go together.
-
-        Args:
-            args: Constructor arguments by name; what is left out has its default.
-
-        Returns:
-            Pairs of an argument's name and a sentence about it; empty if all is well.
-        """
-        parameters = inspect.signature(FromConfig).parameters.values()
-        defaults = {one.name: one.default for one in parameters}
-        return problems_of({**defaults, **args}, cls.backbones)
-
-
-class FasterRCNN(FromConfig, TwoStageDetector):
-    """Faster R-CNN, two stages, with or without a feature pyramid."""
 
     pyramid_anchors: ClassVar = ((16,), (32,), (64,), (128,), (256,))
 
@@ -182,34 +62,93 @@ class FasterRCNN(FromConfig, TwoStageDetector):
             box_head_dropout: Share of the box head's hidden values that training drops, and so do
                 the passes of ensemble_disagreement; 0 = none.
             top_proposals: Best proposals that are handed out with each image.
-            **shared: Of every family (see FromConfig).
+            **shared: Of every family (see Detector).
         """
+        super().__init__(**shared)
+        channels = self.backbone.out_channels
+        self.rpn = RegionProposals(
+            self.anchor_generator,
+            Float32RPNHead(channels, self.anchor_generator.num_anchors_per_location()[0]),
+            {"training": rpn_pre_nms_top_n_train, "testing": rpn_pre_nms_top_n_test},
+            {"training": rpn_post_nms_top_n_train, "testing": rpn_post_nms_top_n_test},
+        )
+        pool = RoIPool(self.backbone.strides)
+        self.roi_heads = RoIHeads(
+            pool,
+            BoxHead(channels * math.prod(pool.output_size), box_head_size, box_head_dropout),
+            FastRCNNPredictor(box_head_size, self.num_classes),
+            box_batch_size_per_image,
+            self.limits,
+        )
+        self._n_top = top_proposals
+        self.load_pretrained()
 
-        def heads(
-            backbone: Backbone, anchors: AnchorGenerator, classes: int, limits: dict[str, Any]
-        ) -> dict[str, Any]:
-            channels = backbone.out_channels
-            rpn = RegionProposals(
-                anchors,
-                Float32RPNHead(channels, anchors.num_anchors_per_location()[0]),
-                {"training": rpn_pre_nms_top_n_train, "testing": rpn_pre_nms_top_n_test},
-                {"training": rpn_post_nms_top_n_train, "testing": rpn_post_nms_top_n_test},
-            )
-            pool = _roi_pool(backbone.strides)
-            roi_heads = RoIHeads(
-                pool,
-                BoxHead(channels * math.prod(pool.output_size), box_head_size, box_head_dropout),
-                FastRCNNPredictor(box_head_size, classes),
-                batch_size_per_image=box_batch_size_per_image,
-                **limits,
-            )
-            return {"rpn": rpn, "roi_heads": roi_heads, "top_proposals": top_proposals}
+    @classmethod
+    def abilities(cls, args: Mapping[str, Any]) -> frozenset[str]:
+        """All of ABILITIES, `dropout` only with `box_head_dropout` above 0."""
+        missing = () if args.get("box_head_dropout", 0.0) else ("dropout",)
+        return frozenset(ABILITIES.keys() - missing)
 
-        super().__init__(heads, **shared)
+    def compilable(self) -> tuple[nn.Module, ...]:
+        """The backbone and the head of the RPN; the rest depends on how many boxes there are."""
+        return self.backbone, self.rpn.head
+
+    def look(self, seen: Seen) -> ModelOutput:
+        """Propose, classify and refine."""
+        generators = [] if seen.truths is None else self.generators(seen)
+        proposals, objectness, rpn_losses, rpn_logits = self.rpn(seen, generators)
+        found, roi_losses, class_logits, class_quality = self.roi_heads(seen, proposals, generators)
+        losses = {**roi_losses, **rpn_losses}
+        if self.training:
+            return ModelOutput(losses, [], class_quality)
+        check_finite(seen, rpn_logits, class_logits)
+        if "refined_boxes" in self.extras.columns:
+            found = self.roi_heads.refine(seen, found)
+        best = [
+            (boxes[: self._n_top], scores[: self._n_top])
+            for boxes, scores in zip(proposals, objectness, strict=True)
+        ]
+        passes: tuple[list[Detections], ...] = ()
+        if self.extras.head_passes:
+            if not self.roi_heads.box_head.dropout:
+                raise UserError(
+                    "passes with dropout need arch.args.box_head_dropout above 0, found 0.0: train "
+                    "a detector with it"
+                )
+            again = self.roi_heads.sample(seen, found, self.extras.head_passes)
+            passes = tuple(self.finish(seen, one, best) for one in again)
+        return ModelOutput(losses, self.finish(seen, found, best), head_passes=passes)
 
 
-class RetinaNet(FromConfig, OneStageDetector):
-    """RetinaNet, one stage: classes and boxes from the anchors of every level."""
+def _rows(hidden: nn.Module, last: nn.Module, levels: Sequence[Tensor], width: int) -> Tensor:
+    """[B, N, width] from maps: the wide layers in low precision, the last one not."""
+    rows = []
+    for level in levels:
+        features = hidden(level)
+        with torch.autocast(features.device.type, enabled=False):
+            values = last(features.float())
+        rows.append(values.unflatten(1, (-1, width)).permute(0, 3, 4, 1, 2).flatten(1, 3))
+    return torch.cat(rows, 1)
+
+
+class DenseHead(RetinaNetHead):
+    """torchvision's RetinaNet head whose outputs are fp32 under autocast."""
+
+    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
+        """Compute logits [B, N, K] and deltas [B, N, 4] of all levels, by torchvision's names."""
+        classes, boxes = self.classification_head, self.regression_head
+        return {
+            "cls_logits": _rows(classes.conv, classes.cls_logits, x, classes.num_classes),
+            "bbox_regression": _rows(boxes.conv, boxes.bbox_reg, x, 4),
+        }
+
+
+class RetinaNet(Detector):
+    """RetinaNet, one stage: classes and boxes from the anchors of every level.
+
+    Nothing in it is drawn at random. It has neither proposals nor RoI features: those fields of
+    Detections are zero.
+    """
 
     pyramid_anchors: ClassVar = tuple(
         (side, int(side * 2 ** (1 / 3)), int(side * 2 ** (2 / 3)))
@@ -217,31 +156,124 @@ class RetinaNet(FromConfig, OneStageDetector):
     )
 
     def __init__(self, *, topk_candidates: Count = 1000, **shared: Any) -> None:
-        """Build the detector.
+        """Build the detector, with torchvision's matching thresholds.
 
         Args:
             topk_candidates: Best candidates of a level that go into the NMS.
-            **shared: Of every family (see FromConfig).
+            **shared: Of every family (see Detector).
         """
+        super().__init__(**shared)
+        n_anchors = self.anchor_generator.num_anchors_per_location()[0]
+        self.head = DenseHead(self.backbone.out_channels, n_anchors, self.num_classes)
+        self._matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
+        self._box_coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+        self._n_candidates = topk_candidates
+        self.load_pretrained()
 
-        def heads(
-            backbone: Backbone, anchors: AnchorGenerator, classes: int, limits: dict[str, Any]
-        ) -> dict[str, Any]:
-            n_anchors = anchors.num_anchors_per_location()[0]
-            head = DenseHead(backbone.out_channels, n_anchors, classes)
-            own = {"anchor_generator": anchors, "head": head, "topk_candidates": topk_candidates}
-            return {**own, **limits}
+    @classmethod
+    def abilities(cls, args: Mapping[str, Any]) -> frozenset[str]:
+        """What there is without proposals."""
+        return frozenset({"class_probs", "class_quality", "views"})
 
-        super().__init__(heads, **shared)
+    def compilable(self) -> tuple[nn.Module, ...]:
+        """The backbone and the head; the rest depends on how many boxes there are."""
+        return self.backbone, self.head
 
+    def look(self, seen: Seen) -> ModelOutput:
+        """Classify and refine the anchors."""
+        levels = list(seen.features.values())
+        with seen.low_precision():
+            outputs = self.head(levels)
+        logits, deltas = outputs["cls_logits"], outputs["bbox_regression"]
+        # They take the dtype of the maps that they are made for; all images share one set.
+        anchors = self.anchor_generator(seen.images, [level.float() for level in levels])[0]
+        losses: dict[str, Tensor] = {}
+        quality = None
+        if seen.truths is not None:
+            losses, quality = self._losses(logits, deltas, anchors, seen.truths)
+        if self.training:
+            return ModelOutput(losses, [], quality)
+        check_finite(seen, logits, deltas)
+        if self.extras.head_passes:
+            raise UserError("passes with dropout need RoI heads, which RetinaNet does not have")
+        n_anchors = self.anchor_generator.num_anchors_per_location()[0]
+        sizes = [level[0, 0].numel() * n_anchors for level in levels]
+        found = [
+            self._detect(of_image, boxes, anchors, sizes, shape)
+            for of_image, boxes, shape in zip(logits, deltas, seen.images.image_sizes, strict=True)
+        ]
+        return ModelOutput(losses, self.finish(seen, found))
 
-def _roi_pool(strides: Sequence[int]) -> RoIPool:
-    """RoI pooling whose scales are fixed here.
+    def _losses(
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, truths: Sequence[Truth]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Focal loss and L1 as in torchvision, by the image's positives; the class quality."""
+        matches = [match(self._matcher, truth, anchors) for truth in truths]
+        states = torch.stack([state for _, state in matches])
+        images, row = torch.where(states == 1)
+        boxes_of = [matched[state == 1] for matched, state in matches]
+        goals, label, regress = (
+            torch.cat(
+                [getattr(truth, name)[of] for truth, of in zip(truths, boxes_of, strict=True)]
+            )
+            for name in ("boxes", "labels", "regress")
+        )
+        wanted = torch.zeros_like(logits)
+        wanted[images, row, label] = 1.0
+        focal = sigmoid_focal_loss(logits, wanted).sum(2)
+        of_positives, sources = deltas[images, row], anchors[row]
+        distance = F.l1_loss(
+            of_positives, self._box_coder.encode_single(goals, sources), reduction="none"
+        ).sum(1)
+        sums = distance.new_zeros(len(truths)).index_add(0, images, distance * regress)
+        divisors = (states == 1).sum(1).clamp(min=1)
+        losses = {
+            "loss_classifier": (focal * (states >= 0)).sum(1) / divisors,
+            "loss_box_reg": sums / divisors,
+        }
+        with torch.no_grad():
+            quality = class_quality(
+                logits[images, row, label].sigmoid(),
+                self._box_coder.decode_single(of_positives, sources),
+                goals,
+                (images, label),
+                (len(truths), self.num_classes - 1),
+            )
+        return losses, quality
 
-    The stock layer derives them from the first batch it sees, and keeps them.
-    """
-    names = [str(level) for level in range(len(strides))]
-    pool = RoIPool(names, output_size=7, sampling_ratio=2)
-    pool.scales = [1 / stride for stride in strides]
-    pool.map_levels = initLevelMapper(int(math.log2(strides[0])), int(math.log2(strides[-1])))
-    return pool
+    def _detect(
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        anchors: Tensor,
+        sizes: list[int],
+        shape: tuple[float, float],
+    ) -> Found:
+        """Detections of one image, as torchvision's but for boxes without area.
+
+        One flat index over (anchor, foreground class) goes through every step, and everything is
+        gathered by it at the end. A foreground class has its share of the sigmoid scores times the
+        best of them; the rest is background's.
+        """
+        score_thresh, nms_thresh, most = self.limits
+        index, of_levels, start = [], [], 0
+        for level in logits.split(sizes):
+            # Level by level, as torchvision does: a vectorised sigmoid rounds by place.
+            of_levels.append(level.sigmoid()[:, 1:])
+            scores = of_levels[-1].flatten()
+            above = torch.where(scores > score_thresh)[0]
+            best = scores[above].topk(min(len(above), self._n_candidates))[1]
+            index.append(above[best] + start)
+            start += len(scores)
+        probs = torch.cat(of_levels)
+        n_foreground, flat = probs.shape[1], probs.flatten()
+        kept = torch.cat(index)
+        rows, labels, scores = kept // n_foreground, kept % n_foreground + 1, flat[kept]
+        boxes = self._box_coder.decode_single(deltas[rows], anchors[rows])
+        boxes = clip_boxes_to_image(boxes, shape)
+        best = kept_rows(boxes, scores, labels, nms_thresh, most)
+        of_rows = probs[rows[best]]
+        top = of_rows.amax(1, keepdim=True)
+        shares = top * of_rows / of_rows.sum(1, keepdim=True)
+        class_probs = torch.cat([1 - top, shares], 1)
+        return Found(boxes[best], labels[best], scores[best], class_probs)

@@ -43,20 +43,15 @@ class SharedBatchNorm(nn.BatchNorm2d):
         sums, squares, number = totals.split([x.shape[1], x.shape[1], 1])
         mean = sums / number
         variance = (squares / number - mean.square()).clamp(min=0)
+        assert self.momentum is not None and self.num_batches_tracked is not None
         with torch.no_grad():
-            assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
-            rate = self.momentum
-            if rate is None:
-                rate = 1 / float(self.num_batches_tracked)
             unbiased = variance * number / (number - 1).clamp(min=1)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate)
+            for running, own in ((self.running_mean, mean), (self.running_var, unbiased)):
+                running.lerp_(own.to(running.dtype), self.momentum)
         scale = (variance + self.eps).rsqrt()
-        result = (wide - mean[:, None, None]) * scale[:, None, None]
-        if self.affine:
-            result = result.to(x.dtype) * self.weight[:, None, None] + self.bias[:, None, None]
-        return result.to(x.dtype)
+        result = ((wide - mean[:, None, None]) * scale[:, None, None]).to(x.dtype)
+        return (result * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 def share_batch_norm(model: nn.Module) -> None:

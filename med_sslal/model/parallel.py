@@ -119,11 +119,10 @@ def scatter_parts(
 def part_to(part: Part, device: torch.device) -> Part:
     """A copy of a part on `device`; frames stay on the CPU."""
     images, targets, frames = part
-    moved = (
-        images.to(device, non_blocking=True)
-        if isinstance(images, Tensor)
-        else [image.to(device, non_blocking=True) for image in images]
-    )
+    if isinstance(images, Tensor):
+        moved: Tensor | list[Tensor] = images.to(device, non_blocking=True)
+    else:
+        moved = [image.to(device, non_blocking=True) for image in images]
     return moved, targets and [target.to(device, True) for target in targets], frames
 
 

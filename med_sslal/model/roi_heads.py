@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.roi_heads import RoIHeads as StockRoIHeads
-from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
-from torchvision.ops import remove_small_boxes as large_enough
+from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
-from med_sslal.model.detector import Found, Seen
+from med_sslal.model.detector import Found, Seen, kept_rows
 from med_sslal.model.targets import (
     Sampler,
     Samples,
@@ -91,11 +90,8 @@ class RoIHeads(StockRoIHeads):
         box_roi_pool: MultiScaleRoIAlign,
         box_head: BoxHead,
         box_predictor: nn.Module,
-        *,
         batch_size_per_image: int,
-        score_thresh: float,
-        nms_thresh: float,
-        detections_per_img: int,
+        limits: tuple[float, float, int],
     ) -> None:
         """Make it with torchvision's matching thresholds.
 
@@ -104,23 +100,11 @@ class RoIHeads(StockRoIHeads):
             box_head: RoIs to [R, F], with dropout on request.
             box_predictor: [R, F] to logits [R, C] and deltas [R, 4C].
             batch_size_per_image: Candidates that are sampled for the losses.
-            score_thresh: Detections need a higher score.
-            nms_thresh: IoU above which the lower score of a class is dropped.
-            detections_per_img: Most detections of an image.
+            limits: See Detector.
         """
-        super().__init__(
-            box_roi_pool,
-            box_head,
-            box_predictor,
-            fg_iou_thresh=0.5,
-            bg_iou_thresh=0.5,
-            batch_size_per_image=batch_size_per_image,
-            positive_fraction=0.25,
-            bbox_reg_weights=None,
-            score_thresh=score_thresh,
-            nms_thresh=nms_thresh,
-            detections_per_img=detections_per_img,
-        )
+        # Foreground and background IoU, samples and share of positives, default box weights.
+        sampling = (0.5, 0.5, batch_size_per_image, 0.25, None)
+        super().__init__(box_roi_pool, box_head, box_predictor, *sampling, *limits)
         self.fg_bg_sampler = Sampler(batch_size_per_image, 0.25)
 
     def forward(
@@ -185,14 +169,14 @@ class RoIHeads(StockRoIHeads):
         Returns:
             One list of B entries per pass; rows are those of `results`, without another NMS.
         """
-        shapes = seen.images.image_sizes
         counts = [len(result.labels) for result in results]
         sources = torch.cat([one.proposals for one in results if one.proposals is not None])
         labels = torch.cat([result.labels for result in results])
         owners = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
         rows = torch.arange(len(labels), device=labels.device)
         with seen.low_precision():
-            pooled = self.box_roi_pool(seen.features, list(sources.split(counts)), list(shapes))
+            shapes = list(seen.images.image_sizes)
+            pooled = self.box_roi_pool(seen.features, list(sources.split(counts)), shapes)
             hidden = self.box_head.first(pooled)
         passes = []
         for number in numbers:
@@ -201,14 +185,18 @@ class RoIHeads(StockRoIHeads):
                 sampled = self.box_head.sampled(hidden, masks[:, owners].to(hidden.device))
             logits, deltas = self.box_predictor(sampled.float())
             probs = logits.softmax(-1)
-            parts = zip(
+            columns = (
+                results,
                 self._decode(seen, deltas, labels, sources.split(counts)),
-                labels.split(counts),
                 probs[rows, labels].split(counts),
                 probs.split(counts),
-                strict=True,
             )
-            passes.append([Found(*part) for part in parts])
+            passes.append(
+                [
+                    Found(boxes, one.labels, scores, class_probs, one.proposals)
+                    for one, boxes, scores, class_probs in zip(*columns, strict=True)
+                ]
+            )
         return passes
 
     def refine(self, seen: Seen, results: Sequence[Found]) -> list[Found]:
@@ -254,14 +242,11 @@ class RoIHeads(StockRoIHeads):
         classification = F.cross_entropy(logits, samples.labels, reduction="none")
         classification, regression = stage_losses(samples, classification, of_class, goals)
         with torch.no_grad():
-            images = torch.arange(len(samples.counts)).repeat_interleave(
-                torch.tensor(samples.positive_counts)
-            )
             quality = class_quality(
                 logits[positives].softmax(-1).gather(1, labels[:, None])[:, 0],
                 self.box_coder.decode_single(of_class, sources[positives]),
                 samples.boxes,
-                (images.to(labels.device, non_blocking=True), labels),
+                (samples.images[positives], labels),
                 (len(samples.counts), logits.shape[1] - 1),
             )
         return {"loss_classifier": classification, "loss_box_reg": regression}, quality
@@ -286,15 +271,18 @@ class RoIHeads(StockRoIHeads):
         flat_boxes = boxes[:, 1:].reshape(-1, 4)
         flat_scores = probs[:, 1:].reshape(-1)
         index = torch.where(flat_scores > self.score_thresh)[0]
-        index = index[large_enough(flat_boxes[index], min_size=1e-2)]
-        labels = index % n_foreground + 1
-        kept = batched_nms(flat_boxes[index], flat_scores[index], labels, self.nms_thresh)
-        kept = kept[: self.detections_per_img]
-        index, labels = index[kept], labels[kept]
+        kept = kept_rows(
+            flat_boxes[index],
+            flat_scores[index],
+            index % n_foreground + 1,
+            self.nms_thresh,
+            self.detections_per_img,
+        )
+        index = index[kept]
         rows = index // n_foreground
         return Found(
             flat_boxes[index],
-            labels,
+            index % n_foreground + 1,
             flat_scores[index],
             probs[rows],
             proposals[rows],

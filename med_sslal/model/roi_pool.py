@@ -4,12 +4,14 @@ Shape shorthand: B images, R RoIs, L levels, C channels, P bins along a side, S 
 of a bin.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
 
 
 class RoIPool(MultiScaleRoIAlign):
@@ -26,7 +28,16 @@ class RoIPool(MultiScaleRoIAlign):
     cells. torchvision's own substitute sorts an entry for every channel of every sample.
     """
 
-    scales: list[float] | None
+    scales: list[float]
+
+    def __init__(self, strides: Sequence[int]) -> None:
+        """Make it for levels of these strides, with 7 bins of 2 samples along a side.
+
+        The stock layer derives the scales from the first batch it sees, and keeps them.
+        """
+        super().__init__([str(level) for level in range(len(strides))], 7, 2)
+        self.scales = [1 / stride for stride in strides]
+        self.map_levels = initLevelMapper(int(math.log2(strides[0])), int(math.log2(strides[-1])))
 
     def forward(
         self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
@@ -36,7 +47,7 @@ class RoIPool(MultiScaleRoIAlign):
         Args:
             x: Level name to [B, C, h, w].
             boxes: B tensors float32 [*, 4].
-            image_shapes: B valid (height, width); unused where `scales` are set.
+            image_shapes: Unused, as the scales are set.
 
         Returns:
             [R, C, P, P] in the dtype of the maps.
@@ -46,28 +57,25 @@ class RoIPool(MultiScaleRoIAlign):
             stock = not self.training and levels[0].dtype == torch.float32
         else:
             stock = not torch.are_deterministic_algorithms_enabled()
-        if stock or self.scales is None:
+        if stock:
             return super().forward(x, boxes, image_shapes)
-        return self._bags(levels, boxes, self.scales)
+        return self._bags(levels, boxes)
 
-    def _bags(
-        self, levels: Sequence[Tensor], boxes: Sequence[Tensor], scales: Sequence[float]
-    ) -> Tensor:
+    def _bags(self, levels: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Pool by weighted sums of cells."""
         rois = torch.cat(list(boxes))
         device = rois.device
         n_cells = torch.tensor([level[0, 0].numel() for level in levels], device=device)
         starts = (n_cells * len(boxes)).cumsum(0) - n_cells * len(boxes)
         counts = torch.tensor([len(of_image) for of_image in boxes])
-        owners = torch.arange(len(boxes)).repeat_interleave(counts, output_size=len(rois))
-        owners = owners.to(device)
+        owners = torch.arange(len(boxes)).repeat_interleave(counts).to(device)
         if len(levels) == 1:
             numbers = torch.zeros_like(owners)
         else:
             assert self.map_levels is not None
             numbers = self.map_levels(list(boxes))
         sides = torch.tensor([level.shape[:1:-1] for level in levels], device=device)[numbers]
-        own_scales = torch.tensor(scales, device=device)[numbers]
+        own_scales = torch.tensor(self.scales, device=device)[numbers]
         cells, weights = self._samples(rois * own_scales[:, None], sides)
         # [R, P, 2S] rows and columns become [R, P, P, 2S, 2S] cells of all maps in a row.
         first = starts[numbers] + owners * n_cells[numbers]

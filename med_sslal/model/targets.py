@@ -62,36 +62,29 @@ def read_targets(
     facts = torch.stack([ignore, good_box, good_label | ignore]).cpu()
     sizes = [len(target.labels) for target in targets]
     truths = []
-    for i, (target, of_image) in enumerate(zip(targets, facts.split(sizes, 1), strict=True)):
-        is_ignored, box_ok, label_ok = of_image
-        if not (box_ok.all() and label_ok.all()):
-            name = names[i] if names else f"number {i + 1} of the batch"
-            raise DataError(_complaint(target, box_ok, label_ok, num_classes, name))
-        truths.append(_split(target, is_ignored))
+    for i, (target, (is_ignored, box_ok, label_ok)) in enumerate(
+        zip(targets, facts.split(sizes, 1), strict=True)
+    ):
+        name = names[i] if names else f"number {i + 1} of the batch"
+        if not box_ok.all():
+            found = target.boxes[~box_ok][0].tolist()
+            raise DataError(
+                f"image {name}: boxes must be finite xyxy of positive area, found {found}"
+            )
+        if not label_ok.all():
+            raise DataError(
+                f"image {name}: labels must lie in 1 to {num_classes - 1} (0 is background), "
+                f"found {int(target.labels[~label_ok][0])}"
+            )
+        # The flags lie on the host, so nothing waits for a device.
+        real, ignored = (
+            (is_ignored == flag).nonzero()[:, 0].to(boxes.device) for flag in (False, True)
+        )
+        regress = target.regress.to(boxes.dtype)[real]
+        truths.append(
+            Truth(target.boxes[real], target.labels[real], regress, target.boxes[ignored])
+        )
     return truths
-
-
-def _complaint(
-    target: Target, box_ok: Tensor, label_ok: Tensor, num_classes: int, name: str
-) -> str:
-    """The sentence about the first bad box of an image."""
-    if not box_ok.all():
-        row = int((~box_ok).nonzero()[0])
-        found = target.boxes[row].tolist()
-        return f"image {name}: boxes must be finite xyxy of positive area, found {found}"
-    row = int((~label_ok).nonzero()[0])
-    return (
-        f"image {name}: labels must lie in 1 to {num_classes - 1} (0 is background), found "
-        f"{int(target.labels[row])}"
-    )
-
-
-def _split(target: Target, is_ignored: Tensor) -> Truth:
-    """Separate ignore regions; `is_ignored` lies on the host, so nothing waits for a device."""
-    device = target.boxes.device
-    real, ignored = ((is_ignored == flag).nonzero()[:, 0].to(device) for flag in (False, True))
-    regress = target.regress.to(target.boxes.dtype)
-    return Truth(target.boxes[real], target.labels[real], regress[real], target.boxes[ignored])
 
 
 def match(matcher: Matcher, truth: Truth, candidates: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,22 +146,22 @@ class Samples:
     """The sampled candidates of a batch; each image's positives stand before its negatives.
 
     Attributes:
+        counts: Samples of each image.
         rows: int64 [S] into the candidates of the batch, image after image.
+        images: int64 [S], the image of each.
         positives: int64 [Q] into the samples.
         boxes: float32 [Q, 4], the box that each positive is to become.
         labels: int64 [S], 0 for negatives.
         regress: float32 [Q].
-        counts: Samples of each image.
-        positive_counts: Positives of each image.
     """
 
+    counts: tuple[int, ...]
     rows: Tensor
+    images: Tensor
     positives: Tensor
     boxes: Tensor
     labels: Tensor
     regress: Tensor
-    counts: tuple[int, ...]
-    positive_counts: tuple[int, ...]
 
 
 def draw_samples(
@@ -182,33 +175,28 @@ def draw_samples(
 
     The generators are private ones of the sampler, None for the global one.
     """
-    rows, positives, boxes, labels, regress = [], [], [], [], []
-    counts, positive_counts = [], []
-    first_row = first_sample = 0
-    for truth, of_image, generator in zip(truths, candidates, generators, strict=True):
+    counts: list[int] = []
+    parts, first_row = [], 0
+    for number, (truth, of_image, generator) in enumerate(
+        zip(truths, candidates, generators, strict=True)
+    ):
         matched, state = match(matcher, truth, of_image)
         positive, negative = sampler.sample(state, generator)
-        n_positive, n = len(positive), len(positive) + len(negative)
-        index = matched[positive]
-        rows += [positive + first_row, negative + first_row]
-        positives.append(torch.arange(first_sample, first_sample + n_positive))
-        boxes.append(truth.boxes[index])
-        labels += [truth.labels[index], torch.zeros_like(negative)]
-        regress.append(truth.regress[index])
-        counts.append(n)
-        positive_counts.append(n_positive)
+        rows, of_positive = torch.cat([positive, negative]), matched[positive]
+        parts.append(
+            (
+                rows + first_row,
+                torch.full_like(rows, number),
+                torch.arange(len(positive), device=rows.device) + sum(counts),
+                truth.boxes[of_positive],
+                torch.cat([truth.labels[of_positive], torch.zeros_like(negative)]),
+                truth.regress[of_positive],
+            )
+        )
+        counts.append(len(rows))
         first_row += len(of_image)
-        first_sample += n
-    device = candidates[0].device
-    return Samples(
-        torch.cat(rows),
-        torch.cat(positives).to(device, non_blocking=True),
-        torch.cat(boxes),
-        torch.cat(labels),
-        torch.cat(regress),
-        tuple(counts),
-        tuple(positive_counts),
-    )
+    columns = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Samples(tuple(counts), *columns)
 
 
 def class_quality(
@@ -241,14 +229,6 @@ def class_quality(
     return sums.view(*shape, 2)
 
 
-def _sum_per_image(values: Tensor, counts: Sequence[int], divisors: Sequence[int]) -> Tensor:
-    """Entries, image after image, added up by image [B] and divided; 0 counts as 1."""
-    images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    scale = 1.0 / torch.tensor(divisors, dtype=values.dtype).clamp(min=1)
-    sums = values.new_zeros(len(counts)).index_add(0, images.to(values.device), values)
-    return sums * scale.to(values.device)
-
-
 def stage_losses(
     samples: Samples, classification: Tensor, deltas: Tensor, goals: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -264,7 +244,14 @@ def stage_losses(
         Classification and smooth L1 regression, float32 [B] each.
     """
     regression = F.smooth_l1_loss(deltas, goals, beta=1 / 9, reduction="none").sum(1)
+    scale = 1.0 / torch.tensor(samples.counts, dtype=deltas.dtype).clamp(min=1)
+    scale = scale.to(deltas.device)
+
+    def per_image(values: Tensor, images: Tensor) -> Tensor:
+        return values.new_zeros(len(scale)).index_add(0, images, values) * scale
+
+    of_positives = samples.images[samples.positives]
     return (
-        _sum_per_image(classification, samples.counts, samples.counts),
-        _sum_per_image(regression * samples.regress, samples.positive_counts, samples.counts),
+        per_image(classification, samples.images),
+        per_image(regression * samples.regress, of_positives),
     )

@@ -37,13 +37,10 @@ class ClassDifficulty(Hook):
 
     def after_step(self, trainer: BaseTrainer, outcome: StepOutcome) -> None:
         """Take in the labelled images of a step."""
-        if outcome.class_quality is not None:
-            counted = ~outcome.pseudo if outcome.share else torch.zeros_like(outcome.pseudo)
-            self._update(outcome.class_quality, counted)
-
-    def _update(self, quality: Tensor, counted: Tensor) -> None:
-        """Take in sum and number [B, K, 2] by image and class; `counted` [B]: of these."""
-        sums = self._world.sum((quality * counted[:, None, None]).sum(0))
+        if outcome.class_quality is None:
+            return
+        counted = ~outcome.pseudo if outcome.share else torch.zeros_like(outcome.pseudo)
+        sums = self._world.sum((outcome.class_quality * counted[:, None, None]).sum(0))
         total, number = sums.unbind(1)
         if self._quality is None or self._weight is None:
             self._quality = self._weight = torch.zeros_like(total)

@@ -26,17 +26,10 @@ def cycle_row(
     results: Mapping[str, Any],
     seconds: float,
 ) -> dict[str, Any]:
-    """One cycle's line of the table.
+    """Line `number` of the table: of a cycle that trained on `labels` and `pseudo`.
 
-    Args:
-        setup: The run.
-        number: The cycle.
-        labels: The labelled set that it trained on.
-        pseudo: The pseudo-labels besides, None in cycle 0 and without any.
-        quality: What `pseudo_quality` gave.
-        training: What `training.json` says.
-        results: What `evaluate` gave, by split.
-        seconds: How long the evaluation took.
+    `quality` is what `pseudo_quality` gave, `training` what `training.json` says, `results` what
+    `evaluate` gave by split, and `seconds` how long that took.
     """
     n_boxes = sum(label.n_objects for label in labels.values())
     added = pseudo.labels if pseudo else {}

@@ -32,57 +32,53 @@ LATEST = "latest"
 _CYCLE, _NUMBERED = re.compile(r"cycle_(\d+)"), re.compile(r"checkpoint_epoch(\d+)\.pth")
 
 
-class ResultFolder:
-    """A folder of results: that of a cycle, of `test.py` or of the command `select`.
+class File:
+    """A file, or a folder, of a folder: an attribute that is its path."""
 
-    Attributes:
-        path: The folder.
-        metrics: What was measured; written last, so it says that an evaluation is finished.
-        predictions: Detections in COCO's form; on the test split, in a cycle's folder.
-        selection: What a query took, and why.
-        pictures: Pictures of it.
-    """
+    def __init__(self, name: str) -> None:
+        """Name it."""
+        self._name = name
+
+    def __get__(self, folder: "Folder", kind: type) -> Path:
+        """Its path in that folder."""
+        return folder.path / self._name
+
+
+class Folder:
+    """A folder whose class lists what lies in it."""
 
     def __init__(self, path: Path) -> None:
-        """Name the files; nothing is looked at."""
+        """Take the path; nothing is looked at."""
         self.path = path
-        self.metrics = path / "metrics.json"
-        self.predictions = path / "predictions.json"
-        self.selection = path / "selection.json"
-        self.pictures = path / "images.png"
+
+    def __str__(self) -> str:
+        """The path."""
+        return str(self.path)
+
+
+class ResultFolder(Folder):
+    """A folder of results: that of a cycle, of `test.py` or of the command `select`."""
+
+    metrics = File("metrics.json")  # Written last: says that an evaluation is finished.
+    predictions = File("predictions.json")  # In COCO's form; on the test split, in a cycle.
+    selection = File("selection.json")  # What a query took, and why.
+    pictures = File("images.png")  # Of it.
 
 
 class CycleFolder(ResultFolder):
-    """The folder `cycle_NN` of a run.
+    """The folder `cycle_NN` of a run."""
 
-    Attributes:
-        pool: Labelled and unlabelled ids of its training.
-        training: Outcome of the training; says that it has ended.
-        timing: Seconds of the stages after it.
-        val_predictions: As `predictions`, on the validation split.
-        detections: What the model saw on the images that a report shows.
-        pseudo_labels: Those for the next cycle's training.
-        record: The pool record, itself a folder.
-        val_record: The same of the validation images.
-        finds: What the criterion finds on these.
-        best: Checkpoint of the best model.
-        last: Checkpoint of the position that the training has reached.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Name the files; nothing is looked at."""
-        super().__init__(path)
-        self.pool = path / "pool.json"
-        self.training = path / "training.json"
-        self.timing = path / "timing.json"
-        self.val_predictions = path / "predictions_val.json"
-        self.detections = path / "selection_detections.json"
-        self.pseudo_labels = path / "pseudo_labels.json"
-        self.record = path / "record"
-        self.val_record = path / "record_val"
-        self.finds = path / "finds.json"
-        self.best = path / "model_best.pth"
-        self.last = path / "checkpoint_last.pth"
+    pool = File("pool.json")  # Labelled and unlabelled ids of its training.
+    training = File("training.json")  # Outcome of the training; says that it has ended.
+    timing = File("timing.json")  # Seconds of the stages after it.
+    val_predictions = File("predictions_val.json")
+    detections = File("selection_detections.json")  # On the images that a report shows.
+    pseudo_labels = File("pseudo_labels.json")  # For the next cycle's training.
+    record = File("record")  # The pool record, itself a folder.
+    val_record = File("record_val")  # The same of the validation images.
+    finds = File("finds.json")  # What the criterion finds on these.
+    best = File("model_best.pth")  # Checkpoint of the best model.
+    last = File("checkpoint_last.pth")  # Of the position that the training has reached.
 
     @classmethod
     def around(cls, path: Path) -> "CycleFolder | None":
@@ -125,14 +121,8 @@ class CycleFolder(ResultFolder):
     @property
     def until_measured(self) -> tuple[Path, ...]:
         """The small files of a cycle that is measured; the last one says that it is."""
-        return (
-            self.pool,
-            self.timing,
-            self.predictions,
-            self.val_predictions,
-            self.training,
-            self.metrics,
-        )
+        predicted = (self.predictions, self.val_predictions)
+        return (self.pool, self.timing, *predicted, self.training, self.metrics)
 
     @property
     def checkpoints(self) -> list[Path]:
@@ -145,12 +135,9 @@ class CycleFolder(ResultFolder):
 
     def resumable(self) -> list[Path]:
         """Checkpoints that hold a training state, the furthest first."""
-        numbered = {
-            int(found[1]): path
-            for path in self.checkpoints
-            if (found := _NUMBERED.fullmatch(path.name))
-        }
-        places = (self.last, previous(self.last), *(numbered[n] for n in sorted(numbered)[::-1]))
+        found = [(_NUMBERED.fullmatch(path.name), path) for path in self.checkpoints]
+        numbered = sorted(((int(name[1]), path) for name, path in found if name), reverse=True)
+        places = (self.last, previous(self.last), *(path for _, path in numbered))
         return [path for path in places if path.is_file()]
 
     def drop_numbered(self) -> None:
@@ -179,40 +166,19 @@ class CycleFolder(ResultFolder):
         self.training.unlink()
 
 
-class RunFolder:
-    """The folder of a run.
+class RunFolder(Folder):
+    """The folder of a run."""
 
-    Attributes:
-        path: The folder.
-        config: The resolved config; what has none is no run folder.
-        split: Ids by split.
-        initial: Checkpoint of the weights that every cycle starts from.
-        initial_selection: The initial set, where it was picked and not drawn.
-        initial_record: What it is picked from, while it is.
-        environment: Versions, processor, device and threads.
-        log: Everything that was said.
-        summary: The table of its cycles, and whether it is finished.
-        table: The table alone.
-        report: Its page.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Name the files; nothing is looked at."""
-        self.path = path
-        self.config = path / "config.json"
-        self.split = path / "split.json"
-        self.initial = path / "initial.pth"
-        self.initial_selection = path / "initial_selection.json"
-        self.initial_record = path / "initial_record"
-        self.environment = path / "environment.json"
-        self.log = path / "train.log"
-        self.summary = path / "summary.json"
-        self.table = path / "results.csv"
-        self.report = path / REPORT
-
-    def __str__(self) -> str:
-        """The path."""
-        return str(self.path)
+    config = File("config.json")  # As resolved; what has none is no run folder.
+    split = File("split.json")  # Ids by split.
+    initial = File("initial.pth")  # Checkpoint of the weights that every cycle starts from.
+    initial_selection = File("initial_selection.json")  # Where it was picked and not drawn.
+    initial_record = File("initial_record")  # What it is picked from, while it is.
+    environment = File("environment.json")  # Versions, processor, device and threads.
+    log = File("train.log")  # Everything that was said.
+    summary = File("summary.json")  # The table of its cycles, and whether it is finished.
+    table = File("results.csv")  # The table alone.
+    report = File(REPORT)  # Its page.
 
     @property
     def exists(self) -> bool:

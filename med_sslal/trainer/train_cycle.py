@@ -56,13 +56,13 @@ def train_cycle(
 
     Args:
         setup: The run.
-        folder: The cycle's folder; it exists.
+        folder: Of the cycle; it exists.
         cycle: Its number.
-        labels: The labelled set, in the order of labelling.
-        pseudo: Pseudo-labels, disjoint from it.
+        labels: The labelled set, in the order of labelling; `pseudo` is disjoint from it.
+        pseudo: Pseudo-labels.
         pool: Saved in the checkpoints.
         initial: Checkpoint of the initial weights.
-        before: Folder of the previous cycle, None in cycle 0.
+        before: The previous cycle, None in cycle 0.
         stop: Checked before every batch.
 
     Returns:

@@ -1,14 +1,13 @@
 """Class-conditional matching similarity (Yang et al., CVPR 2024, the second stage of PPAL)."""
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from med_sslal.al.arrays import SCORE_DECIMALS
 from med_sslal.al.criteria.base import confidence
 from med_sslal.al.record import PLAIN, PoolRecord, RecordSection
 from med_sslal.al.selectors.base import Choice, Selector, Values
 
-# Similarities of detections to images held at once; a block takes 64 MB.
+# Similarities of detections held at once; a block takes 64 MB.
 BLOCK_VALUES = 2**24
 WHOLE = 10**SCORE_DECIMALS
 
@@ -81,26 +80,14 @@ def _add_class(
 
     The class's detections, R of them with features of length 1, are sorted by image (`owners`).
     """
-    present, starts, places, sizes = np.unique(
-        owners, return_index=True, return_inverse=True, return_counts=True
-    )
-    # Layer l is the l-th detection of every image that has so many. With the images of most
-    # detections first, a layer is a product with the head of the columns, and nothing is padded.
-    most_first = np.argsort(-sizes, kind="stable")
-    images, starts, sizes = present[most_first], starts[most_first], sizes[most_first]
-    layers = [
-        features[starts[: np.count_nonzero(sizes > layer)] + layer] for layer in range(sizes[0])
-    ]
-    step = max(1, BLOCK_VALUES // len(images))
+    images, starts = np.unique(owners, return_index=True)
+    step = max(1, BLOCK_VALUES // len(owners))
     for start in range(0, len(owners), step):
         block = slice(start, start + step)
-        best = np.zeros((len(owners[block]), len(images)), dtype=np.float32)
-        for layer in layers:
-            head = best[:, : len(layer)]
-            np.maximum(head, features[block] @ layer.T, out=head)
-        weights = csr_array((sure[block], (places[block], np.arange(len(best)))))
-        weights.resize(len(images), len(best))
-        similarity[np.ix_(present, images)] += weights @ best
+        best = np.maximum.reduceat(features[block] @ features.T, starts, axis=1).clip(min=0)
+        present, first = np.unique(owners[block], return_index=True)
+        sums = np.add.reduceat(sure[block, None] * best, first, axis=0)
+        similarity[np.ix_(present, images)] += sums
 
 
 def _k_medoids(

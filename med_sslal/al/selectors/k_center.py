@@ -13,8 +13,6 @@ from med_sslal.al.selectors.base import Choice, Selector, Values
 
 # Images that the candidates are compared with at once: with 20,000 candidates a block takes 10 MB.
 BLOCK_CENTERS = 64
-# Candidates that a round of choices looks at.
-N_FARTHEST = 512
 
 
 class KCenter(Selector):
@@ -36,51 +34,20 @@ class KCenter(Selector):
         """Take the farthest candidate until the budget is spent."""
         points = whole_embeddings(record.section(PLAIN).embeddings[candidates])
         nearest, lengths = np.full(len(candidates), np.inf), squared_lengths(points)
-        _approach(nearest, points, lengths, whole_embeddings(record.labelled_embeddings))
+        known = whole_embeddings(record.labelled_embeddings)
+        for start in range(0, len(known), BLOCK_CENTERS):
+            block = known[start : start + BLOCK_CENTERS]
+            distances = squared_distances(points, block, lengths)
+            np.minimum(nearest, distances.min(axis=1), out=nearest)
         choices: list[Choice] = []
-        while len(choices) < budget:
-            taken = _round(nearest, points, budget - len(choices))
-            places = [place for place, _ in taken]
-            choices += [Choice(int(candidates[place]), _reason(far)) for place, far in taken]
-            _approach(nearest, points, lengths, points[places])
+        for _ in range(budget):
+            place = int(nearest.argmax())
+            choices.append(Choice(int(candidates[place]), _reason(float(nearest[place]))))
+            distances = squared_distances(points, points[[place]], lengths)
+            np.minimum(nearest, distances[:, 0], out=nearest)
             # Below every distance, also that of an equal embedding.
-            nearest[places] = -1.0
+            nearest[place] = -1.0
         return choices
-
-
-def _round(nearest: np.ndarray, points: np.ndarray, budget: int) -> list[tuple[int, float]]:
-    """The next choices as far as the farthest candidates alone tell them.
-
-    Distances only fall: whoever among these is still farther than all others were at the start of
-    the round is the farthest of all, so the others wait for one product with all that is chosen.
-    Gives place and squared distance then of one choice or more, up to `budget`.
-    """
-    if np.isinf(nearest[0]):
-        return [(0, np.inf)]
-    n_others = max(0, len(nearest) - N_FARTHEST)
-    # With all that tie for the last place, so that the others are strictly nearer.
-    farthest = np.flatnonzero(nearest >= np.partition(nearest, n_others)[n_others])
-    limit = np.delete(nearest, farthest).max(initial=-1.0)
-    own, near = points[farthest], nearest[farthest]
-    taken: list[tuple[int, float]] = []
-    while len(taken) < budget:
-        place = int(near.argmax())
-        if near[place] <= limit:
-            break
-        taken.append((int(farthest[place]), float(near[place])))
-        np.minimum(near, squared_distances(own, own[[place]])[:, 0], out=near)
-        near[place] = -1.0
-    return taken
-
-
-def _approach(
-    nearest: np.ndarray, points: np.ndarray, lengths: np.ndarray, centers: np.ndarray
-) -> None:
-    """Lower `nearest`, in place, to the squared distance of each point to the nearest center."""
-    for start in range(0, len(centers), BLOCK_CENTERS):
-        block = centers[start : start + BLOCK_CENTERS]
-        distances = squared_distances(points, block, lengths)
-        np.minimum(nearest, distances.min(axis=1), out=nearest)
 
 
 def _reason(squared: float) -> str:
