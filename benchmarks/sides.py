@@ -21,7 +21,7 @@ from benchmarks.options import ANCHORS, Options
 from benchmarks.timing import Side, Tap
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import PoolRecord, RecordHeader
-from med_sslal.al.scoring import score_pool
+from med_sslal.al.scoring import record_pool, see
 from med_sslal.base.base_data_loader import BaseDataLoader
 from med_sslal.base.base_dataset import BaseDataset, Images, Labels
 from med_sslal.base.base_model import BaseModel
@@ -300,15 +300,12 @@ def score(work: Workload, model: nn.Module, batches: Tap | Sequence[Batch]) -> P
     """The scoring pass of ours over all images of the workload."""
     header = RecordHeader("data", "model", "config", work.data.labels.class_names)
     with deterministic_algorithms(work.setup.config["deterministic"]):
-        return score_pool(
-            model,
+        return record_pool(
             Pool((), work.data.images.splits["train"]),
-            batches,
+            see(model, batches, work.device, work.setup.compute.dtype),
             (),
             work.new_folder("scoring") / "seen",
             header,
-            device=work.device,
-            dtype=work.setup.compute.dtype,
         )
 
 

@@ -12,7 +12,7 @@ from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import COLUMNS, PoolRecord
 from med_sslal.al.record_writer import RecordWriter
-from med_sslal.al.scoring import score_pool
+from med_sslal.al.scoring import record_pool, see
 from med_sslal.base.base_data_loader import BaseDataLoader
 from med_sslal.base.base_dataset import Images
 from med_sslal.base.types import ImageInfo
@@ -242,16 +242,11 @@ def loader(images, ids, batch_size):
 
 def scored(path, pool, ids, batch_size, network):
     images = Pictures([*pool.labelled, *pool.unlabelled])
-    return score_pool(
-        network,
-        pool,
-        loader(images, ids, batch_size),
-        loader(images, pool.labelled, batch_size),
-        path,
-        header(2),
-        device=torch.device("cpu"),
-        dtype=None,
+    streams = (
+        see(network, loader(images, names, batch_size), torch.device("cpu"), None)
+        for names in (ids, pool.labelled)
     )
+    return record_pool(pool, *streams, path, header(2))
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def test_the_last_cycle_is_the_one_of_the_highest_number(tmp_path: Path) -> None
     run = long_run(tmp_path)
     for number in (99, 100):
         save_checkpoint(run.cycle(number).best, {"cycle": number})
-        run.cycle(number).drop_record()
+        run.cycle(number).drop_records()
         write_record(run.cycle(number).record, {"a": detections([0.5])})
     path, content, _ = run.finished_best()
     assert (path.parent.name, content["cycle"]) == ("cycle_100", 100)

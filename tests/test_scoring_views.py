@@ -11,7 +11,7 @@ import torch
 from med_sslal.al import views as room
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import COLUMNS, OPTIONAL_COLUMNS, PLAIN, RecordHeader
-from med_sslal.al.scoring import score_pool
+from med_sslal.al.scoring import record_pool, see
 from med_sslal.al.views import View, change, parse_views
 from med_sslal.base.types import Batch, Extras, Frame, ImageInfo, UnlabelledSample
 from med_sslal.data.transforms import EvalTransform
@@ -99,9 +99,9 @@ def score(path, model, n=5, *, batch_size=3, shuffled=False, views=(*FULL, *HEAD
     labelled = [Batch.collate([sample("labelled", (64, 64))])]
     pool = Pool(("labelled",), tuple(sorted(item.frame.info.image_id for item in pictures)))
     header = RecordHeader("data", "model", "config", ("a", "b", "c"))
-    return score_pool(
-        model, pool, batches, labelled, path, header, device=CPU, dtype=None, views=views, **more
-    )
+    more["views"] = views
+    seen = see(model, batches, CPU, None, **more), see(model, labelled, CPU, None)
+    return record_pool(pool, *seen, path, header, **more)
 
 
 # What a view is.

@@ -15,7 +15,7 @@ from med_sslal.al.al_criteria import CRITERIA, SELECTORS
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import OPTIONAL_COLUMNS, PLAIN, PoolRecord, RecordHeader
-from med_sslal.al.scoring import score_pool
+from med_sslal.al.scoring import record_pool, see
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.checkpoint import load_checkpoint
 from med_sslal.cli.build import build_dataset, devices_of
@@ -87,11 +87,11 @@ def score(
         random.Random(shuffled).shuffle(unlabelled)
         random.Random(shuffled).shuffle(labelled)
     names = setup.class_names
-    return score_pool(
-        model,
+    cpu, wanted = torch.device("cpu"), {"views": ALL_VIEWS, "columns": tuple(OPTIONAL_COLUMNS)}
+    return record_pool(
         pool,
-        loader_of(setup, unlabelled, None),
-        loader_of(setup, labelled, None),
+        see(model, loader_of(setup, unlabelled, None), cpu, None, **wanted),
+        see(model, loader_of(setup, labelled, None), cpu, None),
         path,
         RecordHeader(
             images_fingerprint=setup.images.fingerprint(),
@@ -101,10 +101,7 @@ def score(
             class_counts=dict.fromkeys(names, 8),
             class_difficulty=dict.fromkeys(names, 0.5),
         ),
-        device=torch.device("cpu"),
-        dtype=None,
-        views=ALL_VIEWS,
-        columns=tuple(OPTIONAL_COLUMNS),
+        **wanted,
     )
 
 

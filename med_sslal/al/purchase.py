@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import count
 
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.oracle import SimulatedOracle
@@ -32,22 +33,19 @@ def purchase(
         The images that were paid for; none only where no unlabelled image can be.
     """
     budget, costs = helper.budget_num, helper.costs
-    plan = helper.query(record, pool, budget, cycle, positions)
-    paid, n_planned = oracle.label_within(plan.image_ids, costs, budget), len(plan.items)
-    beyond: set[str] = set()
-    longer = budget
-    while not paid and plan.items and len(beyond) + len(plan.items) < len(pool.unlabelled):
-        beyond |= set(plan.image_ids)
-        longer *= 2
-        plan = helper.query(record, pool, longer, cycle, positions, without=beyond)
+    planned: set[str] = set()
+    for longer in count():
+        plan = helper.query(record, pool, budget * 2**longer, cycle, positions, without=planned)
         paid = oracle.label_within(plan.image_ids, costs, budget)
-        n_planned += len(plan.items)
+        planned |= set(plan.image_ids)
+        if paid or not plan.items or len(planned) >= len(pool.unlabelled):
+            break
     if costs.unit != "images":
         logger.info(
             "cycle %d: %d of %d planned images labelled, for %g of %d %s",
             cycle,
             len(paid),
-            n_planned,
+            len(planned),
             costs.cost(len(paid), sum(label.n_objects for label in paid.values())),
             budget,
             costs.unit,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tokenize import TokenError
 from types import MappingProxyType
+from typing import Annotated, get_type_hints
 
 import numpy as np
 
@@ -29,53 +30,23 @@ PLAIN = "plain"
 HEAD_VIEW_PREFIX = "dropout_"
 RECORD_FLOOR = 0.05
 
-# Column name to (kind of dtype, shape); a letter of the shape stands for the size named above.
-COLUMNS: Mapping[str, tuple[str, tuple[str | int, ...]]] = MappingProxyType(
-    {
-        "image_ids": ("U", ("N",)),
-        "group_ids": ("U", ("N",)),
-        "orig_sizes": ("i8", ("N", 2)),
-        "offsets": ("i8", ("N+1",)),
-        "boxes": ("f4", ("M", 4)),
-        "labels": ("i8", ("M",)),
-        "scores": ("f4", ("M",)),
-        "class_probs": ("f4", ("M", "C")),
-        "proposals": ("f4", ("M", 4)),
-        "embeddings": ("f4", ("N", "D")),
-        "top_proposals": ("f4", ("N", "P", 4)),
-        "top_objectness": ("f4", ("N", "P")),
-    }
-)
-# Written on request, for `plain` alone.
-OPTIONAL_COLUMNS: Mapping[str, tuple[str, tuple[str | int, ...]]] = MappingProxyType(
-    {"roi_features": ("f4", ("M", "F")), "refined_boxes": ("f4", ("M", 4))}
-)
-ALL_COLUMNS = MappingProxyType({**COLUMNS, **OPTIONAL_COLUMNS})
+Array = np.ndarray
 
 
 @dataclass(frozen=True)
 class RecordHeader:
-    """What was scored, by what, and what criteria need beside the detections.
+    """What was scored, by what, and what criteria need beside the detections."""
 
-    Attributes:
-        images_fingerprint: Of the images and their split.
-        model_hash: `weights_hash` of the model that scored.
-        config_hash: Hash of the resolved config.
-        class_names: Names without background; label i is `class_names[i - 1]`.
-        record_floor: Detections with a score below it are not in the record.
-        class_counts: Class name to number of boxes in the labelled set.
-        class_difficulty: Class name to the training difficulty kept by the Trainer; may be empty.
-        labels_fingerprint: Of the labels known then, those of val and test among them.
-    """
-
-    images_fingerprint: str
-    model_hash: str
-    config_hash: str
-    class_names: tuple[str, ...]
-    record_floor: float = RECORD_FLOOR
+    images_fingerprint: str  # Of the images and their split.
+    model_hash: str  # `weights_hash` of the model that scored.
+    config_hash: str  # Hash of the resolved config.
+    class_names: tuple[str, ...]  # Names without background; label i is `class_names[i - 1]`.
+    record_floor: float = RECORD_FLOOR  # Detections with a score below it are not in the record.
+    # Class name to number of boxes in the labelled set.
     class_counts: Mapping[str, int] = field(default_factory=dict)
+    # Class name to the training difficulty kept by the Trainer; may be empty.
     class_difficulty: Mapping[str, float] = field(default_factory=dict)
-    labels_fingerprint: str = ""
+    labels_fingerprint: str = ""  # Of the labels known then, those of val and test among them.
 
 
 @dataclass(frozen=True)
@@ -86,40 +57,28 @@ class RecordSection:
     heads (`dropout_1`, ...) are those of `plain`, seen again: same images, proposals and labels,
     other boxes, scores and class_probs, in the order of `plain` and without a floor.
 
-    Attributes:
-        image_ids: str [N], sorted.
-        group_ids: str [N], the patient of each image.
-        orig_sizes: int64 [N, 2], (height, width).
-        offsets: int64 [N + 1], first detection of each image, then M.
-        boxes: float32 [M, 4], best score first within an image.
-        labels: int64 [M], from 1 on.
-        scores: float32 [M], at least `record_floor`.
-        class_probs: float32 [M, C], background first.
-        proposals: float32 [M, 4], the proposal that each box was regressed from.
-        embeddings: float32 [N, D].
-        top_proposals: float32 [N, P, 4], best objectness first; all zero (no area) past an
-            image's last proposal.
-        top_objectness: float32 [N, P]; 0 past an image's last proposal.
-        roi_features: float32 [M, F], what the box head made of each proposal; None where the pass
-            was not asked for them (`PoolRecord.column` refuses that in words).
-        refined_boxes: float32 [M, 4], the box that the box head makes, for the same class, of each
-            final box in place of its proposal; None likewise.
+    Each column says its kind of dtype and its shape; a letter stands for the size named above.
+    Those that may be None are written on request, for `plain` alone (`PoolRecord.column` refuses
+    them in words where they are missing).
     """
 
-    image_ids: np.ndarray
-    group_ids: np.ndarray
-    orig_sizes: np.ndarray
-    offsets: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray
-    class_probs: np.ndarray
-    proposals: np.ndarray
-    embeddings: np.ndarray
-    top_proposals: np.ndarray
-    top_objectness: np.ndarray
-    roi_features: np.ndarray | None = None
-    refined_boxes: np.ndarray | None = None
+    image_ids: Annotated[Array, "U", ("N",)]  # Sorted.
+    group_ids: Annotated[Array, "U", ("N",)]  # The patient of each image.
+    orig_sizes: Annotated[Array, "i8", ("N", 2)]  # (height, width).
+    offsets: Annotated[Array, "i8", ("N+1",)]  # First detection of each image, then M.
+    boxes: Annotated[Array, "f4", ("M", 4)]  # Best score first within an image.
+    labels: Annotated[Array, "i8", ("M",)]  # From 1 on.
+    scores: Annotated[Array, "f4", ("M",)]  # At least `record_floor`.
+    class_probs: Annotated[Array, "f4", ("M", "C")]  # Background first.
+    proposals: Annotated[Array, "f4", ("M", 4)]  # What each box was regressed from.
+    embeddings: Annotated[Array, "f4", ("N", "D")]
+    # Best objectness first; all zero (no area) past an image's last proposal.
+    top_proposals: Annotated[Array, "f4", ("N", "P", 4)]
+    top_objectness: Annotated[Array, "f4", ("N", "P")]
+    # What the box head made of each proposal.
+    roi_features: Annotated[Array | None, "f4", ("M", "F")] = None
+    # What the box head makes, for the same class, of each final box in place of its proposal.
+    refined_boxes: Annotated[Array | None, "f4", ("M", 4)] = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -159,6 +118,21 @@ class RecordSection:
             mapping = getattr(getattr(self, name), "base", None)
             if isinstance(mapping, mmap.mmap) and hasattr(mapping, "madvise"):
                 mapping.madvise(mmap.MADV_DONTNEED)
+
+
+# Column name to (kind of dtype, shape).
+ALL_COLUMNS: Mapping[str, tuple[str, tuple[str | int, ...]]] = MappingProxyType(
+    {
+        name: hint.__metadata__
+        for name, hint in get_type_hints(RecordSection, include_extras=True).items()
+    }
+)
+OPTIONAL_COLUMNS = MappingProxyType(
+    {name: kind for name, kind in ALL_COLUMNS.items() if hasattr(RecordSection, name)}
+)
+COLUMNS = MappingProxyType(
+    {name: kind for name, kind in ALL_COLUMNS.items() if name not in OPTIONAL_COLUMNS}
+)
 
 
 @dataclass(frozen=True)

@@ -41,15 +41,10 @@ CUTOUT_SIDE = (0.1, 0.2)
 
 
 class Changed(NamedTuple):
-    """A changed picture.
+    """A changed picture."""
 
-    Attributes:
-        picture: float32 [3, h, w] in [0, 1], not larger than the given one.
-        to_given: [2, 3], maps (x, y, 1) of the changed picture to pixels of the given one.
-    """
-
-    picture: Tensor
-    to_given: Tensor
+    picture: Tensor  # float32 [3, h, w] in [0, 1], not larger than the given one.
+    to_given: Tensor  # [2, 3], maps (x, y, 1) of the changed picture to pixels of the given one.
 
 
 def flip(picture: Tensor, image_id: str, number: int) -> Changed:

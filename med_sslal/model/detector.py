@@ -40,46 +40,27 @@ Deviation = tuple[Positive, Positive, Positive]
 
 @dataclass(frozen=True)
 class Found:
-    """The detections of one image in the network's frame, best score first.
+    """The detections of one image in the network's frame, best score first."""
 
-    Attributes:
-        boxes: float32 [N, 4].
-        labels: int64 [N].
-        scores: float32 [N].
-        class_probs: float32 [N, C].
-        proposals: float32 [N, 4]; None where there are none.
-        roi_features: float32 [N, F]; None where there are none.
-        refined_boxes: float32 [N, 4], as in Detections; None where there are none.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    scores: Tensor
-    class_probs: Tensor
-    proposals: Tensor | None = None
-    roi_features: Tensor | None = None
-    refined_boxes: Tensor | None = None
+    boxes: Tensor  # float32 [N, 4].
+    labels: Tensor  # int64 [N].
+    scores: Tensor  # float32 [N].
+    class_probs: Tensor  # float32 [N, C].
+    proposals: Tensor | None = None  # float32 [N, 4].
+    roi_features: Tensor | None = None  # float32 [N, F].
+    refined_boxes: Tensor | None = None  # float32 [N, 4], as in Detections.
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A batch as the heads get it.
+    """A batch as the heads get it."""
 
-    Attributes:
-        images: The padded batch and the valid size of each image.
-        features: Level name to [B, channels, h, w].
-        c5: [B, D, h, w], the last stage of the backbone.
-        truths: B labels; losses are computed where they are given.
-        frames: B frames, where there are any.
-        dtype: Low precision of the wide layers, None for fp32.
-    """
-
-    images: ImageList
-    features: Features
-    c5: Tensor
-    truths: list[Truth] | None
-    frames: Sequence[Frame] | None
-    dtype: torch.dtype | None
+    images: ImageList  # The padded batch and the valid size of each image.
+    features: Features  # Level name to [B, channels, h, w].
+    c5: Tensor  # [B, D, h, w], the last stage of the backbone.
+    truths: list[Truth] | None  # B labels; losses are computed where they are given.
+    frames: Sequence[Frame] | None  # B frames, where there are any.
+    dtype: torch.dtype | None  # Low precision of the wide layers, None for fp32.
 
     @property
     def image_ids(self) -> list[str]:

@@ -50,15 +50,9 @@ def evaluating(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def infer(model: nn.Module, batch: Batch, extras: Extras | None = None) -> ModelOutput:
-    """One pass over one batch.
+    """One pass, inside `evaluating`, over a batch on the model's device; its output on the CPU.
 
-    Args:
-        model: A detector or its ListDataParallel, inside `evaluating`.
-        batch: On the model's device.
-        extras: What to hand out beside the plain detections, None for nothing.
-
-    Returns:
-        The output on the CPU.
+    `extras` is what to hand out beside the plain detections, None for nothing.
     """
     bare = unwrap(model)
     old = bare.extras

@@ -65,13 +65,9 @@ class ListDataParallel(DataParallel):
 def distribute(model: BaseModel, world: World) -> nn.Module:
     """Let the processes train one model, each on its share of every batch.
 
-    The losses must be weighted so that their mean over the processes is what is wanted. Batch norm
-    takes its statistics over all processes. The detector itself stays what `model` is, so its
-    weights are of the same names.
-
-    Args:
-        model: The same weights in every process, on the device of the process.
-        world: The processes.
+    It has the same weights in all of them. The losses must be weighted so that their mean over the
+    processes is what is wanted. Batch norm takes its statistics over all processes. The detector
+    itself stays what `model` is, so its weights are of the same names.
     """
     if world.size == 1:
         return model

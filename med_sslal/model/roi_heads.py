@@ -34,13 +34,7 @@ class BoxHead(TwoMLPHead):
     """
 
     def __init__(self, in_channels: int, size: int, dropout: float) -> None:
-        """Make the layers.
-
-        Args:
-            in_channels: Values of a pooled RoI.
-            size: Length F of the features.
-            dropout: Share of the hidden values that are dropped, from 0 to less than 1.
-        """
+        """Make the layers: a pooled RoI has `in_channels` values, and F is `size`."""
         super().__init__(in_channels, size)
         self.dropout = dropout
 
@@ -60,17 +54,10 @@ class BoxHead(TwoMLPHead):
         return F.relu(self.fc7(hidden * masks[0])) * masks[1]
 
     def mask(self, image_id: str, number: int) -> Tensor:
-        """What is dropped after both layers in one pass over one image.
+        """What pass `number` over an image drops: float32 [2, F] of 0 and 1 / (1 - dropout).
 
-        It is one network for all boxes of the image, so neither their number nor their order
-        matters, and it depends on nothing but the arguments.
-
-        Args:
-            image_id: The image.
-            number: Of the pass.
-
-        Returns:
-            float32 [2, F] on the CPU: 0 or 1 / (1 - dropout).
+        It lies on the CPU. It is one network for all boxes of the image, so neither their number
+        nor their order matters, and it depends on nothing but the arguments.
         """
         generator = torch.Generator().manual_seed(stable_hash("dropout", image_id, number))
         kept = torch.rand(2, self.fc7.out_features, generator=generator) >= self.dropout
@@ -93,15 +80,7 @@ class RoIHeads(StockRoIHeads):
         batch_size_per_image: int,
         limits: tuple[float, float, int],
     ) -> None:
-        """Make it with torchvision's matching thresholds.
-
-        Args:
-            box_roi_pool: Cuts RoIs out of the feature maps.
-            box_head: RoIs to [R, F], with dropout on request.
-            box_predictor: [R, F] to logits [R, C] and deltas [R, 4C].
-            batch_size_per_image: Candidates that are sampled for the losses.
-            limits: See Detector.
-        """
+        """Make it with torchvision's matching thresholds; for `limits` see Detector."""
         # Foreground and background IoU, samples and share of positives, default box weights.
         sampling = (0.5, 0.5, batch_size_per_image, 0.25, None)
         super().__init__(box_roi_pool, box_head, box_predictor, *sampling, *limits)
@@ -161,13 +140,9 @@ class RoIHeads(StockRoIHeads):
     ) -> list[list[Found]]:
         """Look at the detections' proposals again, with dropout in the box head.
 
-        Args:
-            seen: The batch; its images' ids are part of the seed.
-            results: B images' detections.
-            numbers: Of the passes, the other part.
-
         Returns:
-            One list of B entries per pass; rows are those of `results`, without another NMS.
+            B images' detections for each of the passes; rows are those of `results`, without
+            another NMS.
         """
         counts = [len(result.labels) for result in results]
         sources = torch.cat([one.proposals for one in results if one.proposals is not None])

@@ -49,14 +49,7 @@ class RegionProposals(RegionProposalNetwork):
         pre_nms_top_n: dict[str, int],
         post_nms_top_n: dict[str, int],
     ) -> None:
-        """Make it with torchvision's thresholds.
-
-        Args:
-            anchor_generator: Anchors of every level.
-            head: Computes logits and deltas.
-            pre_nms_top_n: Proposals per level before NMS, by "training" and "testing".
-            post_nms_top_n: Proposals per image after NMS, by "training" and "testing".
-        """
+        """Make it with torchvision's thresholds; numbers of proposals by "training", "testing"."""
         super().__init__(
             anchor_generator,
             head,

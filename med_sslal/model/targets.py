@@ -24,19 +24,12 @@ QUALITY_EXPONENT = 0.6
 
 @dataclass(frozen=True)
 class Truth:
-    """An image's label with the ignore regions apart, in the network's frame.
+    """An image's label with the ignore regions apart, in the network's frame."""
 
-    Attributes:
-        boxes: float32 [M, 4].
-        labels: int64 [M].
-        regress: float32 [M], 0 where the box teaches no regression, else 1.
-        ignored: float32 [K, 4].
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    regress: Tensor
-    ignored: Tensor
+    boxes: Tensor  # float32 [M, 4].
+    labels: Tensor  # int64 [M].
+    regress: Tensor  # float32 [M], 0 where the box teaches no regression, else 1.
+    ignored: Tensor  # float32 [K, 4].
 
 
 def read_targets(
@@ -123,14 +116,10 @@ class Sampler(BalancedPositiveNegativeSampler):
     """
 
     def sample(self, state: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Draw positives and negatives of an image.
+        """Indices of positives and negatives of an image, at most `batch_size_per_image` together.
 
-        Args:
-            state: int64 [N]: 1 positive, 0 negative, -1 neither.
-            generator: One of the state's device, or None for the global one.
-
-        Returns:
-            Indices of the positives and of the negatives, at most `batch_size_per_image` together.
+        `state` is int64 [N], 1 positive, 0 negative, -1 neither; the generator is one of its
+        device, or None for the global one.
         """
         positive, negative = torch.where(state == 1)[0], torch.where(state == 0)[0]
         first, second = (
@@ -143,25 +132,15 @@ class Sampler(BalancedPositiveNegativeSampler):
 
 @dataclass(frozen=True)
 class Samples:
-    """The sampled candidates of a batch; each image's positives stand before its negatives.
+    """The sampled candidates of a batch; each image's positives stand before its negatives."""
 
-    Attributes:
-        counts: Samples of each image.
-        rows: int64 [S] into the candidates of the batch, image after image.
-        images: int64 [S], the image of each.
-        positives: int64 [Q] into the samples.
-        boxes: float32 [Q, 4], the box that each positive is to become.
-        labels: int64 [S], 0 for negatives.
-        regress: float32 [Q].
-    """
-
-    counts: tuple[int, ...]
-    rows: Tensor
-    images: Tensor
-    positives: Tensor
-    boxes: Tensor
-    labels: Tensor
-    regress: Tensor
+    counts: tuple[int, ...]  # Samples of each image.
+    rows: Tensor  # int64 [S] into the candidates of the batch, image after image.
+    images: Tensor  # int64 [S], the image of each.
+    positives: Tensor  # int64 [Q] into the samples.
+    boxes: Tensor  # float32 [Q, 4], the box that each positive is to become.
+    labels: Tensor  # int64 [S], 0 for negatives.
+    regress: Tensor  # float32 [Q].
 
 
 def draw_samples(
@@ -234,14 +213,8 @@ def stage_losses(
 ) -> tuple[Tensor, Tensor]:
     """The two losses of a stage as in torchvision, divided by the image's samples.
 
-    Args:
-        samples: What was sampled.
-        classification: float32 [S], the classification losses of the samples.
-        deltas: float32 [Q, 4] of the positives.
-        goals: float32 [Q, 4], what they are to become.
-
-    Returns:
-        Classification and smooth L1 regression, float32 [B] each.
+    From float32 [S] classification losses of the samples, and [Q, 4] deltas of the positives with
+    what they are to become: classification and smooth L1 regression, float32 [B] each.
     """
     regression = F.smooth_l1_loss(deltas, goals, beta=1 / 9, reduction="none").sum(1)
     scale = 1.0 / torch.tensor(samples.counts, dtype=deltas.dtype).clamp(min=1)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import PoolRecord, RecordHeader
-from med_sslal.al.scoring import SeenBatch, score_pool, see_pool
+from med_sslal.al.scoring import SeenBatch, record_pool, see
 from med_sslal.base.base_data_loader import BaseDataLoader
 from med_sslal.base.types import Annotation, Batch, Prediction
 from med_sslal.data.dataset import LabelledView, UnlabelledView
@@ -114,39 +115,32 @@ def score(
         stop: Checked between batches.
         weights: The detector's.
         pool: What is to be scored.
-        path: Folder of the record, which only rank 0 writes.
+        path: Folder of the record.
         header: What is scored and by what.
         title: What the progress says.
-        labelled_of: A record of the same weights whose labelled images and their embeddings are
-            taken over.
-        **recorded: `views` and `columns` of `score_pool`.
+        labelled_of: As of `record_pool`, by its folder.
+        **recorded: `views` and `columns` of `record_pool`.
 
     Returns:
-        The record in rank 0, None in the others.
+        The record in rank 0, which writes it, None in the others.
 
     Raises:
         Interrupted: A stop was asked for.
     """
     model, world = _detector(setup, weights), setup.world
-    loaders = [loader_of(setup, ids, None) for ids in (pool.unlabelled, pool.labelled)]
-    show = setup.settings.show_progress
-    first, second = (
-        track(world.watch(loader, stop), title, len(loader), show=show)
-        for loader, title in zip(loaders, (title, "labelled images"), strict=True)
-    )
-    recorded |= {"device": setup.compute.devices.main, "dtype": setup.compute.dtype}
 
-    def merged(seen: Iterator[SeenBatch]) -> Iterator[SeenBatch]:
-        return world.merged(seen, stop)
+    def seen(ids: Sequence[str], title: str, **more: Any) -> Iterator[SeenBatch]:
+        loader, compute = loader_of(setup, ids, None), setup.compute
+        watched = world.watch(loader, stop)
+        batches = track(watched, title, len(loader), show=setup.settings.show_progress)
+        return world.merged(see(model, batches, compute.devices.main, compute.dtype, **more), stop)
 
+    streams = seen(pool.unlabelled, title, **recorded), seen(pool.labelled, "labelled images")
     if world.is_main:
         known = None if labelled_of is None else PoolRecord.open(labelled_of)
-        return score_pool(
-            model, pool, first, second, path, header, labelled_of=known, merged=merged, **recorded
-        )
-    for seen in see_pool(model, first, second, **recorded):
-        for _ in merged(seen):
-            raise AssertionError("only rank 0 gets what is seen")
+        return record_pool(pool, *streams, path, header, labelled_of=known, **recorded)
+    for _ in chain(*streams):
+        raise AssertionError("only rank 0 gets what is seen")
     return None
 
 

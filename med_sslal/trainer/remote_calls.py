@@ -13,14 +13,8 @@ T = TypeVar("T")
 def together(job: Callable[..., T], setup: RunSetup, stop: StopRequest, **arguments: Any) -> T:
     """Do a job in all processes at once; rank 0 calls this, the others are in `help_out`.
 
-    Args:
-        job: A function of a module; it gets the process's own setup and stop.
-        setup: The run.
-        stop: Checked by the job.
-        **arguments: What the job needs besides, sent to all.
-
-    Returns:
-        Rank 0's outcome.
+    The job is a function of a module; it gets the process's own setup and stop, and `arguments`,
+    which are sent to all. Returns rank 0's outcome.
     """
     setup.world.broadcast((job, arguments))
     return job(setup, stop=stop, **arguments)

@@ -27,68 +27,41 @@ from med_sslal.utils.train_util import Devices
 
 @dataclass(frozen=True)
 class Transforms:
-    """What is done to an image before the detector sees it.
+    """What is done to an image before the detector sees it."""
 
-    Attributes:
-        train: Augmentation and resizing of labelled images.
-        pseudo: The same of pseudo-labelled ones.
-        eval: Resizing alone.
-    """
-
-    train: Any
-    pseudo: Any
-    eval: Any
+    train: Any  # Augmentation and resizing of labelled images.
+    pseudo: Any  # The same of pseudo-labelled ones.
+    eval: Any  # Resizing alone.
 
 
 @dataclass(frozen=True)
 class DetectorParts:
-    """How the detector and what trains it are made anew in each cycle.
+    """How the detector and what trains it are made anew in each cycle."""
 
-    Attributes:
-        model: A detector with weights to be replaced, on the CPU.
-        optimizer: From a detector.
-        scheduler: From an optimiser; None keeps the learning rate.
-        step: What happens in a step.
-    """
-
-    model: Callable[[], BaseModel]
+    model: Callable[[], BaseModel]  # Of weights to be replaced, on the CPU.
     optimizer: Callable[[BaseModel], Optimizer]
-    scheduler: Callable[[Optimizer], LRScheduler] | None
-    step: type[TrainingStep]
+    scheduler: Callable[[Optimizer], LRScheduler] | None  # None keeps the learning rate.
+    step: type[TrainingStep]  # What happens in a step.
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """Where labels come from.
+    """Where labels come from."""
 
-    Attributes:
-        helper: Chooses the initial set and every query.
-        oracle: The only way from a training image to its label.
-        labeller: Makes pseudo-labels; None trains on labels alone.
-        num_cycles: Queries; there is one training more.
-    """
-
-    helper: ActiveLearningHelper
-    oracle: SimulatedOracle
-    labeller: PseudoLabeller | None
-    num_cycles: int
+    helper: ActiveLearningHelper  # Chooses the initial set and every query.
+    oracle: SimulatedOracle  # The only way from a training image to its label.
+    labeller: PseudoLabeller | None  # None trains on labels alone.
+    num_cycles: int  # Queries; there is one training more.
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Where it is computed, and in which pieces.
+    """Where it is computed, and in which pieces."""
 
-    Attributes:
-        devices: Those of this process.
-        dtype: Low precision inside the model, None for fp32.
-        batch_size: Labelled images per step over all devices and processes.
-        n_workers: Loader processes of each process.
-    """
-
-    devices: Devices
-    dtype: torch.dtype | None
-    batch_size: int
-    n_workers: int
+    devices: Devices  # Those of this process.
+    dtype: torch.dtype | None  # Low precision inside the model, None for fp32.
+    batch_size: int  # Labelled images per step over all devices and processes.
+    n_workers: int  # Loader processes of each process.
 
     def parallel(self, model: BaseModel) -> nn.Module:
         """A detector on all devices of this process."""
@@ -105,31 +78,17 @@ class Compute:
 
 @dataclass(frozen=True)
 class RunSetup:
-    """Built objects and scalars of a run.
+    """Built objects and scalars of a run."""
 
-    Attributes:
-        config: The checked config; its resolved form is saved in every checkpoint.
-        images: Images and their splits.
-        eval_labels: Labels of the images of val and test.
-        transforms: What is done to an image.
-        detector: How it is made.
-        strategy: Where labels come from.
-        settings: Scalars of a training, and what is kept of it.
-        metrics: Names of METRICS.
-        seed: Everything random derives from it.
-        compute: Where it is computed.
-        world: The processes of the run.
-    """
-
-    config: ConfigParser
+    config: ConfigParser  # Checked; its resolved form is saved in every checkpoint.
     images: Images
-    eval_labels: Labels
+    eval_labels: Labels  # Of the images of val and test.
     transforms: Transforms
     detector: DetectorParts
     strategy: Strategy
-    settings: TrainerSettings
-    metrics: tuple[str, ...]
-    seed: int
+    settings: TrainerSettings  # Scalars of a training, and what is kept of it.
+    metrics: tuple[str, ...]  # Names of METRICS.
+    seed: int  # Everything random derives from it.
     compute: Compute
     world: World = ALONE
 
