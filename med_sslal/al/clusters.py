@@ -13,18 +13,9 @@ def cluster(embeddings: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     fewer. The rows must come in an order that files do not decide.
     """
     rounded = round_embeddings(embeddings)
+    distinct = {hash(row.tobytes()) for row in rounded}
     # It may change the embeddings: a copy of them would be the largest thing in memory.
     k_means = KMeans(
-        _n_distinct(rounded, n_clusters), n_init=1, random_state=seed % 2**32, copy_x=False
+        min(n_clusters, len(distinct)), n_init=1, random_state=seed % 2**32, copy_x=False
     )
     return k_means.fit(rounded).labels_.astype(np.int64)
-
-
-def _n_distinct(rows: np.ndarray, most: int) -> int:
-    """How many different rows there are, counted up to `most`."""
-    found: set[bytes] = set()
-    for row in rows:
-        found.add(row.tobytes())
-        if len(found) == most:
-            break
-    return len(found)

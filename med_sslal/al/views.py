@@ -17,7 +17,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -106,9 +105,9 @@ def rotate(picture: Tensor, image_id: str, number: int) -> Changed:
 
 
 Change = Callable[[Tensor, str, int], Changed]
-FULL_VIEWS: Mapping[str, Change] = MappingProxyType(
-    {"flip": flip, "noise": noise, "cutout": cutout, "downsize": downsize, "rotate": rotate}
-)
+FULL_VIEWS: Mapping[str, Change] = {
+    change.__name__: change for change in (flip, noise, cutout, downsize, rotate)
+}
 _HEAD = HEAD_VIEW_PREFIX.removesuffix("_")
 _NUMBERED = ("noise", _HEAD)
 _NUMBERED_NAME = re.compile(rf"({'|'.join(_NUMBERED)})_([1-9]\d{{0,5}})")

@@ -180,10 +180,7 @@ class Detector(BaseModel):
 
     @classmethod
     def check_args(cls, args: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Find arguments of the right types and ranges that do not go together.
-
-        Args:
-            args: Constructor arguments by name; what is left out has its default.
+        """Find arguments, by name, of the right types and ranges that do not go together.
 
         Returns:
             Pairs of an argument's name and a sentence about it; empty if all is well.

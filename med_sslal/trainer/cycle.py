@@ -13,15 +13,14 @@ from typing import Any
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.pool import Pool
 from med_sslal.al.purchase import purchase
-from med_sslal.al.record import PoolRecord, RecordHeader
+from med_sslal.al.record import PoolRecord
 from med_sslal.al.restrict import slice_positions
 from med_sslal.al.selection_io import read_selection, write_detections, write_selection
-from med_sslal.base.checkpoint import weights_hash
 from med_sslal.base.types import Annotation
 from med_sslal.eval.coco_utils import from_coco_predictions, to_coco_predictions
 from med_sslal.ssl.pseudo_labels import PseudoLabels
 from med_sslal.trainer.finds import note_finds
-from med_sslal.trainer.inference import predict_split, score
+from med_sslal.trainer.inference import header_of, predict_split, score
 from med_sslal.trainer.initial_set import initial_set
 from med_sslal.trainer.remote_calls import help_out, together
 from med_sslal.trainer.results import cycle_row, measured, note_seconds, pseudo_quality
@@ -37,17 +36,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class CycleState:
-    """What a cycle starts from.
+    """What a cycle starts from."""
 
-    Attributes:
-        number: 0 for the training on the initial set.
-        pool: Labelled and unlabelled ids.
-        pseudo: Pseudo-labels made at the end of the cycle before, None in cycle 0.
-    """
-
-    number: int
+    number: int  # 0 for the training on the initial set.
     pool: Pool
-    pseudo: PseudoLabels | None
+    pseudo: PseudoLabels | None  # Made at the end of the cycle before, None in cycle 0.
 
 
 def run_cycles(setup: RunSetup, run: RunFolder, stop: StopRequest) -> list[dict[str, Any]]:
@@ -250,22 +243,7 @@ class CycleLoop:
         setup, folder = self._setup, self._run.cycle(state.number)
         if folder.record.exists():
             return PoolRecord.open(folder.record)
-        labels = self._labels(state)
-        names = setup.class_names
-        counts = dict.fromkeys(names, 0)
-        for label in labels.values():
-            for number in label.labels[~label.ignore]:
-                counts[names[number - 1]] += 1
-        best = load_best(folder)
-        header = RecordHeader(
-            **setup.fingerprints(labels),
-            model_hash=weights_hash(best["model"]),
-            config_hash=setup.config.digest(),
-            class_names=names,
-            class_counts=counts,
-            class_difficulty=best["class_difficulty"],
-        )
-        started = time.monotonic()
+        best, started = load_best(folder), time.monotonic()
         record = together(
             score,
             setup,
@@ -273,7 +251,7 @@ class CycleLoop:
             weights=best["model"],
             pool=state.pool,
             path=folder.record,
-            header=header,
+            header=header_of(setup, best, self._labels(state)),
             views=helper.views,
             columns=helper.columns,
         )

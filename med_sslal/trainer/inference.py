@@ -13,6 +13,7 @@ from med_sslal.al.pool import Pool
 from med_sslal.al.record import PoolRecord, RecordHeader
 from med_sslal.al.scoring import SeenBatch, record_pool, see
 from med_sslal.base.base_data_loader import BaseDataLoader
+from med_sslal.base.checkpoint import weights_hash
 from med_sslal.base.types import Annotation, Batch, Prediction
 from med_sslal.data.dataset import LabelledView, UnlabelledView
 from med_sslal.data.sampler import SequentialBatchSampler
@@ -142,6 +143,22 @@ def score(
     for _ in chain(*streams):
         raise AssertionError("only rank 0 gets what is seen")
     return None
+
+
+def header_of(
+    setup: RunSetup, content: Mapping[str, Any], labels: Mapping[str, Annotation]
+) -> RecordHeader:
+    """What a record says of the checkpoint that scores, and of the labels known then."""
+    names = setup.class_names
+    numbers = [n for label in labels.values() for n in label.labels[~label.ignore].tolist()]
+    return RecordHeader(
+        **setup.fingerprints(labels),
+        model_hash=weights_hash(content["model"]),
+        config_hash=setup.config.digest(),
+        class_names=names,
+        class_counts={name: numbers.count(i) for i, name in enumerate(names, start=1)},
+        class_difficulty=content.get("class_difficulty", {}),
+    )
 
 
 def _detector(setup: RunSetup, weights: Mapping[str, Tensor]) -> nn.Module:

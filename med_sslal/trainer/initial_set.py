@@ -4,10 +4,9 @@ import logging
 import shutil
 
 from med_sslal.al.pool import Pool
-from med_sslal.al.record import RecordHeader
 from med_sslal.al.selection_io import read_selection, write_selection
-from med_sslal.base.checkpoint import load_checkpoint, weights_hash
-from med_sslal.trainer.inference import score
+from med_sslal.base.checkpoint import load_checkpoint
+from med_sslal.trainer.inference import header_of, score
 from med_sslal.trainer.remote_calls import together
 from med_sslal.trainer.run_folder import RunFolder
 from med_sslal.trainer.setup import RunSetup
@@ -56,12 +55,7 @@ def initial_set(setup: RunSetup, run: RunFolder, pool: Pool, stop: StopRequest) 
             weights=content["model"],
             pool=pool,
             path=run.initial_record,
-            header=RecordHeader(
-                **setup.fingerprints({}),
-                model_hash=weights_hash(content["model"]),
-                config_hash=setup.config.digest(),
-                class_names=setup.class_names,
-            ),
+            header=header_of(setup, content, {}),
         )
         assert record is not None
         selection = setup.strategy.helper.initial_query(record, pool)

@@ -45,14 +45,12 @@ def _turns(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         >>> [part.tolist() for part in _turns(np.array([7, 7, 2]))]
         [[0, 1, 0], [0, 0, 1]]
     """
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    number = np.empty_like(first)
-    number[np.argsort(first)] = np.arange(len(first))
-    cluster = number[inverse]
-    order = np.argsort(cluster, kind="stable")
-    starts = np.searchsorted(cluster[order], np.arange(len(first)))
-    turn = np.empty_like(cluster)
-    turn[order] = np.arange(len(cluster)) - starts[cluster[order]]
+    rows_of: dict[int, list[int]] = {}
+    for row, label in enumerate(labels.tolist()):
+        rows_of.setdefault(label, []).append(row)
+    turn, cluster = np.empty_like(labels), np.empty_like(labels)
+    for number, rows in enumerate(rows_of.values()):
+        turn[rows], cluster[rows] = np.arange(len(rows)), number
     return turn, cluster
 
 
