@@ -22,6 +22,7 @@ SECTIONS = [
     "label-efficiency",
     "froc",
     "queries",
+    "finds",
     "bought",
     "pseudo-labels",
     "calibration",
@@ -207,6 +208,19 @@ def test_what_was_bought_is_counted_from_the_labels(page: Page) -> None:
     assert sum(thirds) in (99, 100, 101) and min(thirds) >= 29
 
 
+def test_finds_are_those_of_the_file(run: Path, page: Page) -> None:
+    heading, *lines = page.tables["finds"][0]
+    assert heading[3:] == ["Missed objects", "False positives", "Loose boxes", "Box loss"]
+    for cycle, line in enumerate(lines):
+        found = json.loads((run / f"cycle_{cycle:02d}" / "finds.json").read_text())
+        assert line[:3] == [str(cycle), "entropy", f"{found['n_top']} of {found['n_images']}"]
+        for cell, each in zip(line[3:], found["findings"].values(), strict=True):
+            rank = "\N{EN DASH}" if each["undefined"] else f"{each['correlation']:+.2f}"
+            wanted = f"{each['top']:.2f} all {each['all']:.2f}, rank corr. {rank}"
+            assert cell == wanted
+    assert len(lines) == 2 and "against all of them" in page.texts["finds"]
+
+
 def test_pseudo_labels_are_graded_by_the_truth(page: Page) -> None:
     heading, *lines = page.tables["pseudo-labels"][0]
     graded = [dict(zip(heading, line, strict=True)) for line in lines]
@@ -360,7 +374,8 @@ def test_runs_that_lack_something(
     assert report(folder) == 0
     page = Page(folder / "report.html")
     assert_alone(page)
-    assert page.sections == SECTIONS
+    # A run without a query has not looked at what one would find.
+    assert page.sections == [n for n in SECTIONS if n != "finds" or options["queries"]]
     for section, text in words.items():
         assert text in page.texts[section]
     assert ("in progress or was interrupted" in page.text) is ("planned" in options)

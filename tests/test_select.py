@@ -162,6 +162,117 @@ def colours(path: Path) -> tuple[int, int]:
     return int(predicted), int(true)
 
 
+def test_explain_tells_what_the_run_noted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run's own criterion is the default, and others stand beside it."""
+    before = files_of(run)
+    pair = '["entropy", "margin"]'
+    for cycle in (0, 1):
+        folder = run / f"cycle_{cycle:02d}"
+        noted = json.loads((folder / "finds.json").read_text())
+        cells = [f"{each['all']:.2f}" for each in noted["findings"].values()]
+        for each in noted["findings"].values():
+            sign = "-" if each["undefined"] else f"{each['correlation']:+.2f}"
+            cells += [f"{each['top']:.2f}", f"({sign})"]
+        for place in ("", "record", "record_val"):
+            assert select(folder / place, "--explain") == 0
+            said = capsys.readouterr().out
+            assert f"cycle {cycle}: an image of the best {noted['n_top']} of" in said
+            (every,) = [line for line in said.splitlines() if line.startswith("all images")]
+            (own,) = [line for line in said.splitlines() if line.startswith(OWN[0])]
+            assert [*every.split()[2:], *own.split()[1:]] == cells
+    words = [part for name in ("random", pair, OWN[0]) for part in ("--criterion", name)]
+    assert select(run, "--explain", *words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert own.split() in [line.split() for line in lines]
+    assert [line.split("  ")[0] for line in lines[4:7]] == ["random", pair, OWN[0]]
+    assert files_of(run) == before
+
+
+def other_data(run: Path) -> None:
+    """The run's config leads to data with other labels."""
+    config = json.loads((run / "config.json").read_text())
+    config["dataset"]["args"]["root"] = str(make_voc(run.parent / "other", n=8))
+    (run / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(("until", "criterion"), [(0.0, OWN[0]), (2.0, "random")])
+def test_explain_takes_the_entry_of_a_schedule_that_chose(
+    copy: Path, capsys: pytest.CaptureFixture[str], until: float, criterion: str
+) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    first = {"al_criterion": ["random"], "until": {"val_AP50": until}}
+    config["al_settings"]["args"] |= {
+        "al_criterion": None,
+        "schedule": [first, {"al_criterion": list(OWN)}],
+    }
+    (copy / "config.json").write_text(json.dumps(config))
+    assert select(copy, "--explain") == 0
+    assert capsys.readouterr().out.splitlines()[4].split()[0] == criterion
+
+
+def drop_val(run: Path) -> None:
+    for record in run.glob("cycle_*/record_val"):
+        shutil.rmtree(record)
+
+
+def other_labels(run: Path) -> None:
+    """One box of the data is another now."""
+    config = json.loads((run / "config.json").read_text())
+    root = Path(shutil.copytree(config["dataset"]["args"]["root"], run.parent / "changed"))
+    for path in root.glob("Annotations/*.xml"):
+        path.write_text(re.sub(r"<xmin>\d+", "<xmin>1", path.read_text()))
+    config["dataset"]["args"]["root"] = str(root)
+    (run / "config.json").write_text(json.dumps(config))
+
+
+def no_data(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    config["dataset"]["args"]["root"] = str(run / "nowhere")
+    (run / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words", "sentence"),
+    [
+        (drop_val, ["--explain"], "has no record of the validation images: a run keeps the newest"),
+        (other_data, ["--explain"], "another data set than its run's config names now"),
+        (other_labels, ["--explain"], "other labels than its run's config names now"),
+        (no_data, ["--explain"], "--explain needs the run's labels, but there is no folder"),
+        (None, ["--explain", "--criterion", "flip_consistency"], "has no view 'flip', only plain"),
+        (None, ["--explain", "--criterion", "k_center"], "is a second stage and needs"),
+        (None, ["--explain", "--budget", "3"], "--budget: --explain chooses nothing"),
+        (None, ["--explain", "--max-per-group", "3"], "--max-per-group: --explain chooses"),
+        (None, ["--budget", "1"], "give one --criterion"),
+        (None, ["--criterion", "entropy"], "give one --criterion (a JSON list combines several)"),
+        (None, ["--criterion", "entropy", "--criterion", "margin", "--budget", "1"], "give one"),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, list) else "",
+)
+def test_what_cannot_be_explained_is_one_sentence(
+    copy: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None] | None,
+    words: list[str],
+    sentence: str,
+) -> None:
+    if damage is not None:
+        damage(copy)
+    assert select(copy, *words) == 2
+    said = capsys.readouterr()
+    assert not said.out and len(said.err.splitlines()) == 1
+    assert sentence in said.err
+
+
+def test_a_record_that_is_not_of_the_pool_or_of_no_run(
+    run: Path, loose: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--criterion", "entropy", "--budget", "1"]
+    assert select(run / "cycle_01" / "record_val", *words) == 2
+    assert "is of the validation images, which nothing is chosen from" in capsys.readouterr().err
+    assert select(loose, "--explain", "--criterion", "entropy") == 2
+    assert "lies in no run, and only a run has validation images" in capsys.readouterr().err
+
+
 def test_pictures_show_predictions_and_no_label(run: Path, tmp_path: Path) -> None:
     """The legend has the colour of predictions too, so one image has less of it than four."""
     words = ["--criterion", "entropy", "--empty-images", "last", "--budget", "4"]
@@ -253,7 +364,8 @@ def test_a_wrong_option_is_one_sentence(
 ) -> None:
     monkeypatch.chdir(loose.parent)
     before = files_of(loose.parent)
-    assert select(loose, "--criterion", "entropy", "--budget", "5", *words) == 2
+    default = [] if "--criterion" in words else ["--criterion", "entropy"]
+    assert select(loose, *default, "--budget", "5", *words) == 2
     said = capsys.readouterr()
     assert not said.out and len(said.err.splitlines()) == 1
     assert sentence in said.err
@@ -302,13 +414,6 @@ def without_query(run: Path) -> None:
 def drop_records(run: Path) -> None:
     for record in run.glob("cycle_*/record"):
         shutil.rmtree(record)
-
-
-def other_data(run: Path) -> None:
-    """The run's config leads to data with other labels."""
-    config = json.loads((run / "config.json").read_text())
-    config["dataset"]["args"]["root"] = str(make_voc(run.parent / "other", n=8))
-    (run / "config.json").write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize(
@@ -366,7 +471,7 @@ def test_a_command_of_the_page_runs(command: str, workplace: Path) -> None:
     before = set((workplace / "exp_results").rglob("images.png"))
     assert run_command(command, workplace) == 0
     new = set((workplace / "exp_results").rglob("images.png")) - before
-    assert len(new) == (" select " in command)
+    assert len(new) == (" select " in command and "--explain" not in command)
 
 
 @pytest.mark.parametrize("number", range(len(blocks(PAGE, "json"))))

@@ -5,7 +5,7 @@ It is written down to be looked at; no query reads it.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,13 @@ FORMAT_VERSION = 1
 TOP_SHARE = 0.25
 """Share of the images, best by the criterion, that is held against all of them."""
 
-MISTAKES = {each.name: each.name.replace("_", " ") for each in fields(Mistakes)}
-"""The kinds of mistakes and their names in words."""
+MISTAKES = {
+    "missed": "missed objects",
+    "false_positives": "false positives",
+    "loose_boxes": "loose boxes",
+    "box_loss": "box loss",
+}
+"""The fields of Mistakes in words."""
 
 
 @dataclass(frozen=True)

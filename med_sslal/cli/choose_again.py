@@ -4,6 +4,7 @@ import re
 import shutil
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from med_sslal.al.record import PoolRecord
 from med_sslal.al.restrict import slice_positions
 from med_sslal.al.select import query_record
 from med_sslal.al.selection_io import read_selection, write_selection
+from med_sslal.al.stages import unused_defaults
 from med_sslal.base.types import Selection
-from med_sslal.cli.origin import NoImagesError, Origin, check_model, find_images, find_record
+from med_sslal.cli.origin import NoImagesError, Origin, check_model, find_dataset, find_record
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.signature import convert_arguments, wrong_arguments
 from med_sslal.report.selection import draw_selection, selection_table
@@ -31,7 +33,7 @@ OVERRIDES = (
     "budget_unit",
 )
 # What a criterion cannot take over from another one.
-_OF_CRITERION = ("aggregate", "empty_images")
+OF_CRITERION = ("aggregate", "empty_images")
 _OPTIONS = {"al_criterion": "--criterion", "budget_num": "--budget"}
 
 
@@ -49,14 +51,20 @@ def choose_again(args: Namespace) -> int:
     """
     if args.first < 0:
         raise ConfigError(f"--first: found {args.first}; allowed: 0 (no pictures) or more")
+    if len(args.criterion or []) != 1 or args.budget is None:
+        raise ConfigError(
+            "give one --criterion (a JSON list combines several) and --budget, or --explain"
+        )
+    criterion = args.criterion[0]
     origin = find_record(args.record)
     record = PoolRecord.open(origin.record)
     notes = [check_model(record, origin)]
-    helper = make_helper(args, origin.config)
+    helper = make_helper(args, origin.config, criterion)
     images = None
     if args.first or helper.suppress_adjacent is not None:
         try:
-            images = find_images(record, origin.config)
+            instead = "--first 0 chooses without pictures"
+            images = find_dataset(record, origin, instead).images
         except NoImagesError as reason:
             notes.append(f"no pictures: {reason}")
             if helper.suppress_adjacent is not None:
@@ -83,12 +91,15 @@ def choose_again(args: Namespace) -> int:
     return 0
 
 
-def make_helper(args: Namespace, config: ConfigParser | None) -> ActiveLearningHelper:
+def make_helper(
+    args: Namespace, config: ConfigParser | None, criterion: Any
+) -> ActiveLearningHelper:
     """The strategy: the run's, with what the command line puts in its place.
 
     Args:
         args: The command line.
         config: The run's config, None outside of a run.
+        criterion: The first stage, as `al_criterion` has it.
 
     Raises:
         ConfigError: A value is wrong.
@@ -98,12 +109,16 @@ def make_helper(args: Namespace, config: ConfigParser | None) -> ActiveLearningH
     own: dict[str, Any] = {"init_num": 1, "al_criterion": []}
     if config is not None:
         cls, own = config.init_class("al_settings"), config["al_settings"]["args"]
-    # What was said for all criteria holds for those that the run used.
+    # What was said for all criteria holds for those that the run used, where they take it.
     used = [own, *(own.get("schedule") or [])]
-    if not any((entry.get("al_criterion") or [])[:1] == [args.criterion] for entry in used):
-        own = {name: value for name, value in own.items() if name not in _OF_CRITERION}
-    stages = [args.criterion] if args.selector is None else [args.criterion, args.selector]
-    changes: dict[str, Any] = {"al_criterion": stages, "budget_num": args.budget}
+    others: Sequence[str] = OF_CRITERION
+    if any((entry.get("al_criterion") or [])[:1] == [criterion] for entry in used):
+        others = unused_defaults([criterion], {name: own.get(name) for name in OF_CRITERION})
+    own = {name: value for name, value in own.items() if name not in others}
+    stages = [criterion] if args.selector is None else [criterion, args.selector]
+    changes: dict[str, Any] = {"al_criterion": stages}
+    if args.budget is not None:
+        changes["budget_num"] = args.budget
     if own.get("schedule"):
         changes["schedule"] = None
     changes |= {name: given[name] for name in OVERRIDES if name in given}

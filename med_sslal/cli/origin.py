@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from med_sslal.al.record import HEADER_FILE, PoolRecord
-from med_sslal.base.base_dataset import BaseDataset, Images
+from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.checkpoint import load_checkpoint, weights_hash
+from med_sslal.cli.build import build_dataset
 from med_sslal.cli.registries import registries
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.values import show
@@ -49,6 +50,11 @@ def find_record(name: str) -> Origin:
     named = named_path(name)
     where = named.resolve()
     run, cycle = RunFolder(where), CycleFolder.around(where)
+    if cycle is not None and where == cycle.val_record:
+        raise DataError(
+            f"{named} is of the validation images, which nothing is chosen from: name "
+            f"{cycle.record}, or look at them with --explain"
+        )
     if run.exists:
         kept = [cycle for cycle in run.cycles() if cycle.record.exists()]
         if not kept:
@@ -64,23 +70,49 @@ def find_record(name: str) -> Origin:
             f"there is no pool record {named}: name a run folder, or the folder "
             f"cycle_NN/{inner.name} of a run, which holds {HEADER_FILE}"
         )
+    return Origin(record) if cycle is None else Origin(record, cycle, _config(cycle.run))
+
+
+def find_val_record(name: str) -> Origin:
+    """The record of the validation images of a cycle: of a run folder the newest one.
+
+    Args:
+        name: A run folder, a cycle's folder or one of its records, or the word `latest`.
+
+    Raises:
+        DataError: There is none.
+        ConfigError: The run's config is not valid (any more).
+    """
+    named = named_path(name)
+    where = named.resolve()
+    run, cycle = RunFolder(where), CycleFolder.around(where)
+    if run.exists:
+        cycle = next((one for one in run.cycles()[::-1] if one.val_record.exists()), run.cycle(0))
     if cycle is None:
-        return Origin(record)
-    source = cycle.run.config
-    config = ConfigParser(read_json(source), registries(), source=str(source))
-    return Origin(record, cycle, config)
+        raise DataError(
+            f"{named} lies in no run, and only a run has validation images whose truth is known: "
+            "name a run folder, or a folder in it"
+        )
+    if not cycle.val_record.exists():
+        raise _dropped(named, cycle.run, "record of the validation images")
+    return Origin(cycle.val_record, cycle, _config(cycle.run))
 
 
-def _dropped(named: Path, run: RunFolder) -> DataError:
+def _config(run: RunFolder) -> ConfigParser:
+    """The config of a run."""
+    return ConfigParser(read_json(run.config), registries(), source=str(run.config))
+
+
+def _dropped(named: Path, run: RunFolder, what: str = "pool record") -> DataError:
     """The error for a place of a run that has no record (any more)."""
     config = read_json(run.config)
     if not config.get("al_settings", {}).get("num_cycles"):
         return DataError(
-            f"{named} has no pool record: a run with al_settings.num_cycles 0 scores no pool"
+            f"{named} has no {what}: a run with al_settings.num_cycles 0 scores no pool"
         )
     keep = config.get("trainer", {}).get("keep_records")
     return DataError(
-        f"{named} has no pool record: a run keeps the newest ones only, here trainer.keep_records "
+        f"{named} has no {what}: a run keeps the newest ones only, here trainer.keep_records "
         f"{show(keep)}; run with trainer.keep_records true to keep them all"
     )
 
@@ -116,26 +148,32 @@ class NoImagesError(UserError):
     """Pictures cannot be made; the message says why."""
 
 
-def find_images(record: PoolRecord, config: ConfigParser | None) -> Images:
-    """The images of a record, by the `config` of its run, None outside of a run.
+def find_dataset(record: PoolRecord, origin: Origin, instead: str) -> BaseDataset:
+    """The data set of a record, by the config and the split of its run.
+
+    Args:
+        record: What is opened of `origin`.
+        origin: Where it comes from.
+        instead: What can be done with other data, for the error.
 
     Raises:
         NoImagesError: The data set is not known, not there or damaged.
         DataError: The run's data is there, but is not that of the record.
     """
-    if config is None:
+    if origin.config is None or origin.cycle is None:
         raise NoImagesError("the record lies in no run, whose config says where the images are")
-    root = config["dataset"]["args"].get("root")
+    root = origin.config["dataset"]["args"].get("root")
     # The phantom would be made where it is not.
     if root is not None and not Path(root).expanduser().exists():
         raise NoImagesError(f"there is no folder {root}, which is dataset.args.root of the run")
     try:
-        dataset: BaseDataset = config.init_obj("dataset")
+        split = origin.cycle.run.split
+        dataset = build_dataset(origin.config, read_json(split) if split.exists() else None)
     except UserError as error:
         raise NoImagesError(str(error)) from error
     if dataset.images.fingerprint() != record.header.images_fingerprint:
         raise DataError(
             f"record {record.path} is of another data set than its run's config names now: images "
-            "or split differ; --first 0 chooses without pictures"
+            f"or split differ; {instead}"
         )
-    return dataset.images
+    return dataset

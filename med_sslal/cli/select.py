@@ -19,16 +19,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--criterion",
-        required=True,
+        action="append",
         type=_stage,
         metavar="NAME",
         help="see `python -m med_sslal criteria`; also JSON as the first place of al_criterion "
-        'takes it, such as {"type": "entropy", "args": {"aggregate": "max"}}',
+        'takes it, such as {"type": "entropy", "args": {"aggregate": "max"}}; with --explain it '
+        "can be given several times, and left out it is the run's own",
     )
     parser.add_argument(
         "--selector", type=_stage, metavar="NAME", help="second stage, likewise (default top_k)"
     )
-    parser.add_argument("--budget", required=True, type=int, metavar="B", help="images to take")
+    parser.add_argument("--budget", type=int, metavar="B", help="images to take")
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="choose nothing: show what the criteria find on the validation images of the cycle, "
+        "whose truth is known",
+    )
     parser.add_argument(
         "--first", type=int, default=12, metavar="K", help="pictures of the first K (default 12)"
     )
@@ -64,12 +71,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Choose, write and explain; returns the exit code.
+    """Choose, write and explain, or explain alone; returns the exit code.
 
     Raises:
         UserError: Anything that the user can mend.
     """
     # torch takes seconds to load, and `--help` must not wait.
+    if args.explain:
+        from med_sslal.cli.explain import explain
+
+        return explain(args)
     from med_sslal.cli.choose_again import choose_again
 
     return choose_again(args)

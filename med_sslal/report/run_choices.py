@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from med_sslal.al.finds import MISTAKES
 from med_sslal.base.types import Annotation
 from med_sslal.eval.drawing import marks_of
 from med_sslal.report.gallery import MAX_PICTURES, Picture, jpeg
@@ -121,6 +122,18 @@ def _picture(
     others = {name: value for name, value in values.items() if name not in reason}
     content = base64.b64encode(jpeg(pixels)).decode()
     return Picture(image_id, rank, others, reason, content, (width, height), letter, marks)
+
+
+def finds(run: RunData) -> Content | None:
+    """What the criterion finds on the validation images; None where it was not looked at."""
+    told = [(cycle.number, cycle.finds) for cycle in run.cycles if cycle.finds is not None]
+    undefined = {
+        finding.undefined
+        for _, found in told
+        for finding in found.findings.values()
+        if finding.undefined is not None
+    }
+    return {"told": told, "mistakes": MISTAKES, "undefined": sorted(undefined)} if told else None
 
 
 def bought(run: RunData) -> Content | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from med_sslal.al.finds import Finds, read_finds
 from med_sslal.al.pool import Pool
 from med_sslal.al.schedule import strategy_name
 from med_sslal.al.selection_io import read_selection
@@ -27,6 +28,7 @@ class CycleData:
         row: Its line of the summary.
         test: What `eval.metric.evaluate` returned for the test split.
         seconds: Stage to seconds, the training's among them.
+        finds: What its criterion finds on the validation images.
         selection: What was chosen at its end.
         detections: Image id to the detections worth showing, of images taken and of some others.
         pseudo_quality: Class name to precision and recall of the pseudo-labels of its training.
@@ -39,6 +41,7 @@ class CycleData:
     row: Mapping[str, Any] | None
     test: Mapping[str, Any] | None
     seconds: Mapping[str, float]
+    finds: Finds | None
     selection: Selection | None
     detections: Mapping[str, Prediction]
     pseudo_quality: Mapping[str, Mapping[str, float | None]]
@@ -192,6 +195,7 @@ def _load_cycle(folder: CycleFolder, class_names: tuple[str, ...] | None) -> Cyc
         row=row,
         test=metrics.get("test"),
         seconds=seconds,
+        finds=read_finds(folder.finds) if folder.finds.exists() else None,
         selection=read_selection(folder.selection) if folder.queried else None,
         detections=from_coco_predictions(shown, class_names) if shown and class_names else {},
         pseudo_quality=metrics.get("pseudo_quality", {}),

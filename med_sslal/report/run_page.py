@@ -16,7 +16,7 @@ from med_sslal.report.plots import (
     learning_curve,
     reliability_chart,
 )
-from med_sslal.report.run_choices import bought, pseudo_labels, queries
+from med_sslal.report.run_choices import bought, finds, pseudo_labels, queries
 from med_sslal.report.run_data import RunData
 
 Content = Mapping[str, Any]
@@ -44,6 +44,7 @@ def write_run_report(run: RunData) -> Path:
         "label-efficiency": ("Label efficiency", _curves),
         "froc": ("Sensitivity and false positives (FROC)", _froc),
         "queries": ("Queried images", queries),
+        "finds": ("What the criterion finds on validation", finds),
         "bought": ("What was bought", bought),
         "pseudo-labels": ("Pseudo-labels", pseudo_labels),
         "calibration": ("Calibration", _calibration),
