@@ -125,6 +125,9 @@ def test_a_file_alone_gives_comparison_and_page(
     assert mixed in caplog.text
     page = Page(folder / "report.html")
     assert mixed in page.text and "runs have ended" not in page.text
+    for family in families:
+        section = "" if family["metric"] == "test_sens_mean" else "images"
+        assert all(sentence in page.texts[section] for sentence in family["verdict"])
     # For each metric one table, in it a line for each baseline.
     assert len(page.tables["images"]) == len(page.tables["boxes"]) == 2
     lines = [line[:3] for line in page.tables["images"][1][1:]]

@@ -114,6 +114,7 @@ def _comparison(study: StudyData, unit: str) -> Content:
         goals = next(iter(first["arms"].values()))["goals"]
         tables.append(
             {
+                "metric": metric,
                 "name": _spoken(metric),
                 "results": results,
                 "first": first,
