@@ -13,10 +13,10 @@ pages the system drops when it needs room, and without. Loader processes are add
 that have them, although they share most of theirs. The exit code is 1 where the highest sum is
 above the limit.
 
-Not here: criteria that need further passes (each view is as large a record again), and two second
-stages over the whole pool (`candidate_factor: null`): `k_means_diversity`, whose time grows with
-images x budget, and `class_conditional_similarity`, whose memory grows with images x images. The
-latter needs `--roi-features` in any case, which add 4 GB to the record.
+Not here: criteria that need further passes (each view is as large a record again), and three second
+stages over the whole pool (`candidate_factor: null`): `k_means_diversity` and `typicality`, whose
+time grows with images x budget, and `class_conditional_similarity`, whose memory grows with images
+x images. The latter needs `--roi-features` in any case, which add 4 GB to the record.
 """
 
 import argparse

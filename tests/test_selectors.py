@@ -326,9 +326,14 @@ def test_typicality_takes_the_middle_of_what_has_no_label(tmp_path):
         f"mean distance {mean} to 3 neighbours in a cluster of 4, without a label",
         "mean distance 0.000 to 0 neighbours in a cluster of 1, without a label",
     ]
-    # Then those clusters come that are covered least.
-    everything = query(record, ["random", "typicality"], 8)
-    assert everything.items[-1].reason.endswith("labelled or chosen")
+
+
+def test_typicality_goes_round_again_where_distinct_embeddings_are_few(tmp_path):
+    two_points = [[0.0, 0], [0.0, 0], [0.0, 0], [5.0, 5], [5.0, 5]]
+    record = write_record(tmp_path / "r", clusters(two_points, [0.5] * 5))
+    selection = query(record, ["random", "typicality"], 4)
+    assert [name in "abc" for name in selection.image_ids] == [True, False, True, False]
+    assert selection.items[2].reason.endswith("in a cluster of 3, with 1 labelled or chosen")
 
 
 def test_k_center_covers_what_the_labelled_images_do_not(tmp_path):
