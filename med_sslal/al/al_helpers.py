@@ -154,14 +154,14 @@ class ActiveLearningHelper:
                 ("al_criterion", f"it is {state}: give this, or a schedule in its place")
             )
             return problems
-        name, wrong = "al_criterion", []
         if schedule is None:
             schedule = [{"al_criterion": stages}]
-            wrong = check_stages(stages, defaults)
+            wrong, own = check_stages(stages, defaults), "al_criterion"
         else:
-            name, wrong = "schedule", check_schedule(schedule, defaults)
-        problems += [((name, *at), sentence) for at, sentence in wrong]
-        if not wrong:
+            wrong, own = check_schedule(schedule, defaults), "schedule"
+        n_before = len(problems)
+        problems += [((own, *at), sentence) for at, sentence in wrong]
+        if len(problems) == n_before:
             # The default is for whom it concerns, and no choice.
             given = {name: v for name, v in defaults.items() if v != "median"}
             problems += [

@@ -26,40 +26,33 @@ def round_embeddings(embeddings: np.ndarray) -> np.ndarray:
     return np.add(rounded, 0.0, out=rounded)
 
 
-def whole_embeddings(embeddings: np.ndarray) -> np.ndarray:
-    """Embeddings as whole numbers of 1e-3, in float64.
+class Points:
+    """Embeddings [N, D] as whole numbers of 1 / UNIT, and their squared distances.
 
-    Their products and sums are exact for embeddings shorter than 4e4, so neither threads nor the
-    order of a sum can tell two equal distances apart.
-    """
-    scaled = np.multiply(embeddings, 10**EMBEDDING_DECIMALS, dtype=np.float64)
-    return np.rint(scaled, out=scaled)
-
-
-def squared_lengths(points: np.ndarray) -> np.ndarray:
-    """Squared Euclidean length of each row: float64 [N] for float64 [N, D]."""
-    return np.einsum("nd,nd->n", points, points)
-
-
-def squared_distances(
-    points: np.ndarray, centers: np.ndarray, lengths: np.ndarray | None = None
-) -> np.ndarray:
-    """Squared Euclidean distance of every point [N, D] to every center [K, D]: float64 [N, K].
-
-    Both are `whole_embeddings`, so the unit is 1e-6. Who asks for the same points again and again
-    hands in their `squared_lengths`.
+    Products and sums are exact for embeddings shorter than 4e4, so neither threads nor the order of
+    a sum can tell two equal distances apart.
 
     Example:
-        >>> squared_distances(np.array([[0.0, 0.0], [3.0, 4.0]]), np.array([[0.0, 0.0]])).tolist()
-        [[0.0], [25.0]]
+        >>> points = Points(np.array([[0.0, 0.0], [3.0, 4.0]]))
+        >>> np.sqrt(points.squared_to(points.whole[[0]])).tolist()
+        [[0.0], [5000.0]]
     """
-    if lengths is None:
-        lengths = squared_lengths(points)
-    squared = points @ centers.T
-    squared *= -2
-    squared += lengths[:, None]
-    squared += squared_lengths(centers)
-    return np.maximum(squared, 0.0, out=squared)
+
+    UNIT = 10**EMBEDDING_DECIMALS
+
+    def __init__(self, embeddings: np.ndarray) -> None:
+        """Round them: `whole` is float64 [N, D]."""
+        scaled = np.multiply(embeddings, self.UNIT, dtype=np.float64)
+        self.whole = np.rint(scaled, out=scaled)
+        self._lengths = np.einsum("nd,nd->n", scaled, scaled)
+
+    def squared_to(self, centers: np.ndarray) -> np.ndarray:
+        """Squared distance of each point to each of the whole centers [K, D]: float64 [N, K]."""
+        squared = self.whole @ centers.T
+        squared *= -2
+        squared += self._lengths[:, None]
+        squared += np.einsum("kd,kd->k", centers, centers)
+        return np.maximum(squared, 0.0, out=squared)
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:

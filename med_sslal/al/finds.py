@@ -34,17 +34,11 @@ MISTAKES = {
 
 @dataclass(frozen=True)
 class Rating:
-    """What a criterion says of the images of a record.
+    """What a criterion says of the images of a record."""
 
-    Attributes:
-        criterion: Its name.
-        values: float64 [N], higher = more informative.
-        ranking: int64 [N], rows from best to worst.
-    """
-
-    criterion: str
-    values: np.ndarray
-    ranking: np.ndarray
+    criterion: str  # Its name.
+    values: np.ndarray  # float64 [N], higher = more informative.
+    ranking: np.ndarray  # int64 [N], rows from best to worst.
 
 
 @dataclass(frozen=True)

@@ -137,19 +137,13 @@ COLUMNS = MappingProxyType(
 
 @dataclass(frozen=True)
 class PoolRecord:
-    """A finished record: everything that selects, explains or pseudo-labels reads only this.
-
-    Attributes:
-        labelled_ids: Ids of the labelled images, sorted.
-        labelled_embeddings: float32 [len(labelled_ids), D], from the same pass.
-        sections: View name to its columns.
-    """
+    """A finished record: everything that selects, explains or pseudo-labels reads only this."""
 
     path: Path
     header: RecordHeader
-    labelled_ids: tuple[str, ...]
-    labelled_embeddings: np.ndarray
-    sections: Mapping[str, RecordSection]
+    labelled_ids: tuple[str, ...]  # Sorted.
+    labelled_embeddings: np.ndarray  # float32 [len(labelled_ids), D], from the same pass.
+    sections: Mapping[str, RecordSection]  # By view.
 
     @property
     def image_ids(self) -> np.ndarray:

@@ -10,9 +10,8 @@ then chooses in that cycle already. None that was left comes back.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from med_sslal.al.stages import Stage, check_stages, stage_names, unused_defaults
+from med_sslal.al.stages import Problems, Stage, check_stages, stage_names, unused_defaults
 from med_sslal.base.types import ScheduleEntry
-from med_sslal.config.jsonc import KeyPath
 from med_sslal.config.signature import wrong_members
 from med_sslal.config.values import Key
 
@@ -24,37 +23,29 @@ _KEYS = (
 )
 
 
-def check_schedule(
-    schedule: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
-) -> list[tuple[KeyPath, str]]:
+def check_schedule(schedule: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> Problems:
     """Find everything that is wrong with a schedule, but for the names of metrics.
 
     The `defaults` are those of `check_stages`.
 
-    Returns:
-        (path below `schedule`, sentence) for each problem.
+    Yields:
+        Path below `schedule`, and a sentence.
     """
     if not schedule:
-        return [((), "found an empty list; allowed: one entry or more, such as [{al_criterion}]")]
-    problems: list[tuple[KeyPath, str]] = []
+        yield (), "found an empty list; allowed: one entry or more, such as [{al_criterion}]"
     for number, entry in enumerate(schedule):
-        wrong: list[tuple[KeyPath, str]]
-        wrong = [((number, name), text) for name, text, _ in wrong_members(entry, _KEYS)]
-        at_until: KeyPath = (number, "until")
+        wrong = {name: text for name, text, _ in wrong_members(entry, _KEYS)}
         if number == len(schedule) - 1:
             if entry.get("until") is not None:
-                wrong.append(
-                    (at_until, "the last entry has none, as nothing follows it: leave it out")
-                )
-        elif not entry.get("until") and not any(at == at_until for at, _ in wrong):
+                wrong["until"] = "the last entry has none, as nothing follows it: leave it out"
+        elif not entry.get("until") and "until" not in wrong:
             text = "it is missing, and without it the next entry is never reached"
-            wrong.append((at_until, f'{text}: name a metric, such as {{"val_sens_mean": 0.5}}'))
-        told = any(at == (number, "al_criterion") for at, _ in wrong)
-        if "al_criterion" in entry and not told:
-            stages = check_stages(entry["al_criterion"], defaults)
-            wrong += [((number, "al_criterion", *at), text) for at, text in stages]
-        problems += wrong
-    return problems
+            wrong["until"] = f'{text}: name a metric, such as {{"val_sens_mean": 0.5}}'
+        for name, text in wrong.items():
+            yield (number, name), text
+        if "al_criterion" in entry and "al_criterion" not in wrong:
+            for at, text in check_stages(entry["al_criterion"], defaults):
+                yield (number, "al_criterion", *at), text
 
 
 def unused_by_all(schedule: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> list[str]:

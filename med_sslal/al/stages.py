@@ -7,7 +7,7 @@
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ from med_sslal.utils.errors import ConfigError
 
 Stage = str | dict[str, Any]
 Stages = Sequence[Stage | list[Stage]]
+Problems = Iterator[tuple[KeyPath, str]]
 
 _KEYS = (
     Key("type", str, "the name of a class", required=True),
@@ -34,35 +35,34 @@ _KEYS = (
 )
 
 
-def check_stages(stages: Stages, defaults: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
+def check_stages(stages: Stages, defaults: Mapping[str, Any]) -> Problems:
     """Find everything that is wrong with `al_criterion`.
 
     `defaults` are arguments for every criterion of the first stage that takes them and has not its
     own; those that are None are left to the criterion.
 
-    Returns:
-        (path below `al_criterion`, sentence) for each problem.
+    Yields:
+        Path below `al_criterion`, and a sentence.
     """
     if not 1 <= len(stages) <= 2:
         text = "allowed: a criterion (or a list of criteria to combine), then optionally one second"
-        return [((), f"found {len(stages)} stages; {text} stage")]
+        yield (), f"found {len(stages)} stages; {text} stage"
+        return
     first = stages[0]
-    problems: list[tuple[KeyPath, str]] = []
     if isinstance(first, list):
         if len(first) < 2:
-            text = f"found {len(first)} in the list; allowed: two criteria or more to combine"
-            problems.append(((0,), text))
+            text = "allowed: two criteria or more to combine"
+            yield (0,), f"found {len(first)} in the list; {text}"
         for number, stage in enumerate(first):
-            problems += _check_stage(stage, find_criterion, (0, number), defaults, in_list=True)
+            yield from _check_stage(stage, find_criterion, (0, number), defaults, in_list=True)
     else:
-        problems += _check_stage(first, find_criterion, (0,), defaults)
+        yield from _check_stage(first, find_criterion, (0,), defaults)
     for second in stages[1:]:
         if isinstance(second, list):
-            text = f"found {found(second)}; allowed: one second stage, which cannot be combined"
-            problems.append(((1,), text))
+            text = "allowed: one second stage, which cannot be combined"
+            yield (1,), f"found {found(second)}; {text}"
         else:
-            problems += _check_stage(second, find_selector, (1,), {})
-    return problems
+            yield from _check_stage(second, find_selector, (1,), {})
 
 
 def unused_defaults(stages: Stages, defaults: Mapping[str, Any]) -> list[str]:
@@ -75,17 +75,11 @@ def unused_defaults(stages: Stages, defaults: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class BuiltStages:
-    """A criterion and a selector, and how much of the pool the one hands to the other.
+    """A criterion and a selector, and how much of the pool the one hands to the other."""
 
-    Attributes:
-        criterion: Rates the images.
-        selector: Chooses among the best.
-        candidate_factor: These are so many times the budget; None is the whole pool.
-    """
-
-    criterion: Criterion
-    selector: Selector
-    candidate_factor: float | None
+    criterion: Criterion  # Rates the images.
+    selector: Selector  # Chooses among the best.
+    candidate_factor: float | None  # These are so many times the budget; None: the whole pool.
 
     @property
     def readers(self) -> list[Reader | type[Reader]]:
@@ -130,36 +124,38 @@ def _check_stage(
     defaults: Mapping[str, Any],
     *,
     in_list: bool = False,
-) -> list[tuple[KeyPath, str]]:
+) -> Problems:
     """What is wrong with one stage, or with one criterion of a combination."""
-    problems: list[tuple[KeyPath, str]] = []
     args: Any = {}
     if isinstance(stage, dict):
-        problems = [((*at, name), text) for name, text, _ in wrong_members(stage, _KEYS)]
+        for name, text, _ in wrong_members(stage, _KEYS):
+            yield (*at, name), text
         if "weight" in stage and not in_list:
             text = "a weight is for criteria that are combined, in a list: leave it out"
-            problems.append(((*at, "weight"), text))
+            yield (*at, "weight"), text
         args = stage.get("args", {})
         if not isinstance(stage.get("type"), str):
-            return problems
+            return
         at = (*at, "type")
     try:
         cls = find(_type(stage))
     except ConfigError as error:
-        return [*problems, (at, str(error))]
+        yield at, str(error)
+        return
     if in_list and issubclass(cls, Random):
         text = f"{cls.name} cannot be part of a combination: it is a baseline, and stands alone"
-        problems.append((at, text))
+        yield at, text
     if not isinstance(args, dict):
-        return problems
+        return
     at = (*at[:-1], "args") if isinstance(stage, dict) else at
-    wrong = [((*at, name), text) for name, text, _ in wrong_arguments(cls, args)]
+    wrong = wrong_arguments(cls, args)
+    for name, text, _ in wrong:
+        yield (*at, name), text
     if not wrong:
         try:
             _build(stage, find, defaults)
         except ConfigError as error:
-            wrong = [(at, str(error))]
-    return problems + wrong
+            yield at, str(error)
 
 
 def _build(stage: Any, find: Callable[[str], Any], defaults: Mapping[str, Any]) -> Any:

@@ -252,19 +252,15 @@ class Detector(BaseModel):
         self,
         seen: Seen,
         found: Sequence[Found],
-        top_proposals: Sequence[tuple[Tensor, Tensor]] | None = None,
+        top_proposals: Sequence[tuple[Tensor, Tensor]],
     ) -> list[Detections]:
         """Bring every box to ORIGINAL pixels and add what describes the whole image.
 
-        `top_proposals` are B images' best proposals float32 [P, 4] with their objectness [P], where
-        there are any.
+        `top_proposals` are B images' best proposals float32 [P, 4] with their objectness [P].
         """
         detections = []
         embeddings = valid_mean(seen.c5, seen.images)
-        for number, item in enumerate(found):
-            top, objectness = item.boxes.new_zeros(0, 4), item.scores.new_zeros(0)
-            if top_proposals is not None:
-                top, objectness = top_proposals[number]
+        for number, (item, (top, objectness)) in enumerate(zip(found, top_proposals, strict=True)):
             sources, refined = item.proposals, item.refined_boxes
             detections.append(
                 Detections(

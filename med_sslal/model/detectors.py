@@ -202,7 +202,8 @@ class RetinaNet(Detector):
             self._detect(of_image, boxes, anchors, sizes, shape)
             for of_image, boxes, shape in zip(logits, deltas, seen.images.image_sizes, strict=True)
         ]
-        return ModelOutput(losses, self.finish(seen, found))
+        none = (deltas.new_zeros(0, 4), deltas.new_zeros(0))
+        return ModelOutput(losses, self.finish(seen, found, [none] * len(found)))
 
     def _losses(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, truths: Sequence[Truth]

@@ -2,12 +2,7 @@
 
 import numpy as np
 
-from med_sslal.al.arrays import (
-    EMBEDDING_DECIMALS,
-    squared_distances,
-    squared_lengths,
-    whole_embeddings,
-)
+from med_sslal.al.arrays import Points
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.al.selectors.base import Choice, Selector, Values
 
@@ -32,18 +27,16 @@ class KCenter(Selector):
         self, record: PoolRecord, candidates: np.ndarray, values: Values, budget: int, seed: int
     ) -> list[Choice]:
         """Take the farthest candidate until the budget is spent."""
-        points = whole_embeddings(record.section(PLAIN).embeddings[candidates])
-        nearest, lengths = np.full(len(candidates), np.inf), squared_lengths(points)
-        known = whole_embeddings(record.labelled_embeddings)
+        points = Points(record.section(PLAIN).embeddings[candidates])
+        known, nearest = Points(record.labelled_embeddings).whole, np.full(len(candidates), np.inf)
         for start in range(0, len(known), BLOCK_CENTERS):
-            block = known[start : start + BLOCK_CENTERS]
-            distances = squared_distances(points, block, lengths)
+            distances = points.squared_to(known[start : start + BLOCK_CENTERS])
             np.minimum(nearest, distances.min(axis=1), out=nearest)
         choices: list[Choice] = []
         for _ in range(budget):
             place = int(nearest.argmax())
             choices.append(Choice(int(candidates[place]), _reason(float(nearest[place]))))
-            distances = squared_distances(points, points[[place]], lengths)
+            distances = points.squared_to(points.whole[[place]])
             np.minimum(nearest, distances[:, 0], out=nearest)
             # Below every distance, also that of an equal embedding.
             nearest[place] = -1.0
@@ -54,5 +47,5 @@ def _reason(squared: float) -> str:
     """How far the image was, in units of the embedding."""
     if np.isinf(squared):
         return "the first to cover the pool, as no image is labelled"
-    distance = np.sqrt(squared) / 10**EMBEDDING_DECIMALS
+    distance = np.sqrt(squared) / Points.UNIT
     return f"distance {distance:.3f} to the nearest labelled or chosen image"

@@ -3,12 +3,7 @@
 import numpy as np
 from scipy.stats import rankdata
 
-from med_sslal.al.arrays import (
-    EMBEDDING_DECIMALS,
-    squared_distances,
-    squared_lengths,
-    whole_embeddings,
-)
+from med_sslal.al.arrays import Points
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.al.selectors.base import Choice, Selector, Values
 
@@ -30,8 +25,7 @@ class KMeansPlusPlus(Selector):
         """Draw until the budget is spent."""
         score = next(iter(values.values()))
         weights = rankdata(score[candidates])
-        points = whole_embeddings(record.section(PLAIN).embeddings[candidates])
-        lengths = squared_lengths(points)
+        points = Points(record.section(PLAIN).embeddings[candidates])
         generator = np.random.default_rng(seed)
         nearest = np.ones(len(candidates))
         free = np.ones(len(candidates), dtype=bool)
@@ -44,7 +38,7 @@ class KMeansPlusPlus(Selector):
             else:
                 place = int(free.argmax())
             choices.append(Choice(int(candidates[place]), _reason(number, nearest[place])))
-            distances = squared_distances(points, points[[place]], lengths)[:, 0]
+            distances = points.squared_to(points.whole[[place]])[:, 0]
             nearest = distances if number == 0 else np.minimum(nearest, distances)
             free[place] = False
         return choices
@@ -54,5 +48,5 @@ def _reason(number: int, squared: float) -> str:
     """How far the image was, in units of the embedding."""
     if number == 0:
         return "drawn first, by score"
-    distance = np.sqrt(squared) / 10**EMBEDDING_DECIMALS
+    distance = np.sqrt(squared) / Points.UNIT
     return f"drawn by score and by distance {distance:.3f} to the nearest image drawn before"

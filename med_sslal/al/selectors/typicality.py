@@ -5,12 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from med_sslal.al.arrays import (
-    EMBEDDING_DECIMALS,
-    squared_distances,
-    squared_lengths,
-    whole_embeddings,
-)
+from med_sslal.al.arrays import Points
 from med_sslal.al.clusters import cluster
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.al.selectors.base import Choice, Selector, Values
@@ -80,19 +75,18 @@ def _most_typical(embeddings: np.ndarray, places: np.ndarray) -> Iterator[Choice
         embeddings: [K, D] of the cluster.
         places: int64 [K], place of each image among the candidates, -1 where it is labelled.
     """
-    points = whole_embeddings(embeddings)
-    lengths = squared_lengths(points)
-    n_neighbours = min(N_NEIGHBOURS, len(points) - 1)
-    step = max(1, BLOCK_VALUES // len(points))
-    means = np.zeros(len(points))
-    for start in range(0, len(points), step):
+    points = Points(embeddings)
+    n_neighbours = min(N_NEIGHBOURS, len(embeddings) - 1)
+    step = max(1, BLOCK_VALUES // len(embeddings))
+    means = np.zeros(len(embeddings))
+    for start in range(0, len(embeddings), step):
         block = slice(start, start + step)
-        distances = squared_distances(points, points[block], lengths)
+        distances = points.squared_to(points.whole[block])
         # With the image itself, at a distance of 0.
         distances.partition(n_neighbours, axis=0)
         # Sorted, as the order of a sum decides its last bits.
         nearest = np.sqrt(np.sort(distances[: n_neighbours + 1], axis=0))
-        means[block] = nearest.sum(axis=0) / max(n_neighbours, 1) / 10**EMBEDDING_DECIMALS
+        means[block] = nearest.sum(axis=0) / max(n_neighbours, 1) / Points.UNIT
     for row in np.lexsort((places, means)).tolist():
         if places[row] >= 0:
             yield Choice(
