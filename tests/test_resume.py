@@ -114,6 +114,17 @@ def test_stopped_anywhere(
     check_stops(whole, config, [PLACES[place]], None, capsys)
 
 
+def test_a_kill_before_the_finds_scores_nothing_again(copy: Path, whole: Path) -> None:
+    later = ("finds.json", "selection.json", "selection_detections.json", "pseudo_labels.json")
+    cut(copy, "cycle_01", *(f"cycle_00/{name}" for name in later))
+    with pytest.MonkeyPatch.context() as patch:
+        # The second look comes after the query: a pass would look before it.
+        stop_at(patch, 2, None)
+        assert run_train("--resume", copy) == 143
+    for name in later:
+        assert read(copy / "cycle_00" / name) == read(whole / "cycle_00" / name), name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_stopped_again_and_again(
