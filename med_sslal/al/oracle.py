@@ -27,9 +27,7 @@ class SimulatedOracle:
         Raises:
             DataError: An id is unknown; nothing is revealed then.
         """
-        wanted = tuple(image_ids)
-        self._check(wanted)
-        return {image_id: self._annotations[image_id] for image_id in wanted}
+        return {image_id: self._annotations[image_id] for image_id in self._wanted(image_ids)}
 
     def label_within(
         self, image_ids: Iterable[str], costs: CostModel, budget: float
@@ -47,11 +45,9 @@ class SimulatedOracle:
         Raises:
             DataError: An id is unknown; nothing is revealed then.
         """
-        wanted = tuple(image_ids)
-        self._check(wanted)
         paid: dict[str, Annotation] = {}
         n_boxes = 0
-        for image_id in wanted:
+        for image_id in self._wanted(image_ids):
             label = self._annotations[image_id]
             if costs.cost(1, label.n_objects) > budget:
                 continue
@@ -68,11 +64,13 @@ class SimulatedOracle:
         """
         return {name: self._annotations[name] for name in image_ids if name in self._annotations}
 
-    def _check(self, wanted: Iterable[str]) -> None:
-        """Raise DataError unless every label is known."""
+    def _wanted(self, image_ids: Iterable[str]) -> tuple[str, ...]:
+        """The ids; DataError unless every label is known."""
+        wanted = tuple(image_ids)
         unknown = [image_id for image_id in wanted if image_id not in self._annotations]
         if unknown:
             raise DataError(
                 f"the oracle has no label for {len(unknown)} image(s), the first is '{unknown[0]}':"
                 " ask only for images of the data set's training split"
             )
+        return wanted
