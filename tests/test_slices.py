@@ -9,8 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from med_sslal.data.slice_cache import SliceCache
-from med_sslal.data.slices import Stack, decode_slice, neighbour_positions, read_stack
+from med_sslal.data.slices import SliceCache, Stack, decode_slice, neighbour_positions, read_stack
 from med_sslal.utils.errors import DataError
 
 NAN = math.nan

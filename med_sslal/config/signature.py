@@ -28,6 +28,10 @@ class Signature:
 def signature(cls: type) -> Signature:
     """Read the constructor of `cls`; where it hands on `**kwargs`, its bases' as well."""
     arguments: dict[str, Key] = {}
+    meanings: dict[str, str] = {}
+    for owner in reversed(cls.__mro__):
+        for text in (owner.__doc__, vars(owner).get("__init__", owner).__doc__):
+            meanings |= docstring_arguments(text)
     for owner in cls.__mro__:
         init = vars(owner).get("__init__")
         if init is None:
@@ -36,7 +40,6 @@ def signature(cls: type) -> Signature:
             return Signature(arguments, False)
         parameters = list(inspect.signature(init).parameters.values())[1:]
         hints = _hints(init)
-        meanings = docstring_arguments(owner.__doc__) | docstring_arguments(init.__doc__)
         for parameter in parameters:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue

@@ -41,22 +41,14 @@ class BadSamples:
             self.add(str(error))
 
     def finish(self) -> None:
-        """Close the collection.
-
-        Raises:
-            DataError: The policy is `error` and something was bad; the text lists it.
-        """
-        if not self.problems:
-            return
+        """Close the collection; under `error` DataError lists what was bad, if anything."""
         count = len(self.problems)
-        if self.policy == "skip":
+        if count and self.policy == "skip":
             logger.warning("%s: %d bad sample(s) skipped", self.source, count)
-            return
-        lines = self.problems[:MAX_LINES]
-        if count > MAX_LINES:
-            lines = [*lines, f"... and {count - MAX_LINES} more"]
-        listing = "\n  ".join(lines)
-        raise DataError(
-            f"{self.source}: {count} bad sample(s); mend them, or leave them out with "
-            f'"on_bad_sample": "skip" in dataset.args:\n  {listing}'
-        )
+        elif count:
+            more = [f"... and {count - MAX_LINES} more"] * (count > MAX_LINES)
+            listing = "\n  ".join(self.problems[:MAX_LINES] + more)
+            raise DataError(
+                f"{self.source}: {count} bad sample(s); mend them, or leave them out with "
+                f'"on_bad_sample": "skip" in dataset.args:\n  {listing}'
+            )

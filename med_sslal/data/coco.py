@@ -1,6 +1,6 @@
 """COCO: one JSON file for all images, or one per split; read and written."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -61,7 +61,22 @@ class COCO(BaseDataset):
             on_bad_sample: "error" lists all bad files and boxes; "skip" leaves them out.
         """
         folder, pictures = Path(root), Path(root) / images
-        find = _finder(folder, pictures, group_key, window)
+        if not pictures.is_dir():
+            gone = pictures if folder.is_dir() else folder
+            raise DataError(
+                f"no COCO data at {root}: folder {gone} does not exist; set dataset.args.root and "
+                "dataset.args.images"
+            )
+
+        def find(entry: dict[str, Any], name: str, where: str) -> ImageInfo:
+            file = inside(pictures, name)
+            size = picture_size(file, window)
+            image_id = PurePosixPath(name.replace("\\", "/")).with_suffix("").as_posix()
+            group = entry.get(group_key) if group_key else image_id
+            if group is None or group == "":
+                raise DataError(f"{where}: it has no '{group_key}' (dataset.args.group_key)")
+            return ImageInfo(image_id, str(group), file.relative_to(folder).as_posix(), size)
+
         bad = BadSamples(on_bad_sample, str(folder))
         names: list[str] = []
         infos: dict[str, ImageInfo] = {}
@@ -81,62 +96,49 @@ class COCO(BaseDataset):
         super().__init__(PictureImages(folder, infos, splits, window), labels)
 
 
-def _finder(
-    root: Path, pictures: Path, group_key: str | None, window: Window | None
-) -> Callable[[dict[str, Any], str, str], ImageInfo]:
-    """What gives `load_coco` the image of an entry: that of its file below `pictures`."""
-    if not pictures.is_dir():
-        gone = pictures if root.is_dir() else root
-        raise DataError(
-            f"no COCO data at {root}: folder {gone} does not exist; set dataset.args.root and "
-            "dataset.args.images"
-        )
-
-    def find(entry: dict[str, Any], name: str, where: str) -> ImageInfo:
-        file = inside(pictures, name)
-        size = picture_size(file, window)
-        image_id = PurePosixPath(name.replace("\\", "/")).with_suffix("").as_posix()
-        group = entry.get(group_key) if group_key else image_id
-        if group is None or group == "":
-            raise DataError(f"{where}: it has no '{group_key}' (dataset.args.group_key)")
-        return ImageInfo(image_id, str(group), file.relative_to(root).as_posix(), size)
-
-    return find
-
-
 def load_coco(
     path: Path,
     find: Callable[[dict[str, Any], str, str], ImageInfo],
     bad: BadSamples,
     known: dict[str, ImageInfo] | None = None,
 ) -> tuple[list[str], dict[str, ImageInfo], dict[str, list[BoxRecord]]]:
-    """Read a COCO file; images and boxes that are wrong are noted.
+    """Read a COCO file; `bad` notes images and boxes that are wrong.
 
-    Args:
-        path: The file.
-        find: Called with an image's entry, its `file_name`, and where both stand; gives the image,
-            or raises DataError.
-        bad: Takes the notes.
-        known: Images of other files, whose ids may not come again.
-
-    Returns:
-        Class names in order of their ids, the images, and the boxes of each.
-
-    Raises:
-        DataError: It is no such file.
+    `find` is called with an image's entry, its `file_name`, and where both stand; it gives the
+    image, or raises DataError. `known` are images of other files, whose ids may not come again.
+    Returns class names in order of their ids, the images, and the boxes of each; DataError where it
+    is no such file.
     """
     document = read_json(path)
     for key in ("images", "annotations", "categories"):
         part = document.get(key) if isinstance(document, dict) else None
         if not isinstance(part, list) or not all(isinstance(entry, dict) for entry in part):
             raise DataError(f"{path} is no COCO file: it needs a list of objects '{key}'")
-    categories = _categories(document["categories"], path)
-    by_number: dict[int, str] = {}
+    categories: dict[int, str] = {}
+    for entry in document["categories"]:
+        number, name = entry.get("id"), entry.get("name")
+        if not isinstance(number, int) or not isinstance(name, str):
+            raise DataError(f"{path}: a category needs an id and a name, found {entry}")
+        if number in categories or name in categories.values():
+            raise DataError(f"{path}: two categories have one id or name, found {entry}")
+        categories[number] = name
+    categories = dict(sorted(categories.items()))
+    by_number: dict[int, ImageInfo] = {}
     infos: dict[str, ImageInfo] = {}
     for position, entry in enumerate(document["images"]):
         where = f"{path}, images[{position}]"
         with bad.noted():
-            number, info = _image(entry, where, find)
+            number, name = entry.get("id"), entry.get("file_name")
+            if not isinstance(number, int) or not isinstance(name, str):
+                raise DataError(f"{where}: it needs an id (whole number) and a file_name (text)")
+            info = find(entry, name, where)
+            height, width = info.orig_size
+            told = (entry.get("height", height), entry.get("width", width))
+            if told != info.orig_size:
+                found = f"{info.file_name} has {width}x{height}"
+                raise DataError(
+                    f"{where}: it is said to be {told[1]}x{told[0]} pixels, but {found}"
+                )
             if info.image_id in infos or info.image_id in (known or {}):
                 raise DataError(
                     f"{where}: a second image '{info.image_id}' (file_name without its ending "
@@ -144,9 +146,18 @@ def load_coco(
                 )
             if number in by_number:
                 raise DataError(f"{where}: a second image with id {number}")
-            infos[info.image_id] = info
-            by_number[number] = info.image_id
-    records = _read_boxes(document, path, categories, by_number, bad)
+            infos[info.image_id] = by_number[number] = info
+    records: dict[str, list[BoxRecord]] = {image_id: [] for image_id in infos}
+    skipped = {str(entry.get("id")) for entry in document["images"]} - set(map(str, by_number))
+    for entry in document["annotations"]:
+        number, where = entry.get("image_id"), f"{path}, annotation {entry.get('id')}"
+        # The boxes of an image that was skipped go with it.
+        if str(number) in skipped:
+            continue
+        with bad.noted():
+            if not isinstance(number, int) or number not in by_number:
+                raise DataError(f"{where}: there is no image with id {number}")
+            records[by_number[number].image_id].append(_record(entry, categories, where))
     return list(categories.values()), infos, records
 
 
@@ -154,10 +165,7 @@ def save_coco(path: Path, images: Images, labels: Labels, *, folder: str = ".") 
     """Write the labelled images and their labels as a COCO file, which `COCO` reads back.
 
     The patient is written as `group_id`, which `group_key` can name; file names start from
-    `folder` below the data root.
-
-    Raises:
-        UserError: The file cannot be written.
+    `folder` below the data root. UserError where the file cannot be written.
     """
     document: dict[str, list[dict[str, Any]]] = {
         "images": [],
@@ -194,72 +202,16 @@ def save_coco(path: Path, images: Images, labels: Labels, *, folder: str = ".") 
     write_json(path, document)
 
 
-def _image(
-    entry: dict[str, Any], where: str, find: Callable[[dict[str, Any], str, str], ImageInfo]
-) -> tuple[int, ImageInfo]:
-    """Number and image of an entry; DataError where it is incomplete or tells another size."""
-    number, name = entry.get("id"), entry.get("file_name")
-    if not isinstance(number, int) or not isinstance(name, str):
-        raise DataError(f"{where}: it needs an id (whole number) and a file_name (text)")
-    info = find(entry, name, where)
-    height, width = info.orig_size
-    told = (entry.get("height", height), entry.get("width", width))
-    if told != info.orig_size:
-        raise DataError(
-            f"{where}: it is said to have {told[1]}x{told[0]} pixels, but {info.file_name} has "
-            f"{width}x{height}"
-        )
-    return number, info
-
-
-def _categories(entries: Sequence[dict[str, Any]], path: Path) -> dict[int, str]:
-    """Category id to class name, by id."""
-    categories: dict[int, str] = {}
-    for entry in entries:
-        number, name = entry.get("id"), entry.get("name")
-        if not isinstance(number, int) or not isinstance(name, str) or number in categories:
-            raise DataError(f"{path}: a category needs an id of its own and a name, found {entry}")
-        categories[number] = name
-    if len(set(categories.values())) < len(categories):
-        raise DataError(f"{path}: two categories have one name")
-    return dict(sorted(categories.items()))
-
-
-def _read_boxes(
-    document: dict[str, Any],
-    path: Path,
-    categories: dict[int, str],
-    by_number: dict[int, str],
-    bad: BadSamples,
-) -> dict[str, list[BoxRecord]]:
-    """Image id to the boxes of one file; bad entries go to `bad`."""
-    records: dict[str, list[BoxRecord]] = {image_id: [] for image_id in by_number.values()}
-    skipped = {str(entry.get("id")) for entry in document["images"]} - set(map(str, by_number))
-    for entry in document["annotations"]:
-        number, where = entry.get("image_id"), f"{path}, annotation {entry.get('id')}"
-        # The boxes of an image that was skipped go with it.
-        if str(number) in skipped:
-            continue
-        with bad.noted():
-            if not isinstance(number, int) or number not in by_number:
-                raise DataError(f"{where}: there is no image with id {number}")
-            records[by_number[number]].append(_record(entry, categories, where))
-    return records
-
-
 def _record(entry: dict[str, Any], categories: dict[int, str], where: str) -> BoxRecord:
     """Read one annotation; raise DataError where it is incomplete."""
-    number, box = entry.get("category_id"), entry.get("bbox")
+    number: Any = entry.get("category_id")
+    box: Any = entry.get("bbox")
     if not isinstance(number, int) or number not in categories:
         raise DataError(f"{where}: unknown category_id {number}")
-    if (
-        not isinstance(box, list)
-        or len(box) != 4
-        or not all(isinstance(value, int | float) for value in box)
-    ):
-        raise DataError(f"{where}: bbox must be [x, y, width, height], found {box}")
     try:
-        x, y, width, height = map(float, box)
+        x, y, width, height = (float(value + 0) for value in box)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: bbox must be [x, y, width, height], found {box}") from error
     except OverflowError as error:
         raise DataError(f"{where}: bbox has a number that no image is as large as") from error
     if width <= 0 or height <= 0:

@@ -53,8 +53,7 @@ class _View(Dataset[Any]):
     def _apply(
         self, transform: Transform, image_id: str, label: Annotation | None, epoch: int
     ) -> tuple[Tensor, Target | None, Frame]:
-        info = self._images.infos[image_id]
-        pixels = self._images.read(image_id)
+        info, pixels = self._images.infos[image_id], self._images.read(image_id)
         image, target, to_original = transform(pixels, label, info, epoch)
         return image, target, Frame(info, to_original)
 

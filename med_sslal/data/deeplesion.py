@@ -2,6 +2,8 @@
 
 import logging
 import math
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,14 +15,20 @@ from annotated_types import Gt
 from med_sslal.base.base_dataset import BaseDataset, Labels
 from med_sslal.base.types import Annotation, ImageInfo
 from med_sslal.data.bad_samples import BadSamples, OnBadSample
-from med_sslal.data.deeplesion_csv import Lesion, read_csv
-from med_sslal.data.deeplesion_files import SliceFiles
+from med_sslal.data.deeplesion_csv import FILE_NAME, Lesion, read_csv
 from med_sslal.data.pictures import Window
 from med_sslal.data.probe import ImageProbe
-from med_sslal.data.slice_cache import SliceCache
-from med_sslal.data.slices import FoundStack, SliceImages, SliceMode, decode_slice, find_stack
+from med_sslal.data.slices import (
+    SliceCache,
+    SliceImages,
+    SliceMode,
+    Stack,
+    decode_slice,
+    find_stack,
+)
 from med_sslal.data.splits import EvalSplit, split_by_group, splits_by
 from med_sslal.utils.errors import ConfigError, DataError
+from med_sslal.utils.util import inside
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +43,11 @@ FULL_ROWS = 32735
 FULL_COUNTS = {"train": (22901, 22478), "val": (4887, 4791), "test": (4912, 4817)}
 # Checking a file waits for the disk or the network, not for the processor.
 PROBE_THREADS = 16
+# Places below the root, best first: as NIH's archives unpack, nested by some unpackers, the
+# archive of key slices, and slices right in the root.
+PLACES = ("Images_png", "Images_png/Images_png", "Key_slices", ".")
+SERIES = re.compile(r"\d{6}_\d{2,}_\d{2,}", re.ASCII)
+SLICE = re.compile(r"(\d{3,})\.png", re.ASCII)
 
 
 class DeepLesion(BaseDataset):
@@ -85,7 +98,14 @@ class DeepLesion(BaseDataset):
         lesions = read_csv(table, bad)
         n_rows = len(lesions) + len(bad.problems)
         wanted = _keep_images(lesions, lesion_type)
-        found = _find_stacks(wanted, files, slice_mode, slice_step_mm)
+        logger.info("checking the slices of %d images", len(wanted))
+
+        def find(rows: Sequence[Lesion]) -> tuple[Stack, ImageProbe | None, list[str]]:
+            paths, first = files.of_series(rows[0].series), rows[0]
+            return find_stack(paths, first.slice_index, slice_mode, first.slice_mm, slice_step_mm)
+
+        with ThreadPoolExecutor(PROBE_THREADS) as threads:
+            found = dict(zip(wanted, threads.map(find, wanted.values()), strict=True))
         infos, labels = _read_images(folder, wanted, found, lesion_type, bad)
         bad.finish()
         if not infos:
@@ -94,7 +114,7 @@ class DeepLesion(BaseDataset):
             splits = _official_split(infos, lesions, lesion_type)
         else:
             splits = split_by_group(infos, eval_split, split_seed)
-        stacks = {name: found[name].stack for name in infos}
+        stacks = {name: found[name][0] for name in infos}
         images = SliceImages(infos, splits, stacks, window, decode, self.note)
         super().__init__(images, Labels(("lesion",), labels))
         full = n_rows == FULL_ROWS and (dataset_type, lesion_type) == ("official", "all")
@@ -126,24 +146,10 @@ class DeepLesion(BaseDataset):
                 )
 
 
-def _find_stacks(
-    images: Mapping[str, Sequence[Lesion]], files: SliceFiles, mode: SliceMode, step_mm: float
-) -> dict[str, FoundStack]:
-    """Image id to what was found of it."""
-    logger.info("checking the slices of %d images", len(images))
-
-    def find(rows: Sequence[Lesion]) -> FoundStack:
-        paths = files.of_series(rows[0].series)
-        return find_stack(paths, rows[0].slice_index, mode, rows[0].slice_mm, step_mm)
-
-    with ThreadPoolExecutor(PROBE_THREADS) as threads:
-        return dict(zip(images, threads.map(find, images.values()), strict=True))
-
-
 def _read_images(
     root: Path,
     images: Mapping[str, Sequence[Lesion]],
-    found: Mapping[str, FoundStack],
+    found: Mapping[str, tuple[Stack, ImageProbe | None, list[str]]],
     lesion_type: str,
     bad: BadSamples,
 ) -> tuple[dict[str, ImageInfo], dict[str, Annotation]]:
@@ -152,32 +158,48 @@ def _read_images(
     annotations: dict[str, Annotation] = {}
     for image_id, rows in images.items():
         first, (stack, probe, problems) = rows[0], found[image_id]
+        if probe is None and not problems:
+            problems = [f"key slice {image_id}.png is missing"]
         for problem in problems:
             bad.add(problem)
         if probe is None:
-            if not problems:
-                bad.add(f"key slice {image_id}.png is missing")
             continue
-        path = stack.files[first.slice_index]
-        if any(sorted(row.image_size) != sorted((probe.width, probe.height)) for row in rows):
+        path, size = stack.files[first.slice_index], [probe.width, probe.height]
+        if any(sorted(row.image_size) != sorted(size) for row in rows):
             bad.add(
                 f"image file {path} has {probe.width}x{probe.height} pixels; its Image_size in "
                 f"DL_info.csv is {first.image_size}"
             )
             continue
-        annotation = _annotate(rows, lesion_type, probe, bad)
-        if annotation.n_objects == 0:
-            continue
-        annotations[image_id] = annotation
-        infos[image_id] = ImageInfo(
-            image_id,
-            first.patient,
-            path.relative_to(root).as_posix(),
-            (probe.height, probe.width),
-            first.pixel_mm if math.isfinite(first.pixel_mm) else None,
-            first.series,
-            first.slice_index,
+        kept, boxes = [], []
+        for row in rows:
+            box = np.clip(np.array(row.box), 0, size * 2).astype(np.float32)
+            if (box[2:] <= box[:2]).any():
+                bad.add(
+                    f"{image_id}.png: box {row.box} lies outside the image of {probe.width}x"
+                    f"{probe.height} pixels"
+                )
+                continue
+            kept.append(row)
+            boxes.append(box)
+        annotation = Annotation(
+            boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
+            labels=np.ones(len(kept), dtype=np.int64),
+            ignore=np.array([not _wanted(row, lesion_type) for row in kept], dtype=bool),
+            sizes_mm=np.array([row.long_diameter_px * row.pixel_mm for row in kept], np.float32),
+            subtypes=tuple(row.lesion_type for row in kept),
         )
+        if annotation.n_objects:
+            annotations[image_id] = annotation
+            infos[image_id] = ImageInfo(
+                image_id,
+                first.patient,
+                path.relative_to(root).as_posix(),
+                (probe.height, probe.width),
+                first.pixel_mm if math.isfinite(first.pixel_mm) else None,
+                first.series,
+                first.slice_index,
+            )
     return infos, annotations
 
 
@@ -201,6 +223,43 @@ def _official_split(
             'test only): use dataset_type "non-specified"'
         )
     return splits
+
+
+class SliceFiles:
+    """Finds the slices of a series; folders are listed once, no file name is ever guessed."""
+
+    def __init__(self, root: Path) -> None:
+        """List the places below `root` where slices may lie; a place may be a link."""
+        self._folders: dict[str, Path] = {}
+        self._flat: dict[str, dict[int, Path]] = defaultdict(dict)
+        self._listed: dict[str, Mapping[int, Path]] = {}
+        for place in PLACES:
+            folder = root / place if place != "." else root
+            if not folder.is_dir():
+                continue
+            for path in folder.iterdir():
+                name = FILE_NAME.fullmatch(path.name)
+                if name:
+                    self._flat[name.group(1)].setdefault(int(name.group(5)), path)
+                elif SERIES.fullmatch(path.name) and path.name not in self._folders:
+                    self._folders[path.name] = inside(folder, path.name)
+
+    def __bool__(self) -> bool:
+        """True where any slice or folder of slices was found."""
+        return bool(self._folders or self._flat)
+
+    def of_series(self, series: str) -> Mapping[int, Path]:
+        """Slice index to file for every slice of `PPPPPP_SS_SS` that exists; may be empty."""
+        if series not in self._listed:
+            found = dict(self._flat.get(series, {}))
+            folder = self._folders.get(series)
+            if folder is not None and folder.is_dir():
+                for path in folder.iterdir():
+                    name = SLICE.fullmatch(path.name)
+                    if name:
+                        found[int(name.group(1))] = path
+            self._listed[series] = found
+        return self._listed[series]
 
 
 def _open_root(root: Path) -> tuple[Path, SliceFiles]:
@@ -243,28 +302,3 @@ def _keep_images(lesions: Iterable[Lesion], lesion_type: str) -> dict[str, list[
 def _wanted(lesion: Lesion, lesion_type: str) -> bool:
     """True for a box to be found, False for an ignore region."""
     return not lesion.noisy and lesion_type in ("all", lesion.lesion_type)
-
-
-def _annotate(
-    rows: Sequence[Lesion], lesion_type: str, probe: ImageProbe, bad: BadSamples
-) -> Annotation:
-    """The label of one image: boxes clipped to it, those that lie outside noted as bad."""
-    limits = np.array([probe.width, probe.height] * 2, dtype=np.float32)
-    kept, boxes = [], []
-    for row in rows:
-        box = np.clip(np.array(row.box, dtype=np.float32), 0, limits)
-        if (box[2:] <= box[:2]).any():
-            bad.add(
-                f"{row.image_id}.png: box {row.box} lies outside the image of {probe.width}x"
-                f"{probe.height} pixels"
-            )
-            continue
-        kept.append(row)
-        boxes.append(box)
-    return Annotation(
-        boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        labels=np.ones(len(kept), dtype=np.int64),
-        ignore=np.array([not _wanted(row, lesion_type) for row in kept], dtype=bool),
-        sizes_mm=np.array([row.long_diameter_px * row.pixel_mm for row in kept], dtype=np.float32),
-        subtypes=tuple(row.lesion_type for row in kept),
-    )

@@ -38,42 +38,27 @@ FILE_NAME = re.compile(r"((\d{6})_(\d{2,})_(\d{2,}))_(\d{3,})\.png", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Lesion:
-    """One row of DL_info.csv.
+    """One row of DL_info.csv."""
 
-    Attributes:
-        image_id: The key slice, File_name without `.png`.
-        series: Its folder `PPPPPP_SS_SS`.
-        patient: Six digits.
-        slice_index: Index of the key slice in its series, from 1 on.
-        box: x1, y1, x2, y2 in ORIGINAL pixels, 0-based; finite, of positive area, not clipped.
-        long_diameter_px: Long RECIST axis, NaN where unknown.
-        lesion_type: Name of the coarse type, "" where unknown.
-        noisy: The annotation is doubtful.
-        pixel_mm: In-plane mm per pixel, NaN where unknown.
-        slice_mm: Slice interval in mm, NaN where unknown.
-        image_size: Both sides in pixels.
-        split: Official split: "train", "val" or "test".
-    """
-
-    image_id: str
-    series: str
-    patient: str
-    slice_index: int
+    image_id: str  # the key slice, File_name without `.png`
+    series: str  # its folder PPPPPP_SS_SS
+    patient: str  # six digits
+    slice_index: int  # of the key slice in its series, from 1 on
+    # x1, y1, x2, y2 in ORIGINAL pixels, 0-based; finite, of positive area, not clipped.
     box: tuple[float, float, float, float]
-    long_diameter_px: float
-    lesion_type: str
-    noisy: bool
-    pixel_mm: float
-    slice_mm: float
-    image_size: tuple[int, int]
-    split: str
+    long_diameter_px: float  # long RECIST axis, NaN where unknown
+    lesion_type: str  # name of the coarse type, "" where unknown
+    noisy: bool  # the annotation is doubtful
+    pixel_mm: float  # in-plane mm per pixel, NaN where unknown
+    slice_mm: float  # slice interval in mm, NaN where unknown
+    image_size: tuple[int, int]  # both sides in pixels
+    split: str  # official split: "train", "val" or "test"
 
 
 def read_csv(path: Path, bad: BadSamples) -> list[Lesion]:
     """Lesions of DL_info.csv in its order; rows that cannot be used are noted and left out.
 
-    Raises:
-        DataError: The file is missing or is no such table.
+    DataError where the file is missing or is no such table.
     """
     lesions: list[Lesion] = []
     try:
@@ -99,11 +84,7 @@ def read_csv(path: Path, bad: BadSamples) -> list[Lesion]:
 
 
 def parse_row(row: dict[str, str]) -> Lesion:
-    """Turn a row into a Lesion.
-
-    Raises:
-        ValueError: A field is wrong; the text says which.
-    """
+    """Turn a row into a Lesion; a ValueError says which field is wrong."""
     absent = [name for name in COLUMNS if row[name] is None]
     if absent:
         raise ValueError(f"the row ends before column {absent[0]}")
@@ -124,12 +105,19 @@ def parse_row(row: dict[str, str]) -> Lesion:
     sides = _numbers(row, "Image_size", 2)
     if not all(side >= 1 and side.is_integer() for side in sides):
         raise ValueError(f"Image_size must be two pixel counts, found '{row['Image_size']}'")
+    # The file counts pixels from 1.
+    x1, y1, x2, y2 = (value - 1 for value in _numbers(row, "Bounding_boxes", 4))
+    found = f"found '{row['Bounding_boxes']}'"
+    if not all(map(math.isfinite, (x1, y1, x2, y2))):
+        raise ValueError(f"Bounding_boxes must be finite, {found}")
+    if x2 <= x1 or y2 <= y1:
+        raise ValueError(f"Bounding_boxes must be x1, y1, x2, y2 of positive area, {found}")
     return Lesion(
         image_id=row["File_name"].removesuffix(".png"),
         series=name.group(1),
         patient=name.group(2),
         slice_index=parts[-1],
-        box=_box(row),
+        box=(x1, y1, x2, y2),
         long_diameter_px=_numbers(row, "Lesion_diameters_Pixel_", 2)[0],
         lesion_type=LESION_TYPES[_choice(row, "Coarse_lesion_type", LESION_TYPES)],
         noisy=bool(_choice(row, "Possibly_noisy", (0, 1))),
@@ -138,17 +126,6 @@ def parse_row(row: dict[str, str]) -> Lesion:
         image_size=(int(sides[0]), int(sides[1])),
         split=SPLITS[_choice(row, "Train_Val_Test", SPLITS)],
     )
-
-
-def _box(row: dict[str, str]) -> tuple[float, float, float, float]:
-    """The bounding box, 0-based (the file counts pixels from 1)."""
-    x1, y1, x2, y2 = (value - 1 for value in _numbers(row, "Bounding_boxes", 4))
-    found = f"found '{row['Bounding_boxes']}'"
-    if not all(math.isfinite(value) for value in (x1, y1, x2, y2)):
-        raise ValueError(f"Bounding_boxes must be finite, {found}")
-    if x2 <= x1 or y2 <= y1:
-        raise ValueError(f"Bounding_boxes must be x1, y1, x2, y2 of positive area, {found}")
-    return x1, y1, x2, y2
 
 
 def _numbers(row: dict[str, str], column: str, count: int) -> tuple[float, ...]:

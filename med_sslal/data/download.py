@@ -13,10 +13,11 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from med_sslal.utils.errors import ConfigError, DataError, UserError
@@ -51,6 +52,13 @@ class _Retry(Exception):
     """The transfer broke off in a way that may pass."""
 
 
+class _NoFTP(urllib.request.FTPHandler):
+    """Redirects are followed to http and https only."""
+
+    def ftp_open(self, req: urllib.request.Request) -> Any:
+        raise urllib.error.URLError("the link leads to ftp")
+
+
 def read_links(path: Path, md5_file: Path | None = None) -> list[Link]:
     """Read a list of links.
 
@@ -58,11 +66,9 @@ def read_links(path: Path, md5_file: Path | None = None) -> list[Link]:
     commas. Blank lines and lines that begin with `#` are skipped. NIH's download script (`.py`)
     serves as it is: there the lines count that hold a quoted URL and nothing else. A URL that ends
     in no file name gets the name of that script, Images_png_NN.zip by position. `md5_file` has
-    lines with an MD5 and a file name, as `md5sum` and NIH write them.
-
-    Raises:
-        DataError: A file cannot be read or holds no link.
-        ConfigError: A line is no link, a name is used twice or leads out of the folder.
+    lines with an MD5 and a file name, as `md5sum` and NIH write them. DataError where a file cannot
+    be read or holds no link, ConfigError where a line is no link, or a name is used twice or leads
+    out of the folder.
     """
     checksums = _read_md5(md5_file) if md5_file else {}
     links: list[Link] = []
@@ -130,10 +136,8 @@ def download(
     The content grows in a `.part` file and gets its name when it is whole and its MD5 is right. A
     file that is already there is checked and kept. After `retries` attempts without any new byte it
     gives up; the pause before the second one is `wait_s`, and doubles with each further one.
-
-    Raises:
-        DataError: The server refuses, keeps failing, or sends something else.
-        UserError: The file cannot be written.
+    DataError where the server refuses, keeps failing, or sends something else; UserError where the
+    file cannot be written.
     """
     target = folder / link.file_name
     # The link is part of the name: two lists may give the same name to different files.
@@ -147,7 +151,7 @@ def download(
     while True:
         before = _size(part)
         try:
-            _fetch(link, part, on_progress)
+            _fetch(link.url, part, on_progress)
             break
         except _Retry as error:
             failures = 1 if _size(part) > before else failures + 1
@@ -168,39 +172,39 @@ def download(
     return target
 
 
-def _fetch(link: Link, part: Path, on_progress: OnProgress) -> None:
+def _fetch(url: str, part: Path, on_progress: OnProgress) -> None:
     """One attempt: append to `part` what is missing; _Retry where the connection broke off."""
     done = _size(part)
+    headers = {"Accept-Encoding": "identity", "User-Agent": "med_sslal"}
+    if done:
+        headers["Range"] = f"bytes={done}-"
+    request = urllib.request.Request(url, headers=headers)
     try:
-        response = _open(link.url, done)
+        response = urllib.request.build_opener(_NoFTP).open(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        with error:
-            if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{done}":
-                return
-            if error.code == 416:
-                part.unlink()
-                raise _Retry("the server's file is shorter than the part here") from error
-            if error.code in PASSING:
-                raise _Retry(f"the server answers {error.code} {error.reason}") from error
-            raise DataError(
-                f"{link.url}: the server answers {error.code} {error.reason}; is the link "
-                "still valid?"
-            ) from error
+        error.close()
+        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{done}":
+            return
+        if error.code == 416:
+            part.unlink()
+            raise _Retry("the server's file is shorter than the part here") from error
+        problem = f"the server answers {error.code} {error.reason}"
+        if error.code in PASSING:
+            raise _Retry(problem) from error
+        raise DataError(f"{url}: {problem}; is the link still valid?") from error
     except (OSError, HTTPException) as error:
         raise _Retry(f"no connection ({getattr(error, 'reason', error)})") from error
     with response:
-        if response.status == 206:
-            begin = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-            if begin is None or int(begin.group(1)) != done:
-                raise DataError(f"{link.url}: the server sends another range than asked for")
-        else:
+        if response.status != 206:
             done = 0
+        elif not response.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
+            raise DataError(f"{url}: the server sends another range than asked for")
         length = response.headers.get("Content-Length")
         total = done + int(length) if length is not None else None
         try:
             with part.open("ab" if done else "wb") as stream:
                 on_progress(done, total)
-                while block := _read_block(response):
+                for block in _blocks(response):
                     stream.write(block)
                     done += len(block)
                     on_progress(done, total)
@@ -212,32 +216,11 @@ def _fetch(link: Link, part: Path, on_progress: OnProgress) -> None:
         raise _Retry(f"the connection broke off after {done} of {total} bytes")
 
 
-def _open(url: str, start: int) -> HTTPResponse:
-    """Ask for a file from byte `start` on; redirects are followed to http and https only."""
-    # The stock opener also follows redirects to ftp.
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.UnknownHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPRedirectHandler,
-        urllib.request.HTTPErrorProcessor,
-    ):
-        opener.add_handler(handler())
-    headers = {"Accept-Encoding": "identity", "User-Agent": "med_sslal"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    response = opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
-    assert isinstance(response, HTTPResponse)
-    return response
-
-
-def _read_block(response: HTTPResponse) -> bytes:
-    """The next bytes; none at the end."""
+def _blocks(response: Any) -> Iterator[bytes]:
+    """Yield what arrives."""
     try:
-        return response.read(BLOCK)
+        while block := response.read(BLOCK):
+            yield block
     except (OSError, HTTPException) as error:
         raise _Retry(f"the connection broke off ({error})") from error
 
@@ -263,16 +246,17 @@ def _problem(link: Link, path: Path) -> str:
 def unzip(archive: Path, folder: Path, on_progress: OnProgress = lambda done, total: None) -> int:
     """Unpack an archive; nothing is written unless every name in it stays inside `folder`.
 
-    Returns the number of files unpacked.
-
-    Raises:
-        DataError: The archive is damaged, encrypted, or a name in it leads out of `folder`.
-        UserError: There is too little space, or `folder` cannot be written.
+    Returns the number of files unpacked. DataError where the archive is damaged or encrypted, or a
+    name in it leads out of `folder`; UserError for too little space, or where it cannot be written.
     """
     try:
         with zipfile.ZipFile(archive) as content:
             members = [member for member in content.infolist() if not member.is_dir()]
-            targets = [_member_path(archive, member, folder) for member in members]
+            for member in members:
+                name = member.filename
+                if stat.S_ISLNK(member.external_attr >> 16) or "\\" in name or ":" in name:
+                    raise DataError(f"'{name}' is a link or no plain name")
+            targets = [inside(folder, member.filename) for member in members]
             needed = sum(member.file_size for member in members)
             free = shutil.disk_usage(folder).free
             if needed > free:
@@ -285,19 +269,10 @@ def unzip(archive: Path, folder: Path, on_progress: OnProgress = lambda done, to
                 with content.open(member) as source, target.open("wb") as stream:
                     shutil.copyfileobj(source, stream)
                 on_progress(done, len(members))
+    except DataError as error:
+        raise DataError(f"{archive}: {error}; not unpacked") from error
     except (zipfile.BadZipFile, RuntimeError, EOFError) as error:
         raise DataError(f"{archive} cannot be unpacked: {error}") from error
     except OSError as error:
         raise UserError(f"cannot unpack {archive} to {folder}: {error}") from error
     return len(members)
-
-
-def _member_path(archive: Path, member: zipfile.ZipInfo, folder: Path) -> Path:
-    """Where a file of an archive goes; DataError for links and names that leave `folder`."""
-    is_link = stat.S_ISLNK(member.external_attr >> 16)
-    if is_link or "\\" in member.filename or ":" in member.filename:
-        raise DataError(f"{archive}: '{member.filename}' is a link or no plain name; not unpacked")
-    try:
-        return inside(folder, member.filename)
-    except DataError as error:
-        raise DataError(f"{archive}: {error}; not unpacked") from error

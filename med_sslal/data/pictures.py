@@ -1,6 +1,5 @@
 """What all data sets of pictures have in common: pixels, foreign boxes, patients, given splits."""
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,19 +24,12 @@ Window = Annotated[
 
 @dataclass(frozen=True)
 class BoxRecord:
-    """One box as an annotation file gives it, not yet trusted.
+    """One box as an annotation file gives it, not yet trusted."""
 
-    Attributes:
-        where: File and object, for messages.
-        name: Class name.
-        box: x1, y1, x2, y2 in continuous ORIGINAL pixels.
-        ignore: True for a crowd or a difficult object.
-    """
-
-    where: str
-    name: str
-    box: tuple[float, float, float, float]
-    ignore: bool
+    where: str  # file and object, for messages
+    name: str  # of the class
+    box: tuple[float, float, float, float]  # x1, y1, x2, y2 in continuous ORIGINAL pixels
+    ignore: bool  # a crowd or a difficult object
 
 
 class PictureImages(Images):
@@ -69,10 +61,8 @@ def make_labels(
     """Labels of boxes by image id; a box that is bad is noted and left out.
 
     A box that reaches over the edge is clipped. Bad are: a class that is not in `classes`, a
-    coordinate that is no finite number, no area, and more than half of the area outside.
-
-    Raises:
-        DataError: There is no class.
+    coordinate that is no finite number, no area, and more than half of the area outside. DataError
+    where there is no class.
     """
     if not classes:
         raise DataError("the data has no class: name them in dataset.args.classes")
@@ -104,22 +94,18 @@ def _clipped(record: BoxRecord, labels: Mapping[str, int], size: tuple[int, int]
         raise DataError(f"{where} is not finite")
     if (box[2:] <= box[:2]).any():
         raise DataError(f"{where} has no area (x1, y1, x2, y2 are expected)")
-    if _area(clipped) < _area(box) / 2 or (clipped[2:] <= clipped[:2]).any():
+    area, left = (float((b[2:] - b[:2]).astype(np.float64).prod()) for b in (box, clipped))
+    if left < area / 2 or (clipped[2:] <= clipped[:2]).any():
         raise DataError(
             f"{where} lies for more than half outside its image of {size[1]}x{size[0]} pixels"
         )
     return clipped
 
 
-def _area(box: np.ndarray) -> float:
-    return float(math.prod((box[2:] - box[:2]).tolist()))
-
-
 def picture_size(path: Path, window: Window | None = None) -> tuple[int, int]:
     """(height, width) of a PNG, JPEG or TIFF file, from its header.
 
-    Raises:
-        DataError: The file is missing or damaged, or has 16 bits and there is no window for them.
+    DataError where it is missing or damaged, or has 16 bits and there is no window for them.
     """
     probe = probe_image(path)
     found = f"image file {path} has {probe.channels} channel(s) of {probe.bit_depth} bits"
@@ -195,8 +181,7 @@ def group_finder(pattern: str | None) -> Callable[[str], str]:
 def find_pictures(folder: Path, key: str) -> dict[str, Path]:
     """The pictures below a folder by id, the path there without its ending; hidden ones are not.
 
-    Raises:
-        DataError: There is none (`key` of `dataset.args` names the folder), or two have one id.
+    DataError where there is none (`key` of `dataset.args` names the folder), or two have one id.
     """
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
@@ -238,10 +223,8 @@ def make_splits(
 ) -> dict[str, tuple[str, ...]]:
     """Splits as `lists` of image ids give them, or else drawn (see `split_by_group`).
 
-    All of `infos` are listed; listed ids that are not there (skipped files) are left out.
-
-    Raises:
-        DataError: An image or a group (patient) is on two lists, or a list has no image left.
+    All of `infos` are listed; listed ids that are not there (skipped files) are left out. DataError
+    where an image or a group (patient) is on two lists, or a list has no image left.
     """
     if lists is None:
         return split_by_group(infos, eval_split, split_seed)

@@ -21,28 +21,19 @@ TIFF_BLOCKS = ((273, 279), (324, 325))
 
 @dataclass(frozen=True)
 class ImageProbe:
-    """What the header of an image file says.
+    """What the header of an image file says."""
 
-    Attributes:
-        width: Pixels per row, before any EXIF rotation.
-        height: Rows.
-        bit_depth: Bits per channel: 8 (or fewer), 16, or 32 for all that cannot be read.
-        channels: 1 grey, 2 grey with alpha, 3 colours, 4 colours with alpha.
-    """
-
-    width: int
+    width: int  # before any EXIF rotation
     height: int
-    bit_depth: int
-    channels: int
+    bit_depth: int  # per channel: 8 (or fewer), 16, or 32 for all that cannot be read
+    channels: int  # 1 grey, 2 grey with alpha, 3 colours, 4 colours with alpha
 
 
 def probe_image(path: Path) -> ImageProbe:
     """Read size and kind of a PNG, JPEG or TIFF file, and check that its end is there.
 
-    Damage in the middle of a file shows only when its pixels are decoded.
-
-    Raises:
-        DataError: The file is missing, unreadable, empty, truncated or of another kind.
+    Damage in the middle of a file shows only when its pixels are decoded. DataError where the file
+    is missing, unreadable, empty, truncated or of another kind.
     """
     try:
         # By an open file: Pillow tells a broken header and a missing file in the same way.

@@ -1,6 +1,5 @@
 """The order of an epoch: a pure function of (seed, epoch), whatever the workers do."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,14 +12,14 @@ from med_sslal.utils.util import numpy_generator
 Key = tuple[int, int]
 
 
-class _EpochSampler(Sampler[list[Key]], ABC):
+class _EpochSampler(Sampler[list[Key]]):
     """Batches of one epoch after the other, each from any batch on."""
 
-    _epoch = _start = 0
+    _epoch = _start = _batches = 0
 
-    @abstractmethod
     def __len__(self) -> int:
         """Number of batches of a WHOLE epoch, whatever the start."""
+        return self._batches
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; it begins with its first batch."""
@@ -65,31 +64,17 @@ class EpochBatchSampler(_EpochSampler):
     ) -> None:
         """Set the counts.
 
-        Args:
-            n_labelled: Number of labelled images, at least 1.
-            n_pseudo: Number of pseudo-labelled images; 0 for supervised training.
-            batch_size: Labelled images in a batch (1 or more), over all processes.
-            seed: Seed of the order.
-            world: The processes.
-            per_step: Pseudo-labelled images on top of them; None takes as many.
-
-        Raises:
-            ConfigError: There is no labelled image.
+        `batch_size` are the labelled images of a batch, over all processes, `per_step` the
+        pseudo-labelled ones on top of them; None takes as many. Without a labelled image it raises
+        ConfigError.
         """
         if n_labelled < 1:
             raise ConfigError("training needs one labelled image at least, found none")
-        self.n_labelled = n_labelled
-        self.n_pseudo = n_pseudo
-        self.seed = seed
-        self._world = world
-        self._batch_size = batch_size
+        self.n_labelled, self.n_pseudo, self.seed = n_labelled, n_pseudo, seed
+        self._world, self._batch_size = world, batch_size
         self._per_step = min(batch_size if per_step is None else per_step, n_pseudo)
-
-    def __len__(self) -> int:
-        """Number of batches of a WHOLE epoch, whatever the start."""
-        full, left = divmod(self.n_labelled, self._batch_size)
-        lonely = left == 1 and full > 0
-        return full + (left > 0 and not lonely)
+        full, left = divmod(n_labelled, batch_size)
+        self._batches = full + (left > (1 if full else 0))
 
     def counts(self, batch: int) -> tuple[int, int]:
         """Labelled and pseudo-labelled images of a batch (0-based), over all processes."""
@@ -102,11 +87,11 @@ class EpochBatchSampler(_EpochSampler):
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Yield this process's part of the batches of the epoch from the start on."""
-        epoch, start = self._epoch, self._start
+        epoch = self._epoch
         generator = numpy_generator("order", self.seed, epoch)
         labelled = generator.permutation(self.n_labelled)
         pseudo = self.n_labelled + generator.permutation(self.n_pseudo)
-        for batch in range(start, len(self)):
+        for batch in range(self._start, len(self)):
             positions = labelled[batch * self._batch_size :][: self._batch_size]
             if self._per_step:
                 positions = np.concatenate([positions, _turn(pseudo, batch, self._per_step)])
@@ -127,12 +112,8 @@ class RoundSampler(_EpochSampler):
         self.per_step = per_step
         self._n, self._batches, self._seed, self._world = n, batches, seed, world
 
-    def __len__(self) -> int:
-        """Number of batches of a whole epoch."""
-        return self._batches
-
     def __iter__(self) -> Iterator[list[Key]]:
-        """Yield this process's part of the batches of the epoch from the start on."""
+        """As of EpochBatchSampler."""
         epoch, share = self._epoch, _share(self.per_step, self._world)
         order = numpy_generator("unlabelled", self._seed, epoch).permutation(self._n)
         for batch in range(self._start, self._batches):

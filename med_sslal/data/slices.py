@@ -1,10 +1,12 @@
 """CT slices: 16-bit decoding, Hounsfield units (HU), neighbours at a fixed step."""
 
+import hashlib
+import logging
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -13,7 +15,10 @@ from med_sslal.base.base_dataset import Images
 from med_sslal.base.types import ImageInfo
 from med_sslal.data.pictures import to_unit
 from med_sslal.data.probe import ImageProbe, probe_image
-from med_sslal.utils.errors import DataError
+from med_sslal.utils.errors import DataError, UserError
+from med_sslal.utils.util import atomic_write
+
+logger = logging.getLogger(__name__)
 
 SliceMode = Literal["interpolate", "raw", "repeat"]
 
@@ -25,11 +30,7 @@ DISPLAY_WINDOW = (-1000.0, 400.0)
 
 
 def decode_slice(path: Path) -> np.ndarray:
-    """Decode a 16-bit grey PNG to uint16 [H, W] with its values unchanged.
-
-    Raises:
-        DataError: The file is missing, damaged or not 16-bit grey.
-    """
+    """Decode a 16-bit grey PNG to uint16 [H, W], values unchanged; DataError where it is none."""
     # Without IMREAD_UNCHANGED OpenCV shrinks the values to 8 bits and says nothing.
     pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if pixels is None:
@@ -41,6 +42,48 @@ def decode_slice(path: Path) -> np.ndarray:
             f"{list(pixels.shape)}: convert it from the original, not from an 8-bit copy"
         )
     return pixels
+
+
+class SliceCache:
+    """A folder of decoded slices, one uint16 .npy file each, read memory-mapped.
+
+    A file is named after its source's path, size and modification time, so a changed source is
+    never served from the cache. It is written under a temporary name and renamed: several
+    workers and runs may share the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Use `folder`, made when the first slice is stored; DataError where it is a file."""
+        if folder.exists() and not folder.is_dir():
+            raise DataError(f"dataset.args.cache_dir {folder} is a file; name a folder")
+        self.folder = folder
+
+    def read(self, path: Path) -> np.ndarray:
+        """As `decode_slice(path)`, read-only; DataError also where the cache cannot be written."""
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise DataError(f"image file {path} cannot be read: {error.strerror}") from error
+        key = f"{path.resolve()}\x1f{state.st_size}\x1f{state.st_mtime_ns}"
+        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        # Two levels: one folder of 100,000 files is slow on many file systems.
+        file = self.folder / name[:2] / f"{name}.npy"
+        try:
+            return np.load(file, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, EOFError) as error:
+            logger.warning("cached slice %s is damaged (%s): made again", file, error)
+        pixels = decode_slice(path)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(file, lambda stream: np.save(stream, pixels))
+        except (OSError, UserError) as error:
+            raise DataError(
+                f"cannot write the slice cache {self.folder} ({error}): set another "
+                "dataset.args.cache_dir, or null to go without"
+            ) from error
+        return pixels
 
 
 def neighbour_positions(
@@ -72,32 +115,19 @@ def neighbour_positions(
 
 @dataclass(frozen=True)
 class Stack:
-    """The slices from which one image is made.
+    """The slices from which one image is made."""
 
-    Attributes:
-        positions: Position of each channel in slice indices.
-        files: Slice index to file, for every slice that the positions need.
-    """
-
-    positions: tuple[float, float, float]
-    files: Mapping[int, Path]
+    positions: tuple[float, float, float]  # of each channel, in slice indices
+    files: Mapping[int, Path]  # by slice index, all that the positions need
 
 
 def read_stack(
     stack: Stack, window: tuple[float, float], decode: Callable[[Path], np.ndarray] = decode_slice
 ) -> np.ndarray:
-    """Read slices, interpolate in HU and map the window to [0, 1].
+    """Read slices, interpolate in HU and map the window (HU; values outside are clipped) to [0, 1].
 
-    Args:
-        stack: What to read.
-        window: Lower and upper HU bound; values outside are clipped.
-        decode: Gives uint16 [H, W] of a file.
-
-    Returns:
-        float32 [H, W, 3] in [0, 1], channels in the order of the positions.
-
-    Raises:
-        DataError: A file is missing or damaged, or the slices differ in size.
+    `decode` gives uint16 [H, W] of a file. Returns float32 [H, W, 3], channels in the order of the
+    positions; DataError where a file is missing or damaged, or the slices differ in size.
     """
     # Cast first: in uint16 everything below 0 HU would wrap around.
     slices = {
@@ -117,33 +147,23 @@ def read_stack(
     return to_unit(image, window)
 
 
-class FoundStack(NamedTuple):
-    """What was found of an image: its files, the key slice's header, and what is wrong.
-
-    Without a key slice `stack` is empty and `probe` None.
-    """
-
-    stack: Stack
-    probe: ImageProbe | None
-    problems: list[str]
-
-
 def find_stack(
     present: Mapping[int, Path], centre: int, mode: SliceMode, spacing_z: float, step_mm: float
-) -> FoundStack:
+) -> tuple[Stack, ImageProbe | None, list[str]]:
     """Find and check the files of a key slice and its neighbours, without damaged neighbours.
 
-    `present` maps slice index to file for the whole series; see `neighbour_positions`.
+    `present` maps slice index to file for the whole series; see `neighbour_positions`. Besides the
+    files come the key slice's header and what is wrong; without one, None and no files.
     """
     paths, checked = dict(present), {centre}
     problems: list[str] = []
     nothing = Stack((centre, centre, centre), {})
     if centre not in paths:
-        return FoundStack(nothing, None, [])
+        return nothing, None, []
     try:
         key = _probe_slice(paths[centre])
     except DataError as error:
-        return FoundStack(nothing, None, [str(error)])
+        return nothing, None, [str(error)]
     while True:
         positions = neighbour_positions(centre, paths, mode, spacing_z, step_mm)
         needed = sorted({end(place) for place in positions for end in (math.floor, math.ceil)})
@@ -159,7 +179,7 @@ def find_stack(
                 problems.append(str(error))
                 del paths[index]
         if paths.keys() >= set(needed):
-            return FoundStack(Stack(positions, {i: paths[i] for i in needed}), key, problems)
+            return Stack(positions, {i: paths[i] for i in needed}), key, problems
 
 
 def _probe_slice(path: Path) -> ImageProbe:

@@ -54,14 +54,9 @@ def split_by_group(
 ) -> dict[str, tuple[str, ...]]:
     """Hold out a share of the GROUPS, half of it for validation and half for test.
 
-    The result depends on the set of ids, `eval_split` and `split_seed`, not on any order.
-
-    Returns:
-        "train", "val" and "test" to sorted image ids. Each split has one group at least.
-
-    Raises:
-        ConfigError: `eval_split` leaves no group to train on.
-        DataError: There are fewer than three groups.
+    The result depends on the set of ids, `eval_split` and `split_seed`, not on any order: "train",
+    "val" and "test" to sorted image ids, one group each at least. ConfigError where `eval_split`
+    leaves no group to train on, DataError where there are fewer than three groups.
     """
     groups = sorted({info.group_id for info in infos.values()})
     if len(groups) < len(SPLIT_NAMES):

@@ -19,9 +19,8 @@ from med_sslal.base.types import Annotation, ImageInfo, Target
 from med_sslal.utils.errors import ConfigError
 from med_sslal.utils.util import numpy_generator, python_generator
 
+# Boxes with a shorter side (pixels of the model's frame) teach nothing: ignore regions.
 MIN_SIDE = 2.0
-"""Boxes with a shorter side (pixels of the model's frame) teach nothing: ignore regions."""
-
 Transformed = tuple[Tensor, Target | None, Tensor]
 # Brings an image and its label to the model's frame in an epoch; see EvalTransform.
 Transform = Callable[[np.ndarray, Annotation | None, ImageInfo, int], Transformed]
@@ -45,17 +44,9 @@ class EvalTransform:
         """Bring an image and its label to the model's frame; info and epoch change nothing.
 
         Boxes that are under MIN_SIDE there become ignore regions (evaluation reads the
-        annotations, in ORIGINAL pixels, and keeps them).
-
-        Args:
-            image: float32 [h, w, 3] in [0, 1], ORIGINAL pixels.
-            annotation: Its label in ORIGINAL pixels, or None for an unlabelled image.
-            info: The image.
-            epoch: The epoch.
-
-        Returns:
-            Image float32 [3, H, W] in [0, 1]; the label in the same frame, or None; and
-            `to_original`, float32 [2, 3].
+        annotations, in ORIGINAL pixels, and keeps them). From float32 [h, w, 3] in [0, 1] and its
+        label in ORIGINAL pixels, None for an unlabelled image, to float32 [3, H, W] in [0, 1], the
+        label in the same frame, and `to_original`, float32 [2, 3].
         """
         canvas, matrix = letterbox(image, self.size)
         return _transformed(canvas, annotation, matrix)
@@ -108,11 +99,27 @@ class TrainTransform:
             ConfigError: albumentations is not installed, or image_size is no size.
         """
         self.size, self.seed, self._cutout = _height_width(image_size), seed, cutout
-        A = _albumentations()
+        A, hole = _albumentations(), (0.05, 0.15)
+        # Half of the samples, or none where a change is switched off.
+        moved, lit = bool(rotation or scale or translate), bool(brightness or contrast)
         self._pipeline = A.Compose(
             [
-                *_moves(A, mirror, vertical_mirror, rotation, scale, translate),
-                *_pixel_changes(A, brightness, contrast, gamma, blur, noise, cutout),
+                A.HorizontalFlip(p=0.5 * mirror),
+                A.VerticalFlip(p=0.5 * vertical_mirror),
+                A.Affine(
+                    rotate=(-rotation, rotation),
+                    scale=(1 - scale, 1 + scale),
+                    translate_percent=(-translate, translate),
+                    keep_ratio=True,
+                    p=0.5 * moved,
+                ),
+                A.RandomBrightnessContrast(
+                    brightness, contrast, brightness_by_max=False, p=0.5 * lit
+                ),
+                A.RandomGamma((100 * (1 - gamma), 100 * (1 + gamma)), p=0.5 * bool(gamma)),
+                A.GaussianBlur(blur_limit=0, sigma_limit=(0.0, blur), p=0.5 * bool(blur)),
+                A.GaussNoise(std_range=(0.0, noise), p=0.5 * bool(noise)),
+                A.CoarseDropout((1, max(cutout, 1)), hole, hole, 0.0, 0.0, p=0.5 * bool(cutout)),
             ],
             keypoint_params=A.KeypointParams("xy", remove_invisible=False),
         )
@@ -164,19 +171,7 @@ class StrongTransform(TrainTransform):
         cutout: Holes = 3,
         **others: Any,
     ) -> None:
-        """Build the pipeline.
-
-        Args:
-            image_size: Side of a square, or (height, width), in pixels.
-            seed: Seed of the run.
-            brightness: Largest change as a share of the image's mean.
-            contrast: Largest change of the factor on all values.
-            gamma: Largest change of the exponent.
-            blur: Largest sigma of a Gaussian blur in pixels.
-            noise: Largest standard deviation of Gaussian noise (values are 0 to 1).
-            cutout: Largest number of blackened rectangles, 5 to 15 % of a side each.
-            **others: Everything else that TrainTransform takes.
-        """
+        """Build the pipeline; the arguments are those of TrainTransform."""
         super().__init__(
             image_size,
             seed=seed,
@@ -188,45 +183,6 @@ class StrongTransform(TrainTransform):
             cutout=cutout,
             **others,
         )
-
-
-def _moves(
-    A: Any, mirror: bool, vertical_mirror: bool, rotation: float, scale: float, translate: float
-) -> list[Any]:
-    """The changes that move pixels; see TrainTransform for the arguments."""
-    return [
-        A.HorizontalFlip(p=_half(mirror)),
-        A.VerticalFlip(p=_half(vertical_mirror)),
-        A.Affine(
-            rotate=(-rotation, rotation),
-            scale=(1 - scale, 1 + scale),
-            translate_percent=(-translate, translate),
-            keep_ratio=True,
-            p=_half(rotation or scale or translate),
-        ),
-    ]
-
-
-def _pixel_changes(
-    A: Any, brightness: float, contrast: float, gamma: float, blur: float, noise: float, cutout: int
-) -> list[Any]:
-    """The changes that move nothing; see TrainTransform for the arguments."""
-    return [
-        A.RandomBrightnessContrast(
-            brightness, contrast, brightness_by_max=False, p=_half(brightness or contrast)
-        ),
-        A.RandomGamma((100 * (1 - gamma), 100 * (1 + gamma)), p=_half(gamma)),
-        A.GaussianBlur(blur_limit=0, sigma_limit=(0.0, blur), p=_half(blur)),
-        A.GaussNoise(std_range=(0.0, noise), p=_half(noise)),
-        A.CoarseDropout(
-            num_holes_range=(1, max(cutout, 1)),
-            hole_height_range=(0.05, 0.15),
-            hole_width_range=(0.05, 0.15),
-            fill=0.0,
-            fill_mask=0.0,
-            p=_half(cutout),
-        ),
-    ]
 
 
 def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -260,25 +216,20 @@ def _transformed(
     matrix: np.ndarray,
     uncovered: np.ndarray | None = None,
 ) -> Transformed:
-    """What a transform returns of a moved image [H, W, 3]; see `_target` for the rest."""
-    size = (image.shape[0], image.shape[1])
-    return (
-        # Contiguous, with memory of its own.
-        torch.from_numpy(image.transpose(2, 0, 1).copy()),
-        None if annotation is None else _target(annotation, matrix, size, uncovered),
-        torch.from_numpy(np.linalg.inv(matrix)[:2].astype(np.float32)),
-    )
+    """What a transform returns of a moved image [H, W, 3].
 
-
-def _target(
-    annotation: Annotation, matrix: np.ndarray, size: tuple[int, int], uncovered: np.ndarray | None
-) -> Target:
-    """Carry a label through `matrix` ([3, 3], to the model's frame); `uncovered` is 0 in holes."""
+    `matrix`, [3, 3], leads from ORIGINAL pixels to the model's frame; `uncovered` is 0 in holes.
+    """
+    # Contiguous, with memory of its own.
+    pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
+    to_original = torch.from_numpy(np.linalg.inv(matrix)[:2].astype(np.float32))
+    if annotation is None:
+        return pixels, None, to_original
     boxes = annotation.boxes.astype(np.float64)
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2 @ matrix[:2, :2].T + matrix[:2, 2]
     # Half extent of an ellipse with half axes a, b along x' = m11 x + m12 y: hypot(m11 a, m12 b).
     half = np.sqrt(((boxes[:, 2:] - boxes[:, :2]) / 2) ** 2 @ (matrix[:2, :2] ** 2).T)
-    limit = np.array([size[1], size[0]], dtype=np.float64)
+    limit = np.array(image.shape[1::-1], dtype=np.float64)
     upper, lower = (np.clip(corner, 0, limit) for corner in (centre - half, centre + half))
     visible = (lower - upper).prod(axis=1) / (4 * half.prod(axis=1))
     if uncovered is not None:
@@ -287,12 +238,8 @@ def _target(
     keep = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
     small = ((lower - upper) < MIN_SIDE).any(axis=1)
     ignore = annotation.ignore | small | (visible < 0.5)
-    return Target(
-        *(
-            torch.from_numpy(array[keep])
-            for array in (clipped, annotation.labels, ignore, annotation.regress)
-        )
-    )
+    parts = (clipped, annotation.labels, ignore, annotation.regress)
+    return pixels, Target(*(torch.from_numpy(part[keep]) for part in parts)), to_original
 
 
 def _mean_inside(mask: np.ndarray, upper: np.ndarray, lower: np.ndarray) -> float:
@@ -311,11 +258,6 @@ def _edge_matrix(moved: Any, size: tuple[int, int]) -> np.ndarray:
     # Centre c of a pixel lies at the edge coordinate c + 0.5, before and after the move.
     matrix[:2, 2] = origin + 0.5 - matrix[:2, :2] @ (0.5, 0.5)
     return matrix
-
-
-def _half(active: object) -> float:
-    """The probability of a transform: 0.5, or 0 where it is switched off."""
-    return 0.5 if active else 0.0
 
 
 def _height_width(image_size: int | Sequence[int]) -> tuple[int, int]:

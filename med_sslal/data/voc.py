@@ -90,8 +90,7 @@ class PascalVOC(BaseDataset):
 def load_voc(path: Path, size: tuple[int, int], bad: BadSamples) -> list[BoxRecord]:
     """Read the annotation file of a picture of (height, width); `bad` has objects that are wrong.
 
-    Raises:
-        DataError: The file is not such XML, or tells another image size.
+    DataError where the file is not such XML, or tells another image size.
     """
     try:
         document = ElementTree.parse(path, ElementTree.XMLParser(target=_NoDoctype()))
@@ -110,16 +109,28 @@ def load_voc(path: Path, size: tuple[int, int], bad: BadSamples) -> list[BoxReco
     records = []
     for number, element in enumerate(tree.findall("object"), start=1):
         with bad.noted():
-            records.append(_read_object(element, f"{path}, object {number}"))
+            name = (element.findtext("name") or "").strip()
+            texts = [element.findtext(f"bndbox/{corner}") for corner in CORNERS]
+            where = f"{path}, object {number}"
+            try:
+                x1, y1, x2, y2 = (float(text or "nothing") for text in texts)
+            except ValueError as error:
+                raise DataError(
+                    f"{where}: {', '.join(CORNERS)} must be numbers, found {texts}"
+                ) from error
+            if not name:
+                raise DataError(f"{where}: it has no class name")
+            if x2 <= x1 or y2 <= y1:
+                raise DataError(f"{where} ({name}): box ({', '.join(map(str, texts))}) has no area")
+            difficult = (element.findtext("difficult") or "0").strip() == "1"
+            records.append(BoxRecord(where, name, (x1 - 1, y1 - 1, x2, y2), difficult))
     return records
 
 
 def save_voc(folder: Path, images: Images, labels: Labels) -> None:
     """Write the labelled images' annotation files `folder/<image id>.xml` for `load_voc`.
 
-    Raises:
-        DataError: An image id is no file name.
-        UserError: A file cannot be written.
+    DataError where an image id is no file name, UserError where a file cannot be written.
     """
     for image_id, label in labels.annotations.items():
         if Path(image_id).name != image_id:
@@ -150,22 +161,6 @@ class _NoDoctype(ElementTree.TreeBuilder):
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise DataError("it declares a DOCTYPE, which an annotation file does not need")
-
-
-def _read_object(element: ElementTree.Element, where: str) -> BoxRecord:
-    """Read one object; raise DataError where it is incomplete or has no area."""
-    name = (element.findtext("name") or "").strip()
-    texts = [element.findtext(f"bndbox/{corner}") for corner in CORNERS]
-    try:
-        xmin, ymin, xmax, ymax = (float(text or "nothing") for text in texts)
-    except ValueError as error:
-        raise DataError(f"{where}: {', '.join(CORNERS)} must be numbers, found {texts}") from error
-    if not name:
-        raise DataError(f"{where}: it has no class name")
-    if xmax <= xmin or ymax <= ymin:
-        raise DataError(f"{where} ({name}): box ({', '.join(map(str, texts))}) has no area")
-    difficult = (element.findtext("difficult") or "0").strip() == "1"
-    return BoxRecord(where, name, (xmin - 1, ymin - 1, xmax, ymax), difficult)
 
 
 def _xml_files(root: Path, folder: Path) -> dict[str, Path]:
