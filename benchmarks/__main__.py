@@ -9,11 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.options import Options
-from med_sslal.cli.args import add_device, add_overrides
+from med_sslal.cli.args import add_options
 from med_sslal.cli.errors import run_reported
 
 TIMINGS = ("training", "evaluation", "scoring", "loader", "coco", "froc")
 CHECKS = ("switches", "precision", "drift")
+
+_OURS = """\
+the config of ours:
+  -d --device DEVICE  cpu, cuda or GPU numbers such as 2,3; in place of n_gpu
+  --set KEY=VALUE  any key of ours, such as trainer.grad_clip=10; repeatable
+  --switch KEY=VALUE  what --only switches compares ours with, one after the other; repeatable
+"""
 
 # What stands where an option is not given: plainly, and with `--small`.
 SIZES = {
@@ -68,7 +75,6 @@ def _add_what_and_model(parser: argparse.ArgumentParser) -> None:
         "--small", action="store_true", help="tiny sizes where none are given: a trial"
     )
     model = parser.add_argument_group("the model")
-    add_device(model)
     model.add_argument(
         "--backbone",
         choices=("resnet18", "resnet34", "resnet50", "resnet101"),
@@ -99,13 +105,7 @@ def _add_what_and_model(parser: argparse.ArgumentParser) -> None:
         default="fp32",
         help="of the bare loop, by autocast around it (default fp32)",
     )
-    add_overrides(model, "any key of ours, such as trainer.grad_clip=10; repeatable")
-    add_overrides(
-        model,
-        "what --only switches compares ours with, one after the other; repeatable",
-        option="--switch",
-        dest="switches",
-    )
+    add_options(parser, _OURS)
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from med_sslal.cli.args import add_train_arguments, complete_train_args
+from med_sslal.cli.args import parse
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -25,9 +25,7 @@ def languages(page: Path) -> list[str]:
 
 def train_args(words: Sequence[str]) -> argparse.Namespace:
     """What train.py reads of its command line."""
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    add_train_arguments(parser)
-    return complete_train_args(parser.parse_args(words), parser)
+    return parse(["train", *words])
 
 
 def run_command(command: str, folder: Path, more: Sequence[str] = ()) -> int:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from med_sslal.cli.download import add_arguments, run
+from med_sslal.cli import args
+from med_sslal.cli.download import run
 from med_sslal.data.download import Link, download, read_links, unzip
 from med_sslal.utils.errors import ConfigError, DataError, UserError
 
@@ -331,9 +332,7 @@ def test_damaged_content_of_an_archive(tmp_path: Path):
 
 
 def parse(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return parser.parse_args(words)
+    return args.parse(["download", *words])
 
 
 def test_command(server: Server, tmp_path: Path, capsys):

@@ -25,6 +25,13 @@ def test_reader_takes(text: str, expected: Any) -> None:
     assert parse(text, "x").value == (json.loads(text) if expected is None else expected)
 
 
+def test_what_stands_in_a_repeated_value_is_no_repetition() -> None:
+    found = parse('{"a": {"b": 1, "c": 0}, "a": {"b": 2, "b": 3}}', "x")
+    assert found.value == {"a": {"b": 1, "c": 0}}
+    assert found.duplicates == ((("a",), (1, 25)), (("a", "b"), (1, 39)))
+    assert found.values["a", "b"] == (1, 13)
+
+
 @pytest.mark.parametrize(
     ("text", "place", "words"),
     [

@@ -17,7 +17,7 @@ from tiny import make_voc
 from torch.distributed.run import get_args_parser
 
 from med_sslal.al.al_criteria import CRITERIA, SELECTORS
-from med_sslal.cli import download, study
+from med_sslal.cli import args
 from med_sslal.cli.registries import registries
 from med_sslal.config.jsonc import parse
 from med_sslal.config.parse_config import ConfigParser
@@ -62,17 +62,13 @@ def parses_as_training(command: str) -> None:
 
 
 def parses_as_download(command: str) -> None:
-    parser = argparse.ArgumentParser()
-    download.add_arguments(parser)
-    parser.parse_args(shlex.split(command)[4:])
+    args.parse(shlex.split(command)[3:])
 
 
 def parses_as_study(command: str) -> None:
     """Run in test_study.py; the shipped ones take the best part of an hour."""
-    parser = argparse.ArgumentParser()
-    study.add_arguments(parser)
-    args = parser.parse_args(shlex.split(command)[4:])
-    StudyConfig.from_file(ROOT / args.config, registries(), args.overrides)
+    given = args.parse(shlex.split(command)[3:])
+    StudyConfig.from_file(ROOT / given.config, registries(), given.overrides)
 
 
 def is_known_to_torchrun(command: str) -> None:

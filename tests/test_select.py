@@ -350,7 +350,6 @@ LONG = '{"type": "entropy", "args": {"agregate": "max"}}'
             "--candidate-factor: found 0.5; allowed: number, 1",
         ),
         (["--suppress-adjacent", "2"], "suppress_adjacent needs the data"),
-        (["--first", "-1"], "--first: found -1; allowed: 0 (no pictures) or more"),
         (["--out", "."], "is not empty: name another one with --out"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",
@@ -372,13 +371,21 @@ def test_a_wrong_option_is_one_sentence(
     assert files_of(loose.parent) == before
 
 
-def test_json_that_is_none_is_refused_by_the_parser(
-    loose: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--criterion", '{"type": entropy}'], "argument --criterion: is no JSON"),
+        (["--first", "-1"], "argument --first: found -1; allowed: integer, 0 or more"),
+        (["--budget", "2.5"], "argument --budget: found 2.5; allowed: integer"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_the_parser(
+    loose: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        select(loose, "--criterion", '{"type": entropy}', "--budget", "2")
+        select(loose, "--criterion", "entropy", "--budget", "2", *words)
     assert ended.value.code == 2
-    assert "argument --criterion: is no JSON" in capsys.readouterr().err
+    assert sentence in capsys.readouterr().err
 
 
 def header_with(**changes: str) -> Callable[[Path], None]:

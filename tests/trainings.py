@@ -12,7 +12,6 @@ from med_sslal.base.base_model import BaseModel
 from med_sslal.base.optimisation import Optimisation
 from med_sslal.base.settings import TrainerSettings
 from med_sslal.base.types import Annotation
-from med_sslal.config.schema import SCHEMA, Key
 from med_sslal.data.dataset import LabelledView
 from med_sslal.data.sampler import EpochBatchSampler
 from med_sslal.data.transforms import EvalTransform
@@ -26,12 +25,8 @@ from med_sslal.utils.interrupt import StopRequest
 
 
 def settings_of(**changes: Any) -> TrainerSettings:
-    """The schema's defaults but for some; nothing is shown, and no early stop."""
-    defaults = {entry.name: entry.default for entry in SCHEMA if isinstance(entry, Key)}
-    names = set(TrainerSettings.__dataclass_fields__)
-    values = {name: value for name, value in defaults.items() if name in names}
-    values |= {"lr_interval": "epoch", "pseudo_weight": 1.0, "show_progress": False}
-    values |= {"monitor": "off", "early_stop": 0, "save_period": 0, "checkpoint_seconds": 0.0}
+    """The schema's defaults but for some: no early stop, and no file that is not asked for."""
+    values = {"monitor": "off", "early_stop": 0, "save_period": 0, "checkpoint_seconds": 0.0}
     return TrainerSettings(**{**values, **changes})
 
 

@@ -25,6 +25,13 @@ class BaseDataLoader(DataLoader):
 
     A view (the map-style dataset given here) returns a BadSample instead of raising DataError,
     because an exception from a worker arrives wrapped in a traceback.
+
+    Args:
+        view: Map-style dataset of Sample or UnlabelledSample.
+        batch_sampler: Yields the keys of a batch.
+        n_workers: Loader processes; 0 loads in the main process. They stay alive between epochs,
+            and each uses one thread.
+        pin_memory: Page-locked batches, for GPUs.
     """
 
     def __init__(
@@ -35,15 +42,6 @@ class BaseDataLoader(DataLoader):
         n_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        """Make the loader.
-
-        Args:
-            view: Map-style dataset of Sample or UnlabelledSample.
-            batch_sampler: Yields the keys of a batch.
-            n_workers: Loader processes; 0 loads in the main process. They stay alive between
-                epochs, and each uses one thread.
-            pin_memory: Page-locked batches, for GPUs.
-        """
         super().__init__(
             view,
             batch_sampler=batch_sampler,  # type: ignore[arg-type]
@@ -57,11 +55,6 @@ class BaseDataLoader(DataLoader):
         )
 
     def __iter__(self) -> Any:
-        """Yield Batch objects.
-
-        Raises:
-            DataError: A sample could not be loaded.
-        """
         for batch in super().__iter__():
             if isinstance(batch, BadSample):
                 raise DataError(batch.message)

@@ -37,7 +37,6 @@ class Images(ABC):
         splits: Mapping[str, tuple[str, ...]],
         note: str | None = None,
     ) -> None:
-        """Hold the images; see the attributes."""
         self.infos: Mapping[str, ImageInfo] = dict(sorted(infos.items()))
         self.splits, self.note = splits, note
 
@@ -120,7 +119,6 @@ class BaseDataset:
     """
 
     def __init__(self, images: Images, labels: Labels) -> None:
-        """Join both."""
         self.images, self.labels = images, labels
 
     def check_num_classes(self, num_classes: int) -> None:

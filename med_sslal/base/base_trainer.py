@@ -41,7 +41,12 @@ class BaseTrainer(ABC):
     of things, the files and the resume.
 
     Attributes:
+        folder: Where the checkpoints go; it exists.
         training_step: What happens in a step, with its `optimisation` and `settings`.
+        identity: Plain values that every checkpoint of this training carries (config, data
+            fingerprint, cycle, pool).
+        hooks: What goes along; at most one of a class.
+        world: The processes that train together; rank 0 alone reads and writes files.
         epoch: Finished epochs.
         batch: Finished batches of the epoch after them.
         batches: Batches of a whole epoch.
@@ -62,22 +67,11 @@ class BaseTrainer(ABC):
         hooks: Sequence[Hook] = (),
         world: World = ALONE,
     ) -> None:
-        """Prepare a training.
-
-        Args:
-            folder: Where the checkpoints go; it exists.
-            training_step: What happens in a step, with model, optimisation and scalars.
-            batches: Batches of an epoch.
-            identity: Plain values that every checkpoint of this training carries (config, data
-                fingerprint, cycle, pool).
-            hooks: What goes along; at most one of a class.
-            world: The processes that train together; rank 0 alone reads and writes files.
-        """
         self.folder, self.world, self.hooks, self.batches = folder, world, hooks, batches
         self.training_step, self.optimisation = training_step, training_step.optimisation
         self.settings = training_step.settings
         self.monitor = Monitor(self.settings.monitor, self.settings.early_stop)
-        self._identity = dict(identity)
+        self.identity = dict(identity)
         self.epoch = self.batch = self.step = 0
         self._plan()
         self.seconds = 0.0
@@ -111,10 +105,6 @@ class BaseTrainer(ABC):
     @abstractmethod
     def validate(self) -> dict[str, float | None]:
         """Values of the validation data, their names with `val_` before them."""
-
-    @abstractmethod
-    def after_epoch(self, values: Mapping[str, float | None]) -> None:
-        """What follows an epoch, before the hooks are told."""
 
     @abstractmethod
     def mean_losses(self) -> dict[str, float | None]:
@@ -156,7 +146,6 @@ class BaseTrainer(ABC):
                         self.epoch, self.batch = self.epoch - 1, trained
                         raise
                     best = self.monitor.update(self.epoch, values)
-                self.after_epoch(values)
                 self.optimisation.after_epoch(values.get(self.monitor.key or "val_loss"))
                 for hook in self.hooks:
                     hook.after_epoch(self, values)
@@ -198,7 +187,7 @@ class BaseTrainer(ABC):
         if not self.world.is_main:
             return
         content = {
-            **self._identity,
+            **self.identity,
             "model": self.model_state(),
             **self.model_facts(),
             "epoch": self.epoch,
@@ -221,10 +210,7 @@ class BaseTrainer(ABC):
         save_checkpoint(path, content)
 
     def resume(self) -> Path | None:
-        """Continue from the newest good checkpoint of the folder, if there is any.
-
-        Returns:
-            The checkpoint that was taken, None where the folder holds none.
+        """Continue from the newest good checkpoint of the folder, if it holds any; returns which.
 
         Raises:
             CheckpointError: The folder holds checkpoints but none that can be used.

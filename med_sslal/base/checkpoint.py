@@ -18,13 +18,10 @@ FORMAT_VERSION = 2
 
 
 def plain(value: Any) -> Any:
-    """Turn `value` into what `torch.load(weights_only=True)` accepts.
+    """Turn `value` into what `torch.load(weights_only=True)` accepts, or raise TypeError.
 
     Tensors move to the CPU; NumPy arrays and scalars, paths, tuples and mappings become tensors,
     numbers, text, lists and dicts.
-
-    Raises:
-        TypeError: A type that has no plain form.
     """
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
@@ -52,26 +49,20 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint and its checksum, keeping the previous copy as `<stem>_previous.pth`.
 
     A copy that is damaged is not kept: it would replace the good one before it.
-
-    Raises:
-        UserError: The folder cannot be written.
     """
     buffer = io.BytesIO()
     torch.save(plain({"format_version": FORMAT_VERSION, **content}), buffer)
     # In this order `path` or `previous(path)` is whole at every moment, and no good file lies
     # beside another one's checksum, except a previous copy that is about to be replaced.
-    checksum = _checksum_of_good(path)
-    if checksum is not None:
+    if path.is_file() and sidecar(path).is_file() and (checksum := _checksum(path)):
         _write_sidecar(previous(path), checksum)
         path.replace(previous(path))
     _write_sidecar(path, hashlib.sha256(buffer.getbuffer()).hexdigest())
     atomic_write(path, lambda stream: stream.write(buffer.getbuffer()))
 
 
-def _checksum_of_good(path: Path) -> str | None:
-    """The SHA-256 of a checkpoint that agrees with its sidecar; None for any other."""
-    if not path.is_file() or not sidecar(path).is_file():
-        return None
+def _checksum(path: Path) -> str | None:
+    """The SHA-256 of a file that its sidecar agrees with; None where it does not."""
     checksum = sha256_file(path)
     return checksum if sidecar(path).read_text().split()[:1] == [checksum] else None
 
@@ -88,11 +79,7 @@ def previous(path: Path) -> Path:
 
 
 def load_checkpoint(path: Path, *, require_checksum: bool = True) -> dict[str, Any]:
-    """Read and verify a checkpoint; a checksum that differs is always an error.
-
-    Args:
-        path: The file.
-        require_checksum: Whether a missing checksum file is one too.
+    """Read and verify a checkpoint; a wrong checksum is always an error, a missing one may be.
 
     Raises:
         CheckpointError: Missing, damaged, foreign or newer than this program.
@@ -103,11 +90,7 @@ def load_checkpoint(path: Path, *, require_checksum: bool = True) -> dict[str, A
 
 
 def check_can_go_on(content: Mapping[str, Any], path: Path) -> None:
-    """Refuse to continue what an older program trained by other rules: it is good to test.
-
-    Raises:
-        CheckpointError: `content`, which was read from `path`, is of an older format.
-    """
+    """Refuse to continue what an older program trained by other rules: it is good to test."""
     version = content["format_version"]
     if version < FORMAT_VERSION:
         raise CheckpointError(
@@ -121,13 +104,12 @@ def load_tensors(path: Path, *, require_checksum: bool = False) -> Any:
     """Read any file of tensors and plain containers, with its checksum where there is one.
 
     Raises:
-        CheckpointError: Missing, damaged, or holding anything but tensors and plain containers.
+        CheckpointError: Missing, damaged, or holding anything else.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     if sidecar(path).is_file():
-        words = sidecar(path).read_text().split()
-        if not words or words[0] != sha256_file(path):
+        if _checksum(path) is None:
             raise CheckpointError(f"{path} is damaged: its SHA-256 differs from {sidecar(path)}")
     elif require_checksum:
         raise CheckpointError(f"{path} has no checksum file {sidecar(path).name} beside it")
@@ -135,8 +117,9 @@ def load_tensors(path: Path, *, require_checksum: bool = False) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     # torch's unpickler stumbles over foreign bytes in many ways: IndexError, struct.error, ...
     except Exception as error:
+        why = f" ({(str(error).splitlines() or [type(error).__name__])[0]})"
         # torch's own advice is to unpickle what nobody has checked.
-        why = "" if isinstance(error, UnpicklingError) else f" ({first_line(error)})"
+        why = "" if isinstance(error, UnpicklingError) else why
         raise CheckpointError(
             f"{path} is no readable checkpoint of tensors and plain containers{why}"
         ) from error
@@ -149,11 +132,6 @@ def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
         digest.update(name.encode())
         digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def newest_good(

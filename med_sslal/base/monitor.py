@@ -10,6 +10,10 @@ from med_sslal.utils.errors import UserError
 class Monitor:
     """Follows one value over the epochs.
 
+    Args:
+        rule: "min KEY", "max KEY" or "off" (then the last epoch is the best).
+        early_stop: Epochs without improvement before training stops; 0 never stops early.
+
     Attributes:
         key: The value's name, None for "off".
         best: The best value so far, None before the first one.
@@ -17,12 +21,6 @@ class Monitor:
     """
 
     def __init__(self, rule: str, early_stop: int = 0) -> None:
-        """Parse the rule.
-
-        Args:
-            rule: "min KEY", "max KEY" or "off" (then the last epoch is the best).
-            early_stop: Epochs without improvement before training stops; 0 never stops early.
-        """
         self.key: str | None = None
         self._sign = 1.0
         if rule != "off":
@@ -34,11 +32,7 @@ class Monitor:
         self._last_epoch = 0
 
     def update(self, epoch: int, values: Mapping[str, float | None]) -> bool:
-        """Take in the values of a validated epoch; returns whether it is the best so far.
-
-        Raises:
-            UserError: The monitored value is not among them.
-        """
+        """Take in the values of a validated epoch; returns whether it is the best so far."""
         self._last_epoch = epoch
         if self.key is None:
             self.best_epoch = epoch

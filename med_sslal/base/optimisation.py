@@ -15,10 +15,13 @@ from med_sslal.base.settings import TrainerSettings
 
 
 class Optimisation:
-    """One for each training; `model` and `optimizer` are attributes too.
+    """One for each training.
 
     Attributes:
-        kept: What is validated, kept and scored with: `model`, or the average of its weights.
+        model: The detector itself, on its device.
+        optimizer: Over its parameters.
+        kept: What is validated, kept and scored with: `model`, or the average of its weights, in
+            which a weight counts half after `half_life` steps (`settings.ema`).
     """
 
     def __init__(
@@ -30,16 +33,6 @@ class Optimisation:
         settings: TrainerSettings,
         half_life: float = 1.0,
     ) -> None:
-        """Prepare a training.
-
-        Args:
-            model: The detector itself, on its device.
-            optimizer: Over its parameters.
-            scheduler: None keeps the learning rate.
-            scaler: Loss scaling for fp16, else None.
-            settings: The scalars.
-            half_life: Steps after which a weight counts half in the average (`settings.ema`).
-        """
         self.model, self.optimizer = model, optimizer
         self._scheduler, self._scaler, self._settings = scheduler, scaler, settings
         self._parameters = [p for p in model.parameters() if p.requires_grad]

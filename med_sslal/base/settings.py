@@ -2,38 +2,24 @@
 
 from dataclasses import dataclass
 
+from med_sslal.config.schema import TrainerKeys
 
-@dataclass(frozen=True)
-class TrainerSettings:
-    """The scalars of a training; defaults and meanings stand in the config's schema (`trainer`).
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings(TrainerKeys):
+    """The scalars of a training: `trainer` of the config, and what other sections say of it.
 
     Attributes:
-        keep_records: Their number, whatever the config says it with.
         lr_interval: "epoch" or "step": when the scheduler steps.
         pseudo_weight: Weight of the pseudo-labelled loss after its ramp.
         per_step: Images without labels on top of each batch; None takes as many as labelled ones.
         show_progress: Whether progress is shown.
     """
 
-    epochs: int
-    steps_per_cycle: int | None
-    val_period: int
-    val_steps: int | None
-    monitor: str
-    early_stop: int
-    save_period: int
-    checkpoint_seconds: float
-    grad_clip: float | None
-    accumulate: int
-    warmup_steps: int
-    ema: bool
-    lr_interval: str
-    pseudo_weight: float
-    per_step: int | None
-    show_progress: bool
-    keep_checkpoints: str
-    keep_records: int
-    tensorboard: bool
+    lr_interval: str = "epoch"
+    pseudo_weight: float = 1.0
+    per_step: int | None = None
+    show_progress: bool = False
 
     @property
     def length(self) -> str:

@@ -73,6 +73,10 @@ class TrainingStep(ABC):
 
     Attributes:
         views: The VIEWS of unlabelled images that each step gets.
+        model: Computes the losses: the detector, or what spreads it over devices.
+        optimisation: Turns gradients into weights; `optimisation.model` is the detector itself.
+        settings: The scalars.
+        world: The processes that train together; gradients are averaged over them.
     """
 
     views: ClassVar[Sequence[str]] = ()
@@ -85,14 +89,6 @@ class TrainingStep(ABC):
         settings: TrainerSettings,
         world: World,
     ) -> None:
-        """Take the built parts.
-
-        Args:
-            model: Computes the losses: the detector, or what spreads it over devices.
-            optimisation: Turns gradients into weights; `optimisation.model` is the detector itself.
-            settings: The scalars.
-            world: The processes that train together; gradients are averaged over them.
-        """
         self.model, self.optimisation = model, optimisation
         self.settings, self.world = settings, world
 

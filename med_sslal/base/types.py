@@ -68,24 +68,27 @@ class Annotation:
     subtypes: tuple[str, ...] = PER_BOX_DEFAULT
 
     def __post_init__(self) -> None:
-        """Fill the defaults that depend on N, and validate."""
         n = len(self.labels)
-        defaults = {
-            "regress": np.ones(n, dtype=bool),
-            "sizes_mm": np.full(n, np.nan, dtype=np.float32),
-            "subtypes": ("",) * n,
-        }
-        for name, value in defaults.items():
+        sizes = np.full(n, np.nan, dtype=np.float32)
+        defaults = (("regress", np.ones(n, bool)), ("sizes_mm", sizes), ("subtypes", ("",) * n))
+        for name, value in defaults:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        _check_boxes(self.boxes)
+        boxes = self.boxes
+        if boxes.dtype != np.float32 or boxes.ndim != 2 or boxes.shape[1] != 4:
+            raise DataError(
+                f"boxes must be float32 [N, 4], found {boxes.dtype} {list(boxes.shape)}"
+            )
+        if not np.isfinite(boxes).all():
+            raise DataError(f"boxes must be finite, found {boxes[~np.isfinite(boxes).all(1)][0]}")
+        bad = (boxes[:, 2:] <= boxes[:, :2]).any(1)
+        if bad.any():
+            raise DataError(f"boxes must be xyxy of positive area, found {boxes[bad][0]}")
         for name, dtype in (("labels", np.int64), ("ignore", bool), ("regress", bool)):
             array = getattr(self, name)
-            if array.shape != (len(self.boxes),) or array.dtype != dtype:
-                raise DataError(
-                    f"{name} must be {np.dtype(dtype).name} [{len(self.boxes)}], found "
-                    f"{array.dtype} {list(array.shape)}"
-                )
+            if array.shape != (len(boxes),) or array.dtype != dtype:
+                wanted = f"{np.dtype(dtype).name} [{len(boxes)}]"
+                raise DataError(f"{name} must be {wanted}, found {array.dtype} {list(array.shape)}")
         if len(self.sizes_mm) != n or len(self.subtypes) != n:
             raise DataError(f"sizes_mm and subtypes must have {n} entries")
         if n and self.labels.min() < 1:
@@ -94,27 +97,12 @@ class Annotation:
     @classmethod
     def empty(cls) -> "Annotation":
         """The label of an image without any box (a valid negative)."""
-        return cls(
-            np.zeros((0, 4), dtype=np.float32),
-            np.zeros(0, dtype=np.int64),
-            np.zeros(0, dtype=bool),
-        )
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
 
     @property
     def n_objects(self) -> int:
         """Number of boxes that are no ignore regions."""
         return int((~self.ignore).sum())
-
-
-def _check_boxes(boxes: np.ndarray) -> None:
-    """Raise DataError unless `boxes` is float32 [N, 4], finite and of positive area."""
-    if boxes.dtype != np.float32 or boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise DataError(f"boxes must be float32 [N, 4], found {boxes.dtype} {list(boxes.shape)}")
-    if not np.isfinite(boxes).all():
-        raise DataError(f"boxes must be finite, found {boxes[~np.isfinite(boxes).all(1)][0]}")
-    bad = (boxes[:, 2:] <= boxes[:, :2]).any(1)
-    if bad.any():
-        raise DataError(f"boxes must be xyxy of positive area, found {boxes[bad][0]}")
 
 
 @dataclass(frozen=True)
@@ -134,11 +122,7 @@ class Prediction:
     @classmethod
     def empty(cls) -> "Prediction":
         """No detection."""
-        return cls(
-            np.zeros((0, 4), dtype=np.float32),
-            np.zeros(0, dtype=np.int64),
-            np.zeros(0, dtype=np.float32),
-        )
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
 
 
 @dataclass(frozen=True)
@@ -212,11 +196,7 @@ class UnlabelledSample:
 
     @property
     def target(self) -> NoReturn:
-        """Raise: nothing that scores or selects may see a pool image's label.
-
-        Raises:
-            LabelAccessError: Always.
-        """
+        """Raise LabelAccessError: nothing that scores or selects may see a pool image's label."""
         raise LabelAccessError(
             f"image {self.frame.info.image_id} is unlabelled: only the oracle knows its label"
         )
@@ -252,7 +232,6 @@ class Batch:
         )
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.frames)
 
     def pin_memory(self) -> "Batch":
@@ -306,9 +285,8 @@ class Detections:
 
     def prediction(self) -> Prediction:
         """The part that evaluation reads, as NumPy."""
-        return Prediction(
-            self.boxes.cpu().numpy(), self.labels.cpu().numpy(), self.scores.cpu().numpy()
-        )
+        parts = (self.boxes, self.labels, self.scores)
+        return Prediction(*(part.cpu().numpy() for part in parts))
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,41 @@
-"""The command lines of train.py and test.py. No torch here: `--help` answers at once."""
+"""The command lines. No torch here: `--help` answers at once."""
 
 import argparse
+import json
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from inspect import isfunction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Predicate, doc
 
 from med_sslal.config.overrides import Override, json_or_text, parse_set
-from med_sslal.config.schema import Name
-from med_sslal.config.values import describe, fits
+from med_sslal.config.schema import Count, Name, Positive
+from med_sslal.config.values import Key, fits, read
 from med_sslal.utils.errors import ConfigError
 
-_TRAIN_EXAMPLES = """\
+# Of each command what it does, and its options: as a user types it, two spaces, and its meaning
+# with a default or "required" in brackets; in groups, of which "instead" takes one option only. The
+# kind of a value stands in `_kinds`.
+COMMANDS = {
+    "train": """Train a detector with few labels, cycle by cycle.
+what to run (one of -c and -r):
+  -c --config FILE  config of a new run
+  -r --resume PATH  go on with a run in its own folder: a checkpoint, a run folder or 'latest'
+  --init-from CHECKPOINT  start a new run from the weights of a checkpoint (fine-tuning)
+  --cycle0-from RUN  take over the training of cycle 0 from another run that differs in strategy
+    only
+  --run-id NAME  last part of the run folder's path
+values in place of the config's:
+  -d --device DEVICE  cpu, cuda or GPU numbers such as 2,3; in place of n_gpu
+  --set KEY=VALUE  any key, such as trainer.epochs=3; the value is JSON, else text; repeatable
+  --lr LR  learning rate: optimizer.args.lr
+  --bs N  batch size: batch_size
+instead of a training:
+  --print-config  print the config with all defaults and its differences to them
+  --help-config  print every key of a config with type, default and meaning
+  --dry-run  build everything, try one batch of each kind and one selection, leave nothing
 examples:
   python train.py -c config.json                             start a run
   python train.py -c config.json --device cpu --lr 1e-3      ... with other values
@@ -18,170 +43,225 @@ examples:
   python train.py --resume latest                            go on with the newest run
   python train.py -c config.json --init-from best.pth        fine-tune from a checkpoint's weights
   python train.py -c config.json --print-config              show what the config means
-"""
-_TEST_EXAMPLES = """\
+""",
+    "test": """Evaluate a checkpoint with its run's own config; results go to <run>/<split>_<time>/.
+  -r --resume PATH  a checkpoint, a run folder (its last finished cycle's best model) or 'latest'
+    [required]
+  --split test|val  images to evaluate on [test]
+  -d --device DEVICE  cpu, cuda or GPU numbers such as 2,3; in place of n_gpu
 examples:
   python test.py -r latest                                   the newest run's last best model
   python test.py -r exp_results/name/20260101_120000_s0      a run folder
   python test.py -r .../cycle_02/model_best.pth -d cpu       one checkpoint, on the CPU
-"""
+""",
+    "criteria": """List the criteria and second stages, or explain one of them.
+  NAME?  explain this one: formula, source and arguments; also your own package.module.Class
+""",
+    "select": """Choose again from a stored pool record, without model or GPU, and show why.
+  --record PATH  a record (<run>/cycle_NN/record), a cycle's folder, or a run folder or 'latest':
+    its newest record [required]
+  --criterion NAME  see `python -m med_sslal criteria`; also JSON as the first place of
+    al_criterion takes it, such as {"type": "entropy", "args": {"aggregate": "max"}}; with
+    --explain it can be given several times, and left out it is the run's own
+  --selector NAME  second stage, likewise (default top_k)
+  --budget B  images to take
+  --explain  choose nothing: show what the criteria find on the validation images of the cycle,
+    whose truth is known
+  --first K  pictures of the first K; 0 = none [12]
+  --out DIR  where selection.json and images.png go (default a new folder in the run's)
+values in place of the run's:
+  Left out, they are those of the run that the record lies in: the run's own criterion, second
+  stage and budget then give its own selection. Another criterion takes its own defaults for
+  --aggregate and --empty-images.
+  --seed S  the run's seed (outside of a run 0)
+  --cycle C  part of the seed (outside of a run 0)
+  --candidate-factor F  al_settings.args.candidate_factor; null is a value too
+  --max-per-group N  al_settings.args.max_per_group; null is a value too
+  --suppress-adjacent N  al_settings.args.suppress_adjacent; null is a value too
+  --aggregate HOW  al_settings.args.aggregate; null is a value too
+  --empty-images WHERE  al_settings.args.empty_images; null is a value too
+  --budget-unit UNIT  al_settings.args.budget_unit; null is a value too
+""",
+    "study": """Compare selection strategies: arms x paired seeds as ordinary runs, then the report.
+  -c --config FILE  a study [required]
+  -j --jobs N  runs at the same time [1]
+  -d --device DEVICE  cpu, cuda or GPU numbers such as 2,3; in place of n_gpu
+  --set KEY=VALUE  any key of every run, such as trainer.steps_per_cycle=20; repeatable
+  --results FILE  write what each finished run gave into this small file, and take what is in it
+    for done, with or without run folders
+  --seeds N,N  run these seeds of the study only, such as 0,1; all that are complete are compared
+instead of the whole study:
+  --only ARM/sSEED  start or go on with this one run and stop, as in a cluster's job array
+  --print-commands  print one command for each run that is not done, those that others wait for
+    first
+""",
+    "report": """Write the report of runs and studies: one HTML file each that needs no network.
+  PATH+  run folders and study folders, or 'latest' for the newest run; each gets its own page
+""",
+    "phantom": """Make a phantom: synthetic CT in DeepLesion's own files, for tests and trials.
+  --out DIR  folder to make [required]
+  --patients N  about 6 images each [120]
+  --size S  pixels of 0.8 mm a side [160]
+  --seed K  same seed, same bytes [0]
+  --hidden-fraction F  share of lesions left unmarked, as in the real data [0]
+""",
+    "download": """Fetch a data set from links that the user names.
+  DATASET  what to fetch: deeplesion
+  --links FILE  list of links: NIH's download script as it is, or one URL a line with an optional
+    file name and MD5 beside it [required]
+  --out DIR  where to [data/DeepLesion]
+  --md5 FILE  MD5 sums by file name, as NIH ships them
+  --keep-archives  keep the zip files after unpacking
+""",
+}
+# Arguments of the helper that `select` puts in place of the run's.
+HELPER_OPTIONS = (
+    "candidate_factor", "max_per_group", "suppress_adjacent", "aggregate", "empty_images",
+    "budget_unit",
+)  # fmt: skip
 
 
-TRAIN = "Train a detector with few labels, cycle by cycle."
-TEST = "Evaluate a checkpoint with its run's own config; results go to <run>/<split>_<time>/."
+def parse(argv: Sequence[str] | None, started: str = "") -> argparse.Namespace:
+    """Read a command line; the parser ends the program where there is something wrong with it.
 
-
-def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of train.py; `complete_train_args` checks what belongs together."""
-    _add_examples(parser, _TRAIN_EXAMPLES)
-    start = parser.add_argument_group("what to run (one of -c and -r)")
-    start.add_argument("-c", "--config", metavar="FILE", help="config of a new run")
-    start.add_argument(
-        "-r",
-        "--resume",
-        metavar="PATH",
-        help="go on with a run in its own folder: a checkpoint, a run folder or 'latest'",
-    )
-    start.add_argument(
-        "--init-from",
-        metavar="CHECKPOINT",
-        help="start a new run from the weights of a checkpoint (fine-tuning)",
-    )
-    start.add_argument(
-        "--cycle0-from",
-        metavar="RUN",
-        help="take over the training of cycle 0 from another run that differs in strategy only",
-    )
-    start.add_argument(
-        "--run-id", type=_run_id, metavar="NAME", help="last part of the run folder's path"
-    )
-    values = parser.add_argument_group("values in place of the config's")
-    add_device(values)
-    add_overrides(
-        values, "any key, such as trainer.epochs=3; the value is JSON, else text; repeatable"
-    )
-    _add_override(values, "--lr", "LR", "learning rate: optimizer.args.lr", _learning_rate)
-    _add_override(values, "--bs", "N", "batch size: batch_size", _batch_size)
-    instead = parser.add_argument_group("instead of a training").add_mutually_exclusive_group()
-    instead.add_argument(
-        "--print-config",
-        action="store_true",
-        help="print the config with all defaults and its differences to them",
-    )
-    instead.add_argument(
-        "--help-config",
-        action="store_true",
-        help="print every key of a config with type, default and meaning",
-    )
-    instead.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="build everything, try one batch of each kind and one selection, leave nothing",
-    )
-
-
-def complete_train_args(
-    args: argparse.Namespace, parser: argparse.ArgumentParser
-) -> argparse.Namespace:
-    """Check what belongs together; the parser ends the program where the words do not.
-
-    Returns:
-        config, resume, init_from, cycle0_from, run_id, device (str or None each); overrides (list
-            of Override, those of --lr and --bs among them, `--device` left out); print_config,
-            help_config, dry_run.
+    Args:
+        argv: The words after the program's name, None those of this process.
+        started: The name that the program was started by, for its help.
     """
-    if args.help_config:
-        return args
-    if (args.config is None) == (args.resume is None):
-        parser.error("give one of -c FILE (a new run) and -r PATH (go on with a run)")
-    if args.resume is not None:
-        for option in ("init_from", "cycle0_from", "run_id"):
-            if getattr(args, option) is not None:
-                name = f"--{option.replace('_', '-')}"
-                parser.error(f"{name} starts a new run with -c; --resume goes on with one")
-        if args.dry_run:
-            parser.error("--dry-run tries a new run with -c; --resume goes on with one")
-    if args.cycle0_from is not None and args.init_from is not None:
-        parser.error("--cycle0-from takes over the initial weights too: leave --init-from out")
+    program = started if started == "med-sslal" else "python -m med_sslal"
+    meaning = "Train and evaluate detectors; data sets, criteria, selections, reports."
+    parser = argparse.ArgumentParser(prog=program, description=meaning, allow_abbrev=False)
+    commands, parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND"), {}
+    for name, text in COMMANDS.items():
+        meaning, _, options = text.partition("\n")
+        # train.py and test.py are doors to one command each.
+        door = f"python {started}" if started == f"{name}.py" else None
+        parsers[name] = commands.add_parser(
+            name, prog=door, help=meaning, description=meaning, allow_abbrev=False
+        )
+        add_options(parsers[name], options)
+    args = parser.parse_args(argv)
+    if args.command == "train" and (refusal := _misfit(args)) is not None:
+        parsers["train"].error(refusal)
     return args
 
 
-def add_test_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of test.py."""
-    _add_examples(parser, _TEST_EXAMPLES)
-    parser.add_argument(
-        "-r",
-        "--resume",
-        metavar="PATH",
-        required=True,
-        help="a checkpoint, a run folder (its last finished cycle's best model) or 'latest'",
-    )
-    parser.add_argument(
-        "--split", choices=("test", "val"), default="test", help="images to evaluate on"
-    )
-    add_device(parser)
+def add_options(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add options to a parser.
+
+    Args:
+        parser: Where to.
+        text: Lines as in COMMANDS, the deeper ones going on with the one before.
+    """
+    options, examples, lines = text.partition("examples:\n")
+    if examples:
+        parser.epilog = examples + lines
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    to: argparse._ActionsContainer = parser
+    for line in re.sub(r"\n {4}", " ", options).splitlines():
+        if not line.startswith(" "):
+            to = group = parser.add_argument_group(line.removesuffix(":"))
+            if line.startswith("instead"):
+                to = group.add_mutually_exclusive_group()
+        elif "  " in line.strip():
+            _add_option(to, *line.strip().split("  "))
+        else:
+            group.description = f"{group.description or ''} {line.strip()}"
 
 
-def _add_examples(parser: argparse.ArgumentParser, examples: str) -> None:
-    parser.epilog = examples
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+def _add_option(to: argparse._ActionsContainer, words: str, meaning: str) -> None:
+    *flags, last = words.split()
+    if last.startswith("-"):
+        to.add_argument(*flags, last, action="store_true", help=meaning)
+        return
+    name = (flags[-1] if flags else last).strip("-+?").replace("-", "_").lower()
+    meaning, _, default = meaning.removesuffix("]").partition(" [")
+    more: dict[str, Any] = {"help": meaning, "type": _reader(_kinds().get(name, str))}
+    more["metavar"] = last.strip("+?")
+    if not flags:
+        more |= {"nargs": last[-1]} if last[-1] in "+?" else {}
+    elif default == "required":
+        more["required"] = True
+    elif default:
+        more |= {"default": default, "help": f"{meaning} (default {default})"}
+    elif name in ("set", "lr", "bs", "switch"):
+        dest = "switches" if name == "switch" else "overrides"
+        more |= {"action": "append", "default": [], "dest": dest}
+    elif name == "criterion":
+        more["action"] = "append"
+    elif name in HELPER_OPTIONS:
+        more["default"] = argparse.SUPPRESS
+    to.add_argument(*flags or [name], **more)
 
 
-def add_overrides(
-    parser: argparse._ActionsContainer,
-    meaning: str,
-    *,
-    option: str = "--set",
-    dest: str = "overrides",
-) -> None:
-    """Add `--set KEY=VALUE` with its help text; `overrides` gets a list of Override."""
-    _add_override(parser, option, "KEY=VALUE", meaning, _set, dest)
+def _kinds() -> dict[str, Any]:
+    """What the value of an option is: the annotation of a type and its range, or what reads it."""
+    return {
+        "run_id": Name,
+        "device": Annotated[
+            str, Predicate(_is_device), doc("cpu, cuda or different GPU numbers such as 2,3")
+        ],
+        # What these may be is the config's rule, and told with its other problems.
+        "set": parse_set,
+        "switch": parse_set,
+        "lr": _learning_rate,
+        "bs": lambda text: Override("--bs", ("batch_size",), json_or_text(text)),
+        "split": Literal["test", "val"],
+        **dict.fromkeys(("criterion", "selector"), _stage),
+        **dict.fromkeys(HELPER_OPTIONS, json_or_text),
+        **dict.fromkeys(("budget", "seed", "cycle", "patients", "size"), int),
+        **dict.fromkeys(("out", "links", "md5", "init_from", "results"), Path),
+        "seeds": _seeds,
+        "first": Count,
+        "jobs": Positive,
+        "hidden_fraction": float,
+        "dataset": Literal["deeplesion"],
+    }
 
 
-def _add_override(
-    parser: argparse._ActionsContainer,
-    option: str,
-    metavar: str,
-    meaning: str,
-    read: Callable[[str], Override],
-    dest: str = "overrides",
-) -> None:
-    parser.add_argument(
-        option, dest=dest, action="append", type=read, default=[], metavar=metavar, help=meaning
-    )
+def _reader(kind: Any) -> Any:
+    """What argparse makes a value of its text with."""
+
+    def read_text(text: str) -> Any:
+        try:
+            if isfunction(kind):
+                return kind(text)
+            value = text if fits(text, kind) else json_or_text(text)
+            if problem := Key("", kind, "").problem(value):
+                raise ConfigError(problem)
+            return read(value, kind)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read_text
 
 
-def add_device(parser: argparse._ActionsContainer) -> None:
-    """Add `--device`."""
-    parser.add_argument(
-        "-d",
-        "--device",
-        type=_device,
-        help="cpu, cuda or GPU numbers such as 2,3; in place of n_gpu",
-    )
+def _misfit(args: argparse.Namespace) -> str | None:
+    """What of the command line of a training does not belong together."""
+    if args.help_config:
+        return None
+    if (args.config is None) == (args.resume is None):
+        return "give one of -c FILE (a new run) and -r PATH (go on with a run)"
+    if args.resume is not None:
+        for name in ("init_from", "cycle0_from", "run_id"):
+            if getattr(args, name) is not None:
+                word = f"--{name.replace('_', '-')}"
+                return f"{word} starts a new run with -c; --resume goes on with one"
+        if args.dry_run:
+            return "--dry-run tries a new run with -c; --resume goes on with one"
+    if args.cycle0_from is not None and args.init_from is not None:
+        return "--cycle0-from takes over the initial weights too: leave --init-from out"
+    return None
 
 
-def _device(text: str) -> str:
+def _is_device(text: str) -> bool:
+    """Whether `--device` takes it."""
     numbers = text.split(",")
-    if text in ("cpu", "cuda"):
-        return text
     if not all(re.fullmatch("[0-9]+", number) for number in numbers):
-        raise argparse.ArgumentTypeError(
-            f"takes cpu, cuda or GPU numbers such as 2,3; found '{text}'"
-        )
-    if len({int(number) for number in numbers}) < len(numbers):
-        raise argparse.ArgumentTypeError(f"names a GPU twice: '{text}'")
-    return text
+        return text in ("cpu", "cuda")
+    return len(set(map(int, numbers))) == len(numbers)
 
 
-def _set(text: str) -> Override:
-    try:
-        return parse_set(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("--set ")) from error
-
-
-# What the two may be is the config's rule, and told with its other problems.
 def _learning_rate(text: str) -> Override:
     try:
         rate: Any = float(text)
@@ -190,11 +270,18 @@ def _learning_rate(text: str) -> Override:
     return Override("--lr", ("optimizer", "args", "lr"), rate)
 
 
-def _batch_size(text: str) -> Override:
-    return Override("--bs", ("batch_size",), json_or_text(text))
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"takes seeds such as 0,1, found '{text}'") from error
 
 
-def _run_id(text: str) -> str:
-    if not fits(text, Name):
-        raise argparse.ArgumentTypeError(f"found '{text}'; allowed: {describe(Name)}")
-    return text
+def _stage(text: str) -> Any:
+    """A name, or the long form of a stage as JSON."""
+    if not text.lstrip().startswith(("{", "[")):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"is no JSON: {error}") from error

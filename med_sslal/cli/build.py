@@ -36,11 +36,7 @@ DEFAULT_IMAGE_SIZE = 512
 
 
 def devices_of(config: ConfigParser, device: str | None, world: World = ALONE) -> Devices:
-    """The devices of this process that `--device`, or else `n_gpu`, means.
-
-    Raises:
-        DeviceError: They are not there, or are several under torchrun.
-    """
+    """The devices of this process that `--device`, or else `n_gpu`, means; or DeviceError."""
     if world.launched:
         if device not in (None, "cpu", "cuda"):
             raise DeviceError(
@@ -55,13 +51,9 @@ def devices_of(config: ConfigParser, device: str | None, world: World = ALONE) -
 def build_dataset(
     config: ConfigParser, split: Mapping[str, Sequence[str]] | None = None
 ) -> BaseDataset:
-    """The data set, checked against the rest of the config.
+    """The data set, checked against the rest of the config: classes, pool size and monitor.
 
     A run that goes on keeps its `split`, even where labels have come since.
-
-    Raises:
-        ConfigError: Classes, pool size or monitor do not fit the data.
-        DataError: The data is missing or damaged.
     """
     dataset: BaseDataset = config.init_obj("dataset")
     if split is not None and dataset.images.split_from_labels:
@@ -78,25 +70,17 @@ def image_size_of(config: ConfigParser) -> Any:
 
 
 def initial_weights(config: ConfigParser, init_from: Path | None) -> dict[str, Any]:
-    """The weights that every cycle starts from: seeded, pretrained or from a checkpoint.
-
-    Raises:
-        CheckpointError: The checkpoint is damaged or does not fit the architecture.
-    """
+    """The weights that every cycle starts from: seeded, pretrained or from a checkpoint."""
     seed_everything(config["seed"], "weights")
     model: BaseModel = config.init_obj("arch")
     if init_from is not None:
-        load_weights(model, _weights_file(init_from), init_from)
+        # A checkpoint of this program; without a checksum, any file with a state dict.
+        verified = sidecar(init_from).is_file()
+        content = load_checkpoint(init_from) if verified else {"model": read_weights(init_from)}
+        if not verified:
+            logger.warning("%s has no checksum file beside it: it is taken unverified", init_from)
+        load_weights(model, content, init_from)
     return model.state_dict()
-
-
-def _weights_file(path: Path) -> dict[str, Any]:
-    """A checkpoint of this program; without a checksum, any file with a state dict."""
-    if sidecar(path).is_file():
-        return load_checkpoint(path)
-    content = {"model": read_weights(path)}
-    logger.warning("%s has no checksum file beside it: it is taken unverified", path)
-    return content
 
 
 def data_difference(content: Mapping[str, Any], setup: RunSetup) -> str | None:
@@ -119,11 +103,7 @@ def data_difference(content: Mapping[str, Any], setup: RunSetup) -> str | None:
 
 
 def load_weights(model: nn.Module, content: Mapping[str, Any], path: Path) -> None:
-    """Put a checkpoint's weights into a model.
-
-    Raises:
-        CheckpointError: It holds none, or those of another architecture.
-    """
+    """Put a checkpoint's weights into a model; CheckpointError where it holds none, or others."""
     if "model" not in content:
         raise CheckpointError(f"{path} holds no model")
     try:
@@ -165,11 +145,7 @@ def optimizer_of(config: ConfigParser, model: nn.Module) -> Any:
 
 
 def step_class(config: ConfigParser) -> type[TrainingStep]:
-    """The training step that the config names, or else the supervised one.
-
-    Raises:
-        ConfigError: It asks for views that there are not.
-    """
+    """The training step that the config names, or else the supervised one."""
     name = config.get("trainer.type")
     if name is None:
         return SupervisedStep
@@ -185,10 +161,10 @@ def step_class(config: ConfigParser) -> type[TrainingStep]:
 def trainer_settings(config: ConfigParser, *, show_progress: bool) -> TrainerSettings:
     """The scalars of a training."""
     trainer = config["trainer"]
-    names = set(TrainerSettings.__dataclass_fields__) & set(trainer)
+    if trainer["keep_records"] is True:
+        trainer["keep_records"] = 10**9
     return TrainerSettings(
-        **{name: trainer[name] for name in names - {"keep_records"}},
-        keep_records=10**9 if trainer["keep_records"] is True else int(trainer["keep_records"]),
+        **trainer,
         lr_interval=(config["lr_scheduler"] or {}).get("interval", "epoch"),
         pseudo_weight=config.get("ssl_settings.weight"),
         per_step=config.get("ssl_settings.per_step"),

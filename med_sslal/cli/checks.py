@@ -38,12 +38,7 @@ def check_monitor(config: ConfigParser, dataset: BaseDataset) -> None:
 
 
 def check_setup(setup: RunSetup) -> None:
-    """Refuse parts that do not fit each other.
-
-    Raises:
-        ConfigError: Initial set and first query do not fit the pool, the detector does not give
-            what the strategy reads, or batch size or schedule do not fit.
-    """
+    """Refuse parts that do not fit each other: pool and strategy, detector, batches, schedule."""
     config, devices, world = setup.config, setup.compute.devices, setup.world
     helper, num_cycles = setup.strategy.helper, setup.strategy.num_cycles
     pool = setup.images.splits["train"]
@@ -71,11 +66,7 @@ def check_setup(setup: RunSetup) -> None:
 
 
 def check_batch_norm(setup: RunSetup) -> None:
-    """Refuse to train where batch norm would learn from single images, warn where from few.
-
-    Raises:
-        ConfigError: A device has one image of a batch.
-    """
+    """Refuse to train where batch norm would learn from single images, warn where from few."""
     # Processes share their statistics, devices of one process do not.
     batch_size, n_devices = setup.compute.batch_size, max(len(setup.compute.devices.ids), 1)
     n_images = batch_size // n_devices
@@ -132,11 +123,8 @@ def _check_pool(setup: RunSetup, train: Sequence[str]) -> None:
         enough = math.ceil((len(pool) - n_initial) / helper.budget_num)
         if enough < num_cycles:
             logger.warning(
-                "al_settings.num_cycles is %d, but all %d images of the pool are labelled after "
-                "%d: the run ends there",
-                num_cycles,
-                len(pool),
-                enough,
+                f"al_settings.num_cycles is {num_cycles}, but all {len(pool)} images of the pool "
+                f"are labelled after {enough}: the run ends there"
             )
 
 

@@ -1,8 +1,7 @@
 """Fetch a data set from links that the user names."""
 
-import argparse
 import zipfile
-from pathlib import Path
+from argparse import Namespace
 
 from tqdm import tqdm
 
@@ -14,33 +13,7 @@ from med_sslal.utils.util import read_json, write_json
 RECORD = ".downloaded.json"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    parser.add_argument("dataset", choices=["deeplesion"], help="what to fetch")
-    parser.add_argument(
-        "--links",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="list of links: NIH's download script as it is, or one URL a line with an optional "
-        "file name and MD5 beside it",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("data/DeepLesion"),
-        metavar="DIR",
-        help="where to (default %(default)s)",
-    )
-    parser.add_argument(
-        "--md5", type=Path, metavar="FILE", help="MD5 sums by file name, as NIH ships them"
-    )
-    parser.add_argument(
-        "--keep-archives", action="store_true", help="keep the zip files after unpacking"
-    )
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Namespace) -> int:
     """Download and unpack; run again after an interruption, it goes on where it stopped."""
     links = read_links(args.links, args.md5)
     try:

@@ -16,10 +16,9 @@ _DISK = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EPERM, err
 def run_reported(main: Callable[[], int]) -> int:
     """Run `main` and turn the errors a user can mend into a sentence and exit code 2.
 
-    Returns:
-        What `main` returned, or 2; after a signal, 128 and its number. Anything else that is raised
-        is a bug: it shows its traceback and Python exits with 1. Of the processes of torchrun, only
-        the first one to end in an error tells of it.
+    Anything else that is raised is a bug: it shows its traceback and Python exits with 1. After a
+    signal the code is 128 and its number. Of the processes of torchrun, only the first one to end
+    in an error tells of it.
     """
     try:
         return main()
@@ -34,7 +33,12 @@ def run_reported(main: Callable[[], int]) -> int:
     except Interrupted as request:
         return request.exit_code
     except Exception as error:
-        tells, sentence = _is_first_to_fail(), _sentence(error)
+        tells, sentence = True, _sentence(error)
+        if "RANK" in os.environ:
+            # Here, because torch takes seconds to load.
+            from med_sslal.utils.distributed import is_first_to_fail
+
+            tells = is_first_to_fail()
         if sentence is None:
             raise
         logging.getLogger("med_sslal").debug("ended by an error", exc_info=True)
@@ -53,13 +57,3 @@ def _sentence(error: Exception) -> str | None:
         where = f" {error.filename}" if error.filename else ""
         return f"cannot read or write{where}: {error.strerror}"
     return None
-
-
-def _is_first_to_fail() -> bool:
-    """Whether no other process of the run has told of an error."""
-    if "RANK" not in os.environ:
-        return True
-    # Here, because torch takes seconds to load.
-    from med_sslal.utils.distributed import is_first_to_fail
-
-    return is_first_to_fail()

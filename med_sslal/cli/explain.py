@@ -10,8 +10,9 @@ from med_sslal.al.record import PoolRecord
 from med_sslal.al.schedule import in_use
 from med_sslal.base.base_dataset import Labels
 from med_sslal.base.types import Annotation, ImageInfo
-from med_sslal.cli.choose_again import OF_CRITERION, OVERRIDES, make_helper
+from med_sslal.cli.args import HELPER_OPTIONS
 from med_sslal.cli.origin import NoImagesError, Origin, check_model, find_dataset, find_val_record
+from med_sslal.cli.select import OF_CRITERION, make_helper
 from med_sslal.report.finds import finds_table
 from med_sslal.utils.errors import ConfigError, DataError
 from med_sslal.utils.util import read_json
@@ -20,19 +21,9 @@ _BACK = "put the run's own data back"
 
 
 def explain(args: Namespace) -> int:
-    """Hold criteria against the mistakes on the validation images of a cycle; tell it on stdout.
-
-    Args:
-        args: What `cli.select.add_arguments` describes.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        UserError: Anything that the user can mend.
-    """
+    """Hold criteria against the mistakes on the validation images of a cycle; tell it on stdout."""
     given = [name for name in ("selector", "budget", "out") if getattr(args, name) is not None]
-    given += [name for name in OVERRIDES if name in args and name not in OF_CRITERION]
+    given += [name for name in HELPER_OPTIONS if name in args and name not in OF_CRITERION]
     if given:
         option = given[0].replace("_", "-")
         raise ConfigError(f"--{option}: --explain chooses nothing, and rates alone: leave it out")

@@ -1,7 +1,7 @@
 """Where a stored pool record comes from: its run, its cycle, and whether it is really theirs."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from med_sslal.al.record import HEADER_FILE, PoolRecord
 from med_sslal.base.base_dataset import BaseDataset
@@ -15,15 +15,8 @@ from med_sslal.utils.errors import DataError, UserError
 from med_sslal.utils.util import read_json
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a record lies.
-
-    Attributes:
-        record: Its folder.
-        cycle: The cycle of a run that it lies in, None outside of a run.
-        config: The run's config, None outside of a run.
-    """
+class Origin(NamedTuple):
+    """The folder of a record; the cycle of a run that it lies in, and the run's config, if any."""
 
     record: Path
     cycle: CycleFolder | None = None
@@ -34,19 +27,9 @@ class Origin:
         """The number of the cycle, 0 outside of a run."""
         return 0 if self.cycle is None else self.cycle.number
 
-    @property
-    def home(self) -> Path:
-        """The run folder, or what the record lies in."""
-        return self.record.parent if self.cycle is None else self.cycle.run.path
-
 
 def find_record(name: str) -> Origin:
-    """Resolve a record, a cycle's folder, a run folder (its newest record) or the word `latest`.
-
-    Raises:
-        DataError: There is no record.
-        ConfigError: The run's config is not valid (any more).
-    """
+    """Resolve a record, a cycle's folder, a run folder (its newest record) or the word `latest`."""
     named = named_path(name)
     where = named.resolve()
     run, cycle = RunFolder(where), CycleFolder.around(where)
@@ -118,25 +101,18 @@ def _dropped(named: Path, run: RunFolder, what: str = "pool record") -> DataErro
 
 
 def check_model(record: PoolRecord, origin: Origin) -> str | None:
-    """Hold a record against the best checkpoint of its cycle; a sentence where that cannot be done.
-
-    Raises:
-        DataError: The record is of another data set or another model.
-        CheckpointError: The checkpoint is damaged.
-    """
+    """Hold a record against the best checkpoint of its cycle; a sentence where there is none."""
     if origin.cycle is None:
         return "the record lies in no run: its data set and model are not checked"
     best = origin.cycle.best
     if not best.is_file():
         return f"there is no {best}: the record's data set and model are not checked"
     content = load_checkpoint(best, require_checksum=False)
-    header = record.header
-    wrong = []
-    if content.get("images_fingerprint") != header.images_fingerprint:
-        wrong.append("data set")
-    if weights_hash(content["model"]) != header.model_hash:
-        wrong.append("model")
-    if wrong:
+    same = {
+        "data set": content.get("images_fingerprint") == record.header.images_fingerprint,
+        "model": weights_hash(content["model"]) == record.header.model_hash,
+    }
+    if wrong := [name for name, agrees in same.items() if not agrees]:
         raise DataError(
             f"record {record.path} is of another {' and '.join(wrong)} than {best}: put the run's "
             "own record back, or score the pool again"
@@ -156,9 +132,7 @@ def find_dataset(record: PoolRecord, origin: Origin, instead: str) -> BaseDatase
         origin: Where it comes from.
         instead: What can be done with other data, for the error.
 
-    Raises:
-        NoImagesError: The data set is not known, not there or damaged.
-        DataError: The run's data is there, but is not that of the record.
+    NoImagesError where they are not to be had, DataError where they are not those of the record.
     """
     if origin.config is None or origin.cycle is None:
         raise NoImagesError("the record lies in no run, whose config says where the images are")

@@ -1,41 +1,32 @@
 """Write the report of runs and studies: one HTML file each that needs no network."""
 
-import argparse
 import sys
+from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.cli.build import build_dataset
+from med_sslal.cli.registries import registries
+from med_sslal.config.parse_config import ConfigParser
+from med_sslal.report.run_data import load_run
+from med_sslal.report.run_page import write_run_report
+from med_sslal.report.study_data import load_study
+from med_sslal.report.study_page import write_study_report
+from med_sslal.study.study_folder import STUDY_FILE
+from med_sslal.trainer.run_folder import RunFolder, named_path
 from med_sslal.utils.errors import DataError, UserError
-
-if TYPE_CHECKING:
-    from med_sslal.base.base_dataset import BaseDataset
-    from med_sslal.config.parse_config import ConfigParser
-    from med_sslal.trainer.run_folder import RunFolder
+from med_sslal.utils.util import read_json
 
 _NO_DATA = (
     "The data of the run could not be opened, so pictures and whatever needs the truth are missing."
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    parser.add_argument(
-        "paths",
-        nargs="+",
-        metavar="PATH",
-        help="run folders and study folders, or 'latest' for the newest run; each gets its own "
-        "page",
-    )
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Namespace) -> int:
     """Write the reports that `args` asks for, a path a line; returns the exit code."""
-    from med_sslal.study.study_folder import STUDY_FILE
-    from med_sslal.trainer.run_folder import RunFolder, named_path
-
-    runs = [RunFolder(named_path(path)) for path in args.paths]
+    runs = [RunFolder(named_path(path)) for path in args.path]
     # All are looked at before the first is written.
-    for run, path in zip(runs, args.paths, strict=True):
+    for run, path in zip(runs, args.path, strict=True):
         if not (run.exists or (run.path / STUDY_FILE).is_file()):
             raise UserError(
                 f"{path} is neither a run folder (it has no {run.config.name}) nor a study folder "
@@ -50,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def write_run(run: "RunFolder", dataset: "BaseDataset | None" = None) -> Path:
+def write_run(run: RunFolder, dataset: BaseDataset | None = None) -> Path:
     """Write the report of a run folder; returns its path.
 
     Args:
@@ -58,37 +49,21 @@ def write_run(run: "RunFolder", dataset: "BaseDataset | None" = None) -> Path:
         dataset: The run's images with the labels that it has used. None opens its data set; where
             that cannot be done the page says so and does without pictures and truth.
     """
-    from med_sslal.cli.registries import registries
-    from med_sslal.config.parse_config import ConfigParser
-    from med_sslal.report.run_data import load_run
-    from med_sslal.report.run_page import write_run_report
-    from med_sslal.utils.util import read_json
-
     source, differences, remarks = run.config, None, []
     try:
         config = ConfigParser(read_json(source), registries(), source=str(source))
         differences = config.differences()
-        dataset = dataset or _open_dataset(config, run.split)
+        if dataset is None:
+            own = read_json(run.split)
+            opened = build_dataset(config, own)
+            if {name: list(ids) for name, ids in opened.images.splits.items()} != own:
+                raise DataError("Its images or its split have changed since.")
+            dataset = opened
     except UserError as error:
         remarks.append(f"{_NO_DATA} {error}")
     return write_run_report(load_run(run, dataset, differences, tuple(remarks)))
 
 
-def _open_dataset(config: "ConfigParser", split: Path) -> "BaseDataset":
-    """The data set of a run; UserError where it is no longer what the run was made on."""
-    from med_sslal.cli.build import build_dataset
-    from med_sslal.utils.util import read_json
-
-    own = read_json(split)
-    dataset = build_dataset(config, own)
-    if {name: list(ids) for name, ids in dataset.images.splits.items()} != own:
-        raise DataError("Its images or its split have changed since.")
-    return dataset
-
-
 def write_study(folder: Path) -> Path:
     """Write the report of a study folder; returns its path."""
-    from med_sslal.report.study_data import load_study
-    from med_sslal.report.study_page import write_study_report
-
     return write_study_report(load_study(folder))

@@ -1,4 +1,4 @@
-"""Going through the cycles of a run in its folder: log, environment, pictures and report."""
+"""Going through the cycles of a run in its folder, and when a run may go on."""
 
 import logging
 import platform
@@ -14,17 +14,21 @@ from typing import Any
 import torch
 
 from med_sslal.base.base_dataset import BaseDataset, Labels
+from med_sslal.base.checkpoint import check_can_go_on, load_checkpoint, newest_good
+from med_sslal.cli.build import data_difference, load_weights
 from med_sslal.cli.report import write_run
+from med_sslal.config.parse_config import ConfigParser
+from med_sslal.config.resume import compare_for_resume
 from med_sslal.eval.coco_utils import from_coco_predictions
 from med_sslal.logger.logger import add_log_file, remove_log_file
 from med_sslal.report.pictures import write_evaluation_pictures, write_learning_curve
 from med_sslal.report.table import cycle_table
 from med_sslal.trainer.cycle import run_cycles
 from med_sslal.trainer.disk import disk_estimate
-from med_sslal.trainer.run_folder import CycleFolder, RunFolder
+from med_sslal.trainer.run_folder import CycleFolder, RunFolder, load_named
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.distributed import World
-from med_sslal.utils.errors import CheckpointError, UserError
+from med_sslal.utils.errors import CheckpointError, ConfigError, UserError
 from med_sslal.utils.interrupt import Interrupted, StopRequest
 from med_sslal.utils.train_util import peak_memory
 from med_sslal.utils.util import read_json, write_json
@@ -44,7 +48,13 @@ def run_in(run: RunFolder, setup: RunSetup) -> int:
         logger.info("%s", disk_estimate(run.initial, setup))
         several = f" x {setup.world.size}" if setup.world.size > 1 else ""
         found = environment(f"{setup.compute.devices}{several}", torch.get_num_threads())
-        _warn_of_changes(run.environment, found)
+        before = read_json(run.environment) if run.environment.exists() else {}
+        for name in sorted(before.keys() & found.keys()):
+            if before[name] != found[name]:
+                logger.warning(
+                    f"{name} was {before[name]} and is now {found[name]}: the continuation may "
+                    "differ from an unbroken run"
+                )
         write_json(run.environment, found)
         started = time.monotonic()
         with StopRequest() as stop:
@@ -106,17 +116,6 @@ def _write_pictures(run: RunFolder, setup: RunSetup, rows: list[dict[str, Any]])
     )
 
 
-def _warn_of_changes(path: Path, found: Mapping[str, Any]) -> None:
-    """Warn where a resumed run meets another environment: the numbers may differ."""
-    before = read_json(path) if path.exists() else {}
-    for name in sorted(before.keys() & found.keys()):
-        if before[name] != found[name]:
-            logger.warning(
-                f"{name} was {before[name]} and is now {found[name]}: the continuation may differ "
-                "from an unbroken run"
-            )
-
-
 def resume_command(folder: Path, world: World) -> str:
     """The command line that goes on with a run in as many processes."""
     script = f"train.py --resume {folder}"
@@ -166,3 +165,89 @@ def _cpu_name() -> str:
             if name.strip() == "model name":
                 return value.strip()
     return platform.processor() or platform.machine()
+
+
+def named_checkpoint(run: RunFolder, path: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that was named, with its content: it must hold a state, and lie in a run."""
+    content = load_named(path)
+    if "state" not in content:
+        raise CheckpointError(
+            f"{path} holds a model but no training state: resume the run folder, or "
+            "start a new run from it with --init-from"
+        )
+    if not run.exists:
+        raise CheckpointError(
+            f"{path} lies in no run folder ({run} has no {run.config.name}): start a new run from "
+            "it with --init-from"
+        )
+    return path, content
+
+
+def apply_policy(saved: Mapping[str, Any], config: ConfigParser) -> None:
+    """Log free changes, warn of risky ones, refuse those that would make the curve no result."""
+    free, warned, refused = compare_for_resume(saved, config.resolved)
+    if refused:
+        raise ConfigError(
+            "\n".join(
+                f"{path} was {old!r} and cannot become {new!r} in a resumed run: start a new one"
+                for path, old, new in refused
+            )
+        )
+    for path, old, new in free:
+        logger.info("%s: %r -> %r", path, old, new)
+    for path, old, new in warned:
+        logger.warning("%s: %r -> %r; the run is no longer of one piece", path, old, new)
+
+
+def check_weights(
+    run: RunFolder, setup: RunSetup, named: tuple[Path, Mapping[str, Any]] | None
+) -> None:
+    """Refuse to continue on other data, with another architecture, or from what is overtaken.
+
+    Args:
+        run: The run.
+        setup: What its continuation is made of.
+        named: The checkpoint that was named and its content, if any.
+    """
+    try:
+        initial = load_checkpoint(run.initial)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}: every cycle starts from it, so put back a copy with its .sha256 file, or "
+            "start a new run"
+        ) from error
+    for path, content in ((run.initial, initial), *([named] if named else [])):
+        check_can_go_on(content, path)
+        _check_fits(path, content, setup)
+    cycles = run.cycles()
+    candidates = cycles[-1].resumable() if cycles else []
+    if named and candidates:
+        newest = newest_good(candidates)[1]
+        reached, furthest = (
+            tuple(content[name] for name in ("cycle", "epoch", "batch"))
+            for content in (named[1], newest)
+        )
+        if reached < furthest:
+            raise CheckpointError(
+                f"the run has gone on past {named[0]}: resume the folder {run}, or start a "
+                "new run from the checkpoint with --init-from"
+            )
+    # Labels may have changed that the furthest training has used.
+    for cycle in reversed(cycles):
+        try:
+            path, content, _ = newest_good([*cycle.resumable(), cycle.best])
+        except CheckpointError:
+            # Whoever needs a damaged one tells of it.
+            continue
+        _check_fits(path, content, setup)
+        return
+
+
+def _check_fits(path: Path, content: Mapping[str, Any], setup: RunSetup) -> None:
+    """Refuse other data than the checkpoint's, and another architecture."""
+    if (difference := data_difference(content, setup)) is not None:
+        raise CheckpointError(
+            f"the data is not that of {path}: {difference}; give the run its own again, or start a "
+            "new one with --init-from"
+        )
+    load_weights(setup.detector.model(), content, path)

@@ -1,7 +1,6 @@
 """`python test.py`: evaluate a checkpoint with its run's own config."""
 
 import logging
-import shutil
 import sys
 from argparse import Namespace
 from datetime import datetime
@@ -20,18 +19,18 @@ from med_sslal.report.pictures import write_evaluation_pictures
 from med_sslal.report.table import metric_table
 from med_sslal.trainer.inference import predict_split
 from med_sslal.trainer.results import measured
-from med_sslal.trainer.run_folder import CycleFolder, ResultFolder, find_run, load_named
+from med_sslal.trainer.run_folder import CycleFolder, find_run, load_named, new_results
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.deterministic import deterministic_algorithms
 from med_sslal.utils.distributed import World
-from med_sslal.utils.errors import CheckpointError, UserError
+from med_sslal.utils.errors import CheckpointError
 from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.util import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 
-def test(args: Namespace) -> int:
+def run(args: Namespace) -> int:
     """Evaluate and write `<run>/<split>_<time>/`; returns the exit code."""
     world = World.from_environment()
     with world.joined(gpus=args.device != "cpu"):
@@ -60,11 +59,7 @@ def test(args: Namespace) -> int:
 
 
 def find_model(name: str) -> tuple[Path, dict[str, Any], list[str]]:
-    """The checkpoint that was named, its content, and what is to be said of it.
-
-    Raises:
-        CheckpointError: There is none that is good.
-    """
+    """The checkpoint that was named, its content, and what is to be said of it."""
     (run, checkpoint), complaints = find_run(name, Path("exp_results")), []
     if checkpoint is None:
         path, content, damaged = run.finished_best()
@@ -89,21 +84,13 @@ def _write(
         folder = cycle.run.path
     images, labels = setup.images, setup.split_labels(split)
     result = measured(setup, found, loss, split)
-    out = ResultFolder(folder / f"{split}_{datetime.now():%Y%m%d_%H%M%S}")
-    try:
-        out.path.mkdir()
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out.path}: {error.strerror}") from error
-    # First: a disk that is full does not take the numbers away.
-    sys.stdout.write(metric_table(result) + "\n")
     coco = to_coco_predictions(found, images.infos, setup.class_names)
     title = f"{setup.config['name']}: {split}, {len(found)} images"
-    try:
+    with new_results(folder / f"{split}_{datetime.now():%Y%m%d_%H%M%S}") as out:
+        # First: a disk that is full does not take the numbers away.
+        sys.stdout.write(metric_table(result) + "\n")
         write_json(out.metrics, {"checkpoint": str(path), "split": split, **result})
         write_json(out.predictions, coco)
         write_evaluation_pictures(out.path, result, found, labels, images, setup.class_names, title)
-    except BaseException:
-        shutil.rmtree(out.path, ignore_errors=True)
-        raise
     logger.info("results: %s", out.path)
     return 0

@@ -1,7 +1,7 @@
 """`python train.py`: config, data, detector, strategy, run, one after the other; or a continuation.
 
-What takes more than a line of the config to make lies in `build`, what refuses it in `checks` and
-`resume`, and the walk through the cycles in `running`.
+What takes more than a line of the config to make lies in `build`, what refuses it in `checks`, and
+the walk through the cycles, a new or a continued one, in `running`.
 """
 
 import logging
@@ -30,8 +30,7 @@ from med_sslal.cli.build import (
 )
 from med_sslal.cli.checks import check_batch_norm, check_setup
 from med_sslal.cli.registries import registries
-from med_sslal.cli.resume import apply_policy, check_weights, initial_of, named_checkpoint
-from med_sslal.cli.running import help_main, run_in
+from med_sslal.cli.running import apply_policy, check_weights, help_main, named_checkpoint, run_in
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.show import help_config, print_config
 from med_sslal.data.transforms import EvalTransform
@@ -52,7 +51,7 @@ logger = logging.getLogger(__name__)
 DRY_INIT, DRY_BUDGET, DRY_POOL, DRY_EVAL = 4, 2, 12, 4
 
 
-def train(args: Namespace) -> int:
+def run(args: Namespace) -> int:
     """Do what the command line asks for; returns the exit code."""
     if args.help_config:
         sys.stdout.write(help_config(registries()))
@@ -63,7 +62,7 @@ def train(args: Namespace) -> int:
     if args.print_config:
         sys.stdout.write(print_config(config))
         return 0
-    if args.init_from is not None and not Path(args.init_from).is_file():
+    if args.init_from is not None and not args.init_from.is_file():
         raise CheckpointError(f"there is no checkpoint {args.init_from}, which --init-from names")
     world = World.from_environment()
     setup_logging(config.get("trainer.verbosity"), leads=world.is_main)
@@ -77,7 +76,7 @@ def train(args: Namespace) -> int:
         setup = build_setup(config, dataset, devices, show_progress=shown, world=world)
         check_batch_norm(setup)
         if args.dry_run:
-            return dry_run(setup, args.init_from and Path(args.init_from))
+            return dry_run(setup, args.init_from)
         if not world.is_main:
             return help_main(setup)
         return run_in(new_run(args, setup), setup)
@@ -91,11 +90,7 @@ def build_setup(
     show_progress: bool,
     world: World = ALONE,
 ) -> RunSetup:
-    """Everything a run is made of, checked.
-
-    Raises:
-        ConfigError: The parts do not fit each other.
-    """
+    """Everything a run is made of; ConfigError where the parts do not fit each other."""
     seed, size = config["seed"], image_size_of(config)
     # Data. The labels of training images are the oracle's alone.
     labels, splits = dataset.labels, dataset.images.splits
@@ -141,10 +136,9 @@ def build_setup(
 def new_run(args: Namespace, setup: RunSetup) -> RunFolder:
     """Make the folder of a new run, with all that it starts from."""
     config = setup.config
-    init_from = args.init_from and Path(args.init_from)
     source = args.cycle0_from and RunFolder(Path(args.cycle0_from))
     if source is None:
-        weights = initial_weights(config, init_from)
+        weights = initial_weights(config, args.init_from)
     else:
         known = registries()
         check_shared(source, config, known, lambda content: data_difference(content, setup))
@@ -153,7 +147,7 @@ def new_run(args: Namespace, setup: RunSetup) -> RunFolder:
     with filled_first(folder) as unfinished:
         new = RunFolder(unfinished)
         if source is None:
-            save_initial(new, setup, weights, init_from)
+            save_initial(new, setup, weights, args.init_from)
         else:
             take_over(source, new)
         write_json(new.split, {name: list(ids) for name, ids in setup.images.splits.items()})
@@ -226,11 +220,10 @@ def resume(args: Namespace) -> int:
         with deterministic_algorithms(config["deterministic"]):
             split = world.from_main(lambda: read_json(run.split))
             dataset = world.local_first(lambda: build_dataset(config, split))
-            initial = initial_of(run) if world.is_main else {}
             setup = build_setup(config, dataset, devices, show_progress=world.is_main, world=world)
             check_batch_norm(setup)
             if not world.is_main:
                 return help_main(setup)
-            check_weights(run, setup, initial, named)
+            check_weights(run, setup, named)
             logger.info("resuming %s", run)
             return run_in(run, setup)

@@ -6,8 +6,8 @@ white space. Inside strings nothing of this applies. Repeated keys, NaN and Infi
 
 import bisect
 import json
-import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,8 @@ KeyPath = tuple[str | int, ...]
 MAX_DEPTH = 50
 
 _SPACE = re.compile(r"(?:[ \t\r\n]+|//[^\n]*|/\*.*?\*/|\\[ \t\r]*(?:\n|\Z))*", re.DOTALL)
-_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _WORD = re.compile(r"[^\s,:{}\[\]\"/\\]+")
-_WORDS = {"true": True, "false": False, "null": None}
+_SCALAR = re.compile(r"true|false|null|-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,7 @@ class _Parser:
     """One pass over the text by recursive descent; `at` is the offset of the next character."""
 
     def __init__(self, text: str, source: str) -> None:
-        self.text = text
-        self.source = source
-        self.at = 0
+        self.text, self.source, self.at = text, source, 0
         self.line_starts = [0, *(match.end() for match in re.finditer("\n", text))]
         self.keys: dict[KeyPath, tuple[int, int]] = {}
         self.values: dict[KeyPath, tuple[int, int]] = {}
@@ -81,8 +78,7 @@ class _Parser:
 
     def document(self) -> Document:
         value = self.value(())
-        self.skip_space()
-        if self.at < len(self.text):
+        if self.peek():
             self.fail(f"expected the end of the file, found {self.found()}")
         return Document(value, self.keys, self.values, tuple(self.duplicates))
 
@@ -95,20 +91,20 @@ class _Parser:
         raise ConfigError(f"{self.source}:{line}:{column} malformed JSON: {message}")
 
     def found(self) -> str:
-        word = _WORD.match(self.text, self.at)
-        shown = word.group()[:20] if word else self.text[self.at : self.at + 1]
+        shown = self.word()[:20] or self.text[self.at : self.at + 1]
         return f"'{shown}'" if shown else "the end of the file"
 
-    def skip_space(self) -> None:
+    def word(self) -> str:
+        match = _WORD.match(self.text, self.at)
+        return match.group() if match else ""
+
+    def peek(self) -> str:
         match = _SPACE.match(self.text, self.at)
         self.at = match.end() if match else self.at
         if self.text.startswith("/*", self.at):
             self.fail("this comment is never closed by '*/'")
         if self.text.startswith("\\", self.at):
             self.fail("a backslash outside a string may only stand at a line's end")
-
-    def peek(self) -> str:
-        self.skip_space()
         return self.text[self.at : self.at + 1]
 
     def value(self, path: KeyPath) -> Any:
@@ -116,50 +112,42 @@ class _Parser:
         if len(path) > MAX_DEPTH:
             self.fail(f"nested deeper than {MAX_DEPTH} levels")
         self.values[path] = self.position(self.at)
-        if first == "{":
-            return self.members(path)
-        if first == "[":
-            return self.elements(path)
+        if first and first in "{[":
+            return self.members(path, is_object=first == "{")
         return self.string() if first == '"' else self.scalar()
 
-    def members(self, path: KeyPath) -> dict[str, Any]:
-        result: dict[str, Any] = {}
+    def members(self, path: KeyPath, *, is_object: bool) -> Any:
+        result: dict[str | int, Any] = {}
+        closing = "}" if is_object else "]"
         self.at += 1
-        while self.peek() != "}":
-            if self.peek() != '"':
-                self.fail(f'expected a key in double quotes or "}}", found {self.found()}')
-            key_position = self.position(self.at)
-            key = self.string()
-            if self.peek() != ":":
-                self.fail(f'expected ":" after the key "{key}", found {self.found()}')
-            self.at += 1
-            child = (*path, key)
-            if key in result:
-                self.duplicates.append((child, key_position))
+        while self.peek() != closing:
+            place = self.position(self.at)
+            name = self.key() if is_object else len(result)
+            child = (*path, name)
+            if name in result:
+                self.duplicates.append((child, place))
                 kept = self.keys.copy(), self.values.copy()
                 self.value(child)
                 self.keys, self.values = kept
             else:
-                self.keys[child] = key_position
-                result[key] = self.value(child)
-            self.separator("}")
+                if is_object:
+                    self.keys[child] = place
+                result[name] = self.value(child)
+            if self.peek() == ",":
+                self.at += 1
+            elif self.peek() != closing:
+                self.fail(f'expected "," or "{closing}", found {self.found()}')
         self.at += 1
-        return result
+        return result if is_object else list(result.values())
 
-    def elements(self, path: KeyPath) -> list[Any]:
-        result: list[Any] = []
+    def key(self) -> str:
+        if self.peek() != '"':
+            self.fail(f'expected a key in double quotes or "}}", found {self.found()}')
+        key = self.string()
+        if self.peek() != ":":
+            self.fail(f'expected ":" after the key "{key}", found {self.found()}')
         self.at += 1
-        while self.peek() != "]":
-            result.append(self.value((*path, len(result))))
-            self.separator("]")
-        self.at += 1
-        return result
-
-    def separator(self, closing: str) -> None:
-        if self.peek() == ",":
-            self.at += 1
-        elif self.peek() != closing:
-            self.fail(f'expected "," or "{closing}", found {self.found()}')
+        return key
 
     def string(self) -> str:
         start = self.at
@@ -173,17 +161,12 @@ class _Parser:
         return value
 
     def scalar(self) -> Any:
-        word = _WORD.match(self.text, self.at)
-        token = word.group() if word else ""
-        if token in _WORDS:
-            self.at += len(token)
-            return _WORDS[token]
-        number = _NUMBER.fullmatch(token)
-        if number is None or len(token) > 400 or re.match("-?0[0-9]", token):
+        word = self.word()
+        if len(word) > 400 or not _SCALAR.fullmatch(word):
             self.fail(f"expected a value, found {self.found()}")
+        value = json.loads(word)
         # A whole number too: a key that takes any number gets it as a float.
-        if not math.isfinite(float(token)):
-            self.fail(f"the number {token} is too large")
-        value = float(token) if number.group(1) or number.group(2) else int(token)
-        self.at += len(token)
+        if value is not None and abs(value) > sys.float_info.max:
+            self.fail(f"the number {word} is too large")
+        self.at += len(word)
         return value

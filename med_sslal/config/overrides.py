@@ -30,15 +30,12 @@ class Override:
 def parse_set(text: str) -> Override:
     """Read the `a.b=value` of a `--set`: the first `=` splits, nothing is evaluated.
 
-    The value is JSON where it can be read as such, else a string.
-
-    Raises:
-        ConfigError: There is no `=`, or a part of the path is empty.
+    The value is JSON where it can be read as such, else a string; ConfigError without path or `=`.
     """
     dotted, equals, written = text.partition("=")
     path = tuple(part.strip() for part in dotted.split("."))
     if not equals or not all(path):
-        raise ConfigError(f"--set takes KEY=VALUE such as trainer.epochs=3, found '{text}'")
+        raise ConfigError(f"takes KEY=VALUE such as trainer.epochs=3, found '{text}'")
     return Override("--set", path, json_or_text(written))
 
 

@@ -4,17 +4,15 @@ import copy
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from med_sslal.config import jsonc
 from med_sslal.config.jsonc import KeyPath
 from med_sslal.config.overrides import Override
-from med_sslal.config.schema import SCHEMA, TypeSection
-from med_sslal.config.signature import convert_arguments, signature
+from med_sslal.config.signature import convert_arguments
 from med_sslal.config.validate import Problem, Registries, Validator, apply_override
-from med_sslal.config.values import Key
 from med_sslal.utils.errors import ConfigError
 
 
@@ -67,7 +65,7 @@ class ConfigParser:
         if problems:
             raise ConfigError("\n".join(problems))
         self._resolved = validator.resolved
-        self._types = validator.types
+        self._types, self._defaults = validator.types, validator.defaults
 
     @classmethod
     def from_file(
@@ -117,51 +115,30 @@ class ConfigParser:
                 raise
             raise ConfigError(f"{section}.args: {error}") from error
 
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        """Dotted path and value of every key and argument of a section that is there."""
+        for name, value in self.resolved.items():
+            if not isinstance(value, dict):
+                # A section that is null has none.
+                if value is not None or name in self._defaults:
+                    yield name, value
+                continue
+            for member, inner in value.items():
+                if member != "args":
+                    yield f"{name}.{member}", inner
+            for argument, inner in value.get("args", {}).items():
+                yield f"{name}.args.{argument}", inner
+
     def differences(self) -> list[tuple[str, Any, Any]]:
         """Dotted path, value and default of every key that has a default and differs from it."""
-        result: list[tuple[str, Any, Any]] = []
-        for entry in SCHEMA:
-            if isinstance(entry, TypeSection):
-                result += self._argument_differences(entry)
-            elif not entry.required and self._resolved[entry.path.split(".")[0]] is not None:
-                value = self.get(entry.path)
-                if value != entry.default:
-                    result.append((entry.path, value, entry.default))
-        return result
-
-    def _argument_differences(self, section: TypeSection) -> list[tuple[str, Any, Any]]:
-        """The same for the type and arguments of one section."""
-        cls, given = self._types.get(section.path), self._resolved[section.path]
-        if cls is None:
-            return []
-        known = signature(cls).arguments
-        result = [
-            (f"{section.path}.args.{name}", copy.deepcopy(value), known[name].default)
-            for name, value in given["args"].items()
-            if name in known and known[name].in_json and value != known[name].default
-        ]
-        has_default = section.nullable or section.default_type is not None
-        if has_default and given["type"] != section.default_type:
-            result.insert(0, (f"{section.path}.type", given["type"], section.default_type))
-        return result
+        known = self._defaults
+        found = ((path, value) for path, value in self._values() if path in known)
+        return [(path, value, known[path]) for path, value in found if value != known[path]]
 
     def chosen(self) -> dict[str, Any]:
         """Dotted path to value of every key that has no default or differs from it."""
-        result: dict[str, Any] = {}
-        for entry in SCHEMA:
-            if isinstance(entry, Key) and entry.required:
-                result[entry.path] = self.get(entry.path)
-        for section in (entry for entry in SCHEMA if isinstance(entry, TypeSection)):
-            cls, given = self._types.get(section.path), self._resolved[section.path]
-            if cls is None:
-                continue
-            if section.has_type and section.default_type is None:
-                result[f"{section.path}.type"] = given["type"]
-            known = signature(cls).arguments
-            for name, value in given["args"].items():
-                if name not in known or known[name].required or not known[name].in_json:
-                    result[f"{section.path}.args.{name}"] = copy.deepcopy(value)
-        return result | {path: value for path, value, _ in self.differences()}
+        known, found = self._defaults, self._values()
+        return {path: value for path, value in found if path not in known or value != known[path]}
 
     def digest(self) -> str:
         """Hex SHA-256 of the resolved config, whatever the order of its keys."""
@@ -172,11 +149,11 @@ class ConfigParser:
 class Places:
     """Where each key and value of a config was written, and the problems found there.
 
-    A place is (line, column, text); those of the command line come after the file's.
+    A place is (line, column, text); those of the command line come after those of the file
+    `source`, which is parsed in `document` (None: there is no file).
     """
 
     def __init__(self, source: str, document: jsonc.Document | None) -> None:
-        """Begin with the places of `document`, a file named `source`; None: there is no file."""
         self._keys: dict[KeyPath, tuple[int, int, str]] = {}
         self._values: dict[KeyPath, tuple[int, int, str]] = {(): (0, 0, source)}
         self._problems: list[tuple[int, int, str]] = []

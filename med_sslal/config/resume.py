@@ -8,44 +8,20 @@ Change = tuple[str, Any, Any]
 
 # May change without a word. All that neither these nor the next name is refused.
 _FREE = (
-    "n_workers",
-    "trainer.save_dir",
-    "trainer.save_period",
-    "trainer.checkpoint_seconds",
-    "trainer.val_period",
-    "trainer.val_steps",
-    "trainer.keep_checkpoints",
-    "trainer.keep_records",
-    "trainer.verbosity",
-    "trainer.tensorboard",
-)
+    "n_workers", "trainer.save_dir", "trainer.save_period", "trainer.checkpoint_seconds",
+    "trainer.val_period", "trainer.val_steps", "trainer.keep_checkpoints", "trainer.keep_records",
+    "trainer.verbosity", "trainer.tensorboard",
+)  # fmt: skip
 # May only grow: what is done already stays part of the run.
 _FREE_UPWARD = ("trainer.epochs", "trainer.steps_per_cycle", "al_settings.num_cycles")
 # May change, and the log says so. The place of the data may: a fingerprint tells if it is the same.
 _WARNED = (
-    "n_gpu",
-    "deterministic",
-    "batch_size",
-    "metrics",
-    "optimizer.args.lr",
-    "augmentation.*",
-    "pseudo_augmentation.*",
-    "arch.args.*thresh*",
-    "ssl_settings.args.*",
-    "ssl_settings.weight",
-    "ssl_settings.per_step",
-    "dataset.args.root",
-    "dataset.args.cache*",
-    "dataset.args.labels",
-    "trainer.monitor",
-    "trainer.early_stop",
-    "trainer.precision",
-    "trainer.channels_last",
-    "trainer.compile",
-    "trainer.grad_clip",
-    "trainer.accumulate",
-    "trainer.warmup_steps",
-)
+    "n_gpu", "deterministic", "batch_size", "metrics", "optimizer.args.lr", "augmentation.*",
+    "pseudo_augmentation.*", "arch.args.*thresh*", "ssl_settings.args.*", "ssl_settings.weight",
+    "ssl_settings.per_step", "dataset.args.root", "dataset.args.cache*", "dataset.args.labels",
+    "trainer.monitor", "trainer.early_stop", "trainer.precision", "trainer.channels_last",
+    "trainer.compile", "trainer.grad_clip", "trainer.accumulate", "trainer.warmup_steps",
+)  # fmt: skip
 
 
 class ResumeChanges(NamedTuple):

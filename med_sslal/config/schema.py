@@ -108,7 +108,8 @@ class _SslSettings:
     per_step: Positive | None = None
 
 
-class _Trainer:
+@dataclass(frozen=True, kw_only=True)
+class TrainerKeys:
     """The training of a cycle.
 
     Attributes:
@@ -187,7 +188,7 @@ SCHEMA: tuple[Key | TypeSection, ...] = (
     Key("metrics", list[str], "what is measured on validation and test", ["sensitivity_k_fps"]),
     TypeSection(
         "lr_scheduler",
-        "any of torch.optim.lr_scheduler; null = constant learning rate",
+        "any of torch.optim.lr_scheduler; null in place of the section = constant learning rate",
         ("optimizer", "last_epoch"),
         nullable=True,
         fill_args=False,
@@ -202,5 +203,5 @@ SCHEMA: tuple[Key | TypeSection, ...] = (
     TypeSection("al_settings", "which images get their labels next", ("seed",)),
     *_keys(_SslSettings, "ssl_settings."),
     TypeSection("ssl_settings", "pseudo-labels", has_type=False),
-    *_keys(_Trainer, "trainer."),
+    *_keys(TrainerKeys, "trainer."),
 )

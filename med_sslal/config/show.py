@@ -4,13 +4,14 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.schema import SCHEMA, TypeSection
 from med_sslal.config.signature import signature
 from med_sslal.config.validate import Registries
-from med_sslal.config.values import describe, show
+from med_sslal.config.values import Key, describe, show
 
 _WIDTH = 100
 
@@ -51,11 +52,11 @@ def help_config(registries: Registries) -> str:
         if isinstance(entry, TypeSection):
             lines += _section_lines(entry, registries[entry.path])
             continue
-        meaning = entry.meaning
         if entry.path == "metrics":
             names = ", ".join(registries["metrics"])
-            meaning += f"; known: {names}, or your own as module.function"
-        lines += entry_lines(entry.path, describe(entry.annotation), entry.hint, meaning, 0)
+            known = f"{entry.meaning}; known: {names}, or your own as module.function"
+            entry = replace(entry, meaning=known)
+        lines += entry_lines(entry)
     return "\n".join([*lines, ""])
 
 
@@ -63,31 +64,23 @@ def _section_lines(section: TypeSection, registry: Mapping[str, type]) -> list[s
     """The lines of a section: itself, its types and their arguments."""
     lines = []
     if section.has_type:
-        kind = "string" + (", or null in place of the section" if section.nullable else "")
-        lines += entry_lines(
-            f"{section.path}.type", kind, section.keys()[0].hint, section.meaning, 0
-        )
+        lines += entry_lines(replace(section.keys()[0], meaning=section.meaning))
     for name, cls in registry.items():
         title = f"{section.path}.args" + (f" of {name}" if section.has_type else "")
         known = signature(cls).arguments
         arguments = [key for name, key in known.items() if name not in section.provided]
         lines.append(f"  {title}:" + ("" if arguments else " none"))
-        for argument in arguments:
-            kind = describe(argument.annotation)
-            meaning = argument.meaning
+        for key in arguments:
             if not section.fill_args:
                 # Of a foreign docstring, which may run over a paragraph, the start.
-                meaning = re.sub(r"\s*\(?[Dd]efault:.*", "", meaning).split(". ")[0]
-                meaning = meaning.removesuffix(".")
-            lines += entry_lines(argument.name, kind, argument.hint, meaning, 4)
+                start = re.sub(r"\s*\(?[Dd]efault:.*", "", key.meaning).split(". ")[0]
+                key = replace(key, meaning=start.removesuffix("."))
+            lines += entry_lines(key, 4)
     return lines
 
 
-def entry_lines(name: str, kind: str, hint: str, meaning: str, margin: int) -> list[str]:
-    """One entry of a help text, its meaning wrapped under it, `margin` blanks before each line.
-
-    `kind` says what is allowed, and `hint` is `required` or the default.
-    """
+def entry_lines(key: Key, margin: int = 0) -> list[str]:
+    """A key or argument in a help text, its meaning under it, `margin` blanks before each line."""
     indent = " " * (margin + 4)
-    wrapped = textwrap.wrap(meaning, _WIDTH, initial_indent=indent, subsequent_indent=indent)
-    return [f"{' ' * margin}{name} ({kind}; {hint})", *wrapped]
+    wrapped = textwrap.wrap(key.meaning, _WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return [f"{' ' * margin}{key.path} ({describe(key.annotation)}; {key.hint})", *wrapped]

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+import textwrap
 import typing
 from collections import abc
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -89,14 +90,10 @@ def wrong_members(
     owner: str = "",
     is_open: bool = False,
 ) -> list[WrongArgument]:
-    """Hold the members of an object against its keys: names, presence and values.
+    """Hold the members of an object against its `keys`: names, presence and values.
 
-    Args:
-        given: The members.
-        keys: All that it may have; other names are taken too where it `is_open`.
-        elsewhere: Where else a key of an unknown name belongs, None where nowhere.
-        owner: The class whose arguments they are, if they are.
-        is_open: See `keys`.
+    Other names are taken too where it `is_open`, and `elsewhere` says where else one belongs; the
+    members may be arguments of a class, the `owner`.
     """
     known = {key.name: key for key in keys}
     hints = {name: key.hint for name, key in known.items()}
@@ -146,25 +143,11 @@ def convert_arguments(cls: type, args: Mapping[str, Any]) -> dict[str, Any]:
 
 def docstring_arguments(doc: str | None) -> dict[str, str]:
     """Names and meanings from the "Args:" part of a Google docstring."""
-    match = re.search(
-        r"^(?:Args|Attributes):[ ]*\n((?:[ ]+.*\n|[ ]*\n)*)",
-        inspect.cleandoc(doc or "") + "\n",
-        re.M,
-    )
-    if match is None:
-        return {}
-    result: dict[str, str] = {}
-    name = ""
-    lines = [line for line in match.group(1).splitlines() if line.strip()]
-    margin = min((len(line) - len(line.lstrip()) for line in lines), default=0)
-    for line in lines:
-        entry = re.match(r"\**(\w+)(?: *\([^)]*\))?: *(.*)", line[margin:])
-        if entry:
-            name = entry.group(1)
-            result[name] = entry.group(2)
-        elif name:
-            result[name] += " " + line.strip()
-    return {name: text.strip() for name, text in result.items()}
+    part = r"^(?:Args|Attributes): *\n((?: +.*\n| *\n)*)"
+    match = re.search(part, inspect.cleandoc(doc or "") + "\n", re.M)
+    entry = r"^\**(\w+)(?: *\([^)]*\))?: *(.*(?:\n(?!\**\w+(?: *\([^)]*\))?:).*)*)"
+    entries = re.findall(entry, textwrap.dedent(match.group(1)), re.M) if match else ()
+    return {name: " ".join(text.split()) for name, text in entries}
 
 
 def load_class(dotted: str, base: type | None = None) -> type:
@@ -173,10 +156,7 @@ def load_class(dotted: str, base: type | None = None) -> type:
     Raises:
         ConfigError: It cannot be imported, is no class, or no subclass of `base`.
     """
-    cls = _load(dotted)
-    module_name, _, name = dotted.rpartition(".")
-    if not isinstance(cls, type):
-        raise ConfigError(f"module '{module_name}' has no class '{name}'")
+    cls: type = _load(dotted, "class", lambda found: isinstance(found, type))
     if base is not None and not issubclass(cls, base):
         raise ConfigError(
             f"{dotted} must be a subclass of {base.__module__}.{base.__name__}, which it is not"
@@ -191,10 +171,7 @@ def load_metric(dotted: str) -> Callable[..., Any]:
         ConfigError: It cannot be imported, or not be called as
             metric(predictions, annotations, infos, class_names, draws=..., seed=...).
     """
-    metric = _load(dotted)
-    if not callable(metric):
-        module_name, _, name = dotted.rpartition(".")
-        raise ConfigError(f"module '{module_name}' has no function '{name}'")
+    metric: Callable[..., Any] = _load(dotted, "function", callable)
     try:
         inspect.signature(metric).bind(None, None, None, None, draws=0, seed=0)
     except (TypeError, ValueError) as error:
@@ -205,14 +182,16 @@ def load_metric(dotted: str) -> Callable[..., Any]:
     return metric
 
 
-def _load(dotted: str) -> Any:
-    """What a module of the user's holds under a name, None where it holds nothing."""
+def _load(dotted: str, kind: str, is_right: Callable[[Any], bool]) -> Any:
+    """What a module of the user's holds under a name, if it is of the right kind."""
     module_name, _, name = dotted.rpartition(".")
     try:
-        module = importlib.import_module(module_name)
+        found = vars(importlib.import_module(module_name)).get(name)
     # Whatever a user's module raises while it is imported is for the user to mend.
     except Exception as error:
         raise ConfigError(
             f"cannot import '{module_name}' for '{dotted}': {type(error).__name__}: {error}"
         ) from error
-    return vars(module).get(name)
+    if not is_right(found):
+        raise ConfigError(f"module '{module_name}' has no {kind} '{name}'")
+    return found

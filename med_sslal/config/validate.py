@@ -16,13 +16,12 @@ from med_sslal.config.signature import (
     wrong_members,
 )
 from med_sslal.config.torch_types import refused_by_torch
-from med_sslal.config.values import Key, found
+from med_sslal.config.values import Key
 from med_sslal.utils.errors import ConfigError
 from med_sslal.utils.names import nearest, unknown
 
 Registries = Mapping[str, Mapping[str, Any]]
 
-NAMES_OF_SECTIONS = tuple(dict.fromkeys(entry.path.split(".")[0] for entry in SCHEMA))
 _TYPED = {entry.path: entry for entry in SCHEMA if isinstance(entry, TypeSection)}
 
 
@@ -36,14 +35,9 @@ class Problem(NamedTuple):
 
 @dataclass
 class Validator:
-    """One pass over a config; `problems` collects what is wrong, `resolved` what it means.
+    """One pass over a config: `problems` is what is wrong, `resolved` the config with defaults.
 
-    Attributes:
-        config: The config as given.
-        registries: Section to (name to class); `metrics` holds the names of metrics.
-        problems: Everything that is wrong.
-        resolved: The config with its defaults.
-        types: Section to class, where the section has one and it was found.
+    `types` maps a section to the class that it names, `defaults` a dotted path to its default.
     """
 
     config: Mapping[str, Any]
@@ -51,43 +45,38 @@ class Validator:
     problems: list[Problem] = field(default_factory=list)
     resolved: dict[str, Any] = field(default_factory=dict)
     types: dict[str, type] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> None:
         """Check everything."""
-        sections = {name: self._keys(name) for name in NAMES_OF_SECTIONS}
-        top = []
+        sections: dict[str, list[Key]] = {}
+        for entry in SCHEMA:
+            keys = [entry] if isinstance(entry, Key) else entry.keys(self.registries[entry.path])
+            sections.setdefault(entry.path.split(".")[0], []).extend(keys)
+        top, inner = [], {}
         for name, keys in sections.items():
             if keys[0].path == name:
                 top.append(keys[0])
                 continue
-            needed = [] if self._is_null(name) else [key.name for key in keys if key.required]
-            words = f"it needs {', '.join(needed)}"
-            top.append(Key(name, Any, words, required=bool(needed), word="section"))
+            nullable = name in _TYPED and _TYPED[name].nullable
+            given = self.config.get(name, None if nullable else {})
+            required = [key.name for key in keys if key.required]
+            needed = [] if nullable and given is None else required
+            if isinstance(given, dict) and (name in self.config or not needed):
+                inner[name] = given
+            kind: Any = dict[str, Any] | None if nullable else dict[str, Any]
+            text, is_needed = f"it needs {', '.join(needed)}", bool(needed)
+            top.append(Key(name, kind, text, required=is_needed, in_json=False, word="section"))
         self._members(self.config, top, (), self.resolved)
-        for name, keys in sections.items():
-            if keys[0].path != name:
-                self._section(name, keys)
+        for name, given in inner.items():
+            resolved = self.resolved[name] = {}
+            self._members(given, sections[name], (name,), resolved)
+            if name in _TYPED:
+                self._type_and_args(_TYPED[name], resolved)
         self._full_supervision()
         self._metrics()
         self._training_step()
         self._torch_pair()
-
-    def _keys(self, name: str) -> list[Key]:
-        """All keys of a section; the key itself where it is none."""
-        keys: list[Key] = []
-        for entry in SCHEMA:
-            if entry.path.split(".")[0] != name:
-                continue
-            if isinstance(entry, Key):
-                keys.append(entry)
-            else:
-                keys += entry.keys(self.registries[entry.path])
-        return keys
-
-    def _is_null(self, name: str) -> bool:
-        """Whether a section that may be null is so."""
-        typed = _TYPED.get(name)
-        return typed is not None and typed.nullable and self.config.get(name) is None
 
     def add(self, path: KeyPath, message: str) -> None:
         """Note a problem of a value."""
@@ -105,21 +94,8 @@ class Validator:
         for key in keys:
             if key.name not in bad:
                 resolved[key.name] = copy.deepcopy(given.get(key.name, key.default))
-
-    def _section(self, name: str, keys: list[Key]) -> None:
-        """Check a section of keys, of type and args, or of both."""
-        given, typed = self.config.get(name, {}), _TYPED.get(name)
-        nullable = typed is not None and typed.nullable
-        resolved: dict[str, Any] = {}
-        self.resolved[name] = resolved
-        if self._is_null(name):
-            self.resolved[name] = None
-        elif not isinstance(given, dict):
-            self.add((name,), f"found {found(given)}; allowed: object" + " or null" * nullable)
-        elif name in self.config or not any(key.required for key in keys):
-            self._members(given, keys, (name,), resolved)
-            if typed is not None:
-                self._type_and_args(typed, resolved)
+            if not key.required and not key.word:
+                self.defaults[key.path] = key.default
 
     def _type_and_args(self, section: TypeSection, resolved: dict[str, Any]) -> None:
         """Check `type` against the registry and `args` against the signature."""
@@ -132,13 +108,15 @@ class Validator:
                 # Of a run of an older version.
                 if args.get(name, ...) == value:
                     del args[name]
-            known = signature(cls)
             for name, message, at_key in wrong_arguments(cls, args, section.provided):
                 self.problems.append(Problem((*args_path, name), message, at_key))
             full = copy.deepcopy(args)
-            for name, argument in known.arguments.items():
+            for name, argument in signature(cls).arguments.items():
                 if argument.in_json and name not in section.provided:
                     full.setdefault(name, copy.deepcopy(argument.default))
+                    self.defaults[f"{section.path}.args.{name}"] = argument.default
+            if section.nullable:
+                self.defaults[f"{section.path}.type"] = None
             resolved["args"] = full if section.fill_args else copy.deepcopy(args)
             check = getattr(cls, "check_args", None)
             if check is not None and len(self.problems) == before:
@@ -159,11 +137,7 @@ class Validator:
         if "." not in name:
             self.add(path, f"{unknown('type', name, list(registry))}, or your own package.Class")
             return None
-        return self._own_class(path, name)
-
-    def _own_class(self, path: KeyPath, name: str) -> Any:
-        """A user's class of the section at `path`, or None after reporting why it is none."""
-        base = self.registries.get("bases", {}).get(str(path[0]))
+        base = self.registries.get("bases", {}).get(section.path)
         return self._load(path, load_class, name, base)
 
     def _load(self, path: KeyPath, load: Callable[..., Any], *args: Any) -> Any:
@@ -197,6 +171,7 @@ class Validator:
     def _training_step(self) -> None:
         """Load a user's training step, which is a whole recipe: nothing of another one stays."""
         name = self.resolved.get("trainer", {}).get("type")
+        base = self.registries.get("bases", {}).get("trainer")
         if name is None:
             return
         if self.resolved.get("ssl_settings", {}).get("include_pseudolabels"):
@@ -205,7 +180,7 @@ class Validator:
                 "a training step of your own and ssl_settings.include_pseudolabels true are two "
                 "recipes: set this one to null or that one to false",
             )
-        if (step := self._own_class(("trainer", "type"), name)) is not None:
+        if (step := self._load(("trainer", "type"), load_class, name, base)) is not None:
             self.types["trainer"] = step
 
     def _torch_pair(self) -> None:

@@ -6,11 +6,13 @@ with a `doc` that says in words what it asks for.
 
 import json
 import operator
+import os
 import sys
 import types
 from collections import abc
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -30,13 +32,14 @@ _JSON: dict[Any, tuple[tuple[type, ...], str]] = {
     **dict.fromkeys((dict, abc.Mapping, abc.MutableMapping), ((dict,), "object")),
     **dict.fromkeys((list, tuple, abc.Sequence, abc.Iterable, abc.Collection), ((list,), "list")),
 }
-_RULES: dict[type, tuple[Callable[[Any, Any], bool], str]] = {
-    Ge: (operator.ge, "{} or more"),
-    Gt: (operator.gt, "more than {}"),
-    Le: (operator.le, "at most {}"),
-    Lt: (operator.lt, "less than {}"),
-    MinLen: (lambda value, size: len(value) >= size, "{} or more of them"),
-    MaxLen: (lambda value, size: len(value) <= size, "at most {} of them"),
+# The number in a rule, what it asks, and words for it.
+_RULES: dict[type, tuple[str, Callable[[Any, Any], bool], str]] = {
+    Ge: ("ge", operator.ge, "{} or more"),
+    Gt: ("gt", operator.gt, "more than {}"),
+    Le: ("le", operator.le, "at most {}"),
+    Lt: ("lt", operator.lt, "less than {}"),
+    MinLen: ("min_length", lambda value, size: len(value) >= size, "{} or more of them"),
+    MaxLen: ("max_length", lambda value, size: len(value) <= size, "at most {} of them"),
 }
 _UNIONS = (Union, types.UnionType)
 # What lies beyond cannot be counted, seeded or indexed with; inf and NaN are not in JSON.
@@ -93,11 +96,18 @@ def read(value: Any, annotation: Any) -> Any:
     origin, inner = get_origin(annotation) or annotation, get_args(annotation)
     if origin is Annotated:
         result = read(value, inner[0])
-        if not all(_holds(rule, value) for rule in _rules(inner[1:])):
+        if not all(_holds(rule, value) for rule in _rules(inner)):
             raise ValueError
         return result
     if origin in _UNIONS:
-        return _read_one_of(value, [option for option in inner if _is_known(option)])
+        options = [option for option in inner if _is_known(option)]
+        # One of the value's own type is first.
+        for option in sorted(options, key=lambda option: _kind(option) is not type(value)):
+            with suppress(ValueError):
+                return read(value, option)
+        if options:
+            raise ValueError
+        return value
     if origin is Literal:
         if not any(type(value) is type(option) and value == option for option in inner):
             raise ValueError
@@ -128,48 +138,33 @@ def fits(value: Any, annotation: Any) -> bool:
     return True
 
 
-def _read_one_of(value: Any, options: list[Any]) -> Any:
-    """Read a value as the first of a union's options that it fits; one of its own type is first."""
-    for option in sorted(options, key=lambda option: _plain(option) is not type(value)):
-        if fits(value, option):
-            return read(value, option)
-    if options:
-        raise ValueError
-    return value
-
-
-def _plain(annotation: Any) -> Any:
-    """An annotation without its ranges."""
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+def _kind(annotation: Any) -> Any:
+    """An annotation without ranges and inner types."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return get_origin(annotation) or annotation
 
 
 def _is_known(annotation: Any) -> bool:
     """Whether `annotation` says something about a JSON value (Tensor, say, does not)."""
-    kind = _plain(annotation)
-    origin = get_origin(kind) or kind
-    return origin is Literal or origin in _UNIONS or origin in _JSON
+    return _kind(annotation) in (Literal, *_UNIONS, *_JSON)
 
 
-def _rules(metadata: tuple[Any, ...]) -> Iterator[Any]:
-    """The single rules among what stands in an Annotated."""
-    for rule in metadata:
+def _rules(inner: tuple[Any, ...]) -> Iterator[Any]:
+    """The single rules in an Annotated, behind its type."""
+    for rule in inner[1:]:
         yield from rule if isinstance(rule, GroupedMetadata) else (rule,)
 
 
 def _holds(rule: Any, value: Any) -> bool:
     """Whether a value fulfils a rule; null is exempt, and so is what the rule cannot be asked."""
-    try:
-        if isinstance(rule, Predicate):
-            return value is None or bool(rule.func(value))
-        holds, _ = _RULES.get(type(rule), (None, ""))
-        return holds is None or value is None or bool(holds(value, _bound(rule)))
-    except TypeError:
-        return True
-
-
-def _bound(rule: Any) -> Any:
-    """The number in a rule, its only field."""
-    return getattr(rule, fields(rule)[0].name)
+    with suppress(TypeError):
+        if value is not None and isinstance(rule, Predicate):
+            return bool(rule.func(value))
+        if value is not None and type(rule) in _RULES:
+            name, holds, _ = _RULES[type(rule)]
+            return bool(holds(value, getattr(rule, name)))
+    return True
 
 
 def as_json(value: Any) -> Any:
@@ -178,23 +173,18 @@ def as_json(value: Any) -> Any:
     Raises:
         ValueError, TypeError: JSON cannot hold it (NaN, say, or its type).
     """
-    return json.loads(json.dumps(value, default=_plainer, allow_nan=False))
 
+    def plain(value: Any) -> Any:
+        return dict(value) if isinstance(value, Mapping) else os.fspath(value)
 
-def _plainer(value: Any) -> Any:
-    """What JSON knows in place of what it does not know."""
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{value!r} cannot be written as JSON")
+    return json.loads(json.dumps(value, default=plain, allow_nan=False))
 
 
 def describe(annotation: Any) -> str:
     """What an annotation allows, in words: `integer, 1 or more, or null`."""
     origin, inner = get_origin(annotation) or annotation, get_args(annotation)
     if origin is Annotated:
-        rules = _rule_words(list(_rules(inner[1:])))
+        rules = _rule_words(list(_rules(inner)))
         link = ": " if inner[0] is str else ", "
         return link.join([describe(inner[0]), *([rules] if rules else [])])
     if origin is Literal:
@@ -213,13 +203,13 @@ def describe(annotation: Any) -> str:
 
 def _rule_words(rules: list[Any]) -> str:
     """The rules of an Annotated in words: `0 to 1`, `more than 0`."""
+    words = []
     if [type(rule) for rule in rules[:2]] == [Ge, Le]:
         words, rules = [f"{show(rules[0].ge)} to {show(rules[1].le)}"], rules[2:]
-    else:
-        words = []
     for rule in rules:
         if type(rule) in _RULES:
-            words.append(_RULES[type(rule)][1].format(show(_bound(rule))))
+            name, _, text = _RULES[type(rule)]
+            words.append(text.format(show(getattr(rule, name))))
         elif text := getattr(rule, "documentation", ""):
             words.append(text)
     return " and ".join(words)
@@ -243,15 +233,14 @@ def found(value: Any) -> str:
 
 def refusal(value: Any, key: Key) -> str:
     """A sentence about a wrong value of a key."""
-    options = [option for option in _options(key.annotation) if isinstance(option, str)]
-    close = nearest(value, options) if isinstance(value, str) else None
+    close = nearest(value, _words(key.annotation)) if isinstance(value, str) else None
     hint = f". Did you mean {show(close)}? Allowed:" if close else "; allowed:"
     return f"found {found(value)}{hint} {describe(key.annotation)}"
 
 
-def _options(annotation: Any) -> list[Any]:
-    """The values that the Literals in an annotation list."""
+def _words(annotation: Any) -> list[str]:
+    """The strings that the Literals in an annotation list."""
     inner = get_args(annotation)
     if get_origin(annotation) is Literal:
-        return list(inner)
-    return [option for part in inner for option in _options(part)]
+        return [option for option in inner if isinstance(option, str)]
+    return [word for part in inner for word in _words(part)]

@@ -23,7 +23,6 @@ class ConsoleHandler(logging.Handler):
     """
 
     def __init__(self) -> None:
-        """Start the clock."""
         super().__init__()
         self.last = time.monotonic()
 
@@ -49,7 +48,6 @@ class LogFile(logging.FileHandler):
     """A log file that a full disk cannot end a run with: it tells of the first line it lost."""
 
     def __init__(self, path: Path) -> None:
-        """Open `path` to append to it."""
         self._told = False
         super().__init__(path, encoding="utf-8")
 
@@ -88,9 +86,7 @@ def add_log_file(path: Path) -> logging.Handler:
     """Append everything from DEBUG on to `path`; the caller closes it with `remove_log_file`.
 
     Until then no other process can open it so: two would write each other's files of a run.
-
-    Raises:
-        UserError: The file cannot be opened, or another process has it.
+    UserError where it cannot be opened, or another process has it.
     """
     try:
         handler = LogFile(path)

@@ -25,14 +25,13 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts the steps of one loop and shows where it is.
+    """Counts the steps of one loop from `done` to `total`, and shows where it is.
 
     One clock serves all loops of a run, however short each is: it runs from the console's last
     line, whatever wrote that.
     """
 
     def __init__(self, description: str, total: int, *, done: int = 0, show: bool = True) -> None:
-        """Start at `done` of `total` steps; `show=False` stays silent."""
         self._description, self._total, self._done = description, total, done
         self._logger = logging.getLogger("med_sslal.progress")
         terminal = sys.stderr.isatty()
@@ -48,11 +47,9 @@ class Progress:
         )
 
     def __enter__(self) -> "Progress":
-        """Enter the loop."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Leave the loop, whatever ended it."""
         self.close()
 
     def close(self) -> None:

@@ -8,10 +8,9 @@ import numpy as np
 
 
 class TensorboardWriter:
-    """Writes to a TensorBoard folder; a disabled one does nothing at all."""
+    """Writes to a file in a folder from the first value on; a disabled one does nothing at all."""
 
     def __init__(self, folder: Path, *, enabled: bool = True) -> None:
-        """Name the folder; the first value opens a file in it."""
         self._folder, self._enabled = folder, enabled
         self._purge_step: int | None = None
         self._writer: Any = None
@@ -29,11 +28,9 @@ class TensorboardWriter:
         return self._writer
 
     def __enter__(self) -> "TensorboardWriter":
-        """Enter."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close the event file."""
         if self._writer is not None:
             self._writer.close()
 

@@ -260,6 +260,23 @@ def new_run_folder(save_dir: Path, name: str, run_id: str | None, seed: int) -> 
 
 
 @contextmanager
+def new_results(folder: Path) -> Iterator[ResultFolder]:
+    """Make a folder of results, which may be there if it is empty; an error leaves nothing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = any(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+    if taken:
+        raise UserError(f"the folder {folder} is not empty: name another one with --out")
+    try:
+        yield ResultFolder(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
 def filled_first(folder: Path) -> Iterator[Path]:
     """Make a run folder that has its name only when all is in it; an error leaves nothing.
 

@@ -65,6 +65,8 @@ class Trainer(BaseTrainer):
     def train_epoch(self) -> dict[str, float | None]:
         """Train to the end of the epoch; returns mean losses and the learning rate."""
         self.training_step.model.train()
+        if self.batch == 0:
+            self._sums, self._summed = {}, 0
         on_cpu = self.optimisation.device.type == "cpu"
         batches = iter(self._begin(self._loader, self._sampler))
         views = {
@@ -173,10 +175,6 @@ class Trainer(BaseTrainer):
         values = self._evaluate(self.epoch)
         self._last_validation = self.step
         return values
-
-    def after_epoch(self, values: Mapping[str, float | None]) -> None:
-        """Begin the means anew."""
-        self._sums, self._summed = {}, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Running values of the epoch, and when it was validated last."""

@@ -19,11 +19,8 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
     """Let torch compute with deterministic operations alone, until the context ends.
 
     On a CPU they give what the others give. The context must begin before CUDA computes anything,
-    because of `fix_workspace`; where it is not `wanted`, it changes nothing.
-
-    Raises:
-        DeviceError: The environment asks cuBLAS for something else.
-        UserError: An operation in the context is there in no deterministic form.
+    because of `fix_workspace`; where it is not `wanted`, it changes nothing. UserError where an
+    operation in it is there in no deterministic form.
     """
     if not wanted:
         yield
@@ -52,10 +49,8 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
 def fix_workspace() -> None:
     """Give cuBLAS workspaces that it is deterministic with, for the rest of the process.
 
-    It reads the variable once, when CUDA computes for the first time; one that fits is kept.
-
-    Raises:
-        DeviceError: The variable is set to something else.
+    It reads the variable once, when CUDA computes for the first time; one that fits is kept, any
+    other is a DeviceError.
     """
     found = os.environ.setdefault(_WORKSPACE, _FIXED[0])
     if found not in _FIXED:

@@ -50,11 +50,7 @@ class World:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "World":
-        """What torchrun has put into the environment; one process where there is no RANK.
-
-        Raises:
-            DeviceError: There is a RANK without the rest.
-        """
+        """What torchrun has put into the environment; one process where there is no RANK."""
         if "RANK" not in environment:
             return cls()
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -76,11 +72,7 @@ class World:
 
     @contextmanager
     def joined(self, *, gpus: bool) -> Iterator[None]:
-        """Connect the processes for the time of the context; one process needs no connection.
-
-        Raises:
-            UserError: The processes do not find each other, or one of them was lost.
-        """
+        """Connect the processes for the time of the context; UserError where one is lost."""
         if self.size == 1:
             yield
             return
@@ -134,23 +126,21 @@ class World:
         """Raise Interrupted in all processes at the same step, where any of them was asked to."""
         if self.size == 1:
             stop.check()
-            return
-        (signal_number,) = self.largest(stop.signal or 0)
-        if signal_number:
+        elif signal_number := self.largest(stop.signal or 0)[0]:
             raise Interrupted(signal_number)
 
-    def watch(self, steps: Iterable[T], stop: StopRequest) -> Iterable[T]:
+    def watch(self, steps: Iterable[T], stop: StopRequest) -> Iterator[T]:
         """Look for a stop before each step; with several processes `merged` does it."""
-        return steps if self.size > 1 else stop.watch(steps)
+        for step in steps:
+            if self.size == 1:
+                stop.check()
+            yield step
 
     def merged(self, items: Iterable[T], stop: StopRequest) -> Iterator[T]:
-        """Yield what all processes make, one item of each at a time, in rank 0.
+        """Yield what all processes make, one of each at a time, in rank 0; or raise Interrupted.
 
         The others must be run to their end too: they yield nothing. The processes may have
         different numbers of items.
-
-        Raises:
-            Interrupted: A stop was asked for in one of the processes.
         """
         if self.size == 1:
             yield from items
@@ -168,8 +158,6 @@ class World:
 
     def local_first(self, make: Callable[[], T]) -> T:
         """Call `make` in one process of each machine before the others: it may write files."""
-        if self.size == 1:
-            return make()
         made = [make()] if self.local_rank == 0 else []
         self.largest(0)
         return made[0] if made else make()
@@ -180,11 +168,7 @@ ALONE = World()
 
 @contextmanager
 def naming_lost_peers() -> Iterator[None]:
-    """Turn the errors of a lost connection into a sentence.
-
-    Raises:
-        UserError: A process of the run has ended or cannot be reached.
-    """
+    """Turn the errors of a lost connection into a UserError."""
     try:
         yield
     except RuntimeError as error:

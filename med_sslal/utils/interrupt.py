@@ -2,11 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterable, Iterator
 from types import FrameType
-from typing import TypeVar
-
-T = TypeVar("T")
 
 # A cluster signals all processes of a job, and torchrun hands on what it got: within these seconds
 # a second SIGTERM is the first one again.
@@ -17,7 +13,6 @@ class Interrupted(Exception):
     """The run was asked to stop and has reached a safe point."""
 
     def __init__(self, signal_number: int) -> None:
-        """Remember the signal."""
         super().__init__(f"stopped by signal {signal_number}")
         self.exit_code = 128 + signal_number
 
@@ -30,19 +25,16 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        """No request yet."""
         self.signal: int | None = None
         self._came = 0.0
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        """Install the handlers."""
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Put the old handlers back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
@@ -57,9 +49,3 @@ class StopRequest:
         """Raise Interrupted where a stop was asked for."""
         if self.signal is not None:
             raise Interrupted(self.signal)
-
-    def watch(self, steps: Iterable[T]) -> Iterator[T]:
-        """Yield from `steps`, checking before each."""
-        for step in steps:
-            self.check()
-            yield step

@@ -24,16 +24,11 @@ class Devices:
     ids: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        """A short text for logs: `cpu`, `cuda:0` or `cuda:0,1`."""
         return f"cuda:{','.join(map(str, self.ids))}" if self.ids else str(self.main)
 
 
 def resolve_devices(n_gpu: int | str) -> Devices:
-    """Turn the config's `n_gpu` (0, N or "auto") into devices, with no silent fallback.
-
-    Raises:
-        DeviceError: More GPUs are asked for than there are.
-    """
+    """The devices that `n_gpu` (0, N or "auto") means; DeviceError where there are fewer."""
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     wanted = min(found, 1) if n_gpu == "auto" else int(n_gpu)
     if wanted > found:
@@ -46,11 +41,7 @@ def resolve_devices(n_gpu: int | str) -> Devices:
 
 
 def process_device(n_gpu: int | str, world: World) -> Devices:
-    """The one device of a process that torchrun started; a GPU becomes the current one.
-
-    Raises:
-        DeviceError: Several GPUs are asked for, or the machine has fewer than processes.
-    """
+    """The one device of a process that torchrun started; a GPU becomes the current one."""
     if n_gpu not in ("auto", 0, 1):
         raise DeviceError(
             f"n_gpu is {n_gpu}, but torchrun starts one process for each GPU: set n_gpu to 1 or "
@@ -69,13 +60,9 @@ def process_device(n_gpu: int | str, world: World) -> Devices:
 
 
 def restrict_visible_devices(device: str) -> int:
-    """Apply `--device cpu|cuda|2,3` and return the `n_gpu` that it means.
+    """Apply `--device cpu|cuda|2,3` and return the `n_gpu` that it means, or raise DeviceError.
 
     Sets CUDA_VISIBLE_DEVICES, so it must run before CUDA starts.
-
-    Raises:
-        DeviceError: The text is none of the three forms, or names a GPU that is not there or that
-            the environment hides.
     """
     if device == "cpu":
         return 0
@@ -152,10 +139,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """The low precision that `trainer.precision` means on `device`, or None for fp32.
 
     `auto` takes bf16 where the hardware computes it (CUDA from Ampere on; CPUs with AMX or
-    AVX512-BF16), else fp32.
-
-    Raises:
-        DeviceError: fp16 on a CPU.
+    AVX512-BF16), else fp32. fp16 on a CPU is a DeviceError.
     """
     if precision == "auto":
         if device.type == "cuda":

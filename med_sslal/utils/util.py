@@ -23,12 +23,8 @@ UNFINISHED = ".partial"
 def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file so that a reader sees the old content or the new one, never a part.
 
-    Args:
-        path: The file; its folder must exist.
-        write: Called with an open binary file of a temporary name in the same folder.
-
-    Raises:
-        UserError: The folder cannot be written (read-only, full, missing).
+    `write` is called with an open binary file of a temporary name in the same folder, which must
+    exist; UserError where it cannot be written (read-only, full, missing).
     """
     temporary: Path | None = None
     try:
@@ -73,12 +69,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """Read a JSON file written by this program.
+    """Read a JSON file written by this program; DataError where it is missing or none.
 
     `object_hook` is called with each object as soon as it is parsed; its result takes the place.
-
-    Raises:
-        DataError: The file is missing or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"), object_hook=object_hook)
@@ -100,11 +93,7 @@ def read_versioned(
     *,
     oldest: int = 1,
 ) -> dict[str, Any]:
-    """Read a JSON object whose `format_version` lies between `oldest` and `newest`.
-
-    Raises:
-        DataError: As of `read_json`, or it is of another version or of none.
-    """
+    """As `read_json`, an object whose `format_version` lies between `oldest` and `newest`."""
     content: dict[str, Any] = read_json(path, object_hook)
     check_version(content, newest, path, oldest=oldest)
     return content
@@ -177,9 +166,7 @@ def usable_cores() -> int:
 def inside(root: Path, relative: str) -> Path:
     """Join a relative name from an annotation file to the data root.
 
-    Raises:
-        DataError: The name leads out of the root (absolute, `..`, or a link that leaves), or holds
-            a null byte.
+    DataError where it leads out (absolute, `..`, or a link that leaves), or holds a null byte.
     """
     path = root / relative
     if "\0" in relative or not path.resolve().is_relative_to(root.resolve()):
