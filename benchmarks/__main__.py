@@ -13,7 +13,7 @@ from med_sslal.cli.args import add_options
 from med_sslal.cli.errors import run_reported
 
 TIMINGS = ("training", "evaluation", "scoring", "loader", "coco", "froc")
-CHECKS = ("switches", "precision", "drift")
+CHECKS = ("switches", "refined", "precision", "drift")
 
 _OURS = """\
 the config of ours:
@@ -66,8 +66,9 @@ def _add_what_and_model(parser: argparse.ArgumentParser) -> None:
         default=TIMINGS,
         metavar="PART,...",
         help=f"some of {', '.join(TIMINGS)} (default all of these); and, when asked for: switches "
-        "(ours against ours under each --switch), precision (the boxes and AP50 of one model in "
-        "fp32 and low precision), drift (scores and selection at batch sizes 1, 3 and 8)",
+        "(ours against ours under each --switch), refined (scoring passes of a trained model with "
+        "refined_boxes against without), precision (the boxes and AP50 of one model in fp32 and "
+        "low precision), drift (scores and selection at batch sizes 1, 3 and 8)",
     )
     what.add_argument("--pairs", type=_count, metavar="N", help="pairs of timings (12)")
     what.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON too")
@@ -126,7 +127,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--train-steps",
         type=_count,
         metavar="N",
-        help="steps that precision and drift train their model for (100)",
+        help="steps that refined, precision and drift train their model for (100)",
     )
     data.add_argument(
         "--eval-images",

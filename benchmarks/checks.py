@@ -1,4 +1,4 @@
-"""What low precision and the batch size change: boxes, AP50, scores and selection."""
+"""What a switch or a column costs, and what low precision and the batch size change."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,6 +11,7 @@ from benchmarks.sides import (
     Repeated,
     Workload,
     own_evaluation,
+    own_scoring,
     own_training,
     predictions,
     score,
@@ -41,11 +42,27 @@ def switch_comparisons(work: Workload) -> list[Comparison]:
     return found
 
 
+def refined_comparison(work: Workload) -> Comparison:
+    """The scoring pass of a trained model with `refined_boxes` in the record against without."""
+    rest, model = trained(work)
+    rest = replace(rest, data=Repeated(rest.data, work.options.batch_size * work.options.steps))
+    sides = own_scoring(rest, model), own_scoring(rest, model, ("refined_boxes",))
+    section = score(rest, model, rest.eval_loader(labels=False)).section(PLAIN)
+    name = f"scoring pass, {len(section.scores) / len(section):.1f} boxes of an image"
+    names = ("plain", "refined")
+    return compare(name, *sides, work.options.pairs, work.device, names=names)
+
+
 def trained(work: Workload) -> tuple[Workload, BaseModel]:
     """A detector of ours after a short training, and the images of the other patients."""
     splits = work.dataset.images.splits
     sides = [splits["train"], (*splits["val"], *splits["test"])]
-    learn, rest = (replace(work, data=Repeated(work.dataset, len(ids), ids)) for ids in sides)
+    # No more images than the steps see.
+    counts = min(len(sides[0]), work.options.train_steps * work.options.batch_size), len(sides[1])
+    learn, rest = (
+        replace(work, data=Repeated(work.dataset, n, ids))
+        for n, ids in zip(counts, sides, strict=True)
+    )
     model = work.model()
     side = own_training(learn, model)
     assert side.optimizer is not None and side.tap is not None

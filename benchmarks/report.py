@@ -12,6 +12,7 @@ import torch
 from benchmarks.checks import (
     drift_check,
     precision_check,
+    refined_comparison,
     switch_comparisons,
     trained,
 )
@@ -65,6 +66,8 @@ def benchmark(options: Options, parts: Sequence[str], out: Path | None) -> int:
                 note(froc_comparisons(options))
             elif part == "switches":
                 note(switch_comparisons(work))
+            elif part == "refined":
+                note([refined_comparison(work)])
         if {"precision", "drift"} & set(parts):
             rest, model = trained(work)
             for name, check in (("precision", precision_check), ("drift", drift_check)):

@@ -291,21 +291,32 @@ def scoring_sides(work: Workload) -> tuple[Side, Side]:
     work = replace(work, data=Repeated(work.dataset, 2 * len(work.data.images.infos)))
     model = work.model()
     bare = _bare_inference(work, stock_model(work.options, model, work.device))
+    return bare, own_scoring(work, model)
+
+
+def own_scoring(work: Workload, model: BaseModel, columns: Sequence[str] = ()) -> Side:
+    """Ours: a record, with these optional columns, of all images of the workload."""
     parallel, tap = work.setup.compute.parallel(model), work.eval_loader(labels=False)
-    run = Side(lambda: score(work, parallel, tap), len(work.data.images.infos), parallel, None, tap)
-    return bare, run
+    run = partial(score, work, parallel, tap, columns)
+    return Side(run, len(work.data.images.infos), parallel, None, tap)
 
 
-def score(work: Workload, model: nn.Module, batches: Tap | Sequence[Batch]) -> PoolRecord:
+def score(
+    work: Workload,
+    model: nn.Module,
+    batches: Tap | Sequence[Batch],
+    columns: Sequence[str] = (),
+) -> PoolRecord:
     """The scoring pass of ours over all images of the workload."""
     header = RecordHeader("data", "model", "config", work.data.labels.class_names)
     with deterministic_algorithms(work.setup.config["deterministic"]):
         return record_pool(
             Pool((), work.data.images.splits["train"]),
-            see(model, batches, work.device, work.setup.compute.dtype),
+            see(model, batches, work.device, work.setup.compute.dtype, columns=columns),
             (),
             work.new_folder("scoring") / "seen",
             header,
+            columns=columns,
         )
 
 

@@ -115,13 +115,14 @@ def test_small_evaluation_parts(tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.slow
 def test_small_steps_and_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
-    parts = "training,evaluation,scoring,switches,precision,drift"
+    parts = "training,evaluation,scoring,switches,refined,precision,drift"
     words = ("--switch", "trainer.precision=fp32", "--precision", "bf16", "--in-memory")
     assert main([*SMALL, "--only", parts, *words, "--out", str(out)]) == 0
     content, said = read_json(out), capsys.readouterr().out
-    names = [comparison["name"] for comparison in content["comparisons"]]
+    *names, refined = [comparison["name"] for comparison in content["comparisons"]]
     switched = [f"{part} with trainer.precision=fp32" for part in ("training", "evaluation")]
     assert names == ["training step", "evaluation step", "scoring pass", *switched]
+    assert refined.endswith(" boxes of an image")
     for comparison in content["comparisons"]:
         assert f"{comparison['name']}: " in said
         for side in comparison["sides"].values():
