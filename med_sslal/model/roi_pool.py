@@ -68,7 +68,8 @@ class RoIPool(MultiScaleRoIAlign):
         n_cells = torch.tensor([level[0, 0].numel() for level in levels], device=device)
         starts = (n_cells * len(boxes)).cumsum(0) - n_cells * len(boxes)
         counts = torch.tensor([len(of_image) for of_image in boxes])
-        owners = torch.arange(len(boxes)).repeat_interleave(counts).to(device)
+        owners = torch.arange(len(boxes)).repeat_interleave(counts, output_size=len(rois))
+        owners = owners.to(device)
         if len(levels) == 1:
             numbers = torch.zeros_like(owners)
         else:
