@@ -16,7 +16,7 @@ import pytest
 from med_sslal.__main__ import main
 from med_sslal.phantom import generate
 from med_sslal.phantom.dataset import DeepLesionPhantom
-from med_sslal.phantom.imaging import correlated_noise
+from med_sslal.phantom.render import correlated_noise
 from med_sslal.utils.errors import ConfigError, UserError
 
 DATA = os.environ.get("MED_SSLAL_TEST_DATA")
@@ -178,7 +178,7 @@ def test_mix_of_difficulties_and_types(phantom):
     ("difficulty", "low", "high"),
     [
         pytest.param("easy", 4, 70, id="no easy lesion is lost in a vessel's size"),
-        pytest.param("tiny", 1.5, 7, id="tiny"),
+        pytest.param("tiny", 1, 7, id="tiny"),
     ],
 )
 def test_sizes_in_millimetres(phantom, difficulty, low, high):
@@ -252,7 +252,7 @@ def test_hidden_lesions_are_in_the_side_file_only(tmp_path):
 
 
 def test_interrupted_generation_leaves_nothing(tmp_path):
-    def interrupt(done: int, total: int) -> None:
+    def interrupt() -> None:
         assert any(tmp_path.iterdir())
         raise KeyboardInterrupt
 
@@ -262,8 +262,8 @@ def test_interrupted_generation_leaves_nothing(tmp_path):
 
 
 def test_loser_of_a_race_keeps_the_winner(tmp_path):
-    def overtake(done: int, total: int) -> None:
-        if done == total:
+    def overtake() -> None:
+        if not (tmp_path / "set").exists():
             generate(tmp_path / "set", patients=3, size=64, seed=0)
 
     generate(tmp_path / "set", patients=3, size=64, seed=0, progress=overtake)
@@ -272,8 +272,8 @@ def test_loser_of_a_race_keeps_the_winner(tmp_path):
 
 
 def test_another_phantom_of_the_same_name_is_not_mistaken_for_it(tmp_path):
-    def overtake(done: int, total: int) -> None:
-        if done == total:
+    def overtake() -> None:
+        if not (tmp_path / "set").exists():
             generate(tmp_path / "set", patients=3, size=64, seed=1)
 
     with pytest.raises(UserError, match="cannot write"):
@@ -304,10 +304,8 @@ def test_occupied_folder_is_refused(tmp_path):
 
 def test_progress_counts_patients(tmp_path):
     seen = []
-    generate(
-        tmp_path / "set", patients=3, size=64, seed=0, progress=lambda *step: seen.append(step)
-    )
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    generate(tmp_path / "set", patients=3, size=64, seed=0, progress=lambda: seen.append(0))
+    assert len(seen) == 3
 
 
 def test_command_makes_a_phantom_that_says_so(tmp_path, capsys):

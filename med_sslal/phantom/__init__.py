@@ -1,9 +1,9 @@
 """A stand-in for DeepLesion: synthetic CT crops in the real data set's own files.
 
-No pixel of it comes from a person. Everything made from it must say "phantom". The parts: `canvas`
-(a slice being painted), `vessels`, `chest`, `abdomen` and `anatomy` (tissue in HU), `lesions`
-(shape, rendering and RECIST measurement), `imaging` (point spread, noise, bad scans), `study` (what
-one patient's images show) and `writer` (files).
+No pixel of it comes from a person. Everything made from it must say "phantom". The parts: `anatomy`
+(a patient's tissue as a table of shapes), `render` (a slice of it in HU, and the scanner),
+`lesions` (shape, picture and RECIST measurement), `study` (what one patient's images show) and
+`writer` (files).
 
 Frame: millimetres in the patient, x to the right of the picture, y to the back, z to the feet; the
 origin is the centre of the body at the top of the lungs.

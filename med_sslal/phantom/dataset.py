@@ -8,23 +8,15 @@ from annotated_types import Ge, Interval
 
 from med_sslal.data.deeplesion import DeepLesion
 from med_sslal.logger.progress import Progress
-from med_sslal.phantom import GENERATOR_VERSION, generate
-from med_sslal.phantom.writer import describe, is_complete
+from med_sslal.phantom.writer import GENERATOR_VERSION, describe, generate, is_complete
 
 logger = logging.getLogger(__name__)
 
 
-def make(out: Path, *, patients: int, size: int, seed: int, hidden_fraction: float = 0.0) -> None:
+def make(out: Path, *, patients: int, **others: Any) -> None:
     """Write a phantom (see `generate`), with its progress shown."""
     with Progress("phantom", patients) as progress:
-        generate(
-            out,
-            patients=patients,
-            size=size,
-            seed=seed,
-            hidden_fraction=hidden_fraction,
-            progress=lambda done, total: progress.advance(),
-        )
+        generate(out, patients=patients, **others, progress=progress.advance)
 
 
 class DeepLesionPhantom(DeepLesion):
@@ -60,9 +52,8 @@ class DeepLesionPhantom(DeepLesion):
             DataError: The phantom's files were changed or damaged.
             UserError: The folder cannot be written.
         """
-        folder = Path(root).expanduser() / (
-            f"v{GENERATOR_VERSION}_patients{patients}_size{size}_seed{seed}"
-        )
+        name = f"v{GENERATOR_VERSION}_patients{patients}_size{size}_seed{seed}"
+        folder = Path(root).expanduser() / name
         if not is_complete(folder, describe(patients=patients, size=size, seed=seed)):
             logger.info("making a phantom of %d patients in %s (once)", patients, folder)
             make(folder, patients=patients, size=size, seed=seed)

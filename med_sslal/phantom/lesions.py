@@ -1,203 +1,118 @@
 """Lesions: shape, picture in a slice, and what a radiologist would measure on it."""
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import cv2
 import numpy as np
 
-from med_sslal.phantom.canvas import PIXEL_MM, Window
+from med_sslal.phantom.render import PIXEL_MM, View
 
-_CONTOUR = 96
+# Extent in mm (lowest, highest) and roughness of the outline.
+_KINDS = {
+    "easy": (8, 45, 0.08),
+    "medium": (6, 40, 0.13),
+    "tiny": (3, 5, 0.04),
+    "rare": (8, 32, 0.12),
+}
+# HU (lowest, highest), gain with all contrast medium, width of the margin in mm; one is drawn.
+_VALUES = {
+    "lung": [(15, 60, 0, 0.8)],
+    "lung medium": [(15, 60, 0, 1.6), (-420, -200, 0, 1.6)],  # solid in part
+    "lung rare": [(-690, -560, 0, 3.0)],  # ground glass
+    "liver": [(-13, 17, 52, 1.6)],
+    "liver rare": [(34, 44, 52, 1.6)],  # nearly as bright as the liver
+    "kidney": [(-5, 14, 0, 0.8)],
+    "bone": [(20, 60, 0, 0.8), (650, 850, 0, 0.8)],
+    "": [(35, 75, 0, 0.8)],
+}
 
 
-@dataclass(frozen=True)
-class Lesion:
-    """One lesion of a patient.
+class Lesion(NamedTuple):
+    """One lesion of a patient; all lengths in mm."""
 
-    Attributes:
-        number: Its number in the patient, the same in all studies.
-        difficulty: easy, medium, tiny or rare.
-        x, y, z: Centre, mm.
-        half: Half of the long axis, mm.
-        ratio: Short axis over long axis.
-        angle: Direction of the long axis, radians.
-        half_z: Half extent along z, mm.
-        ripple: float64 [2, K]: amplitude and phase of the waves 2..K+1 of its outline.
-        hu: Value in HU, or difference to the liver where `in_liver`.
-        in_liver: See `hu`.
-        edge: Width of its margin, mm.
-        core: Added to the value at its centre, HU (necrosis).
-        spicules: Number of thin rays.
-        growth: Change of the logarithm of the extent per study.
-        hidden: In the picture but not in DL_info.csv.
-    """
-
-    number: int
-    difficulty: str
-    x: float
-    y: float
-    z: float
-    half: float
-    ratio: float
-    angle: float
+    number: int  # in the patient, the same in all studies
+    difficulty: str  # easy, medium, tiny or rare
+    hidden: bool  # in the picture but not in DL_info.csv
+    half: float  # of the long axis
     half_z: float
-    ripple: np.ndarray
+    contour: np.ndarray  # float64 [192, 2], the largest outline, in units of `half`
+    spikes: np.ndarray  # the same with thin rays
     hu: float
-    in_liver: bool = False
-    edge: float = 0.8
-    core: float = 0.0
-    spicules: int = 0
-    growth: float = 0.0
-    hidden: bool = False
+    gain: float  # more HU with all contrast medium
+    edge: float  # width of the margin
+    growth: float  # change of the logarithm of the extent per study
+    centre: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
-    def at_study(self, study: int) -> "Lesion":
-        """The lesion as it is `study` studies after the first."""
-        scale = float(np.clip(np.exp(self.growth * study), 0.75, 1.3))
-        return replace(self, half=self.half * scale, half_z=self.half_z * scale)
+    def resized(self, scale: float) -> "Lesion":
+        """The lesion, grown or shrunk."""
+        return self._replace(half=self.half * scale, half_z=self.half_z * scale)
 
-    def outline(self, angle: np.ndarray) -> np.ndarray:
-        """Radius over the ellipse's at `angle` (seen from the lesion's own axes)."""
-        waves = np.arange(2, 2 + self.ripple.shape[1])
-        phase = angle[..., None] * waves + self.ripple[1]
-        return 1 + (self.ripple[0] * np.cos(phase)).sum(-1)
-
-    def shrink(self, z: float) -> float:
-        """Extent in the plane at level `z` over the largest one; 0 outside the lesion."""
-        return float(np.sqrt(max(0.0, 1 - ((z - self.z) / self.half_z) ** 2)))
+    def radii(self, view: View) -> list[float]:
+        """Half of the long axis in the planes that a slice averages; 0 outside the lesion."""
+        depths = (np.array(view.planes()) - self.centre[2]) / self.half_z
+        return (self.half * np.sqrt((1 - depths**2).clip(0))).tolist()
 
 
-def draw_lesion(rng: np.random.Generator, number: int, difficulty: str, place: str) -> Lesion:
-    """Draw the looks of a lesion of the region `place`; its position is 0 until it is placed."""
-    mean, sd = (2.30, 0.75) if place == "lung" else (2.82, 0.73)
-    low, high = {
-        "easy": (8.0, 45.0),
-        "medium": (6.0, 40.0),
-        "tiny": (3.0, 5.0),
-        "rare": (8.0, 32.0),
-    }[difficulty]
+def draw_lesion(
+    rng: np.random.Generator, number: int, difficulty: str, region: str, hidden: bool
+) -> Lesion:
+    """Draw the looks of a lesion; its place is not known yet."""
+    low, high, rough = _KINDS[difficulty]
     extent = 0.0
     while not low <= extent <= high:
-        extent = float(rng.lognormal(mean, sd))
-    rough = {"easy": 0.08, "medium": 0.13, "tiny": 0.04, "rare": 0.12}[difficulty]
-    waves = np.arange(2, 8)
-    ripple = np.stack(
-        [rough * rng.uniform(0.2, 1.6, len(waves)) * (2 / waves), rng.uniform(0, 2 * np.pi, 6)]
-    )
-    lesion = Lesion(
+        extent = float(rng.lognormal(*((2.30, 0.75) if region == "lung" else (2.82, 0.73))))
+    around = np.linspace(0, 2 * np.pi, 192, endpoint=False)[:, None]
+    waves, phase = np.arange(2, 8), rng.uniform(0, 2 * np.pi, 6)
+    ripple = rough * rng.uniform(0.2, 1.6, 6) * 2 / waves * np.cos(around * waves + phase)
+    axes = np.hstack([np.cos(around), rng.uniform(0.68, 1.0) * np.sin(around)])
+    c, s = np.cos(phase[0]), np.sin(phase[0])
+    contour = (1 + ripple.sum(1, keepdims=True)) * axes @ [[c, s], [-s, c]]
+    rays = np.cos(rng.integers(3, 8) * around + phase[1]).clip(0) ** 16
+    spiculated = (region, difficulty) == ("lung", "medium")
+    options = _VALUES.get(f"{region} {difficulty}") or _VALUES.get(region, _VALUES[""])
+    bottom, top, gain, edge = options[rng.integers(len(options))]
+    return Lesion(
         number=number,
         difficulty=difficulty,
-        x=0.0,
-        y=0.0,
-        z=0.0,
+        hidden=hidden,
         half=extent / 2,
-        ratio=float(rng.uniform(0.68, 1.0)),
-        angle=float(rng.uniform(0, np.pi)),
         half_z=extent / 2 * float(rng.uniform(0.75, 1.1)),
-        ripple=ripple,
-        hu=float(rng.uniform(15, 60)),
+        contour=contour,
+        spikes=contour * (1 + 0.5 * spiculated * rays),
+        hu=float(rng.uniform(bottom, top)),
+        gain=gain,
+        edge=edge,
         growth=float(rng.normal(0.0, 0.09)),
     )
-    return _dress(rng, lesion, place)
 
 
-def _dress(rng: np.random.Generator, lesion: Lesion, place: str) -> Lesion:
-    """Give a lesion the density of its kind."""
-    rare = lesion.difficulty == "rare"
-    core = -30.0 if lesion.half > 9 else 0.0
-    if place == "lung":
-        if rare:  # ground glass
-            return replace(lesion, hu=float(rng.uniform(-690, -560)), edge=3.0)
-        if lesion.difficulty == "medium":
-            part_solid = rng.random() < 0.5
-            hu = float(rng.uniform(-420, -200)) if part_solid else lesion.hu
-            return replace(lesion, hu=hu, edge=1.6, spicules=int(rng.integers(3, 8)))
-        return replace(lesion, core=core)
-    if place == "liver":
-        low, high = (-28, -18) if rare else (-75, -45)
-        return replace(lesion, hu=float(rng.uniform(low, high)), in_liver=True, edge=1.6)
-    if place == "kidney":
-        return replace(lesion, hu=float(rng.uniform(-5, 14)))
-    if place == "bone":
-        hu = float(rng.uniform(20, 60)) if rng.random() < 0.5 else float(rng.uniform(650, 850))
-        return replace(lesion, hu=hu)
-    return replace(lesion, hu=float(rng.uniform(35, 75)), core=core)
+def paint_lesion(hu: np.ndarray, lesion: Lesion, view: View) -> None:
+    """Blend a lesion into a slice, float32 [size, size] HU, in place."""
+    share: np.ndarray = np.zeros(hu.shape, dtype=np.float32)
+    for radius in lesion.radii(view):
+        if radius:
+            # OpenCV takes whole numbers of 1 / 16 pixel.
+            points = 16 * view.to_pixels(lesion.centre[:2] + radius * lesion.spikes)
+            plane = np.zeros(hu.shape, dtype=np.uint8)
+            cv2.fillPoly(plane, [np.rint(points).astype(np.int32)], 255, cv2.LINE_AA, 4)
+            share += plane / np.float32(5 * 255)
+    share = cv2.GaussianBlur(share, (0, 0), lesion.edge / PIXEL_MM / 3)
+    hu += share * (lesion.hu + view.contrast * lesion.gain - hu)
 
 
-def _cover(lesion: Lesion, dx: np.ndarray, dy: np.ndarray, shrink: float) -> np.ndarray:
-    """Share of lesion in every pixel of a plane, by distance from its outline."""
-    c, s = np.cos(lesion.angle), np.sin(lesion.angle)
-    along, across = c * dx + s * dy, (c * dy - s * dx) / lesion.ratio
-    distance, angle = np.hypot(along, across), np.arctan2(across, along)
-    limit = lesion.half * shrink * lesion.outline(angle)
-    cover = np.clip((limit - distance) / lesion.edge + 0.5, 0, 1)
-    if lesion.spicules:
-        turn = np.cos(lesion.spicules * angle + lesion.ripple[1, 0])
-        # Rays keep about the same width in mm as they leave the lesion.
-        ray = np.clip(1 - (1 - turn) * (distance * lesion.spicules) ** 2 / 8, 0, 1)
-        cover = np.maximum(cover, 0.55 * ray * np.clip(1.5 - distance / limit, 0, 1))
-    return cover
-
-
-def paint_lesion(
-    hu: np.ndarray, lesion: Lesion, window: Window, z: float, thickness: float, liver_hu: float
-) -> None:
-    """Blend a lesion into float32 [size, size] HU of a slice at level `z`, in place.
-
-    The slice averages the planes within its `thickness`; lengths in mm.
-    """
-    x, y = window.centres()
-    near_x = np.flatnonzero(np.abs(x[0] - lesion.x) < 1.8 * lesion.half + 4)
-    near_y = np.flatnonzero(np.abs(y[:, 0] - lesion.y) < 1.8 * lesion.half + 4)
-    shrinks = [lesion.shrink(level) for level in _planes(z, thickness)]
-    if not len(near_x) or not len(near_y) or not any(shrinks):
-        return
-    part = np.ix_(near_y, near_x)
-    dx, dy = x[:, near_x] - lesion.x, y[near_y] - lesion.y
-    cover = np.zeros((len(near_y), len(near_x)))
-    for shrink in shrinks:
-        if shrink:
-            cover += _cover(lesion, dx, dy, shrink) / len(shrinks)
-    depth = np.clip(1 - np.hypot(dx, dy) / lesion.half, 0, 1)
-    value = lesion.hu + lesion.in_liver * liver_hu + lesion.core * depth
-    hu[part] += (cover * (value - hu[part])).astype(np.float32)
-
-
-def _planes(z: float, thickness: float) -> np.ndarray:
-    """Levels of the planes that a slice averages."""
-    return z + thickness * np.linspace(-0.4, 0.4, 5)
-
-
-def measure(
-    lesion: Lesion, window: Window, z: float, thickness: float, rng: np.random.Generator
-) -> np.ndarray:
+def measure(lesion: Lesion, view: View, rng: np.random.Generator) -> np.ndarray:
     """Measure long and short axis (RECIST) as a reader does, a pixel off at most.
 
-    The outline is that of the middle one of the averaged planes that cut the lesion. The long axis
-    joins its two farthest points; the short one is the longest chord square to it.
-
-    Returns:
-        float64 [4, 2]: ends of the long and of the short axis, 0-based pixels.
+    Returns the ends of the long and of the short axis, float64 [4, 2] in 0-based pixels. The first
+    joins the farthest points of the middle plane's outline, the other is the longest chord square
+    to it.
     """
-    shrinks = [lesion.shrink(level) for level in _planes(z, thickness)]
-    shrink = float(np.median([value for value in shrinks if value]))
-    angle = np.linspace(0, 2 * np.pi, _CONTOUR, endpoint=False)
-    radius = lesion.half * shrink * lesion.outline(angle)
-    along, across = radius * np.cos(angle), radius * np.sin(angle) * lesion.ratio
-    c, s = np.cos(lesion.angle), np.sin(lesion.angle)
-    points = np.stack([lesion.x + c * along - s * across, lesion.y + s * along + c * across], 1)
-    gap = points[:, None] - points[None]
-    first, last = np.unravel_index(np.argmax(np.hypot(*gap.transpose(2, 0, 1))), gap.shape[:2])
-    axis = points[last] - points[first]
-    axis /= np.linalg.norm(axis)
-    slant = np.abs(gap @ axis)
-    chord = np.where(
-        slant < 2 * np.pi * lesion.half / _CONTOUR, np.abs(gap @ [-axis[1], axis[0]]), 0
-    )
-    third, fourth = np.unravel_index(np.argmax(chord), chord.shape)
-    ends = window.to_pixels(points[[first, last, third, fourth]])
+    radius = float(np.median([r for r in lesion.radii(view) if r]))
+    points = lesion.centre[:2] + radius * lesion.contour
+    gap = points[:, None] - points
+    first, last = np.unravel_index(np.linalg.norm(gap, axis=2).argmax(), gap.shape[:2])
+    axis = (points[last] - points[first]) / np.linalg.norm(points[last] - points[first])
+    chord = np.where(np.abs(gap @ axis) < 0.04 * radius, np.abs(gap @ [-axis[1], axis[0]]), 0)
+    third, fourth = np.unravel_index(chord.argmax(), chord.shape)
+    ends = view.to_pixels(points[[first, last, third, fourth]])
     return ends + rng.normal(0, 0.5, ends.shape).clip(-1, 1)
-
-
-def extent_mm(points: np.ndarray) -> tuple[float, float]:
-    """Long and short diameter in mm of the ends that `measure` returns."""
-    lengths = np.linalg.norm(points[1::2] - points[::2], axis=1) * PIXEL_MM
-    return float(lengths[0]), float(lengths[1])

@@ -1,40 +1,26 @@
 """The files of a phantom, laid out and spelled as DeepLesion's."""
 
 import csv
-import errno
-import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
-import numpy as np
 
 from med_sslal.data.deeplesion_csv import COLUMNS
-from med_sslal.phantom.canvas import PIXEL_MM
-from med_sslal.phantom.lesions import extent_mm
-from med_sslal.phantom.study import KeySlice, draw_patient
+from med_sslal.phantom.study import Row, draw_patient
 from med_sslal.utils.errors import ConfigError, UserError
 from med_sslal.utils.util import fsync_folder, numpy_generator, usable_cores
 
-GENERATOR_VERSION = 1
-"""Counts up whenever the same arguments would give other bytes."""
-
-MARKER = "PHANTOM.txt"
-"""File that says what made a folder; a folder with it is complete."""
-
-LESION_FILE = "phantom_lesions.csv"
-"""Side file: every lesion with its difficulty, hidden ones too."""
-
+GENERATOR_VERSION = 2  # counts up whenever the same arguments would give other bytes
+MARKER = "PHANTOM.txt"  # says what made a folder; a folder with it is complete
+LESION_FILE = "phantom_lesions.csv"  # every lesion with its difficulty, hidden ones too
 _LESION_COLUMNS = ("File_name", "Bounding_boxes", "Lesion", "Difficulty", "Hidden", "Diameter_mm")
-_PADDING_PX = 5
 # Below this many patients a second process costs more than it saves.
 _ENOUGH_TO_SHARE = 16
-
-Row = tuple[str, ...]
 
 
 def generate(
@@ -44,7 +30,7 @@ def generate(
     size: int,
     seed: int,
     hidden_fraction: float = 0.0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[], object] = lambda: None,
 ) -> None:
     """Write a phantom: the same arguments give the same bytes.
 
@@ -58,34 +44,41 @@ def generate(
         seed: Seed of everything.
         hidden_fraction: Expected share of lesions that are in the pictures but not in DL_info.csv,
             below 0.9; every key slice keeps a marked one.
-        progress: Called with (patients done, patients) after each.
+        progress: Called after each patient.
 
     Raises:
         UserError: An argument is out of range, `out` holds something else, or cannot be written.
     """
-    _check(patients, size, hidden_fraction)
-    text = describe(patients=patients, size=size, seed=seed, hidden_fraction=hidden_fraction)
+    if patients < 3:
+        raise ConfigError(f"patients is {patients}: a phantom needs 3 or more, one per split")
+    if not 64 <= size <= 512:
+        raise ConfigError(f"size is {size}: allowed are 64 to 512 pixels (0.8 mm each)")
+    if not 0 <= hidden_fraction < 0.9:
+        raise ConfigError(f"hidden_fraction is {hidden_fraction}: allowed is 0 to below 0.9")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not empty: name a new folder for the phantom")
-    temporary: Path | None = None
+    text = describe(patients=patients, size=size, seed=seed, hidden_fraction=hidden_fraction)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        _write_all(temporary, patients, size, seed, hidden_fraction, progress)
-        (temporary / MARKER).write_text(text, encoding="utf-8")
-        temporary.chmod(0o755)
-        try:
-            temporary.rename(out)
-        except OSError as error:
-            lost_race = error.errno in (errno.ENOTEMPTY, errno.EEXIST) and is_complete(out, text)
-            if not lost_race:
-                raise
-        fsync_folder(out.parent)
+        with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
+            folder = Path(temporary) / out.name
+            write = partial(_write_patient, folder, seed, size, hidden_fraction)
+            rows: list[Row] = []
+            for found in _on_all_cores(write, list(enumerate(_split(patients, seed), start=1))):
+                rows += found
+                progress()
+            shown = [row for row in rows if row["Hidden"] == "0"]
+            _write_table(folder / "DL_info.csv", COLUMNS, shown)
+            _write_table(folder / LESION_FILE, _LESION_COLUMNS, rows)
+            (folder / MARKER).write_text(text, encoding="utf-8")
+            try:
+                folder.rename(out)
+            except OSError:
+                if not is_complete(out, text):
+                    raise
+            fsync_folder(out.parent)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def describe(*, patients: int, size: int, seed: int, hidden_fraction: float = 0.0) -> str:
@@ -106,51 +99,19 @@ def is_complete(folder: Path, text: str) -> bool:
     return marker.is_file() and marker.read_text(encoding="utf-8") == text
 
 
-def _check(patients: int, size: int, hidden_fraction: float) -> None:
-    """Raise ConfigError for arguments out of range."""
-    if patients < 3:
-        raise ConfigError(f"patients is {patients}: a phantom needs 3 or more, one per split")
-    if not 64 <= size <= 512:
-        raise ConfigError(f"size is {size}: allowed are 64 to 512 pixels (0.8 mm each)")
-    if not 0 <= hidden_fraction < 0.9:
-        raise ConfigError(f"hidden_fraction is {hidden_fraction}: allowed is 0 to below 0.9")
-
-
-def _write_all(
-    folder: Path,
-    patients: int,
-    size: int,
-    seed: int,
-    hidden_fraction: float,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """Write the pictures of all patients, on all cores, then the two tables."""
-    split = _split(patients, seed)
-    rows: list[Row] = []
-    lesions: list[Row] = []
-    write = partial(_write_patient, folder, seed, size, hidden_fraction)
-    for done, found in enumerate(_on_all_cores(write, split), start=1):
-        for row, lesion, hidden in found:
-            lesions.append(lesion)
-            if not hidden:
-                rows.append(row)
-        if progress is not None:
-            progress(done, patients)
-    for name, columns, table in (
-        ("DL_info.csv", COLUMNS, rows),
-        (LESION_FILE, _LESION_COLUMNS, lesions),
-    ):
-        with (folder / name).open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows(table)
+def _split(patients: int, seed: int) -> list[int]:
+    """Train_Val_Test of every patient: 70, 15 and 15 in a hundred, at least one of each."""
+    held = max(1, round(0.15 * patients))
+    codes = [2] * held + [3] * held + [1] * (patients - 2 * held)
+    order = numpy_generator("phantom split", seed).permutation(patients)
+    return [codes[i] for i in order]
 
 
 def _on_all_cores(
-    write: Callable[[tuple[int, int]], list[tuple[Row, Row, bool]]], split: list[int]
-) -> Iterator[list[tuple[Row, Row, bool]]]:
+    write: Callable[[tuple[int, int]], list[Row]], patients: list[tuple[int, int]]
+) -> Iterator[list[Row]]:
     """What `write` returns for (patient, split code), patient by patient."""
-    patients, cores = list(enumerate(split, start=1)), usable_cores()
+    cores = usable_cores()
     if cores == 1 or len(patients) < _ENOUGH_TO_SHARE:
         yield from map(write, patients)
         return
@@ -169,77 +130,21 @@ def _start_process() -> None:
 
 def _write_patient(
     folder: Path, seed: int, size: int, hidden_fraction: float, patient: tuple[int, int]
-) -> list[tuple[Row, Row, bool]]:
-    """Write the pictures of a patient (number and split code); returns the rows of all lesions."""
-    number, split = patient
+) -> list[Row]:
+    """Write the 16-bit PNGs of a patient (number and split code); returns the rows."""
     rows = []
-    for key in draw_patient(seed, number, size, hidden_fraction):
-        _write_slices(folder, key)
-        rows += _rows(key, size, split)
+    for slices, found in draw_patient(seed, *patient, size, hidden_fraction):
+        series = folder / "Images_png" / found[0]["File_name"].rpartition("_")[0]
+        series.mkdir(parents=True)
+        for index, pixels in slices.items():
+            data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+            (series / f"{index:03d}.png").write_bytes(data.tobytes())
+        rows += found
     return rows
 
 
-def _split(patients: int, seed: int) -> list[int]:
-    """Train_Val_Test of every patient: 70, 15 and 15 in a hundred, at least one of each."""
-    held = max(1, round(0.15 * patients))
-    codes = [2] * held + [3] * held + [1] * (patients - 2 * held)
-    order = numpy_generator("phantom split", seed).permutation(patients)
-    return [codes[i] for i in order]
-
-
-def _stem(key: KeySlice) -> str:
-    """PPPPPP_SS_SS."""
-    return f"{key.patient:06d}_{key.study:02d}_{key.series:02d}"
-
-
-def _write_slices(folder: Path, key: KeySlice) -> None:
-    """Write a key slice and its neighbours as 16-bit PNGs."""
-    series = folder / "Images_png" / _stem(key)
-    series.mkdir(parents=True)
-    for index, pixels in key.slices.items():
-        done, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-        if not done:
-            raise UserError(f"OpenCV could not encode {series / f'{index:03d}.png'}")
-        (series / f"{index:03d}.png").write_bytes(data.tobytes())
-
-
-def _rows(key: KeySlice, size: int, split: int) -> list[tuple[Row, Row, bool]]:
-    """Per lesion its row of DL_info.csv, its row of the side file, and whether it is hidden."""
-    name = f"{_stem(key)}_{key.index:03d}.png"
-    rows: list[tuple[Row, Row, bool]] = []
-    for mark in key.marks:
-        ends = mark.ends + 1  # DeepLesion counts pixels from 1
-        # From the rounded numbers, so that box and axes agree to the last digit written.
-        points = [[float(f"{value:.6g}") for value in end] for end in ends]
-        low, high = np.min(points, 0) - _PADDING_PX, np.max(points, 0) + _PADDING_PX
-        box = _join(*low, *high)
-        long, short = extent_mm(mark.ends)
-        row = (
-            name,
-            str(key.patient),
-            str(key.study),
-            str(key.series),
-            str(key.index),
-            _join(*(value for point in points for value in point)),
-            box,
-            _join(long / PIXEL_MM, short / PIXEL_MM),
-            _join(*mark.location),
-            str(key.place.coarse_type),
-            "0",
-            f"{min(key.slices)}, {max(key.slices)}",
-            _join(PIXEL_MM, PIXEL_MM, key.spacing),
-            _join(size, size),
-            _join(*key.place.dicom_window),
-            key.gender,
-            str(key.age),
-            str(split),
-        )
-        number, hidden = mark.lesion.number, mark.lesion.hidden
-        side = (name, box, str(number), mark.difficulty, str(int(hidden)), f"{long:.6g}")
-        rows.append((row, side, hidden))
-    return rows
-
-
-def _join(*values: float) -> str:
-    """Numbers as DeepLesion writes a tuple: six significant digits, comma and space."""
-    return ", ".join(f"{value:.6g}" for value in values)
+def _write_table(path: Path, columns: tuple[str, ...], rows: list[Row]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
