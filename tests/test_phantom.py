@@ -5,6 +5,7 @@ import errno
 import hashlib
 import multiprocessing
 import os
+import signal
 from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from med_sslal.phantom import generate
 from med_sslal.phantom.dataset import DeepLesionPhantom
 from med_sslal.phantom.render import correlated_noise
 from med_sslal.utils.errors import ConfigError, UserError
+from med_sslal.utils.interrupt import Interrupted
 
 DATA = os.environ.get("MED_SSLAL_TEST_DATA")
 SIZE = 96
@@ -258,6 +260,16 @@ def test_interrupted_generation_leaves_nothing(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path / "set", patients=3, size=64, seed=0, progress=interrupt)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
+def test_a_signal_while_it_is_made_leaves_nothing(tmp_path, number):
+    def interrupt() -> None:
+        os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted):
+        generate(tmp_path / "set", patients=16, size=64, seed=0, progress=interrupt)
     assert not list(tmp_path.iterdir())
 
 

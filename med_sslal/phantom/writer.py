@@ -2,8 +2,9 @@
 
 import csv
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,7 @@ import cv2
 from med_sslal.data.deeplesion_csv import COLUMNS
 from med_sslal.phantom.study import Row, draw_patient
 from med_sslal.utils.errors import ConfigError, UserError
+from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.util import fsync_folder, numpy_generator, usable_cores
 
 GENERATOR_VERSION = 2  # counts up whenever the same arguments would give other bytes
@@ -48,6 +50,7 @@ def generate(
 
     Raises:
         UserError: An argument is out of range, `out` holds something else, or cannot be written.
+        Interrupted: Ctrl-C or SIGTERM came meanwhile; nothing half-made is left.
     """
     if patients < 3:
         raise ConfigError(f"patients is {patients}: a phantom needs 3 or more, one per split")
@@ -60,13 +63,18 @@ def generate(
     text = describe(patients=patients, size=size, seed=seed, hidden_fraction=hidden_fraction)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
+        beside = TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
+        with StopRequest() as stop, beside as temporary:
             folder = Path(temporary) / out.name
             write = partial(_write_patient, folder, seed, size, hidden_fraction)
             rows: list[Row] = []
-            for found in _on_all_cores(write, list(enumerate(_split(patients, seed), start=1))):
-                rows += found
-                progress()
+            # Closed before the folder is cleared: whoever still writes would fill it again.
+            split = list(enumerate(_split(patients, seed), start=1))
+            with closing(_on_all_cores(write, split)) as written:
+                for found in written:
+                    rows += found
+                    progress()
+                    stop.check()
             shown = [row for row in rows if row["Hidden"] == "0"]
             _write_table(folder / "DL_info.csv", COLUMNS, shown)
             _write_table(folder / LESION_FILE, _LESION_COLUMNS, rows)
@@ -77,6 +85,7 @@ def generate(
                 if not is_complete(out, text):
                     raise
             fsync_folder(out.parent)
+            stop.check()
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
 
@@ -109,7 +118,7 @@ def _split(patients: int, seed: int) -> list[int]:
 
 def _on_all_cores(
     write: Callable[[tuple[int, int]], list[Row]], patients: list[tuple[int, int]]
-) -> Iterator[list[Row]]:
+) -> Generator[list[Row]]:
     """What `write` returns for (patient, split code), patient by patient."""
     cores = usable_cores()
     if cores == 1 or len(patients) < _ENOUGH_TO_SHARE:

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM end a run at the next safe point; a second Ctrl-C ends it at once."""
 
 import signal
+import threading
 import time
 from types import FrameType
 
@@ -30,8 +31,10 @@ class StopRequest:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._handle)
+        # Where signals arrive: in the main thread.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *error: object) -> None:
