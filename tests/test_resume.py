@@ -187,9 +187,16 @@ def test_sigterm_at_a_random_moment(whole: Path, config: Path) -> None:
     assert_same_run(whole, folder)
 
 
-def test_a_finished_run_has_nothing_left_to_do(copy: Path, whole: Path) -> None:
+def test_a_finished_run_has_nothing_left_to_do(
+    copy: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {path: path.stat().st_mtime_ns for path in copy.glob("cycle_*/*.pth")}
     assert len(before) == 4 and run_train("--resume", copy) == 0
+    said = "".join(capsys.readouterr())
+    assert f"nothing was left to do: the run {copy} is finished" in said
+    assert f"python train.py --resume {copy} --set al_settings.num_cycles=2" in said
+    assert f"report: {copy / 'report.html'}" in said
+    assert "finished after" not in said and "resuming" not in said
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert_same_run(whole, copy)
 

@@ -56,15 +56,18 @@ def run_in(run: RunFolder, setup: RunSetup) -> int:
                     "differ from an unbroken run"
                 )
         write_json(run.environment, found)
-        started = time.monotonic()
+        started, before = time.monotonic(), _measured_at(run)
         with StopRequest() as stop:
             rows = run_cycles(setup, run, stop)
             # Seconds, with nothing left to go on with: a request to stop waits for their end.
             _write_pictures(run, setup, rows)
             sys.stdout.write(cycle_table(rows) + "\n")
-            minutes = (time.monotonic() - started) / 60
-            memory = peak_memory(setup.compute.devices.main)
-            logger.info("finished after %.1f minutes; peak memory %s", minutes, memory)
+            if before == _measured_at(run):
+                sys.stdout.write(_nothing_left(run, setup, rows))
+            else:
+                minutes = (time.monotonic() - started) / 60
+                memory = peak_memory(setup.compute.devices.main)
+                logger.info("finished after %.1f minutes; peak memory %s", minutes, memory)
             logger.info("results: %s", run)
             seen = _seen(run.cycle(rows[-1]["cycle"]), setup)
             # Last, when everything else is on disk: an error in it loses nothing of the run.
@@ -84,6 +87,23 @@ def run_in(run: RunFolder, setup: RunSetup) -> int:
     finally:
         remove_log_file(handler)
     return 0
+
+
+def _measured_at(run: RunFolder) -> list[int]:
+    """When each cycle that is measured was: what any training changes."""
+    return [each.metrics.stat().st_mtime_ns for each in run.cycles() if each.measured]
+
+
+def _nothing_left(run: RunFolder, setup: RunSetup, rows: list[dict[str, Any]]) -> str:
+    """That a resumed run was at its end already, and how it could go on."""
+    text = f"nothing was left to do: the run {run} is finished, with {len(rows)} trainings\n"
+    if (
+        len(rows) > setup.strategy.num_cycles
+        and read_json(run.cycle(len(rows) - 1).pool)["unlabelled"]
+    ):
+        command = resume_command(run.path, setup.world)
+        text += f"for one more query: {command} --set al_settings.num_cycles={len(rows)}\n"
+    return text
 
 
 def help_main(setup: RunSetup) -> int:

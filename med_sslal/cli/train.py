@@ -225,5 +225,4 @@ def resume(args: Namespace) -> int:
             if not world.is_main:
                 return help_main(setup)
             check_weights(run, setup, named)
-            logger.info("resuming %s", run)
             return run_in(run, setup)

@@ -79,12 +79,10 @@ def pseudo_quality(
     truth = setup.strategy.oracle.audit(pseudo.labels)
     graded = hidden_truth_quality(pseudo.labels, truth, setup.class_names)
     for name, quality in graded.items():
-        logger.info(
-            "cycle %d: pseudo-labels of %s: precision %s, recall %s",
-            number,
-            name,
-            *("-" if value is None else f"{value:.3f}" for value in quality),
-        )
+        known = {key: value for key, value in quality._asdict().items() if value is not None}
+        if known:
+            told = ", ".join(f"{key} {value:.3f}" for key, value in known.items())
+            logger.info("cycle %d: pseudo-labels of %s: %s", number, name, told)
     return {name: quality._asdict() for name, quality in graded.items()}
 
 
