@@ -13,8 +13,8 @@ from tiny import files_of, make_voc, tiny_config
 
 from med_sslal.__main__ import main
 from med_sslal.report.colours import styles
-from med_sslal.report.gallery import MAX_PICTURE_BYTES, MAX_PICTURES, jpeg
 from med_sslal.report.pages import MAX_BYTES, write_page
+from med_sslal.report.run_choices import MAX_PICTURE_BYTES, MAX_PICTURES, jpeg
 from med_sslal.utils.errors import UserError
 
 SECTIONS = [

@@ -21,7 +21,8 @@ from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import compare_for_resume
 from med_sslal.eval.coco_utils import from_coco_predictions
 from med_sslal.logger.logger import add_log_file, remove_log_file
-from med_sslal.report.pictures import write_evaluation_pictures, write_learning_curve
+from med_sslal.report.pictures import write_evaluation_pictures
+from med_sslal.report.plots import plot_learning_curve
 from med_sslal.report.table import cycle_table
 from med_sslal.trainer.cycle import run_cycles
 from med_sslal.trainer.disk import disk_estimate
@@ -97,10 +98,8 @@ def _measured_at(run: RunFolder) -> list[int]:
 def _nothing_left(run: RunFolder, setup: RunSetup, rows: list[dict[str, Any]]) -> str:
     """That a resumed run was at its end already, and how it could go on."""
     text = f"nothing was left to do: the run {run} is finished, with {len(rows)} trainings\n"
-    if (
-        len(rows) > setup.strategy.num_cycles
-        and read_json(run.cycle(len(rows) - 1).pool)["unlabelled"]
-    ):
+    unlabelled = read_json(run.cycle(len(rows) - 1).pool)["unlabelled"]
+    if unlabelled and len(rows) > setup.strategy.num_cycles:
         command = resume_command(run.path, setup.world)
         text += f"for one more query: {command} --set al_settings.num_cycles={len(rows)}\n"
     return text
@@ -123,7 +122,7 @@ def _seen(cycle: CycleFolder, setup: RunSetup) -> BaseDataset:
 def _write_pictures(run: RunFolder, setup: RunSetup, rows: list[dict[str, Any]]) -> None:
     """The learning curve, and the last cycle's FROC and overlays, in the run folder."""
     images, name = setup.images, setup.config["name"]
-    write_learning_curve(run.path, rows, images, f"{name}: test")
+    plot_learning_curve(rows, run.path / "learning_curve.png", f"{name}: test", images.note)
     cycle = run.cycle(rows[-1]["cycle"])
     write_evaluation_pictures(
         run.path,

@@ -1,7 +1,7 @@
 """Calibration: do detections of score s turn out to be right in a share s of the cases?"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,21 +12,14 @@ from med_sslal.eval.hits import Overlap, match
 N_BINS = 10
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """Scores against hits, in N_BINS bins of equal width from 0 to 1.
+class Reliability(NamedTuple):
+    """Scores against hits, in N_BINS bins of equal width from 0 to 1: arrays [N_BINS]."""
 
-    Attributes:
-        counts: int64 [N_BINS], detections in each bin.
-        mean_scores: float64 [N_BINS], their mean score, NaN in an empty bin.
-        hit_rates: float64 [N_BINS], the share of them that is right, NaN in an empty bin.
-        error: Expected calibration error (Guo et al., 2017): the mean over detections of
-            |hit rate - mean score| of their bin; None without a detection.
-    """
-
-    counts: np.ndarray
-    mean_scores: np.ndarray
-    hit_rates: np.ndarray
+    counts: np.ndarray  # int64, detections in each bin.
+    mean_scores: np.ndarray  # float64, their mean score, NaN in an empty bin.
+    hit_rates: np.ndarray  # float64, the share of them that is right, NaN in an empty bin.
+    # Expected calibration error (Guo et al., 2017): the mean over detections of
+    # |hit rate - mean score| of their bin; None without a detection.
     error: float | None
 
 

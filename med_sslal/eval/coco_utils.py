@@ -28,12 +28,10 @@ def to_coco_predictions(
     annotations = []
     for number, image_id in enumerate(ids, start=1):
         found = predictions[image_id]
-        rows = zip(
-            found.labels.tolist(), _xywh(found.boxes).tolist(), found.scores.tolist(), strict=True
-        )
+        columns = (found.labels.tolist(), _xywh(found.boxes).tolist(), found.scores.tolist())
         annotations += [
             {"image_id": number, "category_id": label, "bbox": box, "score": score}
-            for label, box, score in rows
+            for label, box, score in zip(*columns, strict=True)
         ]
     return {
         "format_version": FORMAT_VERSION,

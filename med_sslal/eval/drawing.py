@@ -5,10 +5,11 @@ as pixels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from math import hypot
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -36,20 +37,13 @@ _LOOKS = {
 }
 
 
-@dataclass(frozen=True)
-class Mark:
-    """A box on a picture.
+class Mark(NamedTuple):
+    """A box on a picture."""
 
-    Attributes:
-        kind: `truth`, `found`, `faint` (found with a low score) or `ignored`.
-        box: x1, y1, x2, y2 in the picture's pixels.
-        text: What stands beside it.
-        plate: Left and upper edge, width and height of that text; None where it has no room.
-    """
-
-    kind: str
-    box: tuple[float, float, float, float]
-    text: str = ""
+    kind: str  # `truth`, `found`, `faint` (found with a low score) or `ignored`.
+    box: tuple[float, float, float, float]  # x1, y1, x2, y2 in the picture's pixels.
+    text: str = ""  # What stands beside it.
+    # Left and upper edge, width and height of that text; None where it has no room.
     plate: tuple[float, float, float, float] | None = None
 
 
@@ -78,15 +72,13 @@ def marks_of(
             result.append(Mark("ignored" if ignore else "truth", tuple(box)))
     if found is not None:
         best = np.argsort(-found.scores, kind="stable")[:MAX_BOXES]
-        scores, labels = found.scores[best].tolist(), found.labels[best].tolist()
-        texts = [label_text(class_names, *each) for each in zip(labels, scores, strict=True)]
-        widths, height = [_LETTER * letter * len(text) for text in texts], _LINE * letter
-        boxes = found.boxes[best]
+        scores, boxes, height = found.scores[best].tolist(), found.boxes[best], _LINE * letter
+        texts = list(map(partial(label_text, class_names), found.labels[best].tolist(), scores))
+        widths = [_LETTER * letter * len(text) for text in texts]
         places = place_labels(boxes[:n_texts], widths[:n_texts], height, shape)
         places += [None] * (len(texts) - len(places))
-        for box, score, text, width, place in zip(
-            boxes.tolist(), scores, texts, widths, places, strict=True
-        ):
+        rows = zip(boxes.tolist(), scores, texts, widths, places, strict=True)
+        for box, score, text, width, place in rows:
             plate = None if place is None else (*place, width, height)
             kind = "found" if score >= _CONFIDENT else "faint"
             result.append(Mark(kind, tuple(box), text, plate))
@@ -154,15 +146,12 @@ def _outline(
     """The four sides of a box, dashed where asked for."""
     x1, y1, x2, y2 = box
     for start, end in pairwise([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)]):
-        length = hypot(end[0] - start[0], end[1] - start[1])
+        (x, y), (right, down) = start, (end[0] - start[0], end[1] - start[1])
+        length = hypot(right, down)
         on, off = dash or (length, 0.0)
         for at in np.arange(0, length, max(on + off, 1)).tolist():
-            near, far = at / length, min(at + on, length) / length
-            ends = [
-                tuple(a + part * (b - a) for a, b in zip(start, end, strict=True))
-                for part in (near, far)
-            ]
-            draw.line(ends, colour, width)
+            parts = (at / length, min(at + on, length) / length)
+            draw.line([(x + part * right, y + part * down) for part in parts], colour, width)
 
 
 def above(prediction: Prediction, min_score: float) -> Prediction:
@@ -190,17 +179,18 @@ def place_labels(
     for (x1, y1, _, y2), width in zip(boxes.tolist(), widths, strict=True):
         x = max(0.0, min(x1, shape[1] - width))
         tops = [max(0.0, min(y, shape[0] - height)) for y in (y1 - height, y1, y2)]
-        free = [
+        free = (
             y
             for y in tops
             if all(
                 x + width <= left or left + wide <= x or abs(y - top) >= height
                 for left, top, wide in taken
             )
-        ]
-        places.append((x, free[0]) if free else None)
-        if free:
-            taken.append((x, free[0], width))
+        )
+        top = next(free, None)
+        places.append(None if top is None else (x, top))
+        if top is not None:
+            taken.append((x, top, width))
     return places
 
 

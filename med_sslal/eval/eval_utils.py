@@ -12,48 +12,37 @@ from med_sslal.utils.errors import DataError
 
 @dataclass(frozen=True)
 class MetricResult:
-    """What a metric returns; everything in it can be written as JSON.
+    """What a metric returns; everything in it can be written as JSON."""
 
-    Attributes:
-        values: Metric key (no `val_` or `test_`) to a number, None where it is undefined. A metric
-            always returns the same keys for the same classes.
-        intervals: Metric key to its 95 % interval (low, high), None where it is undefined.
-        details: Whatever a report needs besides.
-    """
-
+    # Metric key (no `val_` or `test_`) to a number, None where it is undefined; the keys are the
+    # same for the same classes, always.
     values: dict[str, float | None]
+    # Metric key to its 95 % interval (low, high), None where it is undefined.
     intervals: dict[str, tuple[float, float] | None] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)  # Whatever a report needs besides.
 
 
 @dataclass(frozen=True)
 class Columns:
     """All detections and all annotated boxes of a split, one row per box.
 
-    Boxes are float32 xyxy in ORIGINAL pixels; `*_image` is a position in `image_ids`.
-
-    Attributes:
-        image_ids: The N images, sorted.
-        class_names: The classes; label i is `class_names[i - 1]`.
-        group: int64 [N], the patient of each image, numbered from 0 in the order of their names.
-        det_*: Of D detections: boxes [D, 4], labels int64, scores float32 and image int64 [D].
-        gt_*: Of G annotated boxes: boxes [G, 4], labels int64, ignore bool and image int64 [G];
-            sizes float32 [G] in mm, NaN where unknown; subtypes str [G], "" where unknown.
+    Boxes are float32 xyxy in ORIGINAL pixels, labels int64, and `*_image` is a position in
+    `image_ids`, int64. There are N images, D detections and G annotated boxes.
     """
 
-    image_ids: tuple[str, ...]
-    class_names: tuple[str, ...]
-    group: np.ndarray
-    det_boxes: np.ndarray
-    det_labels: np.ndarray
-    det_scores: np.ndarray
-    det_image: np.ndarray
-    gt_boxes: np.ndarray
-    gt_labels: np.ndarray
-    gt_ignore: np.ndarray
-    gt_sizes: np.ndarray
-    gt_subtypes: np.ndarray
-    gt_image: np.ndarray
+    image_ids: tuple[str, ...]  # Sorted.
+    class_names: tuple[str, ...]  # Label i is `class_names[i - 1]`.
+    group: np.ndarray  # int64 [N], each image's patient, numbered from 0 in the order of names.
+    det_boxes: np.ndarray  # [D, 4]
+    det_labels: np.ndarray  # [D]
+    det_scores: np.ndarray  # float32 [D]
+    det_image: np.ndarray  # [D]
+    gt_boxes: np.ndarray  # [G, 4]
+    gt_labels: np.ndarray  # [G]
+    gt_ignore: np.ndarray  # bool [G]
+    gt_sizes: np.ndarray  # float32 [G] in mm, NaN where unknown.
+    gt_subtypes: np.ndarray  # str [G], "" where unknown.
+    gt_image: np.ndarray  # [G]
 
     @property
     def n_groups(self) -> int:
@@ -115,19 +104,14 @@ def columns(
 def _check(table: Columns) -> None:
     """Raise DataError at the first row of `table` that no metric may read."""
     boxes, n_classes = table.det_boxes, len(table.class_names)
-    rules = (
+    both = ((table.det_labels, table.det_image), (table.gt_labels, table.gt_image))
+    in_range = f"in 1..{n_classes}"
+    for name, values, good, rule, image in (
         ("score", table.det_scores, np.isfinite(table.det_scores), "finite", table.det_image),
         ("box", boxes, np.isfinite(boxes).all(1), "finite", table.det_image),
         ("box", boxes, (boxes[:, 2:] >= boxes[:, :2]).all(1), "xyxy", table.det_image),
-        *(
-            ("label", labels, (labels >= 1) & (labels <= n_classes), f"in 1..{n_classes}", image)
-            for labels, image in (
-                (table.det_labels, table.det_image),
-                (table.gt_labels, table.gt_image),
-            )
-        ),
-    )
-    for name, values, good, rule, image in rules:
+        *(("label", own, (own >= 1) & (own <= n_classes), in_range, image) for own, image in both),
+    ):
         if not good.all():
             row = int(np.argmin(good))
             raise DataError(

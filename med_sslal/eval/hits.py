@@ -5,8 +5,7 @@ annotated box that is no ignore region.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -19,20 +18,16 @@ MIN_OVERLAP = 0.5
 """Least overlap of a hit, and least share of a detection's own area in an ignore region."""
 
 
-@dataclass(frozen=True)
-class Matches:
-    """The outcome of matching; none of it depends on the order of detections of equal score.
+class Matches(NamedTuple):
+    """The outcome of matching; none of it depends on the order of detections of equal score."""
 
-    Attributes:
-        found_score: float32 [G], best score among the detections that overlap the lesion, -inf
-            where none does (and for ignore regions): it is found at every threshold up to this.
-        hit: bool [D], the detection overlaps a lesion of its class, be it the first or not.
-        false_positive: bool [D], it overlaps none and is not ignored.
-    """
-
+    # float32 [G], best score among the detections that overlap the lesion, -inf where none does and
+    # for ignore regions: it is found at every threshold up to this.
     found_score: np.ndarray
-    hit: np.ndarray
-    false_positive: np.ndarray
+    hit: (
+        np.ndarray
+    )  # bool [D], the detection overlaps a lesion of its class, be it the first or not.
+    false_positive: np.ndarray  # bool [D], it overlaps none and is not ignored.
 
 
 def match(table: Columns, overlap: Overlap = "iou", least: float = MIN_OVERLAP) -> Matches:

@@ -2,8 +2,8 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -20,24 +20,16 @@ _PER_ROW, _CELL, _GAP, _MARGIN = 4, 390, 16, 24
 _WIDTH = _PER_ROW * (_CELL + _GAP) + _GAP
 
 
-@dataclass(frozen=True)
-class RankedImage:
-    """How well one image went, at the score floor of the ranking.
-
-    Attributes:
-        image_id: The image.
-        quality: Mean over the lesions of the best score on each (0 where missed), minus the
-            highest score of a false positive; from -1 to 1.
-        n_found: Lesions found.
-        n_lesions: Lesions.
-        worst_score: Highest score of a false positive, None without one.
-    """
+class RankedImage(NamedTuple):
+    """How well one image went, at the score floor of the ranking."""
 
     image_id: str
+    # Mean over the lesions of the best score on each (0 where missed), minus the highest score of a
+    # false positive; from -1 to 1.
     quality: float
     n_found: int
     n_lesions: int
-    worst_score: float | None
+    worst_score: float | None  # Highest score of a false positive, None without one.
 
     @property
     def caption(self) -> str:
@@ -78,16 +70,9 @@ def best_and_worst(
     wrong = matches.false_positive
     np.maximum.at(false, table.det_image[wrong], table.det_scores[wrong])
     quality = score / np.maximum(n_lesions, 1) - np.maximum(false, 0)
-    ranked = [
-        RankedImage(
-            image_id,
-            float(quality[i]),
-            int(n_found[i]),
-            int(n_lesions[i]),
-            float(false[i]) if np.isfinite(false[i]) else None,
-        )
-        for i, image_id in enumerate(table.image_ids)
-    ]
+    worst_score = [score if np.isfinite(score) else None for score in false.tolist()]
+    measures = (quality.tolist(), n_found.tolist(), n_lesions.tolist(), worst_score)
+    ranked = [RankedImage(*row) for row in zip(table.image_ids, *measures, strict=True)]
     # A sort is stable, and `ranked` is in the order of the ids.
     half = (int((n_lesions > 0).sum()) + 1) // 2
     best = sorted((r for r in ranked if r.n_found), key=lambda r: -r.quality)[: min(n, half)]

@@ -1,4 +1,4 @@
-"""The pictures of a run and of one evaluation."""
+"""The pictures of one evaluation."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from med_sslal.base.base_dataset import Images
 from med_sslal.base.types import Annotation, Prediction
 from med_sslal.report.overlays import best_and_worst, contact_sheet, whole_rows
-from med_sslal.report.plots import froc_lines, plot_froc, plot_learning_curve
+from med_sslal.report.plots import froc_lines, plot_froc
 
 
 def write_evaluation_pictures(
@@ -43,10 +43,3 @@ def write_evaluation_pictures(
         title=title,
         note=images.note,
     )
-
-
-def write_learning_curve(
-    folder: Path, rows: list[dict[str, Any]], images: Images, title: str
-) -> None:
-    """Write `learning_curve.png` from the rows of the cycles."""
-    plot_learning_curve(rows, folder / "learning_curve.png", title, images.note)

@@ -1,9 +1,8 @@
 """What is drawn of a run: FROC, learning curves and the reliability of scores."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,26 +22,15 @@ _FPS_TICKS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 _COLOURS = (*PALETTE, INK)
 
 
-@dataclass(frozen=True)
-class FrocLine:
-    """One curve of a FROC plot.
+class FrocLine(NamedTuple):
+    """One curve of a FROC plot."""
 
-    Attributes:
-        fps: False positives per image at the corners, rising.
-        sensitivity: Sensitivity at these.
-        reach: False positives per image where the curve ends.
-        marks: Sensitivity at each of MARKS, None where undefined.
-        intervals: Their 95 % intervals, None where there is none.
-        mean: Mean over the marks.
-        mean_interval: Its 95 % interval.
-    """
-
-    fps: Sequence[float]
-    sensitivity: Sequence[float]
-    reach: float
-    marks: Sequence[float | None]
-    intervals: Sequence[Sequence[float] | None]
-    mean: float | None
+    fps: Sequence[float]  # False positives per image at the corners, rising.
+    sensitivity: Sequence[float]  # At these.
+    reach: float  # False positives per image where the curve ends.
+    marks: Sequence[float | None]  # Sensitivity at each of MARKS, None where undefined.
+    intervals: Sequence[Sequence[float] | None]  # Of these, 95 %; None where there is none.
+    mean: float | None  # Over the marks.
     mean_interval: Sequence[float] | None
 
     @property
@@ -63,16 +51,10 @@ def froc_lines(evaluation: Mapping[str, Any]) -> dict[str, FrocLine]:
         suffix = f"/{name}" if len(classes) > 1 else ""
         if content["n_lesions"]:
             keys = [f"sens_{limit:g}fp{suffix}" for limit in MARKS]
-            mean = f"sens_mean{suffix}"
-            lines[name] = FrocLine(
-                content["curve"]["fps_per_image"],
-                content["curve"]["sensitivity"],
-                content["max_fps_per_image"],
-                [values[key] for key in keys],
-                [intervals[key] for key in keys],
-                values[mean],
-                intervals[mean],
-            )
+            shape, mean = content["curve"], f"sens_mean{suffix}"
+            ends = (shape["fps_per_image"], shape["sensitivity"], content["max_fps_per_image"])
+            marks = ([values[key] for key in keys], [intervals[key] for key in keys])
+            lines[name] = FrocLine(*ends, *marks, values[mean], intervals[mean])
     return lines
 
 
@@ -169,8 +151,7 @@ def _label(name: str, curve: FrocLine, *, brief: bool) -> str:
     return text + (f"\nends at {curve.reach:.1f} FPs" if curve.reach < _FPS_TICKS[-1] else "")
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(NamedTuple):
     """A metric to draw: its key in the rows, its name, and how its line looks."""
 
     key: str

@@ -4,20 +4,26 @@ Labels of the pool that the run has not bought are hidden from the report too.
 """
 
 import base64
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from med_sslal.al.finds import MISTAKES
 from med_sslal.base.types import Annotation
 from med_sslal.eval.drawing import marks_of
-from med_sslal.report.gallery import MAX_PICTURES, Picture, jpeg
 from med_sslal.report.run_data import CycleData, RunData
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import python_generator
 
 Content = Mapping[str, Any]
+
+MAX_PICTURES, MAX_PICTURE_BYTES = 240, 30_000
+"""Pictures of one page, and of each: together they keep a page far below `pages.MAX_BYTES`."""
+
+_SIDES_AND_QUALITIES = ((320, 82), (320, 65), (240, 60), (160, 50), (96, 40))
 
 # Pictures of each query: by rank, and left ones.
 N_QUERIED, N_CONTRAST = 30, 5
@@ -26,58 +32,33 @@ N_QUERIED, N_CONTRAST = 30, 5
 # these, of the longer side.
 _N_TEXTS, _LETTER = 4, 0.062
 
-# Sizes of the box-count bias from which a criterion leans on the number of boxes, or counts them.
-_LEANS, _COUNTS = 0.3, 0.8
-
 
 def queries(run: RunData) -> Content:
     """The images of each query by rank, and some that were left."""
-    queried = [cycle for cycle in run.cycles if cycle.selection is not None]
     # Beyond that many queries the newest are worth the room.
-    drawn = queried[-MAX_PICTURES:]
+    drawn = [cycle for cycle in run.cycles if cycle.selection is not None][-MAX_PICTURES:]
     room = min(1.0, MAX_PICTURES / max(1, len(drawn)) / (N_QUERIED + N_CONTRAST))
     counts = max(1, int(N_QUERIED * room)), int(N_CONTRAST * room)
+    pictures = [{} if run.dataset is None else _pictures(run, each, *counts) for each in drawn]
     return {
-        "planned": run.n_cycles > 0,
         "n_listed": N_QUERIED,
-        "any_found": any(cycle.detections for cycle in drawn),
-        "all_found": all(cycle.detections for cycle in drawn),
-        "queries": [_query(run, cycle, *counts) for cycle in drawn],
+        "queries": [{"cycle": each, **own} for each, own in zip(drawn, pictures, strict=True)],
     }
 
 
-def _query(run: RunData, cycle: CycleData, n_queried: int, n_contrast: int) -> Content:
-    """One query, with its pictures where the data is there."""
+def _pictures(run: RunData, cycle: CycleData, n_queried: int, n_contrast: int) -> Content:
+    """The pictures of one query."""
     selection = cycle.selection
     assert selection is not None
-    bias = selection.box_count_bias
-    content = {
-        "cycle": cycle.number,
-        "selection": selection,
-        "bias": None if bias is None else _bias_in_words(bias),
-    }
-    if run.dataset is None:
-        return content
     others = []
     for name in _contrast(cycle)[:n_contrast]:
-        scores = selection.scores
-        values = {key: each[name] for key, each in scores.items() if name in each}
+        values = {key: own[name] for key, own in selection.scores.items() if name in own}
         others.append(_picture(run, cycle, name, None, values, "not taken"))
     taken = [
         _picture(run, cycle, item.image_id, item.rank, item.values, item.reason)
         for item in selection.items[:n_queried]
     ]
-    return {**content, "taken": taken, "others": others}
-
-
-def _bias_in_words(bias: float) -> str:
-    """What a rank correlation of a criterion's value and the number of detections means."""
-    kind = "many" if bias > 0 else "few"
-    if abs(bias) >= _COUNTS:
-        return f"the criterion hardly does more than count boxes, and prefers images with {kind}"
-    if abs(bias) >= _LEANS:
-        return f"images with {kind} detections tend to score higher"
-    return "the score depends little on how many boxes were found"
+    return {"taken": taken, "others": others}
 
 
 def _contrast(cycle: CycleData) -> list[str]:
@@ -98,7 +79,7 @@ def _picture(
     rank: int | None,
     values: Mapping[str, float],
     reason: str,
-) -> Picture:
+) -> Content:
     """One picture, its truth shown where that was bought.
 
     Raises:
@@ -118,10 +99,30 @@ def _picture(
     marks = marks_of(
         truth, found, labels.class_names, (height, width), letter=letter, n_texts=_N_TEXTS
     )
-    # A reason names the criterion that decided; the others' values stand before it.
-    others = {name: value for name, value in values.items() if name not in reason}
-    content = base64.b64encode(jpeg(pixels)).decode()
-    return Picture(image_id, rank, others, reason, content, (width, height), letter, marks)
+    return {
+        "image_id": image_id,
+        "rank": rank,
+        # A reason names the criterion that decided; the others' values stand before it.
+        "values": {name: value for name, value in values.items() if name not in reason},
+        "reason": reason,
+        "jpeg": base64.b64encode(jpeg(pixels)).decode(),
+        "size": (width, height),
+        "letter": letter,
+        "marks": marks,
+    }
+
+
+def jpeg(image: np.ndarray, max_bytes: int = MAX_PICTURE_BYTES) -> bytes:
+    """A small JPEG of float [H, W, 3] RGB in [0, 1], its sides and quality such that it fits."""
+    pixels = Image.fromarray((image.clip(0, 1) * 255).round().astype(np.uint8))
+    stream = io.BytesIO()
+    for side, quality in _SIDES_AND_QUALITIES:
+        small, stream = pixels.copy(), io.BytesIO()
+        small.thumbnail((side, side), Image.Resampling.BOX)
+        small.save(stream, "JPEG", quality=quality)
+        if stream.tell() <= max_bytes:
+            break
+    return stream.getvalue()
 
 
 def finds(run: RunData) -> Content | None:
@@ -182,13 +183,8 @@ def _sizes(labels: Iterable[Annotation]) -> np.ndarray:
 
 
 def pseudo_labels(run: RunData) -> Content:
-    """Pseudo-labels per cycle and class, and what their evaluation came to."""
-    made = {cycle.number + 1: cycle.pseudo for cycle in run.cycles if cycle.pseudo is not None}
+    """Pseudo-labels by the cycle that trained on them, and what their evaluation came to."""
     return {
-        "asked": run.config.get("ssl_settings", {}).get("include_pseudolabels"),
-        "made": made,
+        "made": {cycle.number + 1: cycle.pseudo for cycle in run.cycles if cycle.pseudo},
         "quality": {cycle.number: cycle.pseudo_quality for cycle in run.cycles},
-        "none_passes": any(
-            stats.threshold > 1 for pseudo in made.values() for stats in pseudo.stats.values()
-        ),
     }

@@ -20,33 +20,21 @@ from med_sslal.utils.util import read_json
 
 @dataclass(frozen=True)
 class CycleData:
-    """The files of one cycle; None (or empty) for what is not there.
-
-    Attributes:
-        number: 0 for the training on the initial set.
-        pool: Labelled and unlabelled images of its training.
-        row: Its line of the summary.
-        test: What `eval.metric.evaluate` returned for the test split.
-        seconds: Stage to seconds, the training's among them.
-        finds: What its criterion finds on the validation images.
-        selection: What was chosen at its end.
-        detections: Image id to the detections worth showing, of images taken and of some others.
-        pseudo_quality: Class name to precision and recall of the pseudo-labels of its training.
-        pseudo: Pseudo-labels made at its end, for the next cycle's training.
-        predictions_file: Detections on the test split.
-    """
+    """The files of one cycle; None (or empty) for what is not there."""
 
     number: int
-    pool: Pool
-    row: Mapping[str, Any] | None
-    test: Mapping[str, Any] | None
-    seconds: Mapping[str, float]
-    finds: Finds | None
-    selection: Selection | None
+    pool: Pool  # Labelled and unlabelled images of its training.
+    row: Mapping[str, Any] | None  # Its line of the summary.
+    test: Mapping[str, Any] | None  # What `eval.metric.evaluate` returned for the test split.
+    seconds: Mapping[str, float]  # Stage to seconds, the training's among them.
+    finds: Finds | None  # What its criterion finds on the validation images.
+    selection: Selection | None  # What was chosen at its end.
+    # Image id to the detections worth showing, of images taken and of some others.
     detections: Mapping[str, Prediction]
+    # Class name to precision and recall of the pseudo-labels of its training.
     pseudo_quality: Mapping[str, Mapping[str, float | None]]
-    pseudo: PseudoLabels | None
-    predictions_file: Path | None
+    pseudo: PseudoLabels | None  # Made at its end, for the next cycle's training.
+    predictions_file: Path | None  # Detections on the test split.
 
     def predictions(self, class_names: Sequence[str]) -> dict[str, Prediction]:
         """Detections on the test split; large, so read when asked for.
@@ -60,29 +48,18 @@ class CycleData:
 
 @dataclass(frozen=True)
 class RunData:
-    """A run, for its report.
-
-    Attributes:
-        folder: The run folder.
-        config: The resolved config.
-        environment: Versions and device; empty where the run has written none yet.
-        cycles: Its cycles in order.
-        dataset: The images it was made on and the labels that it has used; None where they cannot
-            be had.
-        differences: Dotted key, value and default of what the config changes; None where its
-            defaults cannot be had.
-        ended: Whether the run says that no cycle follows.
-        remarks: Why something is missing, one sentence each.
-    """
+    """A run, for its report."""
 
     folder: RunFolder
     config: Mapping[str, Any]
-    environment: Mapping[str, Any]
+    environment: Mapping[str, Any]  # Empty where the run has written none yet.
     cycles: tuple[CycleData, ...]
+    # Its images and the labels that it has used; None where they cannot be had.
     dataset: BaseDataset | None
+    # Dotted key, value and default of what the config changes; None where these cannot be had.
     differences: tuple[tuple[str, Any, Any], ...] | None
-    ended: bool
-    remarks: tuple[str, ...]
+    ended: bool  # Whether the run says that no cycle follows.
+    remarks: tuple[str, ...]  # Why something is missing, one sentence each.
 
     @property
     def rows(self) -> list[Mapping[str, Any]]:

@@ -165,11 +165,5 @@ def _time(run: RunData) -> Content | None:
     timed = [cycle for cycle in run.cycles if cycle.seconds]
     if not timed:
         return None
-    names = {stage: stage.replace("_", "-") for stage in STAGES}
-    return {
-        "cycles": timed,
-        "longest": max(sum(cycle.seconds.values()) for cycle in timed) or 1.0,
-        "stages": STAGES,
-        "headings": [name.capitalize() for name in names.values()],
-        "legend": [(names[stage], colour, "") for stage, colour in STAGES.items()],
-    }
+    longest = max(sum(cycle.seconds.values()) for cycle in timed) or 1.0
+    return {"cycles": timed, "longest": longest, "stages": STAGES}
