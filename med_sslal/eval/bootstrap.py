@@ -32,21 +32,7 @@ def resampled_sensitivity(
     n_lesions: np.ndarray,
     n_images: np.ndarray,
 ) -> np.ndarray:
-    """Sensitivity at each limit in every draw, each with its own score threshold.
-
-    Args:
-        weights: float32 [B, P] from `patient_weights`.
-        limits: [K] false positives per image.
-        fp_scores: [F] scores of the false positives, falling.
-        fp_patient: int64 [F] their patients.
-        found_scores: [L] best score on each lesion that some detection overlaps, falling.
-        found_patient: int64 [L] their patients.
-        n_lesions: [P] lesions of each patient, found or not.
-        n_images: [P] images of each patient.
-
-    Returns:
-        float64 [B, K]; NaN where a draw holds no lesion.
-    """
+    """What `FrocCurve.resampled` gives for the fields of a curve, at limits [K]: float64 [B, K]."""
     n_patients = weights.shape[1]
     n_strides = len(fp_scores) // _STRIDE + 1
     stride = np.arange(len(fp_scores)) // _STRIDE

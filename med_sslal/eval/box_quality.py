@@ -6,8 +6,7 @@ import numpy as np
 
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
 from med_sslal.eval.eval_utils import Columns, MetricResult, columns
-from med_sslal.eval.hits import MIN_OVERLAP
-from med_sslal.utils.boxes import areas, paired_intersection, pairs
+from med_sslal.eval.hits import overlapping
 
 _BEST_COUNT = 100
 
@@ -60,17 +59,9 @@ def _found(table: Columns) -> tuple[np.ndarray, np.ndarray]:
         det_class[best_first], det_class[best_first]
     )
     counted = best_first[place < _BEST_COUNT]
-    objects = np.flatnonzero(~table.gt_ignore)
-    object_class = table.gt_image[objects] * n_classes + table.gt_labels[objects]
     rows: list[tuple[int, int, float]] = []
-    for a, b in pairs(det_class[counted], object_class):
-        det, gt = counted[a], objects[b]
-        mine, theirs = table.det_boxes[det], table.gt_boxes[gt]
-        shared = paired_intersection(mine, theirs)
-        whole = areas(mine) + areas(theirs) - shared
-        near = (shared > 0) & (shared >= MIN_OVERLAP * whole)
-        overlap = (shared[near] / whole[near]).tolist()
-        rows += zip(det[near].tolist(), gt[near].tolist(), overlap, strict=True)
+    for pairs in overlapping(table, counted, np.flatnonzero(~table.gt_ignore)):
+        rows += zip(*(column.tolist() for column in pairs), strict=True)
     rows.sort(key=lambda row: (-table.det_scores[row[0]], row[0], -row[2]))
     used: set[int] = set()
     taken: dict[int, float] = {}

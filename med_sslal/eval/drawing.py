@@ -25,6 +25,9 @@ MAX_BOXES = 10
 # Detections below are drawn faintly.
 _CONFIDENT = 0.3
 
+# In pixels, where a picture is drawn as pixels.
+_TEXT_HEIGHT = 14
+
 # Of a text's height; wide enough for every system's letters.
 _LETTER, _LINE = 0.62, 1.2
 
@@ -61,7 +64,7 @@ def marks_of(
     Args:
         truth: Its label, None where that is not known or not to be seen.
         found: Detections in any order, None where there are none to show.
-        class_names: Names without background; written beside a score when there are several.
+        class_names: Written beside a score when there are several.
         shape: Height and width of the picture in the pixels of the boxes.
         letter: Height of the texts in these pixels.
         n_texts: Of how many of the best detections the score is written, where there is room.
@@ -92,17 +95,11 @@ def draw_boxes(
     class_names: Sequence[str],
     *,
     width: int,
-    letter: int = 14,
 ) -> np.ndarray:
     """Draw a picture with the marks of `marks_of`.
 
-    Args:
-        image: float [H, W, 3], or [H, W] for grey, in [0, 1].
-        truth: Its label in the pixels of `image`, None where that is not to be seen.
-        found: Detections likewise.
-        class_names: Names without background.
-        width: Of the result in pixels; the picture is scaled before the boxes are drawn.
-        letter: Height of the texts in pixels of the result.
+    The `image` is float [H, W, 3], or [H, W] for grey, in [0, 1]. It is scaled to `width` before
+    the boxes, which are in its pixels, are drawn.
 
     Returns:
         uint8 [H * width / W, width, 3].
@@ -111,7 +108,7 @@ def draw_boxes(
     pixels = (image.clip(0, 1) * 255).round().astype(np.uint8)
     size = (width, max(1, round(image.shape[0] * factor)))
     picture = Image.fromarray(pixels).convert("RGB").resize(size, Image.Resampling.BILINEAR)
-    marks = marks_of(truth, found, class_names, image.shape[:2], letter=letter / factor)
+    marks = marks_of(truth, found, class_names, image.shape[:2], letter=_TEXT_HEIGHT / factor)
     # Of RGBA on RGB, so that what is half transparent is mixed.
     draw = ImageDraw.Draw(picture, "RGBA")
     for mark in marks:
@@ -120,7 +117,7 @@ def draw_boxes(
         # With a dark rim, it shows on light and on dark pixels.
         _outline(draw, box, (0, 0, 0, 140), 4, dash)
         _outline(draw, box, colour, 2, dash)
-    font = text_font(letter)
+    font = text_font(_TEXT_HEIGHT)
     # After all boxes, so that none crosses a text.
     for mark in marks:
         if mark.plate is not None:

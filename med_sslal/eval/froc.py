@@ -33,23 +33,25 @@ _CURVE_POINTS = 500
 
 @dataclass(frozen=True)
 class FrocCurve:
-    """The FROC of one class.
-
-    Attributes:
-        n_images: Number of images N, with and without lesions.
-        fp_scores: float32 [F] scores of the false positives, falling.
-        fp_image: int64 [F] their images, as positions.
-        found_scores: float32 [L] best score on each lesion that some detection overlaps, falling.
-        found_image: int64 [L] their images.
-    """
+    """The FROC of one class: P patients, F false positives, L lesions that some detection meets."""
 
     class_name: str
-    n_images: int
-    n_lesions: int
-    fp_scores: np.ndarray
-    fp_image: np.ndarray
-    found_scores: np.ndarray
-    found_image: np.ndarray
+    images: np.ndarray  # int64 [P], images of each patient, with and without lesions.
+    lesions: np.ndarray  # int64 [P], lesions of each patient, found or not.
+    fp_scores: np.ndarray  # float32 [F], falling.
+    fp_patient: np.ndarray  # int64 [F]
+    found_scores: np.ndarray  # float32 [L] best score on each of these lesions, falling.
+    found_patient: np.ndarray  # int64 [L]
+
+    @property
+    def n_images(self) -> int:
+        """Images of all patients."""
+        return int(self.images.sum())
+
+    @property
+    def n_lesions(self) -> int:
+        """Lesions of all patients."""
+        return int(self.lesions.sum())
 
     @property
     def reach(self) -> float:
@@ -60,6 +62,15 @@ class FrocCurve:
         """Sensitivity at each of LIMITS: float64 [K], NaN without lesions."""
         hits = hits_before(self.fp_scores, self.found_scores, self._crossing())
         return hits / self.n_lesions if self.n_lesions else np.full(len(LIMITS), np.nan)
+
+    def resampled(self, weights: np.ndarray) -> np.ndarray:
+        """The same in every draw of patients, of weights float32 [B, P]: float64 [B, K].
+
+        Each draw has its own score threshold; NaN where it holds no lesion.
+        """
+        found, false = (self.found_scores, self.found_patient), (self.fp_scores, self.fp_patient)
+        limits = np.array(LIMITS)
+        return resampled_sensitivity(weights, limits, *false, *found, self.lesions, self.images)
 
     def score_above(self) -> np.ndarray:
         """Operating points: what scores ABOVE this is admitted: float32 [K], -inf admits all."""
@@ -162,19 +173,18 @@ def _froc(table: Columns, draws: int, seed: int, overlap: Overlap, least: float)
     curves = [froc_curve(table, matches, label) for label in range(1, len(table.class_names) + 1)]
     point = np.stack([curve.sensitivity() for curve in curves])
     weights = patient_weights(table.n_groups, draws, seed)
-    drawn = np.stack([_resample(table, curve, weights) for curve in curves], axis=1)
+    drawn = np.stack([curve.resampled(weights) for curve in curves], axis=1)
     values: dict[str, float | None] = {}
     intervals: dict[str, tuple[float, float] | None] = {}
     rows = [("", _mean(point, 0), _mean(drawn, 1))]
     if len(curves) > 1:
         rows += [(f"/{c.class_name}", point[i], drawn[:, i]) for i, c in enumerate(curves)]
     for suffix, row, row_drawn in rows:
-        for i, key in enumerate(LIMIT_KEYS):
-            values[key + suffix] = _number(row[i])
-            intervals[key + suffix] = _interval(row_drawn[:, i], table.n_groups)
-        values[f"sens_mean{suffix}"] = _number(row[:HEADLINE].mean())
-        mean = row_drawn[:, :HEADLINE].mean(1)
-        intervals[f"sens_mean{suffix}"] = _interval(mean, table.n_groups)
+        heights = [*row, row[:HEADLINE].mean()]
+        spreads = [*row_drawn.T, row_drawn[:, :HEADLINE].mean(1)]
+        for key, height, spread in zip((*LIMIT_KEYS, "sens_mean"), heights, spreads, strict=True):
+            values[key + suffix] = _number(height)
+            intervals[key + suffix] = _interval(spread, table.n_groups)
     details: dict[str, Any] = {
         "n_images": len(table.image_ids),
         "n_patients": table.n_groups,
@@ -195,30 +205,15 @@ def froc_curve(table: Columns, matches: Matches, label: int) -> FrocCurve:
     fp = fp[np.argsort(-table.det_scores[fp], kind="stable")]
     found = np.flatnonzero(lesion & np.isfinite(matches.found_score))
     found = found[np.argsort(-matches.found_score[found], kind="stable")]
+    patient, n = table.group, table.n_groups
     return FrocCurve(
         class_name=table.class_names[label - 1],
-        n_images=len(table.image_ids),
-        n_lesions=int(lesion.sum()),
+        images=np.bincount(patient, minlength=n),
+        lesions=np.bincount(patient[table.gt_image[lesion]], minlength=n),
         fp_scores=table.det_scores[fp],
-        fp_image=table.det_image[fp],
+        fp_patient=patient[table.det_image[fp]],
         found_scores=matches.found_score[found],
-        found_image=table.gt_image[found],
-    )
-
-
-def _resample(table: Columns, curve: FrocCurve, weights: np.ndarray) -> np.ndarray:
-    """Sensitivity of one class in every draw: float64 [draws, K]."""
-    label = table.class_names.index(curve.class_name) + 1
-    lesion = (table.gt_labels == label) & ~table.gt_ignore
-    return resampled_sensitivity(
-        weights,
-        np.array(LIMITS),
-        curve.fp_scores,
-        table.group[curve.fp_image],
-        curve.found_scores,
-        table.group[curve.found_image],
-        np.bincount(table.group[table.gt_image[lesion]], minlength=table.n_groups),
-        np.bincount(table.group, minlength=table.n_groups),
+        found_patient=patient[table.gt_image[found]],
     )
 
 

@@ -38,44 +38,46 @@ def match(table: Columns, overlap: Overlap = "iou", least: float = MIN_OVERLAP) 
     class: what a region hides is not known to be of the region's class only.
     `overlap` is `iou`, or `iobb` = intersection over the detection's own area.
     """
-    lesion = np.flatnonzero(~table.gt_ignore)
-    n_classes = len(table.class_names) + 1
     found = np.full(len(table.gt_labels), -np.inf, dtype=np.float32)
     hit = np.zeros(len(table.det_labels), dtype=bool)
-    det_class = table.det_image * n_classes + table.det_labels
-    lesion_class = table.gt_image[lesion] * n_classes + table.gt_labels[lesion]
-    for det, gt in _overlapping(
-        table.det_boxes, det_class, table.gt_boxes[lesion], lesion_class, overlap, least
-    ):
-        np.maximum.at(found, lesion[gt], table.det_scores[det])
+    lesions = np.flatnonzero(~table.gt_ignore)
+    for det, gt, _ in overlapping(table, np.arange(len(hit)), lesions, overlap, least):
+        np.maximum.at(found, gt, table.det_scores[det])
         hit[det] = True
     return Matches(found, hit, ~(hit | in_ignore_region(table)))
 
 
 def in_ignore_region(table: Columns) -> np.ndarray:
     """Whether `MIN_OVERLAP` of a detection's own area or more lies in one region: bool [D]."""
-    region = np.flatnonzero(table.gt_ignore)
     hidden = np.zeros(len(table.det_labels), dtype=bool)
-    for det, _ in _overlapping(
-        table.det_boxes, table.det_image, table.gt_boxes[region], table.gt_image[region], "iobb"
-    ):
+    every, regions = np.arange(len(hidden)), np.flatnonzero(table.gt_ignore)
+    for det, _, _ in overlapping(table, every, regions, "iobb", any_class=True):
         hidden[det] = True
     return hidden
 
 
-def _overlapping(
-    boxes: np.ndarray,
-    keys: np.ndarray,
-    other_boxes: np.ndarray,
-    other_keys: np.ndarray,
-    overlap: Overlap,
+def overlapping(
+    table: Columns,
+    dets: np.ndarray,
+    gts: np.ndarray,
+    overlap: Overlap = "iou",
     least: float = MIN_OVERLAP,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the pairs (row of `boxes`, row of `other_boxes`) of one key that overlap enough."""
-    for a, b in pairs(keys, other_keys):
-        shared, whole = paired_intersection(boxes[a], other_boxes[b]), areas(boxes[a])
+    *,
+    any_class: bool = False,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield pairs of one image, and one class unless `any_class`, that overlap by `least` or more.
+
+    They are of the rows `dets` of detections and `gts` of annotated boxes; with their overlap.
+    """
+    n_classes = 1 if any_class else len(table.class_names) + 1
+    det_key = table.det_image * n_classes + (0 if any_class else table.det_labels)
+    gt_key = table.gt_image * n_classes + (0 if any_class else table.gt_labels)
+    for a, b in pairs(det_key[dets], gt_key[gts]):
+        det, gt = dets[a], gts[b]
+        mine, theirs = table.det_boxes[det], table.gt_boxes[gt]
+        shared, whole = paired_intersection(mine, theirs), areas(mine)
         if overlap == "iou":
-            whole = whole + areas(other_boxes[b]) - shared
+            whole = whole + areas(theirs) - shared
         # Written as a product: a box of no area has no quotient, and touches nothing.
         enough = (shared > 0) & (shared >= least * whole)
-        yield a[enough], b[enough]
+        yield det[enough], gt[enough], shared[enough] / whole[enough]

@@ -22,20 +22,14 @@ FOUND_IOU, TIGHT_IOU = 0.1, 0.5
 
 @dataclass(frozen=True)
 class Mistakes:
-    """The mistakes of each image, in the order of `Columns.image_ids`.
+    """The mistakes of each image, in the order of `Columns.image_ids`: float64 [N]."""
 
-    Attributes:
-        missed: float64 [N], objects that no detection overlaps by IoU 0.1 or more.
-        false_positives: float64 [N], detections that overlap no object by that much, and do not lie
-            in an ignore region by half of their area or more.
-        loose_boxes: float64 [N], objects whose best detection has an IoU from 0.1 to below 0.5.
-        box_loss: float64 [N], mean of 1 - IoU of the best detection over the objects that are not
-            missed; 0 without any.
-    """
-
-    missed: np.ndarray
+    missed: np.ndarray  # Objects that no detection overlaps by IoU 0.1 or more.
+    # Detections that overlap no object by that much, and do not lie in an ignore region by half of
+    # their area or more.
     false_positives: np.ndarray
-    loose_boxes: np.ndarray
+    loose_boxes: np.ndarray  # Objects whose best detection has an IoU from 0.1 to below 0.5.
+    # Mean of 1 - IoU of the best detection over the objects that are not missed; 0 without any.
     box_loss: np.ndarray
 
 

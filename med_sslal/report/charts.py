@@ -64,17 +64,21 @@ def line(
     alpha: float = 1,
     steps: bool = False,
     label: str | None = None,
+    tips: Sequence[str] = (),
 ) -> None:
     """Draw a line through rising `x`, named `label` in the legend.
 
     Its `width` is in pixels of the page, and `dash` holds the pixels drawn and left out in turn, as
-    in SVG ("" = solid). With `steps` it keeps its height up to the next x.
+    in SVG ("" = solid). With `steps` it keeps its height up to the next x. Where there are `tips`,
+    one for each x, its points are marked.
     """
     pattern = (0, [float(part) / width for part in dash.split()]) if dash else "-"
     axes.plot(
         x, y, color=colour, linewidth=width, linestyle=pattern, alpha=alpha, label=label,
         drawstyle="steps-post" if steps else "default", solid_joinstyle="round", zorder=3,
     )  # fmt: skip
+    for left, height, tip in zip(x, y, tips, strict=False):
+        point(axes, left, height, colour, tip)
 
 
 def band(

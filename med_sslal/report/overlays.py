@@ -106,7 +106,7 @@ def contact_sheet(
         read: Image id to float [H, W, 3], or [H, W] for grey, in [0, 1], ORIGINAL pixels.
         predictions: Image id to detections in ORIGINAL pixels.
         annotations: Image id to label; None where labels are not to be seen.
-        class_names: Names without background; written beside the score when there are several.
+        class_names: Written beside the score when there are several.
         path: The PNG; its folder must exist.
         title: Heading of the sheet.
         min_score: Lower detections are not drawn.

@@ -21,6 +21,8 @@ _FPS_TICKS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 _COLOURS = (*PALETTE, INK)
 
+_BAND = "\n(band: 95 % interval)"
+
 
 class FrocLine(NamedTuple):
     """One curve of a FROC plot."""
@@ -191,23 +193,22 @@ def learning_curve(
     """
     unit = count.replace("_", " ")
     figure, axes = new_chart(unit, "on the test images", title=title, note=note)
-    keys = [f"{score.key}{end}" for score in scores for end in ("", "_low", "_high")]
+    keys = [f"{key}{end}" for key, *_ in scores for end in ("", "_low", "_high")]
     axes.set_ylim(*extent([row[key] for row in rows for key in keys if row.get(key) is not None]))
-    for score in scores:
-        known = [row for row in rows if row.get(score.key) is not None]
-        low, high = f"{score.key}_low", f"{score.key}_high"
+    for key, name, colour, dash in scores:
+        known = [row for row in rows if row.get(key) is not None]
+        low, high = f"{key}_low", f"{key}_high"
         spread = [row for row in known if row.get(low) is not None and row.get(high) is not None]
-        x, y, top = ([row[key] for row in spread] for key in (count, low, high))
-        band(axes, x, y, top, score.colour)
+        x, y, top = ([row[each] for row in spread] for each in (count, low, high))
+        band(axes, x, y, top, colour)
         if known:
-            label = score.name + ("\n(band: 95 % interval)" if spread else "")
-            x, y = ([row[key] for row in known] for key in (count, score.key))
-            label += f"\n{y[-1]:.3f}"
-            line(axes, x, y, score.colour, dash=score.dash, label=label)
-        for row in known:
-            where = f"cycle {row.get('cycle')}: {score.name} {row[score.key]:.3f}"
-            tip = f"{where} with {row[count]} {unit}"
-            point(axes, row[count], row[score.key], score.colour, tip)
+            x, y = ([row[each] for row in known] for each in (count, key))
+            label = f"{name}{_BAND if spread else ''}\n{y[-1]:.3f}"
+            tips = [
+                f"cycle {row.get('cycle')}: {name} {row[key]:.3f} with {row[count]} {unit}"
+                for row in known
+            ]
+            line(axes, x, y, colour, dash=dash, label=label, tips=tips)
     counts = [row[count] for row in rows]
     axes.set_xlim(left=0, right=1.04 * max(counts, default=1) or 1)
     axes.locator_params(axis="x", integer=True)
@@ -224,14 +225,14 @@ def reliability_chart(result: Reliability, colour: str) -> Figure:
     total = max(1, int(result.counts.sum()))
     for i, count in enumerate(result.counts.tolist()):
         tip = f"{count} detections of score {i / N_BINS:.1f} to {(i + 1) / N_BINS:.1f}"
-        axes.bar((i + 0.5) / N_BINS, count / total, 0.95 / N_BINS, color=FAINT, alpha=0.35).patches[
-            0
-        ].set_gid(f"tip:{tip}")
+        middle, width = (i + 0.5) / N_BINS, 0.95 / N_BINS
+        axes.bar(middle, count / total, width, color=FAINT, alpha=0.35, gid=f"tip:{tip}")
     line(axes, [0, 1], [0, 1], FAINT, width=1.3, dash="4 4")
-    filled = np.flatnonzero(result.counts)
-    xs, ys = result.mean_scores[filled].tolist(), result.hit_rates[filled].tolist()
-    line(axes, xs, ys, colour)
-    for x, y, i in zip(xs, ys, filled.tolist(), strict=True):
-        tip = f"score {x:.2f} on average, {y:.2f} right, {result.counts[i]} detections"
-        point(axes, x, y, colour, tip)
+    filled = result.counts > 0
+    x, y = result.mean_scores[filled].tolist(), result.hit_rates[filled].tolist()
+    tips = [
+        f"score {score:.2f} on average, {rate:.2f} right, {count} detections"
+        for score, rate, count in zip(x, y, result.counts[filled].tolist(), strict=True)
+    ]
+    line(axes, x, y, colour, tips=tips)
     return figure

@@ -112,7 +112,7 @@ def _picture(
     }
 
 
-def jpeg(image: np.ndarray, max_bytes: int = MAX_PICTURE_BYTES) -> bytes:
+def jpeg(image: np.ndarray) -> bytes:
     """A small JPEG of float [H, W, 3] RGB in [0, 1], its sides and quality such that it fits."""
     pixels = Image.fromarray((image.clip(0, 1) * 255).round().astype(np.uint8))
     stream = io.BytesIO()
@@ -120,7 +120,7 @@ def jpeg(image: np.ndarray, max_bytes: int = MAX_PICTURE_BYTES) -> bytes:
         small, stream = pixels.copy(), io.BytesIO()
         small.thumbnail((side, side), Image.Resampling.BOX)
         small.save(stream, "JPEG", quality=quality)
-        if stream.tell() <= max_bytes:
+        if stream.tell() <= MAX_PICTURE_BYTES:
             break
     return stream.getvalue()
 

@@ -39,7 +39,7 @@ def write_run_report(run: RunData) -> Path:
     Raises:
         UserError: A file of the run or of its data is damaged, or the folder cannot be written.
     """
-    measured: dict[str, tuple[str, Callable[[RunData], Content | None]]] = {
+    sections: dict[str, tuple[str, Callable[[RunData], Content | None]]] = {
         "cycles": ("Cycles", _cycles),
         "label-efficiency": ("Label efficiency", _curves),
         "froc": ("Sensitivity and false positives (FROC)", _froc),
@@ -48,23 +48,16 @@ def write_run_report(run: RunData) -> Path:
         "bought": ("What was bought", bought),
         "pseudo-labels": ("Pseudo-labels", pseudo_labels),
         "calibration": ("Calibration", _calibration),
-    }
-    always: dict[str, tuple[str, Callable[[RunData], Content | None]]] = {
         "time": ("Time per stage", _time),
         "reproduce": ("How to reproduce", lambda run: {}),
     }
     made = {
         name: (heading, content)
-        for name, (heading, make) in ((measured if run.rows else {}) | always).items()
-        if (content := make(run)) is not None
+        for name, (heading, make) in sections.items()
+        if (run.rows or name in ("time", "reproduce")) and (content := make(run)) is not None
     }
-    page = render(
-        "run.html.j2",
-        title=str(run.config["name"]),
-        run=run,
-        metrics=headline_metrics(run.rows),
-        sections=made,
-    )
+    title, metrics = str(run.config["name"]), headline_metrics(run.rows)
+    page = render("run.html.j2", title=title, run=run, metrics=metrics, sections=made)
     return write_page(run.folder.report, page)
 
 
@@ -97,19 +90,14 @@ def _curves(run: RunData) -> Content:
     colour, dashes = colour_of(run.strategy), ("", "6 3")
     metrics = headline_metrics(run.rows)
     scores = [Score(*metric, colour, dash) for metric, dash in zip(metrics, dashes, strict=False)]
-    charts = [
-        (
-            to_svg(
-                learning_curve(run.rows, scores, f"labelled_{unit}"),
-                f"Metrics of the test images against labelled {unit}",
-            ),
-            f"Against labelled {unit}.",
-        )
-        for unit in ("images", "boxes")
-    ]
+    charts = []
+    for unit in ("images", "boxes"):
+        chart = learning_curve(run.rows, scores, f"labelled_{unit}")
+        svg = to_svg(chart, f"Metrics of the test images against labelled {unit}")
+        charts.append((svg, f"Against labelled {unit}."))
     return {
         "charts": charts,
-        "legend": [(score.name, score.colour, score.dash) for score in scores],
+        "legend": [look for _, *look in scores],
         "has_mean": "test_sens_mean" in dict(metrics),
     }
 

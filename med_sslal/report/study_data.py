@@ -13,37 +13,23 @@ from med_sslal.utils.util import check_version, read_json
 
 @dataclass(frozen=True)
 class StudyData:
-    """A study, for its report.
+    """A study, for its report."""
 
-    Attributes:
-        folder: Its folder; the run of an arm and seed lies in `arm/sSEED`.
-        name: Its name.
-        metrics: The compared columns of a run's rows; the first is the one that is drawn.
-        baselines: The arms that the others are held against.
-        full: The arm of full supervision, None without one.
-        seeds: One run of every arm for each.
-        strategies: Arm, in order, to the keys that it changes.
-        shared: Keys that all arms change, and the config that they start from.
-        config: The resolved config of the first arm.
-        rows: Arm to seed to the measured cycles of its run.
-        finished: Arms and seeds whose runs have ended.
-        families: Metric to baseline to what `Family.to_json` gave; empty before the comparison.
-        notes: What a reader must know of how the runs were made.
-    """
-
-    folder: Path
+    folder: Path  # The run of an arm and seed lies in `arm/sSEED`.
     name: str
-    metrics: tuple[str, ...]
-    baselines: tuple[str, ...]
-    full: str | None
-    seeds: tuple[int, ...]
-    strategies: Mapping[str, Mapping[str, Any]]
-    shared: Mapping[str, Any]
-    config: Mapping[str, Any]
+    metrics: tuple[str, ...]  # The compared columns of a run's rows; the first is drawn.
+    baselines: tuple[str, ...]  # The arms that the others are held against.
+    full: str | None  # The arm of full supervision.
+    seeds: tuple[int, ...]  # One run of every arm for each.
+    strategies: Mapping[str, Mapping[str, Any]]  # Arm, in order, to the keys that it changes.
+    shared: Mapping[str, Any]  # Keys that all arms change, and the config that they start from.
+    config: Mapping[str, Any]  # The resolved config of the first arm.
+    # Arm to seed to the measured cycles of its run.
     rows: Mapping[str, Mapping[int, list[Mapping[str, Any]]]]
-    finished: frozenset[tuple[str, int]]
+    finished: frozenset[tuple[str, int]]  # Arms and seeds whose runs have ended.
+    # Metric to baseline to what `Family.to_json` gave; empty before the comparison.
     families: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # What a reader must know of how the runs were made.
 
     @property
     def metric(self) -> str:

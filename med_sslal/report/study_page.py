@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from med_sslal.report.charts import band, line, new_chart, point, to_svg
+from med_sslal.report.charts import band, line, new_chart, to_svg
 from med_sslal.report.colours import INK, styles
 from med_sslal.report.pages import render, write_page
 from med_sslal.report.study_data import StudyData
@@ -36,22 +36,15 @@ def write_study_report(study: StudyData) -> Path:
     if not study.families:
         for name in (*UNITS, "matrix"):
             del sections[name]
-    page = render(
-        "study.html.j2",
-        title=study.name,
-        study=study,
-        sections=sections,
-    )
+    page = render("study.html.j2", title=study.name, study=study, sections=sections)
     return write_page(study.folder / REPORT, page)
 
 
 def _curves(study: StudyData) -> Content:
     """Label-efficiency curves against images and boxes."""
-    looks = styles(study.arms)
-    charts = [
-        (_curve_chart(study, unit, column, looks), f"Against labelled {unit}.")
-        for unit, column in UNITS.items()
-    ]
+    looks, charts = styles(study.arms), []
+    for unit, column in UNITS.items():
+        charts.append((_curve_chart(study, unit, column, looks), f"Against labelled {unit}."))
     legend = [(arm, *looks[arm]) for arm in study.arms]
     if study.full is not None and study.rows[study.full]:
         legend.append((f"{study.full} supervision, mean", INK, _FULL_DASH))
@@ -62,19 +55,13 @@ def _curves(study: StudyData) -> Content:
 
 def _curve_chart(study: StudyData, unit: str, column: str, looks: Looks) -> Markup:
     """All arms against one count of labels."""
-    singles = {
-        (arm, seed): [(r[column], r[study.metric]) for r in rows if r.get(study.metric) is not None]
-        for arm in study.arms
-        for seed, rows in study.rows[arm].items()
-    }
-    name = _spoken(study.metric)
-    figure, axes = new_chart(f"labelled {unit}", name)
+    figure, axes = new_chart(f"labelled {unit}", _spoken(study.metric))
     full = _full_mean(study, study.metric)
     if full is not None:
         axes.axhline(full, color=INK, linewidth=1.4, linestyle=(0, (1, 3)))
-    for (arm, _), points in singles.items():
-        if points:
-            x, y = zip(*points, strict=True)
+    for arm, rows in [(name, own) for name in study.arms for own in study.rows[name].values()]:
+        if known := [row for row in rows if row.get(study.metric) is not None]:
+            x, y = ([row[key] for row in known] for key in (column, study.metric))
             line(axes, x, y, looks[arm][0], width=1, alpha=0.3)
     means = study.results[unit]["arms"] if unit in study.results else {}
     for arm, result in means.items():
@@ -82,12 +69,10 @@ def _curve_chart(study: StudyData, unit: str, column: str, looks: Looks) -> Mark
         x, y, low, high = (result["curve"][key] for key in ("labels", "values", "low", "high"))
         if low is not None and len(x) > 1:
             band(axes, x, low, high, colour)
-        line(axes, x, y, colour, width=2.4, dash=dash)
+        tips = [f"{arm}: {top:.3f} with {at:g} {unit}" for at, top in zip(x, y, strict=True)]
         # Counted in boxes, every seed has points of its own, and none is measured for all.
-        if len(x) <= max(map(len, study.rows[arm].values())):
-            for labels, height in zip(x, y, strict=True):
-                tip = f"{arm}: {height:.3f} with {labels:g} {unit}"
-                point(axes, labels, height, colour, tip)
+        measured = len(x) <= max(map(len, study.rows[arm].values()))
+        line(axes, x, y, colour, width=2.4, dash=dash, tips=tips if measured else ())
     return to_svg(figure, f"{study.metric} of every arm against labelled {unit}")
 
 
@@ -112,28 +97,17 @@ def _comparison(study: StudyData, unit: str) -> Content:
         results = {baseline: family[unit] for baseline, family in families.items()}
         first = next(iter(results.values()))
         goals = next(iter(first["arms"].values()))["goals"]
-        tables.append(
-            {
-                "metric": metric,
-                "name": _spoken(metric),
-                "results": results,
-                "first": first,
-                "fractions": [goal["fraction"] for goal in goals],
-                "scale": _scale(results),
-                "full": _full_mean(study, metric),
-            }
-        )
+        table = {"metric": metric, "name": _spoken(metric), "results": results, "first": first}
+        table |= {"scale": _scale(results), "full": _full_mean(study, metric)}
+        tables.append({**table, "fractions": [goal["fraction"] for goal in goals]})
     return {"unit": unit, "tables": tables}
 
 
 def _scale(results: Mapping[str, Mapping[str, Any]]) -> tuple[float, float]:
     """Ends of one scale for all differences of a table, with 0 in it."""
-    values = [0.0]
-    for result in results.values():
-        for arm in result["arms"].values():
-            if arm["comparison"]:
-                area = arm["comparison"]["area"]
-                values += [area["value"], *(area["interval"] or ())]
+    arms = [arm for result in results.values() for arm in result["arms"].values()]
+    areas = [arm["comparison"]["area"] for arm in arms if arm["comparison"]]
+    values = [0.0, *(end for own in areas for end in (own["value"], *(own["interval"] or ())))]
     low, high = min(values), max(values)
     margin = 0.04 * (high - low) or 0.5
     return low - margin, high + margin
@@ -141,9 +115,9 @@ def _scale(results: Mapping[str, Mapping[str, Any]]) -> tuple[float, float]:
 
 def _reports(study: StudyData) -> dict[tuple[str, int], str]:
     """Arm and seed to the address of the run's own report, where there is one."""
-    jobs = [(arm, seed) for arm in study.strategies for seed in study.seeds]
     return {
         (arm, seed): f"{arm}/s{seed}/{REPORT}"
-        for arm, seed in jobs
+        for arm in study.strategies
+        for seed in study.seeds
         if run_folder(study.folder, arm, seed).report.is_file()
     }

@@ -21,19 +21,12 @@ Rows = dict[str, dict[int, list[dict[str, Any]]]]
 
 @dataclass(frozen=True)
 class Family:
-    """All arms held against one baseline by one metric; p is corrected inside of it.
+    """All arms held against one baseline by one metric; p is corrected inside of it."""
 
-    Attributes:
-        metric: Column of a run's rows.
-        baseline: The arm that the others are held against.
-        results: Axis (images, boxes) to the comparison.
-        sentences: The verdict, of labels counted in images.
-    """
-
-    metric: str
+    metric: str  # Column of a run's rows.
     baseline: str
-    results: Mapping[str, StudyResult]
-    sentences: tuple[str, ...]
+    results: Mapping[str, StudyResult]  # By axis (images, boxes).
+    sentences: tuple[str, ...]  # The verdict, of labels counted in images.
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

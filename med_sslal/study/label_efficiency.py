@@ -7,6 +7,7 @@ Shape shorthand: B draws, S seeds, G label counts.
 """
 
 from collections.abc import Collection, Mapping
+from itertools import permutations
 
 import numpy as np
 
@@ -85,16 +86,12 @@ def compare_arms(
         DataError: The baseline is missing, or arms differ in their seeds or in where they start.
     """
     curves = {arm: dict(sorted(by_seed.items())) for arm, by_seed in curves.items()}
-    ranges = _ranges(curves, baseline)
-    bootstrap = Bootstrap(draws, seed)
+    ranges, bootstrap = _ranges(curves, baseline), Bootstrap(draws, seed)
     inside = {
         arm: {s: _between(curve, *ranges[s]) for s, curve in by_seed.items()}
         for arm, by_seed in curves.items()
     }
-    areas = {
-        arm: {s: normalised_area(curve) for s, curve in by_seed.items()}
-        for arm, by_seed in inside.items()
-    }
+    areas = {arm: {s: normalised_area(own[s]) for s in own} for arm, own in inside.items()}
     comparisons = _comparisons(inside, areas, baseline, bootstrap)
     arms = {
         arm: ArmResult(
@@ -140,11 +137,7 @@ def _range(curves: Collection[Curve]) -> Interval:
 def _notes(curves: Curves, ranges: Mapping[int, Interval], unit: str) -> tuple[str, ...]:
     """What a reader must know before reading the numbers."""
     notes = []
-    if any(
-        (curve.labels[0], curve.labels[-1]) != ranges[s]
-        for by_seed in curves.values()
-        for s, curve in by_seed.items()
-    ):
+    if any(_range([own[s]]) != ranges[s] for own in curves.values() for s in own):
         notes.append(
             f"areas and last scores of a seed are taken over the {unit} that all its arms cover; "
             "longer curves are cut there"
@@ -296,13 +289,9 @@ def _saving(arm: Collection[Curve], baseline: Collection[Curve], bootstrap: Boot
 
 def _matrix(areas: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, tuple[int, int, int]]]:
     """Arm to other arm to seeds with a larger, equal (within TIE) and smaller area."""
-
-    def count(mine: Mapping[int, float], other: Mapping[int, float]) -> tuple[int, int, int]:
-        differences = np.array([mine[s] - other[s] for s in mine])
+    matrix: dict[str, dict[str, tuple[int, int, int]]] = {arm: {} for arm in areas}
+    for mine, other in permutations(areas, 2):
+        differences = np.array([areas[mine][s] - areas[other][s] for s in areas[mine]])
         wins, losses = int((differences > TIE).sum()), int((differences < -TIE).sum())
-        return wins, len(differences) - wins - losses, losses
-
-    return {
-        arm: {other: count(mine, areas[other]) for other in areas if other != arm}
-        for arm, mine in areas.items()
-    }
+        matrix[mine][other] = (wins, len(differences) - wins - losses, losses)
+    return matrix

@@ -26,19 +26,13 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one finished run gave.
+    """What one finished run gave."""
 
-    Attributes:
-        config_hash: Of `settings_hash`.
-        machine: `commit`, `torch`, `cpu`, `cpu_capability` and `gpu`, None where not known.
-        rows: A row of the run's summary for each cycle.
-        cycles: For each cycle the ids of its `query`, `seconds` by stage, and `finds` (what the
-            criterion found on validation), where the run has them.
-    """
-
-    config_hash: str
-    machine: Mapping[str, Any]
-    rows: Rows
+    config_hash: str  # Of `settings_hash`.
+    machine: Mapping[str, Any]  # Names of _MACHINE, None where not known.
+    rows: Rows  # A row of the run's summary for each cycle.
+    # For each cycle the ids of its `query`, `seconds` by stage, and `finds` (what the criterion
+    # found on validation), where the run has them.
     cycles: Sequence[Mapping[str, Any]]
 
     @classmethod
@@ -58,14 +52,9 @@ class Outcome:
 
 @dataclass
 class ResultsFile:
-    """A file of outcomes, that of an arm and seed once; others of it are kept as they are.
+    """A file of outcomes, that of an arm and seed once; others of it are kept as they are."""
 
-    Attributes:
-        path: The file; it need not exist yet.
-        outcomes: Arm and seed to what is in it.
-    """
-
-    path: Path
+    path: Path  # It need not exist yet.
     outcomes: dict[tuple[str, int], Outcome] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

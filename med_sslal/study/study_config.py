@@ -57,31 +57,18 @@ STUDY_SCHEMA: tuple[Key, ...] = (
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """A checked study.
-
-    Attributes:
-        folder: `save_dir/name`.
-        seeds: One run of every arm for each.
-        metrics: Columns of a run's rows that are compared.
-        baselines: Arms that the others are held against.
-        arms: Arm to its config with the first seed.
-        source: The file, for messages.
-        base: The run config it starts from.
-        changes: What every run changes in it.
-        strategies: What each arm changes besides.
-        registries: As for ConfigParser.
-    """
+    """A checked study."""
 
     name: str
-    folder: Path
-    seeds: tuple[int, ...]
-    metrics: tuple[str, ...]
-    baselines: tuple[str, ...]
-    arms: Mapping[str, ConfigParser]
-    source: str
-    base: Path
-    changes: tuple[Override, ...]
-    strategies: Mapping[str, tuple[Override, ...]]
+    folder: Path  # `save_dir/name`.
+    seeds: tuple[int, ...]  # One run of every arm for each.
+    metrics: tuple[str, ...]  # Columns of a run's rows that are compared.
+    baselines: tuple[str, ...]  # Arms that the others are held against.
+    arms: Mapping[str, ConfigParser]  # With the first seed.
+    source: str  # The file, for messages.
+    base: Path  # The run config it starts from.
+    changes: tuple[Override, ...]  # What every run changes in it.
+    strategies: Mapping[str, tuple[Override, ...]]  # What each arm changes besides.
     registries: Registries
 
     @property

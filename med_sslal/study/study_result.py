@@ -21,17 +21,14 @@ Interval = tuple[float, float]
 class Curve:
     """One learning curve: the score after each cycle of one run.
 
-    Attributes:
-        labels: Labels bought by each cycle, never falling. Where a cycle bought nothing on this
-            axis (images without a box, counted in boxes), its later value stands for the point.
-        values: Score at these, higher = better.
-
     Raises:
         DataError: No point, unequal lengths, a number that is not finite, or falling labels.
     """
 
+    # Labels bought by each cycle, never falling. Where a cycle bought nothing on this axis (images
+    # without a box, counted in boxes), its later value stands for the point.
     labels: tuple[float, ...]
-    values: tuple[float, ...]
+    values: tuple[float, ...]  # Score at these, higher = better.
 
     def __post_init__(self) -> None:
         """Validate once."""
@@ -63,42 +60,30 @@ class Estimate:
 
 @dataclass(frozen=True)
 class MeanCurve:
-    """Mean of an arm's curves at every label count where one of them has a point.
+    """Mean of an arm's curves at every label count where one of them has a point."""
 
-    Attributes:
-        labels: The label counts that lie inside the range of ALL seeds of the arm, rising; empty
-            where they share none (few and different boxes).
-        values: Mean over seeds; curves without a point there are interpolated linearly.
-        low: Lower end of the interval, per point; None where there is none.
-        high: Upper end.
-    """
-
+    # Those that lie inside the range of ALL seeds of the arm, rising; empty where they share none
+    # (few and different boxes).
     labels: tuple[float, ...]
-    values: tuple[float, ...]
-    low: tuple[float, ...] | None
+    values: tuple[float, ...]  # Curves without a point there are interpolated linearly.
+    low: tuple[float, ...] | None  # Lower end of the interval, per point; None where there is none.
     high: tuple[float, ...] | None
 
 
 @dataclass(frozen=True)
 class Goal:
-    """Labels that an arm needs for a fraction of the full-supervision score.
+    """Labels that an arm needs for a fraction of the full-supervision score."""
 
-    Attributes:
-        fraction: 0.9 or 0.95.
-        per_seed: Seed to labels at the first crossing of `fraction` x that seed's full score; None
-            where the budget ended before (censored). Seeds without a full score above 0 are absent.
-        median: Over these seeds, censored ones counted as infinite; None where it is censored.
-        n_censored: Seeds that did not reach it.
-        budget: The smallest budget among these seeds; a censored median lies above it.
-        mean_curve: First crossing of the mean curve of these seeds and `fraction` x their mean full
-            score; None where censored or without a seed.
-    """
-
-    fraction: float
+    fraction: float  # 0.9 or 0.95.
+    # Seed to labels at the first crossing of `fraction` x that seed's full score; None where the
+    # budget ended before (censored). Seeds without a full score above 0 are absent.
     per_seed: Mapping[int, float | None]
+    # Over these seeds, censored ones counted as infinite; None where it is censored.
     median: float | None
-    n_censored: int
-    budget: float | None
+    n_censored: int  # Seeds that did not reach it.
+    budget: float | None  # The smallest among these seeds; a censored median lies above it.
+    # First crossing of the mean curve of these seeds and `fraction` x their mean full score; None
+    # where censored or without a seed.
     mean_curve: float | None
 
 
@@ -107,84 +92,58 @@ class Saving:
     """Labels that an arm needs less than the baseline for the baseline's last score.
 
     Both are first crossings of the mean curves, so that a bump helps neither side.
-
-    Attributes:
-        value: Baseline's crossing minus the arm's, positive = labels saved; None where the arm does
-            not reach that score inside the range of all seeds, or where there is no such range.
-        interval: Of the value; an end is None where the score is not reached there.
     """
 
+    # Baseline's crossing minus the arm's, positive = labels saved; None where the arm does not get
+    # to that score inside the range of all seeds, or where there is no such range.
     value: float | None
+    # An end is None where the score is not reached there.
     interval: tuple[float | None, float | None] | None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm minus the baseline, paired by seed.
-
-    Attributes:
-        area: Difference of the normalised areas: the verdict.
-        last: Difference of the scores at the end of each seed's range (the last budget).
-        p: Two-sided Wilcoxon signed-rank p of `last`.
-        smallest_p: The smallest that so many seeds can reach.
-        p_holm: `p` after Holm's correction over all arms but the baseline.
-        significant: `p_holm` < 0.05; None below 8 seeds.
-        reason: Why `significant` is None.
-    """
+    """One arm minus the baseline, paired by seed."""
 
     seeds: tuple[int, ...]
-    area: Estimate
-    last: Estimate
-    p: float
-    smallest_p: float
-    p_holm: float
-    significant: bool | None
-    reason: str | None
+    area: Estimate  # Difference of the normalised areas: the verdict.
+    last: Estimate  # Of the scores at the end of each seed's range (the last budget).
+    p: float  # Two-sided Wilcoxon signed-rank p of `last`.
+    smallest_p: float  # The smallest that so many seeds can reach.
+    p_holm: float  # `p` after Holm's correction over all arms but the baseline.
+    significant: bool | None  # `p_holm` < 0.05; None below 8 seeds.
+    reason: str | None  # Why `significant` is None.
     saving: Saving
 
 
 @dataclass(frozen=True)
 class ArmResult:
-    """One arm: its seeds, rising, their mean curve, and their normalised areas with the mean.
-
-    Attributes:
-        goals: Labels to 90 % and 95 % of full supervision; empty where that was not measured.
-        comparison: Against the baseline; None for the baseline itself.
-    """
+    """One arm: its seeds, rising, their mean curve, and their normalised areas with the mean."""
 
     seeds: tuple[int, ...]
     curve: MeanCurve
     areas: Mapping[int, float]
     area: Estimate
+    # Labels to 90 % and 95 % of full supervision; empty where that was not measured.
     goals: tuple[Goal, ...]
-    comparison: Comparison | None
+    comparison: Comparison | None  # Against the baseline; None for the baseline itself.
 
 
 @dataclass(frozen=True)
 class StudyResult:
-    """All arms of a study on one axis.
+    """All arms of a study on one axis."""
 
-    Attributes:
-        baseline: The arm that the others are compared with.
-        unit: What the x-axis counts, for example "images".
-        ranges: Seed to the labels that all its arms cover: areas and last scores are taken in it.
-        arms: In the order given.
-        matrix: Arm to arm to (wins, ties, losses) over the seeds, by area.
-        full: Seed to the full-supervision score; None where not measured.
-        notes: What a reader must know: curves cut, a single seed.
-        draws: Bootstrap draws.
-        seed: Of the bootstrap.
-    """
-
-    baseline: str
-    unit: str
+    baseline: str  # The arm that the others are compared with.
+    unit: str  # What the x-axis counts, for example "images".
+    # Seed to the labels that all its arms cover: areas and last scores are taken in it.
     ranges: Mapping[int, Interval]
-    arms: Mapping[str, ArmResult]
+    arms: Mapping[str, ArmResult]  # In the order given.
+    # Arm to arm to (wins, ties, losses) over the seeds, by area.
     matrix: Mapping[str, Mapping[str, tuple[int, int, int]]]
-    full: Mapping[int, float] | None
-    notes: tuple[str, ...]
-    draws: int
-    seed: int
+    full: Mapping[int, float] | None  # Seed to the full-supervision score; None where not measured.
+    notes: tuple[str, ...]  # What a reader must know: curves cut, a single seed.
+    draws: int  # Of the bootstrap.
+    seed: int  # Of the bootstrap.
 
     @property
     def label_range(self) -> Interval:
