@@ -1,6 +1,7 @@
 """COCO: one JSON file for all images, or one per split; read and written."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -68,15 +69,7 @@ class COCO(BaseDataset):
                 "dataset.args.images"
             )
 
-        def find(entry: dict[str, Any], name: str, where: str) -> ImageInfo:
-            file = inside(pictures, name)
-            size = picture_size(file, window)
-            image_id = PurePosixPath(name.replace("\\", "/")).with_suffix("").as_posix()
-            group = entry.get(group_key) if group_key else image_id
-            if group is None or group == "":
-                raise DataError(f"{where}: it has no '{group_key}' (dataset.args.group_key)")
-            return ImageInfo(image_id, str(group), file.relative_to(folder).as_posix(), size)
-
+        find = partial(_find, folder, pictures, group_key, window)
         bad = BadSamples(on_bad_sample, str(folder))
         names: list[str] = []
         infos: dict[str, ImageInfo] = {}
@@ -94,6 +87,25 @@ class COCO(BaseDataset):
         given = lists if isinstance(annotations, dict) else None
         splits = make_splits(infos, given, eval_split, split_seed)
         super().__init__(PictureImages(folder, infos, splits, window), labels)
+
+
+def _find(
+    folder: Path,
+    pictures: Path,
+    group_key: str | None,
+    window: Window | None,
+    entry: dict[str, Any],
+    name: str,
+    where: str,
+) -> ImageInfo:
+    """The image of an entry, whose file is looked at."""
+    file = inside(pictures, name)
+    size = picture_size(file, window)
+    image_id = PurePosixPath(name.replace("\\", "/")).with_suffix("").as_posix()
+    group = entry.get(group_key) if group_key else image_id
+    if group is None or group == "":
+        raise DataError(f"{where}: it has no '{group_key}' (dataset.args.group_key)")
+    return ImageInfo(image_id, str(group), file.relative_to(folder).as_posix(), size)
 
 
 def load_coco(
@@ -114,15 +126,7 @@ def load_coco(
         part = document.get(key) if isinstance(document, dict) else None
         if not isinstance(part, list) or not all(isinstance(entry, dict) for entry in part):
             raise DataError(f"{path} is no COCO file: it needs a list of objects '{key}'")
-    categories: dict[int, str] = {}
-    for entry in document["categories"]:
-        number, name = entry.get("id"), entry.get("name")
-        if not isinstance(number, int) or not isinstance(name, str):
-            raise DataError(f"{path}: a category needs an id and a name, found {entry}")
-        if number in categories or name in categories.values():
-            raise DataError(f"{path}: two categories have one id or name, found {entry}")
-        categories[number] = name
-    categories = dict(sorted(categories.items()))
+    categories = _categories(path, document["categories"])
     by_number: dict[int, ImageInfo] = {}
     infos: dict[str, ImageInfo] = {}
     for position, entry in enumerate(document["images"]):
@@ -159,6 +163,19 @@ def load_coco(
                 raise DataError(f"{where}: there is no image with id {number}")
             records[by_number[number].image_id].append(_record(entry, categories, where))
     return list(categories.values()), infos, records
+
+
+def _categories(path: Path, entries: list[dict[str, Any]]) -> dict[int, str]:
+    """Id to name, in order of the ids."""
+    categories: dict[int, str] = {}
+    for entry in entries:
+        number, name = entry.get("id"), entry.get("name")
+        if not isinstance(number, int) or not isinstance(name, str):
+            raise DataError(f"{path}: a category needs an id and a name, found {entry}")
+        if number in categories or name in categories.values():
+            raise DataError(f"{path}: two categories have one id or name, found {entry}")
+        categories[number] = name
+    return dict(sorted(categories.items()))
 
 
 def save_coco(path: Path, images: Images, labels: Labels, *, folder: str = ".") -> None:

@@ -58,7 +58,7 @@ class TrainTransform:
     Every change fires by itself in half of the samples, with a strength drawn evenly up to the
     given one; 0 switches it off. What is drawn depends on (seed, epoch, image id) alone, so
     workers, order and resuming change nothing. The defaults suit CT; set `mirror` to false where
-    the side matters.
+    the side matters. ConfigError where albumentations is not installed or `image_size` is no size.
     """
 
     def __init__(
@@ -94,9 +94,6 @@ class TrainTransform:
             blur: Largest sigma of a Gaussian blur in pixels.
             noise: Largest standard deviation of Gaussian noise (values are 0 to 1).
             cutout: Largest number of blackened rectangles, 5 to 15 % of a side each.
-
-        Raises:
-            ConfigError: albumentations is not installed, or image_size is no size.
         """
         self.size, self.seed, self._cutout = _height_width(image_size), seed, cutout
         A, hole = _albumentations(), (0.05, 0.15)

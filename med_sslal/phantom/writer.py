@@ -52,14 +52,7 @@ def generate(
         UserError: An argument is out of range, `out` holds something else, or cannot be written.
         Interrupted: Ctrl-C or SIGTERM came meanwhile; nothing half-made is left.
     """
-    if patients < 3:
-        raise ConfigError(f"patients is {patients}: a phantom needs 3 or more, one per split")
-    if not 64 <= size <= 512:
-        raise ConfigError(f"size is {size}: allowed are 64 to 512 pixels (0.8 mm each)")
-    if not 0 <= hidden_fraction < 0.9:
-        raise ConfigError(f"hidden_fraction is {hidden_fraction}: allowed is 0 to below 0.9")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists and is not empty: name a new folder for the phantom")
+    _check(out, patients, size, hidden_fraction)
     text = describe(patients=patients, size=size, seed=seed, hidden_fraction=hidden_fraction)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +81,18 @@ def generate(
             stop.check()
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+
+
+def _check(out: Path, patients: int, size: int, hidden_fraction: float) -> None:
+    """Raise ConfigError where an argument of `generate` is out of range or `out` is in use."""
+    if patients < 3:
+        raise ConfigError(f"patients is {patients}: a phantom needs 3 or more, one per split")
+    if not 64 <= size <= 512:
+        raise ConfigError(f"size is {size}: allowed are 64 to 512 pixels (0.8 mm each)")
+    if not 0 <= hidden_fraction < 0.9:
+        raise ConfigError(f"hidden_fraction is {hidden_fraction}: allowed is 0 to below 0.9")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists and is not empty: name a new folder for the phantom")
 
 
 def describe(*, patients: int, size: int, seed: int, hidden_fraction: float = 0.0) -> str:
