@@ -107,6 +107,16 @@ def rating_of(helper, record):
     return np.array([own[name] for name in pool.unlabelled])
 
 
+def test_without_any_object_nothing_is_missed(tmp_path):
+    images = {name: detections([0.9], n_classes=2) for name in ("a", "b")}
+    record = write_record(tmp_path / "record", images, n_classes=2)
+    empty = Annotation(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
+    found = record_mistakes(record, dict.fromkeys(images, empty), {n: info(n) for n in images})
+    assert found.false_positives.tolist() == [1.0, 1.0]
+    for amounts in (found.missed, found.loose_boxes, found.box_loss):
+        assert amounts.dtype == np.float64 and amounts.tolist() == [0.0, 0.0]
+
+
 def test_what_is_the_same_for_all_has_no_correlation(tmp_path):
     """Without a detection every object is missed, no box is false, and entropy sees one value."""
     images, truth, _ = made(tmp_path / "first", 0, n_images=5)

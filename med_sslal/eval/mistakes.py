@@ -47,7 +47,9 @@ def mistakes(table: Columns) -> Mistakes:
     false = (best_of_detection < FOUND_IOU) & ~in_ignore_region(table)[sure]
 
     def per_image(image: np.ndarray, amount: np.ndarray) -> np.ndarray:
-        return np.bincount(image, amount.astype(np.float64), minlength=len(table.image_ids))
+        # Without any it would count, in whole numbers.
+        counts = np.bincount(image, amount.astype(np.float64), minlength=len(table.image_ids))
+        return counts.astype(np.float64)
 
     n_found = per_image(gt_image, found)
     lost = per_image(gt_image, found * (1 - best_of_object))
