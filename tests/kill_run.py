@@ -44,7 +44,7 @@ STAGES = (
 )
 # The innermost of these that is being executed tells the stage.
 PLACES = {
-    "train": "start",
+    "run": "start",
     "resume": "start",
     "CycleLoop.run": "between",
     "CycleLoop._train": "train",
@@ -54,7 +54,6 @@ PLACES = {
     "ActiveLearningHelper.query": "select",
     # selection.json is the receipt for the labels.
     "CycleLoop._query": "label",
-    "CycleLoop._buy": "label",
     "write_detections": "label",
     "write_selection": "label",
     "CycleLoop._pseudo_label": "pseudo-label",
