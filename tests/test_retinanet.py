@@ -274,7 +274,7 @@ def test_a_stopped_run_goes_on_to_the_bit(
     assert run_train("-c", path, "--run-id", "whole") == 0
     with monkeypatch.context() as patch:
         # Within the second epoch of cycle 1.
-        stop_at(patch, 21, None)
+        stop_at(patch, 23, None)
         assert run_train("-c", path, "--run-id", "stopped") == 143
     runs = tmp_path / "runs" / "tiny"
     assert load_checkpoint(runs / "stopped" / "cycle_01" / "checkpoint_last.pth")["batch"] == 1
