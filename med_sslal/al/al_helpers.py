@@ -123,7 +123,8 @@ class ActiveLearningHelper:
         self.seed = seed
         self._initial = initial
         entries = schedule or [{"al_criterion": al_criterion}]
-        self._untils: list[Until] = [entry.get("until") or {} for entry in entries]
+        # Of every entry of the schedule; one without any where there is none.
+        self.untils: list[Until] = [entry.get("until") or {} for entry in entries]
         self._stages = [
             build_stages(entry["al_criterion"], _defaults(args), candidate_factor)
             for entry in entries
@@ -175,11 +176,6 @@ class ActiveLearningHelper:
         """Everything that reads a record."""
         return [reader for stages in self._stages for reader in stages.readers]
 
-    @property
-    def untils(self) -> list[Until]:
-        """The `until` of every entry of the schedule; one without any where there is none."""
-        return self._untils
-
     def at(
         self, cycle: int, num_cycles: int, metrics: Sequence[Mapping[str, Any]] = ()
     ) -> "ActiveLearningHelper":
@@ -191,9 +187,9 @@ class ActiveLearningHelper:
             metrics: Validation metrics by name (`val_sens_mean`) of the models of all cycles up to
                 this one, in order; what else is among them does not matter.
         """
-        place, entry = in_use(self._untils, metrics)
+        place, entry = in_use(self.untils, metrics)
         one, stages = copy(self), self._stages[place]
-        one._untils = [{}]
+        one.untils = [{}]
         one._stages = [replace(stages, selector=stages.selector.at(cycle, num_cycles))]
         one._entry = entry
         return one

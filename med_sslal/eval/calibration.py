@@ -33,7 +33,7 @@ def reliability(
     """Compare the scores of all detections of a split with how often they are right.
 
     A detection is right when it overlaps an object of its class as FROC asks, be it the first to
-    do so or not. Detections that are ignored (see `matching.match`) are left out.
+    do so or not. Detections that are ignored (see `hits.match`) are left out.
     The arguments are those of `froc.sensitivity_k_fps`.
 
     Raises:

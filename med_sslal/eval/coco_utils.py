@@ -74,7 +74,7 @@ def to_coco_objects(table: Columns) -> tuple[dict[str, Any], dict[str, Any]]:
     """The two data sets that pycocotools compares: annotated boxes and detections.
 
     Every id starts at 1, because pycocotools takes the id 0 for "unmatched". Each ignore region
-    becomes a crowd region of EVERY class, as it is in `matching.match`.
+    becomes a crowd region of EVERY class, as it is in `hits.match`.
     """
     common = {
         "images": [{"id": number} for number in range(1, len(table.image_ids) + 1)],

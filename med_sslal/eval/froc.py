@@ -1,7 +1,7 @@
 """FROC: sensitivity at k false positives per image, with one score threshold for the whole set.
 
 All detections of the split are pooled. A detection finds every lesion of its class that it overlaps
-by IoU >= 0.5; a repeat on a found lesion, and a detection that is ignored (see `matching.match`),
+by IoU >= 0.5; a repeat on a found lesion, and a detection that is ignored (see `hits.match`),
 count neither way; any other is a false positive. Detections of equal score enter as one block.
 Sensitivity at k is the largest recall with k or fewer false positives per image, over all images.
 """

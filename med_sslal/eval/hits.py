@@ -24,9 +24,8 @@ class Matches(NamedTuple):
     # float32 [G], best score among the detections that overlap the lesion, -inf where none does and
     # for ignore regions: it is found at every threshold up to this.
     found_score: np.ndarray
-    hit: (
-        np.ndarray
-    )  # bool [D], the detection overlaps a lesion of its class, be it the first or not.
+    # bool [D], the detection overlaps a lesion of its class, be it the first or not.
+    hit: np.ndarray
     false_positive: np.ndarray  # bool [D], it overlaps none and is not ignored.
 
 

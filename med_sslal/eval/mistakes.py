@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from med_sslal.eval.eval_utils import Columns
-from med_sslal.eval.hits import in_ignore_region
-from med_sslal.utils.boxes import paired_iou, pairs
+from med_sslal.eval.hits import in_ignore_region, overlapping
 
 MIN_SCORE = 0.3
 """Detections with a lower score do not count."""
@@ -37,14 +36,13 @@ def mistakes(table: Columns) -> Mistakes:
     """Count the mistakes of the detections with a score of MIN_SCORE or more, of any class."""
     sure = np.flatnonzero(table.det_scores >= np.float32(MIN_SCORE))
     objects = np.flatnonzero(~table.gt_ignore)
+    touches, best = np.zeros(len(table.det_labels), dtype=bool), np.zeros(len(table.gt_labels))
+    for det, gt, overlap in overlapping(table, sure, objects, least=FOUND_IOU, any_class=True):
+        touches[det] = True
+        np.maximum.at(best, gt, overlap)
+    best = best[objects]
+    found, false = best > 0, ~(touches | in_ignore_region(table))[sure]
     det_image, gt_image = table.det_image[sure], table.gt_image[objects]
-    best_of_detection, best_of_object = np.zeros(len(sure)), np.zeros(len(objects))
-    for det, gt in pairs(det_image, gt_image):
-        overlap = paired_iou(table.det_boxes[sure[det]], table.gt_boxes[objects[gt]])
-        np.maximum.at(best_of_detection, det, overlap)
-        np.maximum.at(best_of_object, gt, overlap)
-    found = best_of_object >= FOUND_IOU
-    false = (best_of_detection < FOUND_IOU) & ~in_ignore_region(table)[sure]
 
     def per_image(image: np.ndarray, amount: np.ndarray) -> np.ndarray:
         # Without any it would count, in whole numbers.
@@ -52,10 +50,10 @@ def mistakes(table: Columns) -> Mistakes:
         return counts.astype(np.float64)
 
     n_found = per_image(gt_image, found)
-    lost = per_image(gt_image, found * (1 - best_of_object))
+    lost = per_image(gt_image, found * (1 - best))
     return Mistakes(
         missed=per_image(gt_image, ~found),
         false_positives=per_image(det_image, false),
-        loose_boxes=per_image(gt_image, found & (best_of_object < TIGHT_IOU)),
+        loose_boxes=per_image(gt_image, found & (best < TIGHT_IOU)),
         box_loss=np.divide(lost, n_found, out=np.zeros_like(lost), where=n_found > 0),
     )
