@@ -26,7 +26,6 @@ from med_sslal.study.finish import Family
 from med_sslal.study.label_efficiency import compare_arms
 from med_sslal.study.study_result import Curve
 from med_sslal.study.verdict import verdict
-from med_sslal.trainer.results import note_seconds
 from med_sslal.trainer.run_folder import CycleFolder, RunFolder
 from med_sslal.utils.util import write_json
 
@@ -105,7 +104,7 @@ def _measure(
     )  # fmt: skip
     test["values"]["loss"] = 0.5
     write_json(cycle / "training.json", {"steps": 5, "best_epoch": 1, "seconds": 60.0})
-    note_seconds(CycleFolder(cycle), "evaluation", 30.0)
+    CycleFolder(cycle).note_seconds("evaluation", 30.0)
     write_json(cycle / "predictions.json", to_coco_predictions(found, dataset.images.infos, names))
     low, high = test["intervals"]["sens_mean"] or (None, None)
     bought = [dataset.labels.annotations[name] for name in pool.labelled]
@@ -174,7 +173,7 @@ def _query(
     content = json.loads(path.read_text())
     content["categories"] = to_coco_predictions({}, {}, names)["categories"]
     write_json(path, content)
-    note_seconds(CycleFolder(cycle), "selection", 0.5)
+    CycleFolder(cycle).note_seconds("selection", 0.5)
     write_selection(cycle / "selection.json", selection, number, record.header)
     return pool.label(taken)
 

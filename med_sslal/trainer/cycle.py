@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.pool import Pool
 from med_sslal.al.purchase import purchase
 from med_sslal.al.record import PoolRecord
@@ -20,13 +19,13 @@ from med_sslal.base.types import Annotation
 from med_sslal.eval.coco_utils import from_coco_predictions, to_coco_predictions
 from med_sslal.ssl.pseudo_labels import PseudoLabels
 from med_sslal.trainer.finds import note_finds
-from med_sslal.trainer.inference import header_of, predict_split, score
+from med_sslal.trainer.inference import header_of, predict_split, score_best
 from med_sslal.trainer.initial_set import initial_set
 from med_sslal.trainer.remote_calls import help_out, together
-from med_sslal.trainer.results import cycle_row, measured, note_seconds, pseudo_quality
+from med_sslal.trainer.results import measured, write_metrics
 from med_sslal.trainer.run_folder import CycleFolder, RunFolder
 from med_sslal.trainer.setup import RunSetup
-from med_sslal.trainer.train_cycle import load_best, train_cycle
+from med_sslal.trainer.train_cycle import train_cycle
 from med_sslal.utils.distributed import naming_lost_peers
 from med_sslal.utils.interrupt import Interrupted, StopRequest
 from med_sslal.utils.util import read_json, stable_hash, write_json
@@ -72,7 +71,6 @@ class CycleLoop:
     """Walks through the cycles of a run, in rank 0 (see `run_cycles`)."""
 
     def __init__(self, setup: RunSetup, run: RunFolder, stop: StopRequest) -> None:
-        """Prepare the walk."""
         self._setup, self._run, self._stop = setup, run, stop
 
     def run(self) -> list[dict[str, Any]]:
@@ -130,12 +128,9 @@ class CycleLoop:
             self._setup,
             self._stop,
             folder=folder,
-            cycle=state.number,
             labels=self._labels(state),
             pseudo=state.pseudo.labels if state.pseudo else {},
             pool=state.pool,
-            initial=self._run.initial,
-            before=self._run.cycle(state.number - 1) if state.number else None,
         )
         # First: nothing comes back to them once the training has ended.
         if self._setup.settings.keep_checkpoints != "all":
@@ -172,7 +167,7 @@ class CycleLoop:
             row: dict[str, Any] = read_json(folder.metrics)["row"]
             return row
         setup, started = self._setup, time.monotonic()
-        weights = load_best(folder)["model"]
+        weights = folder.load_best()["model"]
         results: dict[str, Any] = {}
         for split in ("val", "test"):
             found, loss = together(
@@ -188,20 +183,8 @@ class CycleLoop:
             content = to_coco_predictions(found, setup.images.infos, setup.class_names)
             write_json(path, content)
         seconds = time.monotonic() - started
-        note_seconds(folder, "evaluation", seconds)
-        quality = pseudo_quality(setup, state.number, state.pseudo)
-        row = cycle_row(
-            setup,
-            number=state.number,
-            labels=self._labels(state),
-            pseudo=state.pseudo,
-            quality=quality,
-            training=read_json(folder.training),
-            results=results,
-            seconds=seconds,
-        )
-        write_json(folder.metrics, {"row": row, **results, "pseudo_quality": quality})
-        return row
+        folder.note_seconds("evaluation", seconds)
+        return write_metrics(setup, folder, self._labels(state), state.pseudo, results, seconds)
 
     def _query(self, state: CycleState, rows: Sequence[Mapping[str, Any]]) -> CycleState | None:
         """Score the pool, choose the next labels, make pseudo-labels: the next cycle's state.
@@ -213,12 +196,20 @@ class CycleLoop:
         if not folder.queried:
             strategy, oracle = setup.strategy, setup.strategy.oracle
             helper = strategy.helper.at(state.number, strategy.num_cycles, rows)
-            record = self._score(state, helper)
+            record = score_best(
+                setup,
+                self._stop,
+                folder,
+                helper,
+                pool=state.pool,
+                path=folder.record,
+                header=lambda best: header_of(setup, best, self._labels(state)),
+            )
             note_finds(setup, self._stop, folder, record, helper)
             started = time.monotonic()
             positions = slice_positions(setup.images.infos)
             selection = purchase(helper, oracle, record, state.pool, state.number, positions)
-            note_seconds(folder, "selection", time.monotonic() - started)
+            folder.note_seconds("selection", time.monotonic() - started)
             # First: where a selection is, what the report shows of it is there too.
             write_detections(folder.detections, selection, record, setup.images.infos, state.number)
             write_selection(folder.selection, selection, cycle=state.number, header=record.header)
@@ -237,30 +228,6 @@ class CycleLoop:
         pseudo = self._pseudo_label(state, pool, record)
         self._drop_old_records(state.number)
         return CycleState(state.number + 1, pool, pseudo)
-
-    def _score(self, state: CycleState, helper: ActiveLearningHelper) -> PoolRecord:
-        """The one streaming pass of the best model over the unlabelled pool, for one query."""
-        setup, folder = self._setup, self._run.cycle(state.number)
-        if folder.record.exists():
-            return PoolRecord.open(folder.record)
-        best, started = load_best(folder), time.monotonic()
-        record = together(
-            score,
-            setup,
-            self._stop,
-            weights=best["model"],
-            pool=state.pool,
-            path=folder.record,
-            header=header_of(setup, best, self._labels(state)),
-            views=helper.views,
-            columns=helper.columns,
-        )
-        assert record is not None
-        seconds = time.monotonic() - started
-        note_seconds(folder, "scoring", seconds)
-        done = (state.number, len(state.pool.unlabelled), seconds)
-        logger.info("cycle %d: scored %d unlabelled images in %.1f s", *done)
-        return record
 
     def _pseudo_label(
         self, state: CycleState, pool: Pool, record: PoolRecord | None
@@ -281,7 +248,7 @@ class CycleLoop:
             self._labels(state),
             seed=stable_hash(setup.seed, "pseudo", state.number),
         )
-        note_seconds(folder, "pseudo_labels", time.monotonic() - started)
+        folder.note_seconds("pseudo_labels", time.monotonic() - started)
         for name, stats in pseudo.stats.items():
             found_at, used = thresholds[name], stats.threshold
             capped = f", raised from {found_at:.3f} by density_cap" if used > found_at else ""

@@ -1,18 +1,14 @@
 """What the criterion of a run finds, seen on the validation images after each query's pass."""
 
 import logging
-import time
 
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.finds import MISTAKES, finds, record_mistakes, write_finds
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import PoolRecord
-from med_sslal.trainer.inference import score
-from med_sslal.trainer.remote_calls import together
-from med_sslal.trainer.results import note_seconds
+from med_sslal.trainer.inference import score_best
 from med_sslal.trainer.run_folder import CycleFolder
 from med_sslal.trainer.setup import RunSetup
-from med_sslal.trainer.train_cycle import load_best
 from med_sslal.utils.interrupt import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -39,7 +35,17 @@ def note_finds(
         text = "%s: there are no validation images to show what the criterion finds"
         logger.info(text, folder.path.name)
         return
-    record = _score_val(setup, stop, folder, pool_record, helper)
+    record = score_best(
+        setup,
+        stop,
+        folder,
+        helper,
+        pool=Pool((), setup.images.splits["val"]),
+        path=folder.val_record,
+        header=lambda best: pool_record.header,
+        title="scoring the validation images",
+        labelled_of=pool_record.path,
+    )
     rating = helper.rate(record, folder.number)
     truth = record_mistakes(record, setup.split_labels("val"), setup.images.infos)
     found = finds(rating, truth)
@@ -57,32 +63,3 @@ def note_finds(
         found.n_images,
         ", ".join(parts),
     )
-
-
-def _score_val(
-    setup: RunSetup,
-    stop: StopRequest,
-    folder: CycleFolder,
-    pool_record: PoolRecord,
-    helper: ActiveLearningHelper,
-) -> PoolRecord:
-    """The record of the validation images, of the model that scored the pool."""
-    if folder.val_record.exists():
-        return PoolRecord.open(folder.val_record)
-    started = time.monotonic()
-    record = together(
-        score,
-        setup,
-        stop,
-        weights=load_best(folder)["model"],
-        pool=Pool((), setup.images.splits["val"]),
-        path=folder.val_record,
-        header=pool_record.header,
-        title="scoring the validation images",
-        labelled_of=pool_record.path,
-        views=helper.views,
-        columns=helper.columns,
-    )
-    assert record is not None
-    note_seconds(folder, "scoring", time.monotonic() - started, more=True)
-    return record

@@ -79,7 +79,6 @@ class WriteTensorboard(Hook):
     """The values of each epoch, over the steps."""
 
     def __init__(self, writer: TensorboardWriter) -> None:
-        """Take the writer of the training."""
         self._writer = writer
 
     def after_epoch(self, trainer: BaseTrainer, values: Mapping[str, float | None]) -> None:

@@ -1,7 +1,9 @@
 """Running a detector over a split or the pool, in all processes of the run together."""
 
+import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import PoolRecord, RecordHeader
 from med_sslal.al.scoring import SeenBatch, record_pool, see
@@ -19,9 +22,13 @@ from med_sslal.data.dataset import LabelledView, UnlabelledView
 from med_sslal.data.sampler import SequentialBatchSampler
 from med_sslal.logger.progress import track
 from med_sslal.model.inference import stream
+from med_sslal.trainer.remote_calls import together
+from med_sslal.trainer.run_folder import CycleFolder
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.errors import UserError
 from med_sslal.utils.interrupt import StopRequest
+
+logger = logging.getLogger(__name__)
 
 
 def loader_of(
@@ -56,8 +63,7 @@ def predict(
         UserError: The loss of an image is NaN or infinite; the text names the images.
     """
     view: Any = loader.dataset
-    watched = setup.world.watch(loader, stop)
-    batches = track(watched, title, len(loader), show=setup.settings.show_progress)
+    batches = _batches(setup, loader, stop, title)
     own = _seen(stream(model, batches, setup.compute.devices.main, setup.compute.dtype), title)
     seen = {item[0]: item for part in setup.world.merged(own, stop) for item in part}
     if not setup.world.is_main:
@@ -68,6 +74,14 @@ def predict(
     predictions = {image_id: prediction for image_id, prediction, _ in ordered}
     losses = [loss for _, _, loss in ordered if loss is not None]
     return predictions, sum(losses) / len(losses) if losses else None
+
+
+def _batches(
+    setup: RunSetup, loader: BaseDataLoader, stop: StopRequest, title: str
+) -> Iterator[Batch]:
+    """The batches of a loader, with their progress."""
+    watched = setup.world.watch(loader, stop)
+    return track(watched, title, len(loader), show=setup.settings.show_progress)
 
 
 def _seen(
@@ -111,19 +125,8 @@ def score(
 ) -> PoolRecord | None:
     """Score the pool with a detector of these weights; all processes call it.
 
-    Args:
-        setup: The run.
-        stop: Checked between batches.
-        weights: The detector's.
-        pool: What is to be scored.
-        path: Folder of the record.
-        header: What is scored and by what.
-        title: What the progress says.
-        labelled_of: As of `record_pool`, by its folder.
-        **recorded: `views` and `columns` of `record_pool`.
-
-    Returns:
-        The record in rank 0, which writes it, None in the others.
+    `labelled_of` is as of `record_pool`, by its folder, and `recorded` are its `views` and
+    `columns`. Returns the record in rank 0, which writes it, None in the others.
 
     Raises:
         Interrupted: A stop was asked for.
@@ -131,9 +134,8 @@ def score(
     model, world = _detector(setup, weights), setup.world
 
     def seen(ids: Sequence[str], title: str, **more: Any) -> Iterator[SeenBatch]:
-        loader, compute = loader_of(setup, ids, None), setup.compute
-        watched = world.watch(loader, stop)
-        batches = track(watched, title, len(loader), show=setup.settings.show_progress)
+        batches = _batches(setup, loader_of(setup, ids, None), stop, title)
+        compute = setup.compute
         return world.merged(see(model, batches, compute.devices.main, compute.dtype, **more), stop)
 
     streams = seen(pool.unlabelled, title, **recorded), seen(pool.labelled, "labelled images")
@@ -143,6 +145,36 @@ def score(
     for _ in chain(*streams):
         raise AssertionError("only rank 0 gets what is seen")
     return None
+
+
+def score_best(
+    setup: RunSetup,
+    stop: StopRequest,
+    folder: CycleFolder,
+    helper: ActiveLearningHelper,
+    *,
+    pool: Pool,
+    path: Path,
+    header: Callable[[Mapping[str, Any]], RecordHeader],
+    **more: Any,
+) -> PoolRecord:
+    """The record of what a cycle's best model sees for one query, made unless it is there.
+
+    `header` is given the model's checkpoint; `more` goes to `score`.
+    """
+    if path.exists():
+        return PoolRecord.open(path)
+    best, started = folder.load_best(), time.monotonic()
+    what = {"pool": pool, "path": path, "header": header(best), "weights": best["model"]}
+    what |= {"views": helper.views, "columns": helper.columns, **more}
+    record = together(score, setup, stop, **what)
+    assert record is not None
+    seconds = time.monotonic() - started
+    folder.note_seconds("scoring", seconds, more=path != folder.record)
+    if path == folder.record:
+        done = (folder.number, len(pool.unlabelled), seconds)
+        logger.info("cycle %d: scored %d unlabelled images in %.1f s", *done)
+    return record
 
 
 def header_of(

@@ -1,4 +1,4 @@
-"""The table of a run, a row for each cycle; and its stopwatch."""
+"""The table of a run, a row for each cycle."""
 
 import logging
 from collections.abc import Mapping
@@ -15,22 +15,20 @@ from med_sslal.utils.util import read_json, write_json
 logger = logging.getLogger(__name__)
 
 
-def cycle_row(
+def write_metrics(
     setup: RunSetup,
-    *,
-    number: int,
+    folder: CycleFolder,
     labels: Mapping[str, Annotation],
     pseudo: PseudoLabels | None,
-    quality: Mapping[str, Mapping[str, float | None]],
-    training: Mapping[str, Any],
     results: Mapping[str, Any],
     seconds: float,
 ) -> dict[str, Any]:
-    """Line `number` of the table: of a cycle that trained on `labels` and `pseudo`.
+    """Write `metrics.json` of a cycle that trained on `labels` and `pseudo`.
 
-    `quality` is what `pseudo_quality` gave, `training` what `training.json` says, `results` what
-    `evaluate` gave by split, and `seconds` how long that took.
+    `results` is what `measured` gave by split, and `seconds` how long that took. Returns the
+    cycle's line of the table.
     """
+    training, quality = read_json(folder.training), _pseudo_quality(setup, folder.number, pseudo)
     n_boxes = sum(label.n_objects for label in labels.values())
     added = pseudo.labels if pseudo else {}
     values = {
@@ -40,8 +38,8 @@ def cycle_row(
     }
     found = [each["precision"] for each in quality.values() if each["precision"] is not None]
     interval = results["test"]["intervals"].get("sens_mean") or (None, None)
-    return {
-        "cycle": number,
+    row = {
+        "cycle": folder.number,
         "labelled_images": len(labels),
         "labelled_boxes": n_boxes,
         "labelled_seconds": round(setup.strategy.helper.costs.seconds(len(labels), n_boxes), 1),
@@ -55,6 +53,8 @@ def cycle_row(
         "test_sens_mean_high": interval[1],
         "minutes": round((training["seconds"] + seconds) / 60, 3),
     }
+    write_json(folder.metrics, {"row": row, **results, "pseudo_quality": quality})
+    return row
 
 
 def measured(
@@ -67,7 +67,7 @@ def measured(
     return result
 
 
-def pseudo_quality(
+def _pseudo_quality(
     setup: RunSetup, number: int, pseudo: PseudoLabels | None
 ) -> dict[str, dict[str, float | None]]:
     """Precision and recall of a cycle's pseudo-labels by class, from an audit of hidden labels.
@@ -84,13 +84,3 @@ def pseudo_quality(
             told = ", ".join(f"{key} {value:.3f}" for key, value in known.items())
             logger.info("cycle %d: pseudo-labels of %s: %s", number, name, told)
     return {name: quality._asdict() for name, quality in graded.items()}
-
-
-def note_seconds(folder: CycleFolder, stage: str, seconds: float, *, more: bool = False) -> None:
-    """Note in a cycle's folder how long a stage took, or `more` of it, on top of the first part.
-
-    The training is not among the stages: it may be resumed, and its own outcome has the sum.
-    """
-    before = read_json(folder.timing)["seconds"] if folder.timing.exists() else {}
-    seconds += before.get(stage, 0.0) if more else 0.0
-    write_json(folder.timing, {"seconds": {**before, stage: round(seconds, 3)}})

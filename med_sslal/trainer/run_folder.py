@@ -21,8 +21,10 @@ from med_sslal.utils.util import (
     atomic_write,
     csv_text,
     fsync_folder,
+    read_json,
     read_versioned,
     remove_unfinished,
+    write_json,
     write_versioned,
 )
 
@@ -36,7 +38,6 @@ class File:
     """A file, or a folder, of a folder: an attribute that is its path."""
 
     def __init__(self, name: str) -> None:
-        """Name it."""
         self._name = name
 
     def __get__(self, folder: "Folder", kind: type) -> Path:
@@ -48,7 +49,6 @@ class Folder:
     """A folder whose class lists what lies in it."""
 
     def __init__(self, path: Path) -> None:
-        """Take the path; nothing is looked at."""
         self.path = path
 
     def __str__(self) -> str:
@@ -156,6 +156,28 @@ class CycleFolder(ResultFolder):
         for record in (self.val_record, self.record):
             if record.exists():
                 shutil.rmtree(record)
+
+    def load_best(self) -> dict[str, Any]:
+        """The content of `best`, once the training has ended.
+
+        Raises:
+            CheckpointError: It is damaged or missing.
+        """
+        try:
+            return load_checkpoint(self.best)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}. Remove {self.path} and the cycles after it: --resume trains them anew"
+            ) from error
+
+    def note_seconds(self, stage: str, seconds: float, *, more: bool = False) -> None:
+        """Note how long a stage took, or `more` of it, on top of the first part.
+
+        The training is not among the stages: it may be resumed, and its own outcome has the sum.
+        """
+        before = read_json(self.timing)["seconds"] if self.timing.exists() else {}
+        seconds += before.get(stage, 0.0) if more else 0.0
+        write_json(self.timing, {"seconds": {**before, stage: round(seconds, 3)}})
 
     def reopen(self) -> None:
         """Remove the outcomes of an ended training that goes on."""

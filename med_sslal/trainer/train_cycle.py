@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +26,6 @@ from med_sslal.trainer.inference import loader_of, predict
 from med_sslal.trainer.run_folder import CycleFolder
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.trainer import Trainer
-from med_sslal.utils.errors import CheckpointError
 from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.train_util import seed_everything
 from med_sslal.utils.util import stable_hash
@@ -42,28 +40,15 @@ def train_cycle(
     setup: RunSetup,
     folder: CycleFolder,
     *,
-    cycle: int,
     labels: Mapping[str, Annotation],
     pseudo: Mapping[str, Annotation],
     pool: Pool,
-    initial: Path,
-    before: CycleFolder | None,
     stop: StopRequest,
 ) -> dict[str, Any]:
     """Train the model of one cycle, continuing where an interrupted training stopped.
 
-    All processes of the run call it; only rank 0 reads and writes files.
-
-    Args:
-        setup: The run.
-        folder: Of the cycle; it exists.
-        cycle: Its number.
-        labels: The labelled set, in the order of labelling; `pseudo` is disjoint from it.
-        pseudo: Pseudo-labels.
-        pool: Saved in the checkpoints.
-        initial: Checkpoint of the initial weights.
-        before: The previous cycle, None in cycle 0.
-        stop: Checked before every batch.
+    All processes of the run call it; only rank 0 reads and writes files. The `folder` exists, the
+    `labels` stand in the order of labelling, and none of their images is in `pseudo`.
 
     Returns:
         What `training.json` says of it; nothing in other ranks than 0.
@@ -75,18 +60,20 @@ def train_cycle(
     both = labels.keys() & pseudo.keys()
     if both:
         raise ValueError(f"{len(both)} images are labelled and pseudo-labelled at once")
-    world = setup.world
+    world, cycle = setup.world, folder.number
     seed_everything(setup.seed, "training", cycle)
     model = setup.detector.model()
-    if before is not None and setup.strategy.helper.restart == "continue":
-        weights = world.from_main(lambda: load_best(before)["model"])
-    else:
-        weights = world.from_main(lambda: load_checkpoint(initial)["model"])
-    model.load_state_dict(weights)
+    goes_on = cycle > 0 and setup.strategy.helper.restart == "continue"
+
+    def weights() -> dict[str, Any]:
+        run = folder.run
+        return run.cycle(cycle - 1).load_best() if goes_on else load_checkpoint(run.initial)
+
+    model.load_state_dict(world.from_main(lambda: weights()["model"]))
     model.to(setup.compute.devices.main)
     show = setup.settings.tensorboard and world.is_main
     with TensorboardWriter(folder.tensorboard, enabled=show) as writer:
-        trainer = _trainer(setup, folder, model, cycle, labels, pseudo, pool, writer, stop)
+        trainer = _trainer(setup, folder, model, labels, pseudo, pool, writer, stop)
         restored = trainer.resume()
         # From the start too: a run that was killed before its first checkpoint may have written.
         writer.hide_from(trainer.step + 1)
@@ -103,7 +90,6 @@ def _trainer(
     setup: RunSetup,
     folder: CycleFolder,
     model: BaseModel,
-    cycle: int,
     labels: Mapping[str, Annotation],
     pseudo: Mapping[str, Annotation],
     pool: Pool,
@@ -112,7 +98,7 @@ def _trainer(
 ) -> Trainer:
     """The training of a cycle, at its start."""
     settings, parts, per_step = setup.settings, setup.settings.accumulate, setup.settings.per_step
-    last = setup.strategy.num_cycles
+    cycle, last = folder.number, setup.strategy.num_cycles
     sampler = EpochBatchSampler(
         len(labels),
         len(pseudo),
@@ -208,20 +194,6 @@ def _outcome(trainer: Trainer) -> dict[str, Any]:
         "best_checkpoint": trainer.folder.best.name,
         "sha256": sidecar(trainer.folder.best).read_text().split()[0],
     }
-
-
-def load_best(folder: CycleFolder) -> dict[str, Any]:
-    """The content of the best model's checkpoint of a cycle whose training has ended.
-
-    Raises:
-        CheckpointError: It is damaged or missing.
-    """
-    try:
-        return load_checkpoint(folder.best)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{error}. Remove {folder.path} and the cycles after it: --resume trains them anew"
-        ) from error
 
 
 def _validation(

@@ -24,7 +24,14 @@ LOSS_CHECK_STEPS = 10
 
 
 class Trainer(BaseTrainer):
-    """Trains one model in one folder."""
+    """Trains one model in one folder.
+
+    The `loader` gives training batches in the order of `sampler`, its batch sampler. `unlabelled`
+    are the views that the step asked for, with a RoundSampler each; None or empty where the pool
+    has no images for them. `evaluate` is given the finished epochs and returns the `val_` values
+    of the kept model; `stop` is checked before every batch. `others` are `identity`, `hooks` and
+    `world` of BaseTrainer.
+    """
 
     def __init__(
         self,
@@ -38,19 +45,6 @@ class Trainer(BaseTrainer):
         unlabelled: Mapping[str, BaseDataLoader] | None = None,
         **others: Any,
     ) -> None:
-        """Prepare a training.
-
-        Args:
-            folder: Where the checkpoints go; it exists.
-            training_step: What happens in a step, with model and optimisation.
-            loader: Training batches, in the sampler's order.
-            sampler: The loader's batch sampler.
-            evaluate: Given the finished epochs, returns the `val_` values of the kept model.
-            stop: Checked before every batch.
-            unlabelled: The views that the step asked for, with a RoundSampler each; None or empty
-                where the pool has no images for them.
-            **others: `identity`, `hooks` and `world` of BaseTrainer.
-        """
         super().__init__(folder, training_step=training_step, batches=len(sampler), **others)
         self._loader, self._sampler = loader, sampler
         self._unlabelled = dict(unlabelled or {})
