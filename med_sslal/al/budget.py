@@ -70,11 +70,9 @@ def predicted_boxes(record: PoolRecord) -> np.ndarray:
     pool that of the labelled images. Where no image has a detection, each has that mean; where no
     label is known, a = 1.
     """
-    found = [
-        np.bincount(block.owners, round_scores(block.scores), len(block))
-        for block in record.section(PLAIN).blocks(BLOCK_IMAGES)
-    ]
-    sums = np.concatenate(found) if found else np.zeros(0)
+    blocks = record.section(PLAIN).blocks(BLOCK_IMAGES)
+    found = (np.bincount(block.owners, round_scores(block.scores), len(block)) for block in blocks)
+    sums = np.concatenate([np.zeros(0), *found])
     n_boxes = sum(record.header.class_counts.values())
     if not len(sums) or not record.labelled_ids or not n_boxes:
         return round_scores(sums)

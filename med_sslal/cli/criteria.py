@@ -82,7 +82,7 @@ def _page(cls: type, name: str) -> str:
         "",
         inspect.getdoc(sys.modules[cls.__module__]) or "",
         "",
-        inspect.getdoc(cls) or "",
+        (inspect.getdoc(cls) or "").split("\n\nArgs:")[0],
         "",
         f"Passes over the pool: {_passes(one)}",
         f"Needs besides the plain pass: {_needs(one)}",

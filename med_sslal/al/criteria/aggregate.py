@@ -20,18 +20,11 @@ TOP_K = 5
 def aggregate_boxes(
     values: np.ndarray, scores: np.ndarray, offsets: np.ndarray, how: Aggregate
 ) -> np.ndarray:
-    """Reduce the values of each image's boxes to one number.
+    """Reduce the values [M] of each image's boxes to one: float64 [N], NaN where it has no box.
 
-    Args:
-        values: float64 [M].
-        scores: float64 [M], P_j, the weights of `score_weighted`; none counts less than 1e-4, so
-            that boxes without any confidence weigh alike instead of dividing by zero.
-        offsets: int64 [N + 1].
-        how: `max`, `mean`, `sum`, `top_k` (mean of the 5 highest values), `top_3` (of the 3
-            highest) or `score_weighted` (sum of P_j s_j over sum of P_j).
-
-    Returns:
-        float64 [N]; NaN for an image without a box.
+    `top_k` is the mean of the 5 highest values, `top_3` of the 3 highest, and `score_weighted` the
+    sum of P_j s_j over the sum of P_j. Of the `scores` P_j, float64 [M], none counts less than
+    1e-4: boxes without any confidence weigh alike instead of dividing by zero.
 
     Example:
         >>> v, p = np.array([1.0, 3.0, 2.0]), np.array([0.5, 0.5, 0.1])
@@ -66,18 +59,11 @@ def aggregate_boxes(
 def fill_empty(
     values: np.ndarray, image_ids: np.ndarray, policy: EmptyImages, seed: int
 ) -> np.ndarray:
-    """Give images without a detection the value that `policy` says.
+    """Give images without a detection, NaN in float64 [N], the value that `policy` says.
 
-    Args:
-        values: float64 [N], NaN where an image has no detection.
-        image_ids: str [N].
-        policy: `first` (one above the highest value), `last` (one below the lowest), `median` of
-            the images with detections, or `random` (the value of one of those, drawn by a seeded
-            hash of the image id).
-        seed: Seed of that draw.
-
-    Returns:
-        float64 [N] without NaN; all zero where no image has a detection.
+    `first` is one above the highest value, `last` one below the lowest, `median` that of the images
+    with detections, and `random` the value of one of those, drawn by a seeded hash of the image id.
+    All are zero where no image has a detection.
     """
     empty = np.isnan(values)
     known = np.sort(values[~empty])

@@ -79,16 +79,14 @@ class DetectionCriterion(Criterion):
     """A criterion that rates images by their detections, and so needs a rule for those without.
 
     A subclass implements `block_values`, which is called on a block of images at a time.
+
+    Args:
+        empty_images: Place of images without a detection: first, last, median or random.
     """
 
     needs: tuple[str, ...] = ("class_probs",)
 
     def __init__(self, *, empty_images: EmptyImages = "median") -> None:
-        """Set the rule.
-
-        Args:
-            empty_images: Place of images without a detection: first, last, median or random.
-        """
         self.empty_images: EmptyImages = empty_images
 
     @abstractmethod
@@ -102,8 +100,8 @@ class DetectionCriterion(Criterion):
             record.section(view)
         for name in OPTIONAL_COLUMNS.keys() & self.needs:
             record.column(name)
-        blocks = [self.block_values(block) for block in record.blocks(BLOCK_IMAGES)]
-        values = np.concatenate(blocks) if blocks else np.zeros(0)
+        blocks = map(self.block_values, record.blocks(BLOCK_IMAGES))
+        values = np.concatenate([np.zeros(0), *blocks])
         return fill_empty(round_scores(values), record.image_ids, self.empty_images, seed)
 
 
@@ -111,6 +109,12 @@ class BoxCriterion(DetectionCriterion):
     """A criterion that rates boxes and aggregates them to images.
 
     A subclass sets the defaults and implements `box_values`.
+
+    Args:
+        aggregate: max, mean, sum, top_k (mean of the 5 highest), top_3 or score_weighted; null
+            takes the criterion's own default.
+        floor: Boxes with a P_j below it do not count; an image that has no others is one
+            without a detection. null takes the criterion's own default, mostly 0.
 
     Attributes:
         default_aggregate: What is used when the config leaves `aggregate` out.
@@ -128,15 +132,6 @@ class BoxCriterion(DetectionCriterion):
         empty_images: EmptyImages = "median",
         floor: Annotated[float, Interval(ge=0, le=1)] | None = None,
     ) -> None:
-        """Set how boxes become images.
-
-        Args:
-            aggregate: max, mean, sum, top_k (mean of the 5 highest), top_3 or score_weighted; null
-                takes the criterion's own default.
-            empty_images: Place of images without a detection: first, last, median or random.
-            floor: Boxes with a P_j below it do not count; an image that has no others is one
-                without a detection. null takes the criterion's own default, mostly 0.
-        """
         super().__init__(empty_images=empty_images)
         self.aggregate: Aggregate = aggregate or self.default_aggregate
         self.floor = self.default_floor if floor is None else floor
@@ -155,9 +150,6 @@ class BoxCriterion(DetectionCriterion):
 
 
 def confidence(section: RecordSection, rows: np.ndarray | None = None) -> np.ndarray:
-    """P_j, the highest foreground probability of each box, or of `rows` alone: float64 [M].
-
-    It is rounded to 1e-4.
-    """
+    """P_j, the highest foreground probability of each box or of `rows`: float64 [M], to 1e-4."""
     probs = section.class_probs if rows is None else section.class_probs[rows]
     return round_scores(probs[:, 1:].max(axis=1, initial=0.0))

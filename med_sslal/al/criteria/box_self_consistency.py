@@ -19,6 +19,9 @@ class BoxSelfConsistency(BoxCriterion):
     class and its box has not settled. Source: this project. Default aggregate: top_3, with the
     record's own floor of 0.05. With `confidence` false: s_j = 1 - F_j, score_weighted, with a floor
     of 0.3. It costs one call of the RoI heads on the final boxes, in the same pass.
+
+    Args:
+        confidence: Whether P_j weighs the value of a box; false rates the box alone.
     """
 
     name = "box_self_consistency"
@@ -27,23 +30,13 @@ class BoxSelfConsistency(BoxCriterion):
     default_floor = RECORD_FLOOR
 
     def __init__(self, *, confidence: bool = True, **boxes_to_images: Any) -> None:
-        """Set what a box is rated by.
-
-        Args:
-            confidence: Whether P_j weighs the value of a box; false rates the box alone.
-            **boxes_to_images: See `BoxCriterion`.
-        """
         self.confidence = confidence
         if not confidence:
             self.default_aggregate, self.default_floor = "score_weighted", BOX_FLOOR
         super().__init__(**boxes_to_images)
 
     def box_values(self, record: PoolRecord) -> np.ndarray:
-        """P_j (1 - F_j), or 1 - F_j.
-
-        Raises:
-            DataError: The record holds no refined boxes.
-        """
+        """P_j (1 - F_j), or 1 - F_j."""
         section = record.section(PLAIN)
         moved = 1.0 - round_scores(paired_iou(section.boxes, record.column("refined_boxes")))
         return moved * confidence(section) if self.confidence else moved

@@ -23,18 +23,15 @@ class CaldConsistency(DetectionCriterion):
     Zhu, Yang and Chen, Consistency-based Active Learning for Object Detection, CVPR Workshops 2022
     (the paper takes the smallest). The aggregation is built in; its second stage is
     `class_balance`. It cannot see a missed object. Costs four more passes.
+
+    Args:
+        beta: The m of the boxes that teach most; it depends on the detector.
     """
 
     name = "cald_consistency"
     views = (PLAIN, *AUGMENTATIONS)
 
     def __init__(self, *, beta: Annotated[float, Interval(ge=0, le=2)] = 1.3, **empty: Any) -> None:
-        """Set the point that the search is for.
-
-        Args:
-            beta: The m of the boxes that teach most; it depends on the detector.
-            **empty: See `DetectionCriterion`.
-        """
         super().__init__(**empty)
         self.beta = beta
 

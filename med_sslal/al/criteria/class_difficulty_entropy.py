@@ -19,6 +19,10 @@ class ClassDifficultyEntropy(BoxCriterion):
     the class that the Trainer kept in the record's header. The weight runs from 1 to 1 + beta.
     Source: Yang, Huang and Crowley, Plug and Play Active Learning for Object Detection, CVPR 2024.
     Default aggregate: mean (the paper's `sum` counts boxes).
+
+    Args:
+        alpha: How fast the weight rises: the smaller, the more even a small difficulty counts.
+        beta: What the hardest class weighs more than one without any difficulty.
     """
 
     name = "class_difficulty_entropy"
@@ -31,23 +35,12 @@ class ClassDifficultyEntropy(BoxCriterion):
         beta: Annotated[float, Ge(0)] = 0.2,
         **boxes_to_images: Any,
     ) -> None:
-        """Set how difficulty weighs.
-
-        Args:
-            alpha: How fast the weight rises: the smaller, the more even a small difficulty counts.
-            beta: What the hardest class weighs more than one without any difficulty.
-            **boxes_to_images: See `BoxCriterion`.
-        """
         super().__init__(**boxes_to_images)
         self.alpha = alpha
         self.beta = beta
 
     def box_values(self, record: PoolRecord) -> np.ndarray:
-        """The weighted entropy of each box.
-
-        Raises:
-            DataError: The record holds no difficulty of a class.
-        """
+        """The weighted entropy of each box."""
         header = record.header
         missing = [name for name in header.class_names if name not in header.class_difficulty]
         if missing:

@@ -21,7 +21,7 @@ class Part:
 
 
 class Combination(Criterion):
-    """Several criteria: the weighted mean of their percentile ranks.
+    """Several built criteria of distinct names: the weighted mean of their percentile ranks.
 
     Formula: s_i = sum over parts k of w_k r_ki / sum of w_k, where r_ki = (rank of image i by
     criterion k - 0.5) / N, the worst of N images with rank 1, and ties with their mean rank. So
@@ -31,7 +31,6 @@ class Combination(Criterion):
     name = "combination"
 
     def __init__(self, parts: Sequence[Part]) -> None:
-        """Combine built criteria of distinct names."""
         self.parts = tuple(parts)
         criteria = [part.criterion for part in self.parts]
         self.views = tuple(dict.fromkeys(view for one in criteria for view in one.views))

@@ -20,6 +20,9 @@ class EnsembleDisagreement(BoxCriterion):
     Ghahramani and Lengyel, Bayesian Active Learning for Classification and Preference Learning,
     2011), the part on boxes this project's. Default aggregate: mean. The detector needs dropout;
     its backbone runs once.
+
+    Args:
+        passes: Stochastic passes of the box head.
     """
 
     name = "ensemble_disagreement"
@@ -27,12 +30,6 @@ class EnsembleDisagreement(BoxCriterion):
     def __init__(
         self, *, passes: Annotated[int, Interval(ge=2, le=100)] = 5, **boxes_to_images: Any
     ) -> None:
-        """Set the size of the ensemble.
-
-        Args:
-            passes: Stochastic passes of the box head.
-            **boxes_to_images: See `BoxCriterion`.
-        """
         super().__init__(**boxes_to_images)
         self.members = tuple(f"dropout_{number}" for number in range(1, passes + 1))
         self.views = (PLAIN, *self.members)

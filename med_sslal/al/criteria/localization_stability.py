@@ -19,6 +19,10 @@ class LocalizationStability(DetectionCriterion):
     in the copy, 0 where there is none; S = sum of P_j S_j over sum of P_j; image value =
     max over j of (1 - P_j) - weight S. The aggregation is built in. Source: Kao, Lee, Sen and Liu,
     Localization-Aware Active Learning for Object Detection, ACCV 2018. Costs one pass per copy.
+
+    Args:
+        copies: Noisy copies of each image, each a pass over the pool.
+        weight: What the stability of the boxes weighs against the doubt about their class.
     """
 
     name = "localization_stability"
@@ -30,13 +34,6 @@ class LocalizationStability(DetectionCriterion):
         weight: Annotated[float, Ge(0)] = 1.0,
         **empty: Any,
     ) -> None:
-        """Set the number of passes and what stability weighs.
-
-        Args:
-            copies: Noisy copies of each image, each a pass over the pool.
-            weight: What the stability of the boxes weighs against the doubt about their class.
-            **empty: See `DetectionCriterion`.
-        """
         super().__init__(**empty)
         self.weight = weight
         self.copies = tuple(f"noise_{number}" for number in range(1, copies + 1))
@@ -51,6 +48,5 @@ class LocalizationStability(DetectionCriterion):
             stability += best_matches(plain, record.section(view), same_class=True).iou
         stability = round_scores(stability / len(self.copies))
         doubt = aggregate_boxes(1.0 - sure, sure, plain.offsets, "max")
-        return doubt - self.weight * aggregate_boxes(
-            stability, sure, plain.offsets, "score_weighted"
-        )
+        stable = aggregate_boxes(stability, sure, plain.offsets, "score_weighted")
+        return doubt - self.weight * stable

@@ -19,6 +19,9 @@ class LocalizationTightness(BoxCriterion):
     and Liu, Localization-Aware Active Learning for Object Detection, ACCV 2018. Default aggregate:
     score_weighted; `max` is the paper's, which saturates on crowded images. With `classification`
     false only the half on boxes remains: s_j = 1 - T_j, with a floor of 0.3 by default.
+
+    Args:
+        classification: Whether P_j counts; false rates the box alone.
     """
 
     name = "localization_tightness"
@@ -26,12 +29,6 @@ class LocalizationTightness(BoxCriterion):
     default_aggregate: Aggregate = "score_weighted"
 
     def __init__(self, *, classification: bool = True, **boxes_to_images: Any) -> None:
-        """Set what disagrees with what.
-
-        Args:
-            classification: Whether P_j counts; false rates the box alone.
-            **boxes_to_images: See `BoxCriterion`.
-        """
         self.classification = classification
         if not classification:
             self.default_floor = BOX_FLOOR

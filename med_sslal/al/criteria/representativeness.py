@@ -23,10 +23,9 @@ class Representativeness(Criterion):
         total = np.zeros(section.embeddings.shape[1])
         for block in section.blocks(BLOCK_IMAGES):
             total += _unit(block.embeddings).sum(axis=0)
-        values = [
-            _unit(block.embeddings) @ total / len(section) for block in section.blocks(BLOCK_IMAGES)
-        ]
-        return np.concatenate(values) if values else np.zeros(0)
+        blocks = section.blocks(BLOCK_IMAGES)
+        values = (_unit(block.embeddings) @ total / len(section) for block in blocks)
+        return np.concatenate([np.zeros(0), *values])
 
 
 def _unit(embeddings: np.ndarray) -> np.ndarray:

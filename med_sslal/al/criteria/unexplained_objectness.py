@@ -26,19 +26,14 @@ class UnexplainedObjectness(Criterion):
     needs = ("objectness",)
 
     def image_values(self, record: PoolRecord, seed: int) -> np.ndarray:
-        """The sum of every image, block by block.
-
-        Raises:
-            DataError: The record holds images but no proposal.
-        """
+        """The sum of every image, block by block."""
         section = record.section(PLAIN)
         if len(section) and not section.top_objectness.shape[1]:
             raise DataError(
                 f"record {record.path} holds no proposals, which {self.name} needs: score the pool "
                 "with a detector that gives them (FasterRCNN: arch.args.top_proposals above 0)"
             )
-        blocks = [_unexplained(block) for block in section.blocks(BLOCK_IMAGES)]
-        return np.concatenate(blocks) if blocks else np.zeros(0)
+        return np.concatenate([np.zeros(0), *map(_unexplained, section.blocks(BLOCK_IMAGES))])
 
 
 def _unexplained(section: RecordSection) -> np.ndarray:

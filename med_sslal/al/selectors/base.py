@@ -60,24 +60,26 @@ class Selector(Reader):
 
 
 class Ranking(Selector):
-    """Takes the candidates of the highest worth; of two alike, the one that comes first."""
+    """Takes the candidates of the highest worth; of two alike, the one that comes first.
+
+    Attributes:
+        words: Why an image was taken, with its {worth} and its {place}, "place 3 of 20".
+    """
+
+    words: ClassVar[str] = ""
 
     @abstractmethod
     def worth(self, record: PoolRecord, candidates: np.ndarray, values: Values) -> np.ndarray:
         """Worth of each candidate, float64 [K], rounded. The arguments are those of `select`."""
-
-    @abstractmethod
-    def reason(self, worth: float, place: str) -> str:
-        """Why an image was taken; `place` is "place 3 of 20"."""
 
     def select(
         self, record: PoolRecord, candidates: np.ndarray, values: Values, budget: int, seed: int
     ) -> list[Choice]:
         """Take the `budget` best by worth."""
         worth = self.worth(record, candidates, values)
-        best = np.argsort(-worth, kind="stable")[:budget].tolist()
         choices = []
-        for number, row in enumerate(best, start=1):
-            reason = self.reason(float(worth[row]), f"place {number} of {len(candidates)}")
+        for number, row in enumerate(np.argsort(-worth, kind="stable")[:budget], start=1):
+            place = f"place {number} of {len(candidates)}"
+            reason = self.words.format(worth=float(worth[row]), place=place)
             choices.append(Choice(int(candidates[row]), reason))
         return choices

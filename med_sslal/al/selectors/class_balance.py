@@ -21,6 +21,7 @@ class ClassBalance(Ranking):
 
     name = "class_balance"
     needs = ("class_probs",)
+    words = "classes {worth:.4f} bits from the labelled set's, {place} candidates"
 
     def worth(self, record: PoolRecord, candidates: np.ndarray, values: Values) -> np.ndarray:
         """Divergence from the labelled boxes per class."""
@@ -28,12 +29,8 @@ class ClassBalance(Ranking):
         counts = [header.class_counts.get(name, 0) for name in header.class_names]
         labelled = np.array(counts, dtype=np.float64)
         blocks = record.section(PLAIN).blocks(BLOCK_IMAGES)
-        found = [_divergence(block, labelled) for block in blocks]
-        return round_scores(np.concatenate(found))[candidates] if found else np.zeros(0)
-
-    def reason(self, worth: float, place: str) -> str:
-        """The divergence and the place."""
-        return f"classes {worth:.4f} bits from the labelled set's, {place} candidates"
+        found = (_divergence(block, labelled) for block in blocks)
+        return round_scores(np.concatenate([np.zeros(0), *found]))[candidates]
 
 
 def _divergence(section: RecordSection, labelled: np.ndarray) -> np.ndarray:

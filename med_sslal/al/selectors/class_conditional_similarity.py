@@ -31,11 +31,7 @@ class ClassConditionalSimilarity(Selector):
     def select(
         self, record: PoolRecord, candidates: np.ndarray, values: Values, budget: int, seed: int
     ) -> list[Choice]:
-        """Take the medoids, best candidate first.
-
-        Raises:
-            DataError: The record holds no RoI features.
-        """
+        """Take the medoids, best candidate first."""
         features = record.column("roi_features")
         if budget == 0:
             return []
@@ -93,11 +89,7 @@ def _add_class(
 def _k_medoids(
     distances: np.ndarray, n_medoids: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Exact alternation of assignment and medoids; ties go to the better candidate.
-
-    Returns:
-        The places of the medoids, ascending, and the sizes of their clusters: int64 each.
-    """
+    """Alternate assignment and medoids, ties to the better: ascending medoids, cluster sizes."""
     medoids = _drawn(distances, n_medoids, generator)
     while True:
         cluster = distances[:, medoids].argmin(axis=1)

@@ -19,13 +19,10 @@ class GreedyBoxCost(Ranking):
     """
 
     name = "greedy_box_cost"
+    words = "{place} by score per cost"
 
     def worth(self, record: PoolRecord, candidates: np.ndarray, values: Values) -> np.ndarray:
         """Rank per cost, rounded, so that equal quotients of different numbers stay equal."""
         score = next(iter(values.values()))
         costs = values.get(PREDICTED_COST, np.ones_like(score))
         return np.round(rankdata(score[candidates]) / costs[candidates], 9)
-
-    def reason(self, worth: float, place: str) -> str:
-        """The place."""
-        return f"{place} by score per cost"

@@ -26,32 +26,17 @@ class KMeansDiversity(Selector):
         order = np.argsort(candidates)
         labels = np.empty_like(candidates)
         labels[order] = cluster(record.section(PLAIN).embeddings[candidates[order]], budget, seed)
-        turn, group = _turns(labels)
-        taken = np.lexsort((group, turn))[:budget]
-        sizes = np.bincount(group)
+        clusters: dict[int, list[int]] = {}
+        for place, label in enumerate(labels.tolist()):
+            clusters.setdefault(label, []).append(place)
         choices = []
-        for i in taken:
-            own = f"cluster {group[i] + 1} of {len(sizes)} (size {sizes[group[i]]})"
-            choices.append(Choice(int(candidates[i]), f"{_ordinal(int(turn[i]) + 1)} of {own}"))
-        return choices
-
-
-def _turns(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Place of each candidate in its cluster, and the cluster's place among clusters, from 0.
-
-    Candidates come best first, their clusters in any numbering: int64 [K].
-
-    Example:
-        >>> [part.tolist() for part in _turns(np.array([7, 7, 2]))]
-        [[0, 1, 0], [0, 0, 1]]
-    """
-    rows_of: dict[int, list[int]] = {}
-    for row, label in enumerate(labels.tolist()):
-        rows_of.setdefault(label, []).append(row)
-    turn, cluster = np.empty_like(labels), np.empty_like(labels)
-    for number, rows in enumerate(rows_of.values()):
-        turn[rows], cluster[rows] = np.arange(len(rows)), number
-    return turn, cluster
+        for turn in range(max(map(len, clusters.values()))):
+            for number, places in enumerate(clusters.values(), start=1):
+                if turn < len(places):
+                    own = f"cluster {number} of {len(clusters)} (size {len(places)})"
+                    reason = f"{_ordinal(turn + 1)} of {own}"
+                    choices.append(Choice(int(candidates[places[turn]]), reason))
+        return choices[:budget]
 
 
 def _ordinal(number: int) -> str:

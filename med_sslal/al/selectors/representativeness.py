@@ -19,11 +19,8 @@ class MostRepresentative(Ranking):
 
     name = "representativeness"
     criteria: ClassVar[tuple[type[Criterion], ...]] = (Representativeness,)
+    words = "representativeness {worth:.4f}, {place} candidates"
 
     def worth(self, record: PoolRecord, candidates: np.ndarray, values: Values) -> np.ndarray:
         """Mean similarity."""
         return values[self.name][candidates]
-
-    def reason(self, worth: float, place: str) -> str:
-        """The similarity and the place."""
-        return f"{self.name} {worth:.4f}, {place} candidates"

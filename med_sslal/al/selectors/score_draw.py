@@ -31,9 +31,7 @@ class ScoreDraw(Selector):
     name = "score_draw"
     whole_pool = "always"
 
-    def __init__(self) -> None:
-        """Begin as in the first query of a run."""
-        self._beta = FIRST_BETA
+    _beta = FIRST_BETA
 
     def at(self, cycle: int, num_cycles: int) -> Self:
         """With the beta of a query."""

@@ -15,7 +15,3 @@ class TopK(Ranking):
     def worth(self, record: PoolRecord, candidates: np.ndarray, values: Values) -> np.ndarray:
         """The same for all, which come in the criterion's order."""
         return np.zeros(len(candidates))
-
-    def reason(self, worth: float, place: str) -> str:
-        """None besides the criterion's."""
-        return ""

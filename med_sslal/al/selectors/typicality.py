@@ -69,12 +69,7 @@ class Typicality(Selector):
 
 
 def _most_typical(embeddings: np.ndarray, places: np.ndarray) -> Iterator[Choice]:
-    """The candidates of one cluster by place, most typical first, with the start of a reason.
-
-    Args:
-        embeddings: [K, D] of the cluster.
-        places: int64 [K], place of each image among the candidates, -1 where it is labelled.
-    """
+    """The candidates of one cluster by place, most typical first, with the start of a reason."""
     points = Points(embeddings)
     n_neighbours = min(N_NEIGHBOURS, len(embeddings) - 1)
     step = max(1, BLOCK_VALUES // len(embeddings))
@@ -89,7 +84,5 @@ def _most_typical(embeddings: np.ndarray, places: np.ndarray) -> Iterator[Choice
         means[block] = nearest.sum(axis=0) / max(n_neighbours, 1) / Points.UNIT
     for row in np.lexsort((places, means)).tolist():
         if places[row] >= 0:
-            yield Choice(
-                int(places[row]),
-                f"mean distance {means[row]:.3f} to {n_neighbours} neighbours in a cluster",
-            )
+            near = f"mean distance {means[row]:.3f} to {n_neighbours} neighbours in a cluster"
+            yield Choice(int(places[row]), near)
