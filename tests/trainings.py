@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.amp import GradScaler
 
 from med_sslal.base.base_data_loader import BaseDataLoader
 from med_sslal.base.base_dataset import Images
@@ -52,12 +53,12 @@ def training_of(
     sampler = EpochBatchSampler(len(ids) - n_pseudo, n_pseudo, batch_size, seed=0)
     pseudo = frozenset(ids[len(ids) - n_pseudo :])
     view = LabelledView(images, labels, ids, EvalTransform(side), pseudo)
-    half_life = settings.half_life(len(sampler))
+    half_life, scaler = settings.half_life(len(sampler)), GradScaler("cpu", enabled=False)
     return Trainer(
         CycleFolder(folder),
         training_step=SupervisedStep(
             model=model,
-            optimisation=Optimisation(model, optimizer, scheduler, None, settings, half_life),
+            optimisation=Optimisation(model, optimizer, scheduler, scaler, settings, half_life),
             settings=settings,
             world=ALONE,
         ),

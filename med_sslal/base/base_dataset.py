@@ -44,8 +44,7 @@ class Images(ABC):
     def read(self, image_id: str) -> np.ndarray:
         """Decode an image: float32 [H, W, 3] in [0, 1], ORIGINAL pixels.
 
-        Raises:
-            DataError: The file is missing or damaged.
+        DataError where the file is missing or damaged.
         """
 
     def picture(self, image_id: str) -> np.ndarray:
@@ -81,11 +80,7 @@ class Labels:
     annotations: Mapping[str, Annotation]
 
     def of(self, image_ids: Iterable[str]) -> dict[str, Annotation]:
-        """The labels of these images, in their order.
-
-        Raises:
-            DataError: An image has no label.
-        """
+        """The labels of these images, in their order; DataError where one has none."""
         wanted = tuple(image_ids)
         missing = [image_id for image_id in wanted if image_id not in self.annotations]
         if missing:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from med_sslal.base.checkpoint import newest_good, previous, save_checkpoint
-from med_sslal.base.hook import Hook
 from med_sslal.base.monitor import Monitor
-from med_sslal.base.training_step import TrainingStep
+from med_sslal.base.training_step import StepOutcome, TrainingStep
 from med_sslal.utils.distributed import ALONE, World
 from med_sslal.utils.errors import CheckpointError
 from med_sslal.utils.interrupt import Interrupted
@@ -32,6 +31,33 @@ class CheckpointFolder(Protocol):
 
     def resumable(self) -> list[Path]:
         """The checkpoints in it that hold a training state, the furthest first."""
+
+
+class Hook:
+    """Goes along with a training, and is told where it is; a subclass says what it does there."""
+
+    def before_steps(self, trainer: "BaseTrainer") -> None:
+        """The steps of an epoch begin, or go on."""
+
+    def after_step(self, trainer: "BaseTrainer", outcome: StepOutcome) -> None:
+        """A step was done; `trainer.step` counts it."""
+
+    def after_steps(self, trainer: "BaseTrainer") -> None:
+        """The steps of an epoch are over, whatever ended them."""
+
+    def after_epoch(self, trainer: "BaseTrainer", values: Mapping[str, float | None]) -> None:
+        """An epoch is over, and validated where that was due."""
+
+    def facts(self) -> dict[str, Any]:
+        """Plain values that stand beside the model in every checkpoint, the best one's too."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """What an identical continuation needs."""
+        return None
+
+    def load_state_dict(self, state: Any) -> None:
+        """Take over what `state_dict` returned."""
 
 
 class BaseTrainer(ABC):
@@ -115,7 +141,7 @@ class BaseTrainer(ABC):
         return self.optimisation.kept.state_dict()
 
     def model_facts(self) -> dict[str, Any]:
-        """Plain values that stand beside the model in every checkpoint, the best one's too."""
+        """What the hooks put beside the model in every checkpoint."""
         return {name: value for hook in self.hooks for name, value in hook.facts().items()}
 
     @abstractmethod
@@ -129,8 +155,7 @@ class BaseTrainer(ABC):
     def train(self) -> None:
         """Run the epochs that are left; afterwards the best model is there.
 
-        Raises:
-            Interrupted: A stop was asked for; the last checkpoint holds the position.
+        Interrupted where a stop was asked for; the last checkpoint then holds the position.
         """
         self._clock = self._saved = time.monotonic()
         try:
@@ -205,15 +230,13 @@ class BaseTrainer(ABC):
                 "training_step": self.training_step.state_dict(),
                 "hooks": {type(hook).__name__: hook.state_dict() for hook in self.hooks},
             }
-            others = {"others": states[1:]} if states[1:] else {}
-            content["random"] = {**states[0], **others}
+            content["random"] = states[0] | ({"others": states[1:]} if states[1:] else {})
         save_checkpoint(path, content)
 
     def resume(self) -> Path | None:
         """Continue from the newest good checkpoint of the folder, if it holds any; returns which.
 
-        Raises:
-            CheckpointError: The folder holds checkpoints but none that can be used.
+        CheckpointError where it holds checkpoints but none that can be used.
         """
         found = self.world.from_main(self._find)
         if found is None:
@@ -241,7 +264,6 @@ class BaseTrainer(ABC):
         return path
 
     def _find(self) -> tuple[Path, dict[str, Any]] | None:
-        """The checkpoint to continue from and its content (see `resume`)."""
         candidates = self.folder.resumable()
         if not candidates:
             return None

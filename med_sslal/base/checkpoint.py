@@ -68,8 +68,7 @@ def _checksum(path: Path) -> str | None:
 
 
 def _write_sidecar(path: Path, checksum: str) -> None:
-    """Write the checksum of `path` in the form of sha256sum."""
-    line = f"{checksum}  {path.name}\n"
+    line = f"{checksum}  {path.name}\n"  # in the form of sha256sum
     atomic_write(sidecar(path), lambda stream: stream.write(line.encode()))
 
 
@@ -81,8 +80,7 @@ def previous(path: Path) -> Path:
 def load_checkpoint(path: Path, *, require_checksum: bool = True) -> dict[str, Any]:
     """Read and verify a checkpoint; a wrong checksum is always an error, a missing one may be.
 
-    Raises:
-        CheckpointError: Missing, damaged, foreign or newer than this program.
+    CheckpointError where it is missing, damaged, foreign or newer than this program.
     """
     content = load_tensors(path, require_checksum=require_checksum)
     check_version(content, FORMAT_VERSION, path, CheckpointError)
@@ -103,8 +101,7 @@ def check_can_go_on(content: Mapping[str, Any], path: Path) -> None:
 def load_tensors(path: Path, *, require_checksum: bool = False) -> Any:
     """Read any file of tensors and plain containers, with its checksum where there is one.
 
-    Raises:
-        CheckpointError: Missing, damaged, or holding anything else.
+    CheckpointError where it is missing, damaged, or holds anything else.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
@@ -139,15 +136,9 @@ def newest_good(
 ) -> tuple[Path, dict[str, Any], list[str]]:
     """The first checkpoint of `candidates` that loads and passes `check`.
 
-    Args:
-        candidates: Where to look.
-        check: Called with the content; raises CheckpointError where it is of no use.
-
-    Returns:
-        Its path, its content, and one sentence for each candidate that was passed over.
-
-    Raises:
-        CheckpointError: There is none.
+    `check` is called with the content and raises CheckpointError where it is of no use. Returns
+    path, content, and one sentence for each candidate that was passed over; CheckpointError where
+    there is none.
     """
     complaints: list[str] = []
     for path in candidates:

@@ -29,7 +29,7 @@ class Optimisation:
         model: BaseModel,
         optimizer: Optimizer,
         scheduler: LRScheduler | None,
-        scaler: torch.amp.GradScaler | None,
+        scaler: torch.amp.GradScaler,
         settings: TrainerSettings,
         half_life: float = 1.0,
     ) -> None:
@@ -59,12 +59,11 @@ class Optimisation:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss to those of the step."""
-        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+        self._scaler.scale(loss).backward()
 
     def step(self, number: int) -> None:
         """End step `number`, from 0 on; warm-up scales the rate of this step only."""
-        if self._scaler is not None:
-            self._scaler.unscale_(self.optimizer)
+        self._scaler.unscale_(self.optimizer)
         if self._settings.grad_clip is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._settings.grad_clip)
         factor = min(1.0, (number + 1) / max(self._settings.warmup_steps, 1))
@@ -72,11 +71,8 @@ class Optimisation:
         scheduled = [group["lr"] for group in groups]
         for group in groups:
             group["lr"] = group["lr"] * factor
-        if self._scaler is not None:
-            self._scaler.step(self.optimizer)
-            self._scaler.update()
-        else:
-            self.optimizer.step()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
         for group, lr in zip(groups, scheduled, strict=True):
             group["lr"] = lr
         if self._scheduler is not None and self._settings.lr_interval == "step":
@@ -85,11 +81,7 @@ class Optimisation:
             self._average.update_parameters(self.model)
 
     def after_epoch(self, watched: float | None) -> None:
-        """Step a schedule that goes by epochs.
-
-        Args:
-            watched: What ReduceLROnPlateau follows; None where it was not measured.
-        """
+        """Step a schedule that goes by epochs; ReduceLROnPlateau follows `watched`, if measured."""
         if self._scheduler is None or self._settings.lr_interval != "epoch":
             return
         if not isinstance(self._scheduler, ReduceLROnPlateau):
@@ -114,7 +106,7 @@ class Optimisation:
             "optimizer": self.optimizer.state_dict(),
             "base_lrs": self._base_lrs,
             "scheduler": self._scheduler and self._scheduler.state_dict(),
-            "scaler": self._scaler and self._scaler.state_dict(),
+            "scaler": self._scaler.state_dict() or None,
             "weights": None if average is None else self.model.state_dict(),
             "averaged": 0 if average is None else int(average.n_averaged),
         }
@@ -133,7 +125,7 @@ class Optimisation:
         self._lay_out_alike()
         if self._scheduler is not None and state["scheduler"] is not None:
             self._scheduler.load_state_dict(state["scheduler"])
-        if self._scaler is not None and state["scaler"] is not None:
+        if state["scaler"] is not None:
             self._scaler.load_state_dict(state["scaler"])
         pairs = zip(self._base_lrs, state["base_lrs"], strict=True)
         self._rescale([1.0 if new == old else new / old for new, old in pairs])

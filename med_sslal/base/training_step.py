@@ -107,12 +107,9 @@ class TrainingStep(ABC):
 
 
 def into_view(boxes: Tensor, frame: Frame, size: Sequence[int]) -> Tensor:
-    """Boxes of the file in a view: the upright ones around them, cut at its borders.
+    """Boxes float32 [N, 4] of the file (ORIGINAL pixels) in a view of a frame and (height, width).
 
-    Args:
-        boxes: float32 [N, 4] in ORIGINAL pixels.
-        frame: That of the view.
-        size: (height, width) of the view.
+    They are the upright ones around the moved boxes, cut at the view's borders.
     """
     matrix = torch.eye(3)
     matrix[:2] = frame.to_original

@@ -46,7 +46,7 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class Annotation:
-    """The label of one image, in ORIGINAL pixels (NumPy).
+    """The label of one image, in ORIGINAL pixels (NumPy); DataError where it breaks these rules.
 
     Attributes:
         boxes: float32 [N, 4], finite, of positive area.
@@ -55,9 +55,6 @@ class Annotation:
         regress: bool [N]; False where the box teaches no regression (pseudo-labels).
         sizes_mm: float32 [N] longest diameter, NaN where unknown; evaluation by size reads it.
         subtypes: N names, "" where unknown; evaluation by type reads it.
-
-    Raises:
-        DataError: A shape, dtype or value breaks these rules.
     """
 
     boxes: np.ndarray

@@ -1,7 +1,6 @@
 """COCO: one JSON file for all images, or one per split; read and written."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -69,43 +68,32 @@ class COCO(BaseDataset):
                 "dataset.args.images"
             )
 
-        find = partial(_find, folder, pictures, group_key, window)
+        def find(entry: dict[str, Any], name: str, where: str) -> ImageInfo:
+            file = inside(pictures, name)
+            size = picture_size(file, window)
+            image_id = PurePosixPath(name.replace("\\", "/")).with_suffix("").as_posix()
+            group = entry.get(group_key) if group_key else image_id
+            if group is None or group == "":
+                raise DataError(f"{where}: it has no '{group_key}' (dataset.args.group_key)")
+            return ImageInfo(image_id, str(group), file.relative_to(folder).as_posix(), size)
+
         bad = BadSamples(on_bad_sample, str(folder))
-        names: list[str] = []
+        names: dict[str, None] = {}
         infos: dict[str, ImageInfo] = {}
         records: dict[str, list[BoxRecord]] = {}
         lists: dict[str, list[str]] = {}
         files = annotations if isinstance(annotations, dict) else {"all": annotations}
         for split, name in files.items():
             class_names, found, boxes = load_coco(inside(folder, name), find, bad, infos)
-            names += [each for each in class_names if each not in names]
+            names |= dict.fromkeys(class_names)
             lists[split] = list(found)
             infos |= found
             records |= boxes
-        labels = make_labels(records, names if classes is None else classes, infos, bad)
+        labels = make_labels(records, list(names) if classes is None else classes, infos, bad)
         bad.finish()
-        given = lists if isinstance(annotations, dict) else None
+        given = lists if files is annotations else None
         splits = make_splits(infos, given, eval_split, split_seed)
         super().__init__(PictureImages(folder, infos, splits, window), labels)
-
-
-def _find(
-    folder: Path,
-    pictures: Path,
-    group_key: str | None,
-    window: Window | None,
-    entry: dict[str, Any],
-    name: str,
-    where: str,
-) -> ImageInfo:
-    """The image of an entry, whose file is looked at."""
-    file = inside(pictures, name)
-    size = picture_size(file, window)
-    image_id = PurePosixPath(name.replace("\\", "/")).with_suffix("").as_posix()
-    group = entry.get(group_key) if group_key else image_id
-    if group is None or group == "":
-        raise DataError(f"{where}: it has no '{group_key}' (dataset.args.group_key)")
-    return ImageInfo(image_id, str(group), file.relative_to(folder).as_posix(), size)
 
 
 def load_coco(

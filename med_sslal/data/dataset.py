@@ -7,12 +7,12 @@ and no others, UnlabelledView holds none.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 from torch.utils.data import Dataset
 
 from med_sslal.base.base_data_loader import BadSample
 from med_sslal.base.base_dataset import BaseDataset, Images
-from med_sslal.base.types import Annotation, Frame, Sample, Target, UnlabelledSample
+from med_sslal.base.types import Annotation, Frame, ImageInfo, Sample, UnlabelledSample
 from med_sslal.data.coco import COCO
 from med_sslal.data.deeplesion import DeepLesion
 from med_sslal.data.image_folder import ImageFolder
@@ -32,7 +32,6 @@ class _View(Dataset[Any]):
     """Images in the model's frame; keys are (position in `ids`, epoch)."""
 
     def __init__(self, images: Images, ids: Sequence[str], transform: Transform) -> None:
-        """Hold what is read."""
         self._images, self.ids, self.transform = images, tuple(ids), transform
 
     def __len__(self) -> int:
@@ -41,21 +40,14 @@ class _View(Dataset[Any]):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | UnlabelledSample | BadSample:
         """Load a sample; a file that cannot be read gives a BadSample."""
-        position, epoch = key
+        image_id, epoch = self.ids[key[0]], key[1]
         try:
-            return self._load(self.ids[position], epoch)
+            return self._sample(self._images.infos[image_id], self._images.read(image_id), epoch)
         except DataError as error:
             return BadSample(str(error))
 
-    def _load(self, image_id: str, epoch: int) -> Sample | UnlabelledSample:
+    def _sample(self, info: ImageInfo, pixels: np.ndarray, epoch: int) -> Sample | UnlabelledSample:
         raise NotImplementedError
-
-    def _apply(
-        self, transform: Transform, image_id: str, label: Annotation | None, epoch: int
-    ) -> tuple[Tensor, Target | None, Frame]:
-        info, pixels = self._images.infos[image_id], self._images.read(image_id)
-        image, target, to_original = transform(pixels, label, info, epoch)
-        return image, target, Frame(info, to_original)
 
 
 class LabelledView(_View):
@@ -72,6 +64,8 @@ class LabelledView(_View):
     ) -> None:
         """Hold `ids` in order, and the labels of no other image: no worker sees one of the pool.
 
+        LabelAccessError where there is no label for one of `ids`.
+
         Args:
             images: Infos and pixels.
             labels: Labels (or pseudo-labels) by image id.
@@ -79,9 +73,6 @@ class LabelledView(_View):
             transform: Brings them to the model's frame.
             pseudo_ids: Those of `ids` whose label is a pseudo-label.
             pseudo_transform: In place of `transform` for these; None changes them alike.
-
-        Raises:
-            LabelAccessError: There is no label for one of `ids`.
         """
         super().__init__(images, ids, transform)
         missing = [image_id for image_id in ids if image_id not in labels]
@@ -92,17 +83,17 @@ class LabelledView(_View):
         self.labels = {image_id: labels[image_id] for image_id in ids}
         self.pseudo_ids, self.pseudo_transform = pseudo_ids, pseudo_transform or transform
 
-    def _load(self, image_id: str, epoch: int) -> Sample:
-        pseudo = image_id in self.pseudo_ids
+    def _sample(self, info: ImageInfo, pixels: np.ndarray, epoch: int) -> Sample:
+        pseudo, label = info.image_id in self.pseudo_ids, self.labels[info.image_id]
         transform = self.pseudo_transform if pseudo else self.transform
-        image, target, frame = self._apply(transform, image_id, self.labels[image_id], epoch)
+        image, target, to_original = transform(pixels, label, info, epoch)
         assert target is not None
-        return Sample(image, target, frame, pseudo)
+        return Sample(image, target, Frame(info, to_original), pseudo)
 
 
 class UnlabelledView(_View):
     """Images of the unlabelled pool, as UnlabelledSamples."""
 
-    def _load(self, image_id: str, epoch: int) -> UnlabelledSample:
-        image, _, frame = self._apply(self.transform, image_id, None, epoch)
-        return UnlabelledSample(image, frame)
+    def _sample(self, info: ImageInfo, pixels: np.ndarray, epoch: int) -> UnlabelledSample:
+        image, _, to_original = self.transform(pixels, None, info, epoch)
+        return UnlabelledSample(image, Frame(info, to_original))

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +16,7 @@ from annotated_types import Gt
 from med_sslal.base.base_dataset import BaseDataset, Labels
 from med_sslal.base.types import Annotation, ImageInfo
 from med_sslal.data.bad_samples import BadSamples, OnBadSample
-from med_sslal.data.deeplesion_csv import FILE_NAME, Lesion, read_csv
+from med_sslal.data.deeplesion_csv import FILE_NAME, Lesion, LesionType, read_csv
 from med_sslal.data.pictures import Window
 from med_sslal.data.probe import ImageProbe
 from med_sslal.data.slices import (
@@ -32,9 +33,6 @@ from med_sslal.utils.util import inside
 
 logger = logging.getLogger(__name__)
 
-LesionType = Literal[
-    "all", "bone", "abdomen", "mediastinum", "liver", "lung", "kidney", "soft tissue", "pelvis"
-]
 DatasetType = Literal["non-specified", "official"]
 Distance = Annotated[float, Gt(0)]
 
@@ -171,19 +169,16 @@ def _read_images(
                 f"DL_info.csv is {first.image_size}"
             )
             continue
-        kept, boxes = [], []
-        for row in rows:
-            box = np.clip(np.array(row.box), 0, size * 2).astype(np.float32)
-            if (box[2:] <= box[:2]).any():
-                bad.add(
-                    f"{image_id}.png: box {row.box} lies outside the image of {probe.width}x"
-                    f"{probe.height} pixels"
-                )
-                continue
-            kept.append(row)
-            boxes.append(box)
+        boxes = np.clip([row.box for row in rows], 0, size * 2).astype(np.float32)
+        is_inside = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+        for row in compress(rows, ~is_inside):
+            bad.add(
+                f"{image_id}.png: box {row.box} lies outside the image of {probe.width}x"
+                f"{probe.height} pixels"
+            )
+        kept = list(compress(rows, is_inside))
         annotation = Annotation(
-            boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
+            boxes=boxes[is_inside],
             labels=np.ones(len(kept), dtype=np.int64),
             ignore=np.array([not _wanted(row, lesion_type) for row in kept], dtype=bool),
             sizes_mm=np.array([row.long_diameter_px * row.pixel_mm for row in kept], np.float32),
@@ -229,20 +224,15 @@ class SliceFiles:
     """Finds the slices of a series; folders are listed once, no file name is ever guessed."""
 
     def __init__(self, root: Path) -> None:
-        """List the places below `root` where slices may lie; a place may be a link."""
         self._folders: dict[str, Path] = {}
         self._flat: dict[str, dict[int, Path]] = defaultdict(dict)
         self._listed: dict[str, Mapping[int, Path]] = {}
         for place in PLACES:
-            folder = root / place if place != "." else root
-            if not folder.is_dir():
-                continue
-            for path in folder.iterdir():
-                name = FILE_NAME.fullmatch(path.name)
-                if name:
+            for path in (root / place).glob("*"):
+                if name := FILE_NAME.fullmatch(path.name):
                     self._flat[name.group(1)].setdefault(int(name.group(5)), path)
                 elif SERIES.fullmatch(path.name) and path.name not in self._folders:
-                    self._folders[path.name] = inside(folder, path.name)
+                    self._folders[path.name] = inside(root / place, path.name)
 
     def __bool__(self) -> bool:
         """True where any slice or folder of slices was found."""
@@ -252,12 +242,9 @@ class SliceFiles:
         """Slice index to file for every slice of `PPPPPP_SS_SS` that exists; may be empty."""
         if series not in self._listed:
             found = dict(self._flat.get(series, {}))
-            folder = self._folders.get(series)
-            if folder is not None and folder.is_dir():
-                for path in folder.iterdir():
-                    name = SLICE.fullmatch(path.name)
-                    if name:
-                        found[int(name.group(1))] = path
+            for path in self._folders[series].glob("*") if series in self._folders else ():
+                if name := SLICE.fullmatch(path.name):
+                    found[int(name.group(1))] = path
             self._listed[series] = found
         return self._listed[series]
 

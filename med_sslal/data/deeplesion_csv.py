@@ -3,34 +3,25 @@
 import csv
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from med_sslal.data.bad_samples import BadSamples
 from med_sslal.utils.errors import DataError
 
-COLUMNS = (
-    "File_name",
-    "Patient_index",
-    "Study_index",
-    "Series_ID",
-    "Key_slice_index",
-    "Measurement_coordinates",
-    "Bounding_boxes",
-    "Lesion_diameters_Pixel_",
-    "Normalized_lesion_location",
-    "Coarse_lesion_type",
-    "Possibly_noisy",
-    "Slice_range",
-    "Spacing_mm_px_",
-    "Image_size",
-    "DICOM_windows",
-    "Patient_gender",
-    "Patient_age",
-    "Train_Val_Test",
+HEADER = (
+    "File_name,Patient_index,Study_index,Series_ID,Key_slice_index,Measurement_coordinates,"
+    "Bounding_boxes,Lesion_diameters_Pixel_,Normalized_lesion_location,Coarse_lesion_type,"
+    "Possibly_noisy,Slice_range,Spacing_mm_px_,Image_size,DICOM_windows,Patient_gender,"
+    "Patient_age,Train_Val_Test"
 )
-_TYPES = ("bone", "abdomen", "mediastinum", "liver", "lung", "kidney", "soft tissue", "pelvis")
-LESION_TYPES = {-1: "", **dict(enumerate(_TYPES, start=1))}
+COLUMNS = HEADER.split(",")
+LesionType = Literal[
+    "all", "bone", "abdomen", "mediastinum", "liver", "lung", "kidney", "soft tissue", "pelvis"
+]
+LESION_TYPES = {-1: "", **dict(enumerate(get_args(LesionType)[1:], start=1))}
 SPLITS = {1: "train", 2: "val", 3: "test"}
 # Patient, study, series, slice; the last underscore stands for the folder's slash.
 FILE_NAME = re.compile(r"((\d{6})_(\d{2,})_(\d{2,}))_(\d{3,})\.png", re.ASCII)
@@ -119,12 +110,12 @@ def parse_row(row: dict[str, str]) -> Lesion:
         slice_index=parts[-1],
         box=(x1, y1, x2, y2),
         long_diameter_px=_numbers(row, "Lesion_diameters_Pixel_", 2)[0],
-        lesion_type=LESION_TYPES[_choice(row, "Coarse_lesion_type", LESION_TYPES)],
-        noisy=bool(_choice(row, "Possibly_noisy", (0, 1))),
+        lesion_type=LESION_TYPES[_integer(row, "Coarse_lesion_type", LESION_TYPES)],
+        noisy=bool(_integer(row, "Possibly_noisy", (0, 1))),
         pixel_mm=spacing[0],
         slice_mm=spacing[2],
         image_size=(int(sides[0]), int(sides[1])),
-        split=SPLITS[_choice(row, "Train_Val_Test", SPLITS)],
+        split=SPLITS[_integer(row, "Train_Val_Test", SPLITS)],
     )
 
 
@@ -139,17 +130,11 @@ def _numbers(row: dict[str, str], column: str, count: int) -> tuple[float, ...]:
     return values
 
 
-def _integer(row: dict[str, str], column: str) -> int:
-    """A whole number."""
+def _integer(row: dict[str, str], column: str, allowed: Collection[int] = ()) -> int:
+    """A whole number, out of a fixed set where one is given."""
     (value,) = _numbers(row, column, 1)
     if not value.is_integer():
         raise ValueError(f"{column} must be a whole number, found '{row[column]}'")
+    if allowed and value not in allowed:
+        raise ValueError(f"{column} must be one of {list(allowed)}, found {int(value)}")
     return int(value)
-
-
-def _choice(row: dict[str, str], column: str, allowed: dict[int, str] | tuple[int, ...]) -> int:
-    """A whole number out of a fixed set."""
-    value = _integer(row, column)
-    if value not in allowed:
-        raise ValueError(f"{column} must be one of {list(allowed)}, found {value}")
-    return value

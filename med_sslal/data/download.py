@@ -74,10 +74,8 @@ def read_links(path: Path, md5_file: Path | None = None) -> list[Link]:
     links: list[Link] = []
     for number, line in enumerate(_read_text(path).splitlines(), start=1):
         text = line.strip()
-        if path.suffix == ".py":
-            if not URL.fullmatch(text):
-                continue
-        elif not text or text.startswith("#"):
+        counts = URL.fullmatch(text) if path.suffix == ".py" else text and text[0] != "#"
+        if not counts:
             continue
         where = f"{path}, line {number}"
         url, *rest = [word.strip("'\"") for word in re.split(r"[\s,]+", text) if word]
@@ -217,7 +215,6 @@ def _fetch(url: str, part: Path, on_progress: OnProgress) -> None:
 
 
 def _blocks(response: Any) -> Iterator[bytes]:
-    """Yield what arrives."""
     try:
         while block := response.read(BLOCK):
             yield block
@@ -256,7 +253,7 @@ def unzip(archive: Path, folder: Path, on_progress: OnProgress = lambda done, to
                 name = member.filename
                 if stat.S_ISLNK(member.external_attr >> 16) or "\\" in name or ":" in name:
                     raise DataError(f"'{name}' is a link or no plain name")
-            targets = [inside(folder, member.filename) for member in members]
+                inside(folder, name)
             needed = sum(member.file_size for member in members)
             free = shutil.disk_usage(folder).free
             if needed > free:
@@ -264,10 +261,8 @@ def unzip(archive: Path, folder: Path, on_progress: OnProgress = lambda done, to
                     f"{archive.name} needs {needed / 1e9:.1f} GB in {folder}, which has "
                     f"{free / 1e9:.1f} GB left"
                 )
-            for done, (member, target) in enumerate(zip(members, targets, strict=True), start=1):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with content.open(member) as source, target.open("wb") as stream:
-                    shutil.copyfileobj(source, stream)
+            for done, member in enumerate(members, start=1):
+                content.extract(member, folder)
                 on_progress(done, len(members))
     except DataError as error:
         raise DataError(f"{archive}: {error}; not unpacked") from error

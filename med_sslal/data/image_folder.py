@@ -11,7 +11,6 @@ from med_sslal.data.pictures import (
     PictureImages,
     Window,
     find_pictures,
-    group_finder,
     make_labels,
     read_infos,
 )
@@ -64,9 +63,9 @@ class ImageFolder(BaseDataset):
             split_seed: Seed of the split.
             on_bad_sample: "error" lists all bad files and boxes; "skip" leaves them out.
         """
-        folder, group_of = Path(root), group_finder(group_pattern)
+        folder = Path(root)
         bad = BadSamples(on_bad_sample, str(folder))
-        infos = read_infos(folder, find_pictures(folder, "root"), group_of, bad, window)
+        infos = read_infos(folder, find_pictures(folder, "root"), group_pattern, bad, window)
         known = Labels(tuple(classes or ()), {})
         if labels is not None:
             by_name = {info.file_name: info for info in infos.values()}

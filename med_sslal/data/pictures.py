@@ -1,7 +1,7 @@
 """What all data sets of pictures have in common: pixels, foreign boxes, patients, given splits."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -33,7 +33,7 @@ class BoxRecord:
 
 
 class PictureImages(Images):
-    """Pictures in files of their own below a folder."""
+    """Pictures in files of their own; every `file_name` starts from the folder `root`."""
 
     def __init__(
         self,
@@ -42,7 +42,6 @@ class PictureImages(Images):
         splits: Mapping[str, tuple[str, ...]],
         window: Window | None = None,
     ) -> None:
-        """Hold what was found: every `file_name` starts from `root`."""
         super().__init__(infos, splits)
         self.root, self.window = root, window
 
@@ -123,10 +122,7 @@ def read_picture(path: Path, size: tuple[int, int], window: Window | None = None
     """Decode a PNG, JPEG or TIFF file of (height, width): float32 [H, W, 3] RGB in [0, 1].
 
     An EXIF rotation is not applied: annotation tools count pixels as they are stored. 16-bit grey
-    is mapped by the window.
-
-    Raises:
-        DataError: The file is missing, damaged or of another size.
+    is mapped by the window. DataError where the file is missing, damaged or of another size.
     """
     # Bytes first: cv2.imread tells a missing file from a damaged one by a printed line only.
     try:
@@ -157,27 +153,6 @@ def to_unit(values: np.ndarray, window: Window) -> np.ndarray:
     return np.clip(values, 0, 1, out=values)
 
 
-def group_finder(pattern: str | None) -> Callable[[str], str]:
-    """A function from image id to its patient: what the pattern's first group finds in it.
-
-    Without a pattern every image is a group by itself. The function raises DataError where the
-    pattern finds nothing.
-    """
-    if pattern is None:
-        return str
-    compiled = re.compile(pattern)
-
-    def find(image_id: str) -> str:
-        match = compiled.search(image_id)
-        if match is None or not match.group(1):
-            raise DataError(
-                f"dataset.args.group_pattern '{pattern}' finds no patient in '{image_id}'"
-            )
-        return match.group(1)
-
-    return find
-
-
 def find_pictures(folder: Path, key: str) -> dict[str, Path]:
     """The pictures below a folder by id, the path there without its ending; hidden ones are not.
 
@@ -202,16 +177,24 @@ def find_pictures(folder: Path, key: str) -> dict[str, Path]:
 def read_infos(
     root: Path,
     files: Mapping[str, Path],
-    group_of: Callable[[str], str],
+    pattern: str | None,
     bad: BadSamples,
     window: Window | None = None,
 ) -> dict[str, ImageInfo]:
-    """The images whose picture is whole, from image id to file below `root`; `bad` has the rest."""
+    """The images whose picture is whole, from image id to file below `root`; `bad` has the rest.
+
+    The patient is what the pattern's first group finds in the image id, by default all of it.
+    """
     infos: dict[str, ImageInfo] = {}
     for image_id, path in files.items():
         with bad.noted():
-            size, group = picture_size(path, window), group_of(image_id)
-            infos[image_id] = ImageInfo(image_id, group, path.relative_to(root).as_posix(), size)
+            size, match = picture_size(path, window), re.search(pattern or "(?s)(.+)", image_id)
+            if match is None or not match.group(1):
+                raise DataError(
+                    f"dataset.args.group_pattern '{pattern}' finds no patient in '{image_id}'"
+                )
+            name = path.relative_to(root).as_posix()
+            infos[image_id] = ImageInfo(image_id, match.group(1), name, size)
     return infos
 
 

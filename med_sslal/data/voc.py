@@ -10,7 +10,6 @@ from med_sslal.data.pictures import (
     BoxRecord,
     PictureImages,
     find_pictures,
-    group_finder,
     make_labels,
     make_splits,
     read_infos,
@@ -61,7 +60,7 @@ class PascalVOC(BaseDataset):
                 patient. null: every image by itself.
             on_bad_sample: "error" lists all bad files and boxes; "skip" leaves them out.
         """
-        folder, group_of = Path(root), group_finder(group_pattern)
+        folder = Path(root)
         bad = BadSamples(on_bad_sample, str(folder))
         documents = _xml_files(folder, folder / annotations)
         pictures = find_pictures(folder / images, "images")
@@ -74,7 +73,7 @@ class PascalVOC(BaseDataset):
             for image_id in [each for each in wanted if each not in there]:
                 bad.add(f"image '{image_id}' has no {kind} in {folder}")
                 wanted.remove(image_id)
-        infos = read_infos(folder, {name: pictures[name] for name in wanted}, group_of, bad)
+        infos = read_infos(folder, {name: pictures[name] for name in wanted}, group_pattern, bad)
         records: dict[str, list[BoxRecord]] = {}
         for image_id, info in infos.items():
             with bad.noted():
@@ -164,7 +163,6 @@ class _NoDoctype(ElementTree.TreeBuilder):
 
 
 def _xml_files(root: Path, folder: Path) -> dict[str, Path]:
-    """Image id to annotation file."""
     files = {path.stem: path for path in sorted(folder.glob("*.xml"))}
     if not files:
         gone = next((path for path in (root, folder) if not path.is_dir()), None)

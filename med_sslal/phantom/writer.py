@@ -1,6 +1,5 @@
 """The files of a phantom, laid out and spelled as DeepLesion's."""
 
-import csv
 import signal
 from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
@@ -11,16 +10,16 @@ from tempfile import TemporaryDirectory
 
 import cv2
 
-from med_sslal.data.deeplesion_csv import COLUMNS
+from med_sslal.data.deeplesion_csv import HEADER
 from med_sslal.phantom.study import Row, draw_patient
 from med_sslal.utils.errors import ConfigError, UserError
 from med_sslal.utils.interrupt import StopRequest
-from med_sslal.utils.util import fsync_folder, numpy_generator, usable_cores
+from med_sslal.utils.util import csv_text, fsync_folder, numpy_generator, usable_cores
 
 GENERATOR_VERSION = 2  # counts up whenever the same arguments would give other bytes
 MARKER = "PHANTOM.txt"  # says what made a folder; a folder with it is complete
 LESION_FILE = "phantom_lesions.csv"  # every lesion with its difficulty, hidden ones too
-_LESION_COLUMNS = ("File_name", "Bounding_boxes", "Lesion", "Difficulty", "Hidden", "Diameter_mm")
+LESION_HEADER = "File_name,Bounding_boxes,Lesion,Difficulty,Hidden,Diameter_mm"
 # Below this many patients a second process costs more than it saves.
 _ENOUGH_TO_SHARE = 16
 
@@ -69,8 +68,8 @@ def generate(
                     progress()
                     stop.check()
             shown = [row for row in rows if row["Hidden"] == "0"]
-            _write_table(folder / "DL_info.csv", COLUMNS, shown)
-            _write_table(folder / LESION_FILE, _LESION_COLUMNS, rows)
+            _write_table(folder / "DL_info.csv", HEADER, shown)
+            _write_table(folder / LESION_FILE, LESION_HEADER, rows)
             (folder / MARKER).write_text(text, encoding="utf-8")
             try:
                 folder.rename(out)
@@ -157,8 +156,6 @@ def _write_patient(
     return rows
 
 
-def _write_table(path: Path, columns: tuple[str, ...], rows: list[Row]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def _write_table(path: Path, header: str, rows: list[Row]) -> None:
+    table = [{name: row[name] for name in header.split(",")} for row in rows]
+    path.write_text(csv_text(table), encoding="utf-8", newline="")

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from med_sslal.base.base_trainer import BaseTrainer
-from med_sslal.base.hook import Hook
+from med_sslal.base.base_trainer import BaseTrainer, Hook
 from med_sslal.base.training_step import StepOutcome
 from med_sslal.utils.distributed import ALONE, World
 

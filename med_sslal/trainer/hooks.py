@@ -4,8 +4,7 @@ import logging
 import time
 from collections.abc import Mapping
 
-from med_sslal.base.base_trainer import BaseTrainer
-from med_sslal.base.hook import Hook
+from med_sslal.base.base_trainer import BaseTrainer, Hook
 from med_sslal.base.training_step import StepOutcome
 from med_sslal.logger.progress import Progress, duration
 from med_sslal.logger.visualization import TensorboardWriter

@@ -147,9 +147,9 @@ def make_step(setup: RunSetup, model: BaseModel, batches: int) -> tuple[Training
         model,
         optimizer,
         setup.detector.scheduler and setup.detector.scheduler(optimizer),
-        torch.amp.GradScaler(setup.compute.devices.main.type)
-        if setup.compute.dtype is torch.float16
-        else None,
+        torch.amp.GradScaler(
+            setup.compute.devices.main.type, enabled=setup.compute.dtype is torch.float16
+        ),
         settings,
         settings.half_life(batches),
     )
