@@ -218,7 +218,7 @@ def test_help_config_tells_type_default_and_meaning() -> None:
 )
 def test_resume_policy(setting: str, verdict: str) -> None:
     old, new = with_set().resolved, with_set(setting).resolved
-    changes = compare_for_resume(old, new)._asdict()
+    changes = dict(zip(("free", "warned", "refused"), compare_for_resume(old, new), strict=True))
     assert [name for name, found in changes.items() if found] == [verdict]
     assert compare_for_resume(old, old) == ([], [], [])
 

@@ -201,6 +201,27 @@ def test_other_settings_and_seeds_are_refused(
     assert [line.split()[-1] for line in lines] == names
 
 
+def test_a_run_that_has_grown_takes_the_place_of_what_is_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, study = study_of(tmp_path)
+    path, job = tmp_path / "kept.json", ("random", 0)
+    listed = fill(tmp_path / "all.json", study).outcomes[job]
+    ResultsFile(path).add(*job, listed)
+    run = study.folder / "random" / "s0" / "config.json"
+    run.parent.mkdir(parents=True)
+    more = study.run_config(*job).get("trainer.steps_per_cycle") + 1
+    words = ["--results", str(path), "--print-commands", "--seeds", "0"]
+    words += ["--set", f"trainer.steps_per_cycle={more}"]
+    # Before it goes on, and after its first checkpoint with more steps.
+    for steps in (more - 1, more):
+        config = study.run_config(*job).resolved
+        config["trainer"]["steps_per_cycle"] = steps
+        run.write_text(json.dumps(config))
+        assert study_command(tmp_path, content, *words) == 0
+        assert "--only random/s0" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_killed_study_goes_on_from_its_file_alone(tmp_path: Path) -> None:
     study = make_study(tmp_path) | {"metrics": ["test_sens_mean", "test_AP75"]}

@@ -20,7 +20,23 @@ class ConfigParser:
     """A checked config with all its defaults.
 
     Parsing has no side effects. `{"type", "args"}` sections are looked up in the registry of their
-    own section, or as the dotted path of a user's class, and are built by `init_obj`.
+    own section, or as the dotted path of a user's class, and are built by `init_obj`. Ranges stand
+    in the constructor's annotations; a class may besides have a classmethod `check_args(args)`,
+    given its arguments with defaults, that returns (argument, sentence) for each problem between
+    them; a path into an argument is a tuple, ("windows", 0, "low").
+
+    Args:
+        config: The config as given; not changed.
+        registries: Section to (name to class), one for each of `arch`, `dataset`, `augmentation`,
+            `optimizer`, `lr_scheduler`, `al_settings`, `ssl_settings` (exactly one class) and
+            `metrics`; and `bases`, section to what a user's own class must extend, where that is
+            fixed.
+        overrides: Values that replace those of `config`; of two for one key the later counts.
+        source: Where the config comes from, for messages.
+        document: Lines and columns of `config`, where it was read from a file.
+
+    Raises:
+        ConfigError: Something is wrong; the text has one line per problem.
     """
 
     def __init__(
@@ -32,38 +48,15 @@ class ConfigParser:
         source: str = "config",
         document: jsonc.Document | None = None,
     ) -> None:
-        """Check a config.
-
-        Args:
-            config: The config as given; not changed.
-            registries: Section to (name to class), one for each of `arch`, `dataset`,
-                `augmentation`, `optimizer`, `lr_scheduler`, `al_settings`, `ssl_settings` (exactly
-                one class) and `metrics`; and `bases`, section to what a user's own class must
-                extend, where that is fixed. Ranges stand in the constructor's annotations; a class
-                may besides have a classmethod `check_args(args)`, given its arguments with
-                defaults, that returns (argument, sentence) for each problem between them; a path
-                into an argument is a tuple, ("windows", 0, "low").
-            overrides: Values that replace those of `config`; of two for one key the later counts.
-            source: Where the config comes from, for messages.
-            document: Lines and columns of `config`, where it was read from a file.
-
-        Raises:
-            ConfigError: Something is wrong; the text has one line per problem.
-        """
         merged = copy.deepcopy(dict(config))
         places = Places(source, document)
         for override in overrides:
             places.replace(override)
-            problem = apply_override(merged, override)
-            if problem:
-                places.note(problem)
+            if problem := apply_override(merged, override):
+                places.note(override.path, problem)
         validator = Validator(merged, registries)
         validator.run()
-        for problem in validator.problems:
-            places.note(problem)
-        problems = places.sentences()
-        if problems:
-            raise ConfigError("\n".join(problems))
+        places.refuse(validator.problems)
         self._resolved = validator.resolved
         self._types, self._defaults = validator.types, validator.defaults
 
@@ -118,22 +111,18 @@ class ConfigParser:
     def _values(self) -> Iterator[tuple[str, Any]]:
         """Dotted path and value of every key and argument of a section that is there."""
         for name, value in self.resolved.items():
-            if not isinstance(value, dict):
-                # A section that is null has none.
-                if value is not None or name in self._defaults:
-                    yield name, value
-                continue
-            for member, inner in value.items():
-                if member != "args":
-                    yield f"{name}.{member}", inner
-            for argument, inner in value.get("args", {}).items():
-                yield f"{name}.args.{argument}", inner
+            if isinstance(value, dict):
+                args = value.pop("args", {})
+                yield from ((f"{name}.{member}", inner) for member, inner in value.items())
+                yield from ((f"{name}.args.{member}", inner) for member, inner in args.items())
+            # A section that is null has none.
+            elif value is not None or name in self._defaults:
+                yield name, value
 
     def differences(self) -> list[tuple[str, Any, Any]]:
         """Dotted path, value and default of every key that has a default and differs from it."""
-        known = self._defaults
-        found = ((path, value) for path, value in self._values() if path in known)
-        return [(path, value, known[path]) for path, value in found if value != known[path]]
+        known, chosen = self._defaults, self.chosen()
+        return [(path, value, known[path]) for path, value in chosen.items() if path in known]
 
     def chosen(self) -> dict[str, Any]:
         """Dotted path to value of every key that has no default or differs from it."""
@@ -163,10 +152,8 @@ class Places:
             for at, (line, column) in found.items():
                 places[at] = (line, column, f"{source}:{line}:{column}")
         for path, (line, column) in document.duplicates:
-            text = "this key was given before; keep one of them"
-            self._problems.append(
-                (line, column, f"{source}:{line}:{column} {dotted(path)}: {text}")
-            )
+            text = f"{dotted(path)}: this key was given before; keep one of them"
+            self._problems.append((line, column, f"{source}:{line}:{column} {text}"))
 
     def replace(self, override: Override) -> None:
         """Note that everything at and under a path comes from the command line."""
@@ -178,18 +165,21 @@ class Places:
             for depth in range(1, size + 1):
                 places.setdefault(override.path[:depth], place)
 
-    def note(self, problem: Problem) -> None:
-        """Add a problem at its key or value, or at the nearest section that was written."""
-        at = problem.path
-        places = self._keys if problem.at_key and at in self._keys else self._values
+    def note(self, path: KeyPath, message: str, at_key: bool = False) -> None:
+        """Add a problem of a key or its value, at the nearest section that was written."""
+        at, places = path, self._keys if at_key and path in self._keys else self._values
         while at not in places:
             at = at[:-1]
         line, column, text = places[at]
-        self._problems.append((line, column, f"{text} {dotted(problem.path)}: {problem.message}"))
+        self._problems.append((line, column, f"{text} {dotted(path)}: {message}"))
 
-    def sentences(self) -> list[str]:
-        """The problems in the order of the file."""
-        return [text for *_, text in sorted(self._problems, key=lambda problem: problem[:2])]
+    def refuse(self, problems: Iterable[Problem]) -> None:
+        """Raise a ConfigError of these problems and those noted, in the order of the file."""
+        for problem in problems:
+            self.note(*problem)
+        if self._problems:
+            told = sorted(self._problems, key=lambda problem: problem[:2])
+            raise ConfigError("\n".join(text for *_, text in told))
 
 
 def dotted(path: KeyPath) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any
 
 Change = tuple[str, Any, Any]
 
@@ -24,21 +24,18 @@ _WARNED = (
 )  # fmt: skip
 
 
-class ResumeChanges(NamedTuple):
-    """Changes as (dotted path, old, new), by what a resumed run does about them."""
-
-    free: list[Change]
-    warned: list[Change]
-    refused: list[Change]
-
-
-def compare_for_resume(saved: Mapping[str, Any], new: Mapping[str, Any]) -> ResumeChanges:
+def compare_for_resume(
+    saved: Mapping[str, Any], new: Mapping[str, Any]
+) -> tuple[list[Change], list[Change], list[Change]]:
     """Sort the differences between two configs that this version of the program resolved.
 
-    Returns free, warned and refused changes; a key that one side lacks counts as null there.
+    Returns free, warned and refused changes, each as (dotted path, old, new); a key that one side
+    lacks counts as null there.
     """
     old_values, new_values = _flat(saved), _flat(new)
-    changes = ResumeChanges([], [], [])
+    free: list[Change] = []
+    warned: list[Change] = []
+    refused: list[Change] = []
     for path in dict.fromkeys([*old_values, *new_values]):
         old: Any = old_values.get(path)
         now: Any = new_values.get(path)
@@ -46,12 +43,12 @@ def compare_for_resume(saved: Mapping[str, Any], new: Mapping[str, Any]) -> Resu
             continue
         grows = path in _FREE_UPWARD and old is not None and now is not None and now > old
         if path in _FREE or grows:
-            changes.free.append((path, old, now))
+            free.append((path, old, now))
         elif any(fnmatchcase(path, pattern) for pattern in _WARNED):
-            changes.warned.append((path, old, now))
+            warned.append((path, old, now))
         else:
-            changes.refused.append((path, old, now))
-    return changes
+            refused.append((path, old, now))
+    return free, warned, refused
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -26,7 +26,6 @@ def print_config(config: ConfigParser) -> str:
 def _object_lines(
     values: Mapping[str, Any], prefix: str, depth: int, differences: Mapping[str, Any]
 ) -> Iterator[str]:
-    """The lines of an object's members; lists stay on one line."""
     margin = "    " * depth
     for index, (name, value) in enumerate(values.items()):
         path = f"{prefix}{name}"

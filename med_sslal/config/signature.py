@@ -72,14 +72,11 @@ def wrong_arguments(
     `provided` are arguments that the program supplies itself.
     """
     known = signature(cls)
-    problems = [
-        WrongArgument(name, f"the program supplies '{name}' itself; remove it here")
-        for name in args
-        if name in provided
-    ]
+    text = "the program supplies '{}' itself; remove it here"
+    taken = [WrongArgument(name, text.format(name)) for name in args if name in provided]
     own = {name: value for name, value in args.items() if name not in provided}
     keys = [key for name, key in known.arguments.items() if name not in provided]
-    return problems + wrong_members(own, keys, owner=cls.__name__, is_open=known.is_open)
+    return taken + wrong_members(own, keys, owner=cls.__name__, is_open=known.is_open)
 
 
 def wrong_members(
@@ -99,21 +96,21 @@ def wrong_members(
     hints = {name: key.hint for name, key in known.items()}
     problems, meant = [], set()
     for name in [] if is_open else [name for name in given if name not in known]:
-        place = elsewhere(name)
-        message, close = f"unknown key. Did you mean {place}?", None
-        if place is None:
+        if place := elsewhere(name):
+            message = f"unknown key. Did you mean {place}?"
+        else:
             message, close = unknown_key(name, hints)
-        meant.add(close)
+            meant.add(close)
         problems.append(WrongArgument(name, message, at_key=True))
     for name, key in known.items():
+        wrong = None
         if name in given:
-            if wrong := key.problem(given[name]):
-                problems.append(WrongArgument(name, wrong))
+            wrong = key.problem(given[name])
         elif key.required and name not in meant:
             missing = f"required key is missing ({key.meaning})"
-            problems.append(
-                WrongArgument(name, f"required by {owner}, but missing" if owner else missing)
-            )
+            wrong = f"required by {owner}, but missing" if owner else missing
+        if wrong:
+            problems.append(WrongArgument(name, wrong))
     return problems
 
 
@@ -130,13 +127,10 @@ def convert_arguments(cls: type, args: Mapping[str, Any]) -> dict[str, Any]:
 
     What equals the default is left to the constructor, whose default may be of a richer type.
     """
-    known = signature(cls).arguments
-    result = {}
-    for name, value in args.items():
-        argument = known.get(name)
-        if argument is None:
-            result[name] = value
-        elif not (argument.in_json and value == argument.default):
+    known, result = signature(cls).arguments, dict(args)
+    for name in args.keys() & known.keys():
+        argument, value = known[name], result.pop(name)
+        if not (argument.in_json and value == argument.default):
             result[name] = read(value, argument.annotation)
     return result
 
@@ -153,8 +147,7 @@ def docstring_arguments(doc: str | None) -> dict[str, str]:
 def load_class(dotted: str, base: type | None = None) -> type:
     """Import a user's class by its dotted path, `package.module.Class`.
 
-    Raises:
-        ConfigError: It cannot be imported, is no class, or no subclass of `base`.
+    ConfigError where it cannot be imported, is no class, or no subclass of `base`.
     """
     cls: type = _load(dotted, "class", lambda found: isinstance(found, type))
     if base is not None and not issubclass(cls, base):
@@ -183,7 +176,6 @@ def load_metric(dotted: str) -> Callable[..., Any]:
 
 
 def _load(dotted: str, kind: str, is_right: Callable[[Any], bool]) -> Any:
-    """What a module of the user's holds under a name, if it is of the right kind."""
     module_name, _, name = dotted.rpartition(".")
     try:
         found = vars(importlib.import_module(module_name)).get(name)

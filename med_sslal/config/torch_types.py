@@ -48,14 +48,14 @@ def refused_by_torch(
 
     refused, good = _refused(optimizer, make_optimizer, optimizer_args)
     problems = [(("optimizer", *at), sentence) for at, sentence in refused]
-    if scheduler is not None and good is not None:
+    if scheduler is None or good is None:
+        return problems
 
-        def make_scheduler(args: Mapping[str, Any]) -> Any:
-            return scheduler(make_optimizer(good), **convert_arguments(scheduler, args))
+    def make_scheduler(args: Mapping[str, Any]) -> Any:
+        return scheduler(make_optimizer(good), **convert_arguments(scheduler, args))
 
-        refused, _ = _refused(scheduler, make_scheduler, scheduler_args)
-        problems += [(("lr_scheduler", *at), sentence) for at, sentence in refused]
-    return problems
+    refused, _ = _refused(scheduler, make_scheduler, scheduler_args)
+    return problems + [(("lr_scheduler", *at), sentence) for at, sentence in refused]
 
 
 def _refused(

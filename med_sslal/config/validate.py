@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from med_sslal.config.jsonc import KeyPath
 from med_sslal.config.overrides import Override
@@ -21,16 +21,10 @@ from med_sslal.utils.errors import ConfigError
 from med_sslal.utils.names import nearest, unknown
 
 Registries = Mapping[str, Mapping[str, Any]]
+# Something wrong at a path; true where the key is to blame and not its value.
+Problem = tuple[KeyPath, str, bool]
 
 _TYPED = {entry.path: entry for entry in SCHEMA if isinstance(entry, TypeSection)}
-
-
-class Problem(NamedTuple):
-    """Something wrong at a path; `at_key` where the key is to blame and not its value."""
-
-    path: KeyPath
-    message: str
-    at_key: bool = False
 
 
 @dataclass
@@ -60,13 +54,13 @@ class Validator:
                 continue
             nullable = name in _TYPED and _TYPED[name].nullable
             given = self.config.get(name, None if nullable else {})
-            required = [key.name for key in keys if key.required]
-            needed = [] if nullable and given is None else required
+            absent = nullable and given is None
+            needed = [key.name for key in keys if key.required and not absent]
             if isinstance(given, dict) and (name in self.config or not needed):
                 inner[name] = given
             kind: Any = dict[str, Any] | None if nullable else dict[str, Any]
-            text, is_needed = f"it needs {', '.join(needed)}", bool(needed)
-            top.append(Key(name, kind, text, required=is_needed, in_json=False, word="section"))
+            text = f"it needs {', '.join(needed)}"
+            top.append(Key(name, kind, text, required=bool(needed), in_json=False, word="section"))
         self._members(self.config, top, (), self.resolved)
         for name, given in inner.items():
             resolved = self.resolved[name] = {}
@@ -78,16 +72,16 @@ class Validator:
         self._training_step()
         self._torch_pair()
 
-    def add(self, path: KeyPath, message: str) -> None:
-        """Note a problem of a value."""
-        self.problems.append(Problem(path, message))
+    def add(self, path: KeyPath, message: str, at_key: bool = False) -> None:
+        """Note a problem."""
+        self.problems.append((path, message, at_key))
 
     def _members(
         self, given: Mapping[str, Any], keys: list[Key], at: KeyPath, resolved: dict[str, Any]
     ) -> None:
         """Check the members of the object at `at`, and put the good ones into `resolved`."""
         wrong = wrong_members(given, keys, _elsewhere)
-        self.problems += [Problem((*at, name), text, at_key) for name, text, at_key in wrong]
+        self.problems += [((*at, name), text, at_key) for name, text, at_key in wrong]
         names = [key.name for key in keys]
         # What a misspelt key means has no value yet.
         bad = {nearest(name, names) if at_key else name for name, _, at_key in wrong}
@@ -100,28 +94,28 @@ class Validator:
     def _type_and_args(self, section: TypeSection, resolved: dict[str, Any]) -> None:
         """Check `type` against the registry and `args` against the signature."""
         cls, args = self._class(section, resolved), resolved.get("args")
-        if cls is not None and args is not None:
-            args_path: KeyPath = (section.path, "args")
-            before = len(self.problems)
-            self.types[section.path] = cls
-            for name, value in getattr(cls, "retired", {}).items():
-                # Of a run of an older version.
-                if args.get(name, ...) == value:
-                    del args[name]
-            for name, message, at_key in wrong_arguments(cls, args, section.provided):
-                self.problems.append(Problem((*args_path, name), message, at_key))
-            full = copy.deepcopy(args)
-            for name, argument in signature(cls).arguments.items():
-                if argument.in_json and name not in section.provided:
-                    full.setdefault(name, copy.deepcopy(argument.default))
-                    self.defaults[f"{section.path}.args.{name}"] = argument.default
-            if section.nullable:
-                self.defaults[f"{section.path}.type"] = None
-            resolved["args"] = full if section.fill_args else copy.deepcopy(args)
-            check = getattr(cls, "check_args", None)
-            if check is not None and len(self.problems) == before:
-                for at, sentence in check(copy.deepcopy(full)):
-                    self.add((*args_path, *((at,) if isinstance(at, str) else at)), sentence)
+        if cls is None or args is None:
+            return
+        args_path: KeyPath = (section.path, "args")
+        self.types[section.path] = cls
+        for name, value in getattr(cls, "retired", {}).items():
+            # Of a run of an older version.
+            if args.get(name, ...) == value:
+                del args[name]
+        wrong = wrong_arguments(cls, args, section.provided)
+        for name, message, at_key in wrong:
+            self.add((*args_path, name), message, at_key)
+        full = copy.deepcopy(args)
+        for name, argument in signature(cls).arguments.items():
+            if argument.in_json and name not in section.provided:
+                full.setdefault(name, copy.deepcopy(argument.default))
+                self.defaults[f"{section.path}.args.{name}"] = argument.default
+        if section.nullable:
+            self.defaults[f"{section.path}.type"] = None
+        resolved["args"] = full if section.fill_args else args
+        if hasattr(cls, "check_args") and not wrong:
+            for at, sentence in cls.check_args(copy.deepcopy(full)):
+                self.add((*args_path, *((at,) if isinstance(at, str) else at)), sentence)
 
     def _class(self, section: TypeSection, resolved: Mapping[str, Any]) -> type | None:
         """The class that the section names, or None after reporting why there is none."""
@@ -137,13 +131,13 @@ class Validator:
         if "." not in name:
             self.add(path, f"{unknown('type', name, list(registry))}, or your own package.Class")
             return None
-        base = self.registries.get("bases", {}).get(section.path)
-        return self._load(path, load_class, name, base)
+        return self._load(path, load_class, name)
 
-    def _load(self, path: KeyPath, load: Callable[..., Any], *args: Any) -> Any:
+    def _load(self, path: KeyPath, load: Callable[..., Any], dotted: str) -> Any:
         """What `load` gives of the user's own, or None after reporting why it cannot be had."""
+        base = self.registries.get("bases", {}).get(str(path[0]))
         try:
-            return load(*args)
+            return load(dotted, *[base] if base else [])
         except ConfigError as error:
             self.add(path, str(error))
             return None
@@ -159,7 +153,6 @@ class Validator:
             )
 
     def _metrics(self) -> None:
-        """Check the names of metrics, and the functions that dotted paths lead to."""
         known = list(self.registries["metrics"])
         for index, name in enumerate(self.resolved.get("metrics", [])):
             if "." in name and name not in known:
@@ -171,7 +164,6 @@ class Validator:
     def _training_step(self) -> None:
         """Load a user's training step, which is a whole recipe: nothing of another one stays."""
         name = self.resolved.get("trainer", {}).get("type")
-        base = self.registries.get("bases", {}).get("trainer")
         if name is None:
             return
         if self.resolved.get("ssl_settings", {}).get("include_pseudolabels"):
@@ -180,22 +172,19 @@ class Validator:
                 "a training step of your own and ssl_settings.include_pseudolabels true are two "
                 "recipes: set this one to null or that one to false",
             )
-        if (step := self._load(("trainer", "type"), load_class, name, base)) is not None:
+        if (step := self._load(("trainer", "type"), load_class, name)) is not None:
             self.types["trainer"] = step
 
     def _torch_pair(self) -> None:
         """Let torch check optimiser and scheduler, where nothing else is wrong with them."""
         sections = ("optimizer", "lr_scheduler")
-        if (
-            any(problem.path[0] in sections for problem in self.problems)
-            or "optimizer" not in self.types
-        ):
+        wrong = any(path[0] in sections for path, *_ in self.problems)
+        if wrong or "optimizer" not in self.types:
             return
         args = [(self.resolved.get(name) or {}).get("args", {}) for name in sections]
         scheduler = self.types.get("lr_scheduler")
-        refused = refused_by_torch(self.types["optimizer"], args[0], scheduler, args[1])
-        for path, sentence in refused:
-            self.add(path, sentence)
+        for problem in refused_by_torch(self.types["optimizer"], args[0], scheduler, args[1]):
+            self.add(*problem)
         plateau = scheduler is not None and scheduler.__name__ == "ReduceLROnPlateau"
         if plateau and self.resolved["lr_scheduler"]["interval"] == "step":
             self.add(
@@ -204,10 +193,10 @@ class Validator:
             )
 
 
-def apply_override(config: dict[str, Any], override: Override) -> Problem | None:
+def apply_override(config: dict[str, Any], override: Override) -> str | None:
     """Put a value into `config` (changed in place), making absent sections on the way.
 
-    Returns a problem where a part of the path is a value and no section.
+    Returns a sentence where a part of the path is a value and no section.
     """
     here = config
     for depth, name in enumerate(override.path[:-1], start=1):
@@ -216,7 +205,7 @@ def apply_override(config: dict[str, Any], override: Override) -> Problem | None
         here = here[name]
         if not isinstance(here, dict):
             owner = ".".join(override.path[:depth])
-            return Problem(override.path, f"unknown key; '{owner}' is a value, not a section")
+            return f"unknown key; '{owner}' is a value, not a section"
     here[override.path[-1]] = copy.deepcopy(override.value)
     return None
 

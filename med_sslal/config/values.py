@@ -140,9 +140,8 @@ def fits(value: Any, annotation: Any) -> bool:
 
 def _kind(annotation: Any) -> Any:
     """An annotation without ranges and inner types."""
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    return get_origin(annotation) or annotation
+    origin = get_origin(annotation) or annotation
+    return _kind(get_args(annotation)[0]) if origin is Annotated else origin
 
 
 def _is_known(annotation: Any) -> bool:
@@ -151,7 +150,6 @@ def _is_known(annotation: Any) -> bool:
 
 
 def _rules(inner: tuple[Any, ...]) -> Iterator[Any]:
-    """The single rules in an Annotated, behind its type."""
     for rule in inner[1:]:
         yield from rule if isinstance(rule, GroupedMetadata) else (rule,)
 

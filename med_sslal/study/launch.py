@@ -6,13 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from med_sslal.study.study_folder import LOGS
 from med_sslal.study.study_runs import Job, StudyRuns
 from med_sslal.utils.errors import UserError
 from med_sslal.utils.interrupt import Interrupted, StopRequest
@@ -41,7 +38,7 @@ def run_one(runs: StudyRuns, job: Job, device: str | None) -> int:
         UserError: It waits for another that is not done.
     """
     left = runs.left()
-    runs.record_done()
+    runs.record(*runs.jobs)
     if job not in left:
         logger.info("%s is done", job)
         return 0
@@ -63,116 +60,89 @@ def run_all(runs: StudyRuns, n_jobs: int, devices: Sequence[str | None]) -> int:
     left, total = runs.left(), len(runs.jobs)
     logger.info("study %s: %d of %d runs are done", runs.root, total - len(left), total)
     runs.prepare()
-    runs.record_done()
-    if not left:
-        return 0
-    fleet = _Fleet(runs, left, n_jobs, devices)
+    runs.record(*runs.jobs)
+    began, n_here = time.monotonic(), 0
+    free = [devices[slot % len(devices)] for slot in range(n_jobs)]
+    running: list[_Running] = []
+    failed: list[Job] = []
     with StopRequest() as stop:
         try:
-            while fleet.go_on():
+            while True:
+                for one in [one for one in running if one.process.poll() is not None]:
+                    running.remove(one)
+                    free.append(one.device)
+                    if one.process.returncode:
+                        failed.append(one.job)
+                        logger.warning("%s failed; its log is %s", one.job, runs.log(one.job))
+                        continue
+                    runs.record(one.job)
+                    n_here, now = n_here + 1, time.monotonic()
+                    n_left = len(left) + len(running)
+                    logger.info(
+                        "[%d/%d] %s: done in %.1f minutes; about %.0f minutes left",
+                        total - n_left - len(failed),
+                        total,
+                        one.job,
+                        (now - one.started) / 60,
+                        (now - began) / n_here * n_left / 60,
+                    )
+                while free and (job := _next(runs, left, running, failed)) is not None:
+                    left.remove(job)
+                    running.append(_start(runs, job, free.pop(0), n_jobs))
+                if not running:
+                    break
                 time.sleep(POLL_SECONDS)
                 stop.check()
         except Interrupted as request:
             return request.exit_code
         finally:
-            fleet.stop()
-    fleet.check()
+            # Every run saves before it stops.
+            for one in running:
+                one.process.terminate()
+            for one in running:
+                one.process.wait()
+    if failed:
+        raise _failure(runs, failed, len(left))
     return 0
 
 
 class _Running(NamedTuple):
-    """A started run."""
-
     job: Job
     process: subprocess.Popen[bytes]
-    log: Path
-    slot: int
+    device: str | None
     started: float
 
 
-@dataclass
-class _Fleet:
-    """Runs that wait, that go on, and that have failed (with their logs)."""
+def _next(
+    runs: StudyRuns, left: list[Job], running: list[_Running], failed: list[Job]
+) -> Job | None:
+    """The next run that waits for nothing."""
+    blocked = {*(one.job for one in running), *failed, *left}
+    return next((job for job in left if runs.waits_for(job) not in blocked), None)
 
-    runs: StudyRuns
-    left: list[Job]
-    n_jobs: int
-    devices: Sequence[str | None]
-    running: list[_Running] = field(default_factory=list)
-    failed: dict[Job, Path] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        """Note when this began."""
-        self.slots, self.planned = list(range(self.n_jobs)), len(self.left)
-        self.started = time.monotonic()
-
-    def go_on(self) -> bool:
-        """Collect the runs that have ended and start others; False when nothing runs any more."""
-        for one in [one for one in self.running if one.process.poll() is not None]:
-            self.running.remove(one)
-            self.slots.append(one.slot)
-            if one.process.returncode:
-                self.failed[one.job] = one.log
-                logger.warning("%s failed; its log is %s", one.job, one.log)
-            else:
-                self.runs.record(one.job)
-                self._report(one)
-        while self.slots and (job := self._next()) is not None:
-            self.left.remove(job)
-            self.running.append(self._start(job, self.slots.pop(0)))
-        return bool(self.running)
-
-    def stop(self) -> None:
-        """Ask every run to save and stop, and wait until they have."""
-        for one in self.running:
-            one.process.terminate()
-        for one in self.running:
-            one.process.wait()
-
-    def check(self) -> None:
-        """Raise UserError, naming the runs that failed, where there are any."""
-        sentences = []
-        for job, log in self.failed.items():
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-            sentences.append(f"{job} failed ({log}): {lines[-1] if lines else 'no output'}")
-        if sentences:
-            n = len(self.left)
-            waiting = f"; {n} runs that wait for them were not started" if n else ""
-            raise UserError("\n".join(sentences) + waiting)
-
-    def _next(self) -> Job | None:
-        """The next run that waits for nothing."""
-        blocked = {*(one.job for one in self.running), *self.failed, *self.left}
-        return next((job for job in self.left if self.runs.waits_for(job) not in blocked), None)
-
-    def _start(self, job: Job, slot: int) -> _Running:
-        """Start a run in a process of its own."""
-        log = self.runs.root / LOGS / f"{job.arm}_s{job.seed}.log"
-        threads = str(max(1, usable_cores() // self.n_jobs))
-        device = self.devices[slot % len(self.devices)]
-        logger.info("%s: started", job)
-        with log.open("ab") as stream:
-            # A session of its own: Ctrl-C reaches only the study, which passes it on once.
-            process = subprocess.Popen(
-                [sys.executable, *self.runs.command(job, device)],
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env={"OMP_NUM_THREADS": threads, **os.environ},
-                start_new_session=True,
-            )
-        return _Running(job, process, log, slot, time.monotonic())
-
-    def _report(self, one: _Running) -> None:
-        """One line about a run that has ended well."""
-        total, now = len(self.runs.jobs), time.monotonic()
-        n_left = len(self.left) + len(self.running)
-        here = self.planned - n_left - len(self.failed)
-        logger.info(
-            "[%d/%d] %s: done in %.1f minutes; about %.0f minutes left",
-            total - self.planned + here,
-            total,
-            one.job,
-            (now - one.started) / 60,
-            (now - self.started) / here * n_left / 60,
+def _start(runs: StudyRuns, job: Job, device: str | None, n_jobs: int) -> _Running:
+    """Start a run in a process of its own."""
+    logger.info("%s: started", job)
+    with runs.log(job).open("ab") as stream:
+        # A session of its own: Ctrl-C reaches only the study, which passes it on once.
+        process = subprocess.Popen(
+            [sys.executable, *runs.command(job, device)],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env={"OMP_NUM_THREADS": str(max(1, usable_cores() // n_jobs)), **os.environ},
+            start_new_session=True,
         )
+    return _Running(job, process, device, time.monotonic())
+
+
+def _failure(runs: StudyRuns, failed: list[Job], n_waiting: int) -> UserError:
+    """The error that names the runs that failed."""
+    sentences = []
+    for job in failed:
+        lines = runs.log(job).read_text(encoding="utf-8", errors="replace").splitlines()
+        last = lines[-1] if lines else "no output"
+        sentences.append(f"{job} failed ({runs.log(job)}): {last}")
+    waiting = f"; {n_waiting} runs that wait for them were not started" if n_waiting else ""
+    return UserError("\n".join(sentences) + waiting)

@@ -3,9 +3,8 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +36,7 @@ class Outcome:
 
     @classmethod
     def of(cls, run: RunFolder, config_hash: str) -> "Outcome":
-        """Read a finished run.
-
-        Raises:
-            DataError: A file of it is damaged.
-        """
+        """Read a finished run; DataError where a file of it is damaged."""
         found = read_json(run.environment) if run.environment.exists() else {}
         machine = dict.fromkeys(_MACHINE) | {name: found.get(name) for name in _MACHINE}
         machine["torch"] = found.get("packages", {}).get("torch")
@@ -50,32 +45,31 @@ class Outcome:
         return cls(config_hash, machine, rows, cycles)
 
 
-@dataclass
 class ResultsFile:
-    """A file of outcomes, that of an arm and seed once; others of it are kept as they are."""
+    """A file of outcomes, that of an arm and seed once; others of it are kept as they are.
 
-    path: Path  # It need not exist yet.
-    outcomes: dict[tuple[str, int], Outcome] = field(default_factory=dict)
+    Raises:
+        DataError: The file, which need not exist yet, is damaged, another one, or too new.
+        UserError: There is no folder to write it into.
+    """
 
-    def __post_init__(self) -> None:
-        """Read what is there.
-
-        Raises:
-            DataError: It is damaged, no such file, or written by a newer version.
-            UserError: There is no folder to write it into.
-        """
-        if not self.path.parent.is_dir():
-            raise UserError(f"there is no folder {self.path.parent} for the results file")
-        if self.path.exists():
-            self.outcomes = _read(self.path)
+    def __init__(self, path: Path) -> None:
+        if not path.parent.is_dir():
+            raise UserError(f"there is no folder {path.parent} for the results file")
+        self.path = path
+        self.outcomes = _read(self.path)
 
     def add(self, arm: str, seed: int, outcome: Outcome) -> None:
         """Write the outcome of a run into the file, with all that others wrote meanwhile."""
-        with _alone(self.path.parent):
-            found = _read(self.path) if self.path.exists() else {}
-            self.outcomes = found | {(arm, seed): outcome}
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            # Other processes that add to a file of this folder wait.
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            self.outcomes = _read(self.path) | {(arm, seed): outcome}
             text = _text(self.outcomes)
             atomic_write(self.path, lambda stream: stream.write(text.encode()))
+        finally:
+            os.close(folder)
 
 
 def mixed_machines(outcomes: Mapping[tuple[str, int], Outcome]) -> list[str]:
@@ -111,23 +105,8 @@ def _cycle(run: RunFolder, number: int) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> Any:
-    """The same with its numbers as the file keeps them."""
-    if isinstance(value, float):
-        return round(value, DECIMALS)
-    if isinstance(value, Mapping):
-        return {name: _rounded(item) for name, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list) else value
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes that add to a file of this folder waiting."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+    """The same JSON with its numbers as the file keeps them."""
+    return json.loads(json.dumps(value), parse_float=lambda text: round(float(text), DECIMALS))
 
 
 def _text(outcomes: Mapping[tuple[str, int], Outcome]) -> str:
@@ -138,7 +117,7 @@ def _text(outcomes: Mapping[tuple[str, int], Outcome]) -> str:
         head = {"arm": arm, "seed": seed, "config_hash": outcome.config_hash}
         head |= {**outcome.machine, "columns": columns}
         cycles = [
-            "   " + _line({"row": [row.get(name) for name in columns], **cycle})
+            f"   {_line({'row': [row.get(name) for name in columns], **cycle})}"
             for row, cycle in zip(outcome.rows, outcome.cycles, strict=True)
         ]
         runs.append("  " + _line(head)[:-1] + ', "cycles": [\n' + ",\n".join(cycles) + "\n  ]}")
@@ -147,12 +126,13 @@ def _text(outcomes: Mapping[tuple[str, int], Outcome]) -> str:
 
 
 def _line(content: Mapping[str, Any]) -> str:
-    """JSON on one line."""
     return json.dumps(content, allow_nan=False, ensure_ascii=False)
 
 
 def _read(path: Path) -> dict[tuple[str, int], Outcome]:
-    """What `_text` wrote; DataError where it is something else."""
+    """What `_text` wrote, nothing where there is no file; DataError where it is something else."""
+    if not path.exists():
+        return {}
     content = read_versioned(path, FORMAT_VERSION)
     outcomes: dict[tuple[str, int], Outcome] = {}
     try:

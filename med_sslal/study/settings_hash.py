@@ -10,18 +10,10 @@ from typing import Any
 from med_sslal.config.parse_config import ConfigParser
 
 PLACES = (
-    "name",
-    "n_gpu",
-    "n_workers",
-    "dataset.args.root",
-    "dataset.args.cache*",
-    "trainer.save_dir",
-    "trainer.save_period",
-    "trainer.checkpoint_seconds",
-    "trainer.keep_*",
-    "trainer.verbosity",
+    "name", "n_gpu", "n_workers", "dataset.args.root", "dataset.args.cache*", "trainer.save_dir",
+    "trainer.save_period", "trainer.checkpoint_seconds", "trainer.keep_*", "trainer.verbosity",
     "trainer.tensorboard",
-)
+)  # fmt: skip
 """Where and how fast a run goes and what it keeps, not what it computes."""
 
 _WEIGHTS = "arch.args.pretrained"
@@ -47,7 +39,6 @@ def settings_hash(config: ConfigParser) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value as it is written on every machine."""
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

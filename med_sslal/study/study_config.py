@@ -1,7 +1,7 @@
 """StudyConfig: which runs a study compares, checked as a whole before anything is run."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,7 +14,7 @@ from med_sslal.config.overrides import Override
 from med_sslal.config.parse_config import ConfigParser, Places
 from med_sslal.config.schema import Name
 from med_sslal.config.signature import wrong_members
-from med_sslal.config.validate import Problem, Registries
+from med_sslal.config.validate import Registries
 from med_sslal.config.values import Key, describe, fits
 from med_sslal.study.study_folder import RESERVED, SHARED
 from med_sslal.utils.errors import ConfigError
@@ -110,11 +110,7 @@ class StudyConfig:
                 arms[arm] = ConfigParser.from_file(base, registries, (*changes, *own))
             except ConfigError as error:
                 problems += str(error).splitlines()
-        problems += _unfair(source, content["baselines"], arms, strategies)
-        if problems:
-            # What is wrong in all arms is told once.
-            raise ConfigError("\n".join(dict.fromkeys(problems)))
-        return cls(
+        study = cls(
             name=content["name"],
             folder=Path(content["save_dir"]) / content["name"],
             seeds=tuple(content["seeds"]),
@@ -127,6 +123,10 @@ class StudyConfig:
             strategies=strategies,
             registries=registries,
         )
+        if problems := [*problems, *_unfair(study)]:
+            # What is wrong in all arms is told once.
+            raise ConfigError("\n".join(dict.fromkeys(problems)))
+        return study
 
 
 def is_strategy(path: str) -> bool:
@@ -135,12 +135,10 @@ def is_strategy(path: str) -> bool:
 
 
 def _overrides(source: str, values: Mapping[str, Any]) -> tuple[Override, ...]:
-    """Dotted keys and their values, as changes of a config."""
     return tuple(Override(source, tuple(key.split(".")), value) for key, value in values.items())
 
 
 def _is_full(config: ConfigParser) -> bool:
-    """Whether a run labels everything from the start."""
     return _get(config, "al_settings.args.init_num") == "all"
 
 
@@ -148,10 +146,8 @@ def _read(path: Path) -> dict[str, Any]:
     """The file's content with defaults; ConfigError unless every key is there and right."""
     document = jsonc.read(path, "study")
     given, places = document.value, Places(str(path), document)
-    for name, text, at_key in wrong_members(given, STUDY_SCHEMA):
-        places.note(Problem((name,), text, at_key))
-    if problems := places.sentences():
-        raise ConfigError("\n".join(problems))
+    wrong = wrong_members(given, STUDY_SCHEMA)
+    places.refuse(((name,), text, at_key) for name, text, at_key in wrong)
     return {key.name: given.get(key.name, copy.deepcopy(key.default)) for key in STUDY_SCHEMA}
 
 
@@ -180,18 +176,14 @@ def _wrong_names(source: str, content: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _unfair(
-    source: str,
-    baselines: Sequence[str],
-    arms: Mapping[str, ConfigParser],
-    strategies: Mapping[str, tuple[Override, ...]],
-) -> list[str]:
+def _unfair(study: StudyConfig) -> list[str]:
     """Sentences about what would make the comparison unfair."""
+    source, arms = study.source, study.arms
     problems = [
         f"{source} arms.{arm}: {dotted} is no part of the strategy, and arms that differ in it "
         f"cannot be compared: put it into 'set' for all of them (allowed in an arm: "
         f"{', '.join(STRATEGY)})"
-        for arm, own in strategies.items()
+        for arm, own in study.strategies.items()
         for dotted in (".".join(override.path) for override in own)
         if not is_strategy(dotted) and dotted not in ("al_settings", "ssl_settings")
     ]
@@ -199,7 +191,7 @@ def _unfair(
     problems += [
         f"{source} baselines: '{baseline}' labels everything (init_num all) and has no curve: "
         "name another arm"
-        for baseline in baselines
+        for baseline in study.baselines
         if baseline in full
     ]
     if len(full) > 1:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from med_sslal.base.base_dataset import BaseDataset
@@ -42,7 +43,10 @@ class StudyRuns:
     """The runs of one study, each an ordinary run in its own folder and process.
 
     The trainings of cycle 0 are made once per seed, as the runs of an arm `cycle0`; every arm but
-    full supervision takes them over.
+    full supervision takes them over. Outcomes in a results file count as runs that are done.
+
+    Raises:
+        ConfigError: The study has no such seed.
     """
 
     def __init__(
@@ -51,16 +55,6 @@ class StudyRuns:
         results: ResultsFile | None = None,
         seeds: Sequence[int] | None = None,
     ) -> None:
-        """Prepare; nothing is started.
-
-        Args:
-            study: The study.
-            results: Outcomes that count as runs that are done; None: those of the folders alone.
-            seeds: The seeds to run, None for all of the study.
-
-        Raises:
-            ConfigError: The study has no such seed.
-        """
         self._study, self.root, self._results = study, study.folder, results
         self._hashes: dict[Job, str] = {}
         for seed in seeds or ():
@@ -74,7 +68,11 @@ class StudyRuns:
 
     def folder(self, job: Job) -> RunFolder:
         """Where a run lies."""
-        return run_folder(self.root, job.arm, job.seed)
+        return run_folder(self.root, *job)
+
+    def log(self, job: Job) -> Path:
+        """What a run said that was started beside others."""
+        return self.root / LOGS / f"{job.arm}_s{job.seed}.log"
 
     def left(self) -> list[Job]:
         """The runs that are not done, each after the one that it waits for.
@@ -92,24 +90,17 @@ class StudyRuns:
 
     def outcomes(self) -> dict[tuple[str, int], Outcome]:
         """Those of all runs of the study, of whatever seed, that are done; by arm and seed."""
-        done: dict[tuple[str, int], Outcome] = {}
-        for job in self._all:
-            if (listed := self._listed(job)) is not None:
-                done[job] = listed
-            elif self._finished(job):
-                done[job] = Outcome.of(self.folder(job), self._hash(job))
-        return done
+        return {
+            job: self._listed(job) or Outcome.of(self.folder(job), self._hash(job))
+            for job in self._all
+            if self._done(job)
+        }
 
-    def record(self, job: Job) -> None:
-        """Write a run that has ended into the results file, where there is one."""
-        if self._results is not None and self._listed(job) is None:
-            self._results.add(*job, Outcome.of(self.folder(job), self._hash(job)))
-
-    def record_done(self) -> None:
-        """Write all runs that have ended, and are not in it, into the results file."""
-        for job in self.jobs:
-            if self._finished(job):
-                self.record(job)
+    def record(self, *jobs: Job) -> None:
+        """Write those that have ended, and are not in it, into the results file if there is one."""
+        for job in jobs:
+            if self._results is not None and self._finished(job) and self._listed(job) is None:
+                self._results.add(*job, Outcome.of(self.folder(job), self._hash(job)))
 
     def waits_for(self, job: Job) -> Job | None:
         """The run whose cycle 0 a run takes over when it starts; None where it needs none."""
@@ -133,9 +124,8 @@ class StudyRuns:
             known = sorted(f"test_{key}" for key in keys)
             for metric in study.metrics:
                 if metric not in known:
-                    there = ", ".join(known)
                     raise ConfigError(
-                        f"{study.source} metrics: no value '{metric}'; there are {there}"
+                        f"{study.source} metrics: no value '{metric}'; there are {', '.join(known)}"
                     )
 
     def named(self, name: str) -> Job:
@@ -188,7 +178,6 @@ class StudyRuns:
         return words if device is None else [*words, "--device", device]
 
     def _done(self, job: Job) -> bool:
-        """Whether a run need not be started."""
         return self._listed(job) is not None or self._finished(job)
 
     def _finished(self, job: Job) -> bool:
@@ -201,24 +190,20 @@ class StudyRuns:
         return self._finished(first) and self.folder(first).cycle(0).best.is_file()
 
     def _hash(self, job: Job) -> str:
-        """What the study says that a run is."""
         if job not in self._hashes:
             self._hashes[job] = settings_hash(self._study.run_config(*job))
         return self._hashes[job]
 
     def _listed(self, job: Job) -> Outcome | None:
-        """The outcome of a run in the results file; None where there is none of these settings yet.
-
-        Raises:
-            ConfigError: It is of other settings than the study's.
-        """
+        """The outcome of a run in the results file; None where there is none of these settings."""
         results = self._results
         if results is None or (outcome := results.outcomes.get(job)) is None:
             return None
         if outcome.config_hash == self._hash(job):
             return outcome
-        # A run on disk that grows with the study takes its place; others tell their key.
-        if self.folder(job).exists and self._changes(job):
+        # A run on disk that grows with the study, or has, takes its place; others tell their key.
+        if self.folder(job).exists:
+            self._changes(job)
             return None
         raise ConfigError(
             f"{results.path} has {job} of other settings than the study's: give the study another "
@@ -226,11 +211,7 @@ class StudyRuns:
         )
 
     def _changes(self, job: Job) -> list[Change]:
-        """What of a run on disk grows with the study.
-
-        Raises:
-            ConfigError: It is of other settings.
-        """
+        """What of a run on disk grows with the study; ConfigError where it is of other settings."""
         path = self.folder(job).config
         saved = ConfigParser(read_json(path), self._study.registries, source=str(path))
         new = self._study.run_config(*job)
