@@ -43,37 +43,23 @@ class Rating:
 
 @dataclass(frozen=True)
 class Finding:
-    """A criterion and one kind of mistake.
+    """A criterion and one kind of mistake."""
 
-    Attributes:
-        correlation: Spearman's rank correlation of value and mistakes over the images; None where
-            it is undefined.
-        undefined: Why it is, in words; None where it is not.
-        top: Mean of the mistakes an image over the top quarter by the criterion.
-        all: The same over all images.
-    """
-
+    # Spearman's rank correlation of value and mistakes over the images; None where undefined.
     correlation: float | None
-    undefined: str | None
-    top: float
-    all: float
+    undefined: str | None  # Why it is, in words; None where it is not.
+    top: float  # Mean of the mistakes an image over the top quarter by the criterion.
+    all: float  # The same over all images.
 
 
 @dataclass(frozen=True)
 class Finds:
-    """What a criterion finds.
+    """What a criterion finds."""
 
-    Attributes:
-        criterion: Its name.
-        n_images: Images that were looked at.
-        n_top: Images of the top quarter, rounded up.
-        findings: By the names of MISTAKES.
-    """
-
-    criterion: str
-    n_images: int
-    n_top: int
-    findings: Mapping[str, Finding]
+    criterion: str  # Its name.
+    n_images: int  # Images that were looked at.
+    n_top: int  # Images of the top quarter, rounded up.
+    findings: Mapping[str, Finding]  # By the names of MISTAKES.
 
 
 def record_mistakes(
@@ -134,11 +120,7 @@ def read_finds(path: Path) -> Finds:
     """
     content = read_versioned(path, FORMAT_VERSION)
     try:
-        return Finds(
-            criterion=content["criterion"],
-            n_images=content["n_images"],
-            n_top=content["n_top"],
-            findings={name: Finding(**content["findings"][name]) for name in MISTAKES},
-        )
+        found = {name: Finding(**content["findings"][name]) for name in MISTAKES}
+        return Finds(content["criterion"], content["n_images"], content["n_top"], found)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} does not say what a criterion finds: {error!r}") from error

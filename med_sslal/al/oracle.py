@@ -8,10 +8,9 @@ from med_sslal.utils.errors import DataError
 
 
 class SimulatedOracle:
-    """Stands for the person who annotates: it knows the labels of training images."""
+    """Stands for the person who annotates: it knows the labels of training images, by image id."""
 
     def __init__(self, annotations: Mapping[str, Annotation]) -> None:
-        """Hold the hidden labels of the training images that have one, by image id."""
         self._annotations = annotations
 
     def known(self, image_ids: Iterable[str]) -> tuple[str, ...]:
@@ -19,10 +18,7 @@ class SimulatedOracle:
         return tuple(image_id for image_id in image_ids if image_id in self._annotations)
 
     def label(self, image_ids: Iterable[str]) -> dict[str, Annotation]:
-        """Reveal labels; asking again for the same image costs nothing.
-
-        Returns:
-            Image id to label, in the order asked.
+        """Reveal labels, by image id in the order asked; asking again costs nothing.
 
         Raises:
             DataError: An id is unknown; nothing is revealed then.
@@ -32,15 +28,12 @@ class SimulatedOracle:
     def label_within(
         self, image_ids: Iterable[str], costs: CostModel, budget: float
     ) -> dict[str, Annotation]:
-        """Reveal labels in order, as far as a budget pays for them.
+        """Reveal labels in order, as far as a budget in the unit of `costs` pays for them.
 
         A person draws the boxes of an image and may find that it has more than are left to pay
         for: the query ends before it, and its label stays hidden. An image that costs more than
-        the whole budget can never be paid for; it is passed over.
-
-        Returns:
-            Image id to label of the images that were paid for, in order. Together they cost no more
-            than the budget, in the unit of `costs`.
+        the whole budget can never be paid for; it is passed over. Image id to label of those paid
+        for, in order: together they cost no more than the budget.
 
         Raises:
             DataError: An id is unknown; nothing is revealed then.

@@ -6,21 +6,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Pool:
-    """The training images of a run, split into labelled and unlabelled ids.
+    """The training images of a run, split into ids; ValueError where one occurs twice."""
 
-    Attributes:
-        labelled: Ids in the order of labelling.
-        unlabelled: The other ids, sorted, whatever order they came in.
-
-    Raises:
-        ValueError: An id occurs twice.
-    """
-
-    labelled: tuple[str, ...]
-    unlabelled: tuple[str, ...]
+    labelled: tuple[str, ...]  # In the order of labelling.
+    unlabelled: tuple[str, ...]  # The others, sorted, whatever order they came in.
 
     def __post_init__(self) -> None:
-        """Bring the unlabelled ids into their one order, and check that no id occurs twice."""
         object.__setattr__(self, "labelled", tuple(self.labelled))
         object.__setattr__(self, "unlabelled", tuple(sorted(self.unlabelled)))
         if len({*self.labelled, *self.unlabelled}) != len(self):

@@ -16,18 +16,13 @@ BLOCK_PAIRS = 2**19
 
 
 class Matches(NamedTuple):
-    """The boxes of another view that each box of a view overlaps most.
+    """The boxes of another view that each box of a view overlaps most."""
 
-    Attributes:
-        iou: float64 [M] in [0, 1], the highest IoU, rounded to 1e-4; 0 where no box overlaps.
-        rows: int64 [T], boxes that have a match, ascending; several times where matches tie, so
-            that what decides between them is a value and not their order.
-        partners: int64 [T], the matching rows of the other view.
-    """
-
-    iou: np.ndarray
+    iou: np.ndarray  # float64 [M], the highest IoU, rounded to 1e-4; 0 where no box overlaps.
+    # int64 [T], boxes that have a match, ascending; several times where matches tie, so that what
+    # decides between them is a value and not their order.
     rows: np.ndarray
-    partners: np.ndarray
+    partners: np.ndarray  # int64 [T], the matching rows of the other view.
 
 
 def best_matches(

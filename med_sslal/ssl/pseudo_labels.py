@@ -6,24 +6,26 @@ They come from the pool record of the cycle's own scoring pass, so they cost no 
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Ge, Gt, Interval
 
-from med_sslal.al.arrays import SCORE_DECIMALS
+from med_sslal.al.arrays import SCORE_DECIMALS, round_scores
+from med_sslal.al.criteria.base import BLOCK_IMAGES
 from med_sslal.al.pool import Pool
-from med_sslal.al.record import PLAIN, RECORD_FLOOR, PoolRecord
+from med_sslal.al.record import PLAIN, RECORD_FLOOR, PoolRecord, RecordSection
 from med_sslal.base.types import Annotation, Prediction
 from med_sslal.config.signature import wrong_arguments
-from med_sslal.ssl.blocks import BOX_DECIMALS, annotations, blocks_of, by_class
 from med_sslal.ssl.quality import found_and_false
 from med_sslal.utils.errors import ConfigError, DataError
 from med_sslal.utils.util import atomic_write, read_versioned, stable_hash
 
 FORMAT_VERSION = 1
+# Coordinates are rounded to a hundredth of a pixel, far below what a label means.
+BOX_DECIMALS = 2
 Share = Annotated[float, Interval(ge=0, le=1)]
 # A record holds no score below it.
 Recorded = Annotated[float, Interval(ge=RECORD_FLOOR, le=1)]
@@ -31,28 +33,21 @@ Recorded = Annotated[float, Interval(ge=RECORD_FLOOR, le=1)]
 
 @dataclass(frozen=True)
 class ClassStats:
-    """A class's pseudo-labels of a cycle: boxes, mean score, and threshold after the density cap.
+    """A class's pseudo-labels of a cycle."""
 
-    The mean score is None where there are no boxes.
-    """
-
-    count: int
-    mean_score: float | None
-    threshold: float
+    count: int  # Of boxes.
+    mean_score: float | None  # None where there are no boxes.
+    threshold: float  # After the density cap.
 
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """The pseudo-labels of one cycle.
+    """The pseudo-labels of one cycle."""
 
-    Attributes:
-        labels: Image id to label in ORIGINAL pixels, sorted by id; no box teaches regression. An
-            image without a box is a negative; images left out are not trained on.
-        stats: Class name to numbers.
-    """
-
+    # Image id to label in ORIGINAL pixels, sorted by id; no box teaches regression. An image
+    # without a box is a negative; images left out are not trained on.
     labels: Mapping[str, Annotation]
-    stats: Mapping[str, ClassStats]
+    stats: Mapping[str, ClassStats]  # By class name.
 
     def write(self, path: Path) -> None:
         """Write them atomically as JSON, one line per image.
@@ -68,7 +63,13 @@ class PseudoLabels:
         stats = {name: asdict(stats) for name, stats in self.stats.items()}
         yield f'{{"format_version": {FORMAT_VERSION},\n"stats": {dumps(stats)},\n"labels": {{'
         for place, (name, label) in enumerate(self.labels.items()):
-            yield f"{',' if place else ''}\n{dumps(name)}: {dumps(_image_to_json(label))}"
+            image = {
+                # The decimals that coordinates were rounded to.
+                "boxes": np.round(label.boxes.astype(np.float64), BOX_DECIMALS).tolist(),
+                "labels": label.labels.tolist(),
+                "ignore": label.ignore.tolist(),
+            }
+            yield f"{',' if place else ''}\n{dumps(name)}: {dumps(image)}"
         yield "\n}}\n"
 
     @classmethod
@@ -124,7 +125,6 @@ class PseudoLabeller:
     negative_floor: Recorded = RECORD_FLOOR
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         wrong = wrong_arguments(type(self), asdict(self))
         problems = [(name, text) for name, text, _ in wrong] or self.check_args(asdict(self))
         if problems:
@@ -203,24 +203,22 @@ class PseudoLabeller:
             raise ValueError("pseudo-labels need labelled images to be measured against")
         section, names = record.section(PLAIN), record.header.class_names
         lowest = np.array([thresholds[name] for name in names])
-        sure = []
-        for block in blocks_of(section, usable):
-            chosen = block.valid & (block.scores >= lowest[block.labels - 1])
-            sure.append((block.labels[chosen], block.scores[chosen]))
-        limits = self._limits(
-            by_class(sure, len(names)), lowest, labelled_annotations, usable.sum()
-        )
+        chosen = [(np.zeros(0, dtype=np.int64), np.zeros(0))]
+        for block, _, valid in _blocks(section, usable):
+            sure = valid & (block.scores >= lowest[block.labels - 1])
+            chosen.append((block.labels[sure], block.scores[sure]))
+        numbers, scores = (np.concatenate(column) for column in zip(*chosen, strict=True))
+        by_class = [scores[numbers == number] for number in range(1, len(names) + 1)]
+        limits = self._limits(by_class, lowest, labelled_annotations, usable.sum())
         labels: dict[str, Annotation] = {}
-        sure, negatives = [], []
-        for block in blocks_of(section, usable):
-            kept = block.valid & (block.scores >= limits[block.labels - 1])
-            ignored = block.valid & ~kept & (block.scores >= self.ignore_floor)
-            labels |= annotations(block, kept, ignored)
-            sure.append((block.labels[kept], block.scores[kept]))
-            best = np.zeros(len(block.section))
-            np.maximum.at(best, block.section.owners, block.scores)
-            empty = block.usable & (best < self.negative_floor)
-            negatives += block.section.image_ids[empty].tolist()
+        negatives: list[str] = []
+        for block, own, valid in _blocks(section, usable):
+            kept = valid & (block.scores >= limits[block.labels - 1])
+            ignored = valid & ~kept & (block.scores >= self.ignore_floor)
+            labels |= _annotations(block, kept, ignored)
+            best = np.zeros(len(block))
+            np.maximum.at(best, block.owners, block.scores)
+            negatives += block.image_ids[own & (best < self.negative_floor)].tolist()
         n_empty = sum(label.n_objects == 0 for label in labelled_annotations.values())
         n_filled = len(labelled_annotations) - n_empty
         n_negatives = n_empty * len(labels) // n_filled if n_filled else 0
@@ -228,7 +226,7 @@ class PseudoLabeller:
         for image_id in negatives[:n_negatives]:
             labels[image_id] = Annotation.empty()
         assert not labels.keys() & set(pool.labelled), "pseudo-labels on labelled images"
-        stats = map(_stats, by_class(sure, len(names)), limits.tolist())
+        stats = map(_stats, by_class, limits.tolist())
         return PseudoLabels(dict(sorted(labels.items())), dict(zip(names, stats, strict=True)))
 
     def _usable(self, record: PoolRecord, pool: Pool) -> np.ndarray:
@@ -270,37 +268,54 @@ class PseudoLabeller:
 
 
 def _stats(scores: np.ndarray, threshold: float) -> ClassStats:
-    """The numbers of one class from the scores of its pseudo-labels."""
+    """The numbers of one class, of whose scores those from the threshold on are pseudo-labels."""
+    scores = scores[scores >= threshold]
     mean = round(float(scores.mean()), SCORE_DECIMALS) if len(scores) else None
     return ClassStats(len(scores), mean, threshold)
 
 
-def _image_to_json(label: Annotation) -> dict[str, Any]:
-    """Plain containers of one image; coordinates as the decimals they were rounded to."""
-    return {
-        "boxes": np.round(label.boxes.astype(np.float64), BOX_DECIMALS).tolist(),
-        "labels": label.labels.tolist(),
-        "ignore": label.ignore.tolist(),
-    }
+def _blocks(
+    section: RecordSection, usable: np.ndarray
+) -> Iterator[tuple[RecordSection, np.ndarray, np.ndarray]]:
+    """Blocks of a section, rounded, with their usable images and the boxes of an area on these."""
+    for number, block in enumerate(section.blocks(BLOCK_IMAGES)):
+        own = usable[number * BLOCK_IMAGES :][: len(block)]
+        boxes = np.round(np.asarray(block.boxes), BOX_DECIMALS)
+        valid = own[block.owners] & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        labels, scores = np.asarray(block.labels), round_scores(block.scores)
+        yield replace(block, boxes=boxes, labels=labels, scores=scores), own, valid
 
 
-def _image_from_json(content: Mapping[str, Any]) -> Annotation:
-    """The label that `_image_to_json` described."""
-    n = len(content["labels"])
-    return Annotation(
-        boxes=np.array(content["boxes"], dtype=np.float32).reshape(n, 4),
-        labels=np.array(content["labels"], dtype=np.int64),
-        ignore=np.array(content["ignore"], dtype=bool),
-        regress=np.zeros(n, dtype=bool),
-    )
+def _annotations(
+    block: RecordSection, kept: np.ndarray, ignored: np.ndarray
+) -> dict[str, Annotation]:
+    """Labels of the images with a kept box: kept boxes (bool [M]), then the ignore regions."""
+    labels = {}
+    for row in np.unique(block.owners[kept]).tolist():
+        first, last = block.offsets[row], block.offsets[row + 1]
+        rows = np.concatenate(
+            [first + np.flatnonzero(mask[first:last]) for mask in (kept, ignored)]
+        )
+        # Nobody checked that these boxes fit tightly.
+        regress = np.zeros(len(rows), dtype=bool)
+        labels[str(block.image_ids[row])] = Annotation(
+            block.boxes[rows], block.labels[rows], ignored[rows], regress
+        )
+    return labels
 
 
 def _label_or_same(content: dict[str, Any]) -> Any:
     """The label that an object describes; another object stays."""
     if content.keys() != {"boxes", "labels", "ignore"} or not isinstance(content["boxes"], list):
         return content
+    n = len(content["labels"])
     try:
-        return _image_from_json(content)
+        return Annotation(
+            boxes=np.array(content["boxes"], dtype=np.float32).reshape(n, 4),
+            labels=np.array(content["labels"], dtype=np.int64),
+            ignore=np.array(content["ignore"], dtype=bool),
+            regress=np.zeros(n, dtype=bool),
+        )
     except (ValueError, OverflowError) as error:
         # To the reader of JSON a ValueError means that it is none.
         raise TypeError(str(error)) from error

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from med_sslal.al.arrays import Points
-from med_sslal.al.clusters import cluster
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.al.selectors.base import Choice, Selector, Values
+from med_sslal.al.selectors.k_means_diversity import cluster
 
 # Neighbours that an image is compared with.
 N_NEIGHBOURS = 20
