@@ -19,8 +19,8 @@ from med_sslal.al.pool import Pool
 from med_sslal.al.query import Query, rank
 from med_sslal.al.record import OPTIONAL_COLUMNS, PLAIN, PoolRecord
 from med_sslal.al.restrict import Position, check_pool
-from med_sslal.al.schedule import Until, check_schedule, in_use, unused_by_all
-from med_sslal.al.stages import BuiltStages, Stage, build_stages, check_stages
+from med_sslal.al.schedule import Until, check_schedule, in_use
+from med_sslal.al.stages import Stage, build_stages, check_stages, unused_defaults
 from med_sslal.al.views import parse_views
 from med_sslal.base.types import ScheduleEntry, Selection
 from med_sslal.config.jsonc import KeyPath
@@ -101,19 +101,14 @@ class ActiveLearningHelper:
         suppress_adjacent: Count | None = None,
         seed: int,
     ) -> None:
-        """Set the strategy."""
         args = dict(locals())
         del args["self"], args["seed"]
         wrong = wrong_arguments(ActiveLearningHelper, args, provided=("seed",))
         problems: list[tuple[str | KeyPath, str]] = [(name, text) for name, text, _ in wrong]
         problems = problems or ActiveLearningHelper.check_args(args)
         if problems:
-            raise ConfigError(
-                "; ".join(
-                    f"{at if isinstance(at, str) else dotted(at)}: {sentence}"
-                    for at, sentence in problems
-                )
-            )
+            named = ((at if isinstance(at, str) else dotted(at), text) for at, text in problems)
+            raise ConfigError("; ".join(f"{at}: {text}" for at, text in named))
         self.init_num = init_num
         self.budget_num = budget_num
         self.costs = CostModel(budget_unit, seconds_per_image, seconds_per_box)
@@ -125,8 +120,9 @@ class ActiveLearningHelper:
         entries = schedule or [{"al_criterion": al_criterion}]
         # Of every entry of the schedule; one without any where there is none.
         self.untils: list[Until] = [entry.get("until") or {} for entry in entries]
-        self._stages = [
-            build_stages(entry["al_criterion"], _defaults(args), candidate_factor)
+        rules = (seed, self.costs, max_per_group, suppress_adjacent)
+        self._queries = [
+            Query(*build_stages(entry["al_criterion"], _defaults(args), candidate_factor), *rules)
             for entry in entries
         ]
         self._entry: ScheduleEntry | None = None
@@ -151,30 +147,25 @@ class ActiveLearningHelper:
         stages, schedule, defaults = args["al_criterion"], args.get("schedule"), _defaults(args)
         if (stages is None) == (schedule is None):
             state = "missing" if stages is None else "given beside a schedule"
-            problems.append(
-                ("al_criterion", f"it is {state}: give this, or a schedule in its place")
-            )
-            return problems
+            text = f"it is {state}: give this, or a schedule in its place"
+            return [*problems, ("al_criterion", text)]
         if schedule is None:
-            schedule = [{"al_criterion": stages}]
             wrong, own = check_stages(stages, defaults), "al_criterion"
         else:
             wrong, own = check_schedule(schedule, defaults), "schedule"
-        n_before = len(problems)
-        problems += [((own, *at), sentence) for at, sentence in wrong]
-        if len(problems) == n_before:
+        found: list[tuple[str | KeyPath, str]] = [((own, *at), text) for at, text in wrong]
+        if not found:
+            firsts = [entry["al_criterion"][0] for entry in schedule or [args]]
             # The default is for whom it concerns, and no choice.
             given = {name: v for name, v in defaults.items() if v != "median"}
-            problems += [
-                (name, f"the criterion has no '{name}': leave it out")
-                for name in unused_by_all(schedule, given)
-            ]
-        return problems
+            unused = unused_defaults(firsts, given)
+            found += [(name, f"the criterion has no '{name}': leave it out") for name in unused]
+        return problems + found
 
     @property
     def _readers(self) -> list[Reader | type[Reader]]:
         """Everything that reads a record."""
-        return [reader for stages in self._stages for reader in stages.readers]
+        return [reader for query in self._queries for reader in query.readers]
 
     def at(
         self, cycle: int, num_cycles: int, metrics: Sequence[Mapping[str, Any]] = ()
@@ -188,10 +179,9 @@ class ActiveLearningHelper:
                 this one, in order; what else is among them does not matter.
         """
         place, entry = in_use(self.untils, metrics)
-        one, stages = copy(self), self._stages[place]
-        one.untils = [{}]
-        one._stages = [replace(stages, selector=stages.selector.at(cycle, num_cycles))]
-        one._entry = entry
+        one, query = copy(self), self._queries[place]
+        one._queries = [replace(query, selector=query.selector.at(cycle, num_cycles))]
+        one.untils, one._entry = [{}], entry
         return one
 
     @property
@@ -251,8 +241,7 @@ class ActiveLearningHelper:
         """
         n_images = self.n_initial(len(pool.unlabelled))
         check_pool(n_images, 0, len(pool.unlabelled))
-        selector = find_selector(self._initial)()
-        cover = Query(Random(), selector, self.seed)
+        cover = Query(Random(), find_selector(self._initial)(), None, self.seed)
         return cover.select(record, pool, n_images, stable_hash("initial", self.seed))
 
     def n_initial(self, pool_size: int) -> int:
@@ -266,6 +255,9 @@ class ActiveLearningHelper:
             small.init_num = min(self.init_num, n_initial)
         small.budget_num, small.costs = n_query, replace(self.costs, unit="images")
         small.max_per_group = None
+        small._queries = [
+            replace(query, costs=small.costs, max_per_group=None) for query in self._queries
+        ]
         return small
 
     def rate(self, record: PoolRecord, cycle: int) -> Rating:
@@ -279,11 +271,11 @@ class ActiveLearningHelper:
         return Rating(criterion.name, values, rank(values, tuple(record.image_ids.tolist()), seed))
 
     @property
-    def _own(self) -> BuiltStages:
-        """The only stages."""
-        if len(self._stages) > 1:
+    def _own(self) -> Query:
+        """The only one."""
+        if len(self._queries) > 1:
             raise ValueError("a schedule has no one strategy: ask its helper.at(...)")
-        return self._stages[0]
+        return self._queries[0]
 
     def _query_seed(self, cycle: int) -> int:
         """What decides what is random in a cycle's query."""
@@ -317,11 +309,8 @@ class ActiveLearningHelper:
             DataError: The record is of other images than the pool's unlabelled ones.
             ConfigError: `suppress_adjacent` is set, and the position of an image is not known.
         """
-        own = self._own
-        rules = (self.costs, own.candidate_factor, self.max_per_group, self.suppress_adjacent)
-        query = Query(own.criterion, own.selector, self.seed, *rules)
-        seed = self._query_seed(cycle)
-        selection = query.select(record, pool, budget, seed, positions or {}, without)
+        own, seed = self._own, self._query_seed(cycle)
+        selection = own.select(record, pool, budget, seed, positions or {}, without)
         if self._entry is not None:
             chain = " + ".join(selection.criteria)
             logger.info("cycle %d: %s: %s", cycle, self._entry, chain)

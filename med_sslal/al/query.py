@@ -10,7 +10,7 @@ import numpy as np
 
 from med_sslal.al.arrays import rank_correlation
 from med_sslal.al.budget import PREDICTED_COST, CostModel, n_affordable
-from med_sslal.al.criteria.base import Criterion
+from med_sslal.al.criteria.base import Criterion, Reader
 from med_sslal.al.criteria.combination import Combination
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import PLAIN, PoolRecord
@@ -28,19 +28,22 @@ CLOSE = "next to a chosen or labelled slice, as no others are left"
 
 @dataclass(frozen=True)
 class Query:
-    """A strategy with the rules around it; see `ActiveLearningHelper`.
+    """A strategy with the rules around it; see `ActiveLearningHelper`."""
 
-    The criterion rates the images, and the selector chooses among the best. The run's seed is noted
-    in the selection.
-    """
-
-    criterion: Criterion
-    selector: Selector
-    run_seed: int
+    criterion: Criterion  # Rates the images.
+    selector: Selector  # Chooses among the best.
+    candidate_factor: float | None  # These are so many times the budget; None: the whole pool.
+    run_seed: int  # Noted in the selection.
     costs: CostModel = field(default_factory=CostModel)
-    candidate_factor: float | None = None
     max_per_group: int | None = None
     suppress_adjacent: int | None = None
+
+    @property
+    def readers(self) -> list[Reader | type[Reader]]:
+        """Everything that reads the record."""
+        first = self.criterion
+        parts = [p.criterion for p in first.parts] if isinstance(first, Combination) else [first]
+        return [*parts, self.selector, *self.selector.criteria]
 
     def select(
         self,
@@ -128,11 +131,9 @@ class Query:
         seed: int,
     ) -> list[Choice]:
         """Let the selector choose from the best of `free`; fill up from `close`."""
-        candidates = free
-        if self.candidate_factor is not None:
-            candidates = free[
-                : math.ceil(self.candidate_factor * n_affordable(costs[free], budget))
-            ]
+        candidates, factor = free, self.candidate_factor
+        if factor is not None:
+            candidates = free[: math.ceil(factor * n_affordable(costs[free], budget))]
         # No more than so many images fit, whichever are chosen.
         n_images = n_affordable(np.sort(costs[candidates]), budget)
         choices = self.selector.select(record, candidates, values, n_images, seed)

@@ -1,6 +1,7 @@
 """Writes a PoolRecord as a stream: shards while the model runs, then one merge by image id."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -30,7 +31,8 @@ from med_sslal.utils.errors import UserError
 from med_sslal.utils.util import fsync_folder, write_versioned
 
 _IMAGE_COLUMNS = ("image_ids", "group_ids", "orig_sizes")
-_PADDED = ("top_proposals", "top_objectness")
+# The columns that come from detections, shard by shard.
+_STREAMED = tuple(name for name in COLUMNS if name not in (*_IMAGE_COLUMNS, "offsets"))
 _PER_BOX = tuple(name for name, (_, shape) in ALL_COLUMNS.items() if shape[0] == "M")
 # All that a view of the heads changes.
 _PER_HEAD = ("boxes", "scores", "class_probs")
@@ -44,6 +46,16 @@ class RecordWriter:
 
     Use it as a context manager: the folder appears under its name when `close` has written
     everything, and an interrupted pass leaves nothing under that name.
+
+    Args:
+        path: Folder of the record; an older record there is replaced by `close`.
+        header: What is scored and by what; its `record_floor` decides what is kept.
+        views: The sections to write; `plain` is always one of them.
+        columns: Those of OPTIONAL_COLUMNS that the plain detections bring and that are kept.
+        shard_size: Images held in memory before they are written; fewer where they are large.
+
+    Raises:
+        UserError: The folder cannot be written.
     """
 
     def __init__(
@@ -55,25 +67,16 @@ class RecordWriter:
         columns: Sequence[str] = (),
         shard_size: int = 512,
     ) -> None:
-        """Start a record.
-
-        Args:
-            path: Folder of the record; an older record there is replaced by `close`.
-            header: What is scored and by what; its `record_floor` decides what is kept.
-            views: The sections to write; `plain` is always one of them.
-            columns: Those of OPTIONAL_COLUMNS that the plain detections bring and that are kept.
-            shard_size: Images held in memory before they are written; fewer where they are large.
-
-        Raises:
-            UserError: The folder cannot be written.
-        """
         self.path = path
         self.header = header
         self.shard_size = shard_size
         self._partial = path.with_name(f".{path.name}.partial")
+        self._shared = {view: _shared_columns(view) for view in dict.fromkeys((PLAIN, *views))}
         self._columns = {
-            view: _own_columns(view, columns) for view in dict.fromkeys((PLAIN, *views))
+            view: [name for name in _STREAMED if name not in shared]
+            for view, shared in self._shared.items()
         }
+        self._columns[PLAIN] += columns
         self._waiting: list[tuple[ImageInfo, dict[str, Detections]]] = []
         self._n_bytes = 0
         self._shards: list[Path] = []
@@ -84,7 +87,7 @@ class RecordWriter:
             "orig_sizes": [np.zeros((0, 2), dtype=np.int64)],
             **{view: [np.zeros(0, dtype=np.int64)] for view in self._columns},
         }
-        self._widths: dict[tuple[str, str], int] = {}
+        self._widths = Counter[tuple[str, str]]()
         self._labelled: dict[str, np.ndarray] = {}
         with _writing(path):
             shutil.rmtree(self._partial, ignore_errors=True)
@@ -92,7 +95,6 @@ class RecordWriter:
                 (self._partial / view).mkdir(parents=True)
 
     def __enter__(self) -> "RecordWriter":
-        """The writer itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -122,10 +124,9 @@ class RecordWriter:
                     f"image {info.image_id}: view {view} has {len(item.scores)} rows, {PLAIN} has "
                     f"{len(detections.scores)}"
                 )
-        self._waiting.append((info, found))
-        for view, item in found.items():
             names = [name for name in self._columns[view] if name in _PER_BOX]
             self._n_bytes += sum(getattr(item, name).nbytes for name in names)
+        self._waiting.append((info, found))
         if len(self._waiting) >= self.shard_size or self._n_bytes >= _SHARD_BYTES:
             self._write_shard()
 
@@ -163,10 +164,7 @@ class RecordWriter:
                 "optional_columns": [
                     name for name in OPTIONAL_COLUMNS if name in self._columns[PLAIN]
                 ],
-                "shared": {
-                    view: [name for name in COLUMNS if name not in own]
-                    for view, own in self._columns.items()
-                },
+                "shared": self._shared,
             }
             write_versioned(self._partial / HEADER_FILE, FORMAT_VERSION, content)
             # An older record makes way in the same moment.
@@ -197,19 +195,17 @@ class RecordWriter:
             owners = np.repeat(np.arange(len(infos)), [len(d.scores) for d in detections])
             self._small[view].append(np.bincount(owners[keep], minlength=len(infos)))
             for name in self._columns[view]:
-                if name in _PER_BOX:
+                if name == "embeddings":
+                    values = torch.stack([d.embedding for d in detections])
+                elif name in _PER_BOX:
                     values = torch.cat([getattr(d, name) for d in detections])[keep]
-                elif name in _PADDED:
+                else:
                     rows = [getattr(d, name) for d in detections]
                     values = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-                elif name == "embeddings":
-                    values = torch.stack([d.embedding for d in detections])
-                else:
-                    continue
                 columns[f"{view}.{name}"] = values.numpy()
                 if name in _WIDTHS:
                     key = (view, _WIDTHS[name])
-                    self._widths[key] = max(self._widths.get(key, 0), values.shape[1])
+                    self._widths[key] = max(self._widths[key], values.shape[1])
         shard = self._partial / f"shard_{len(self._shards):05d}.npz"
         with _writing(self.path):
             np.savez(shard, **columns)
@@ -231,14 +227,12 @@ class RecordWriter:
             np.save(self._partial / PLAIN / f"{name}.npy", small[name][order])
         sections = {}
         for view, columns in self._columns.items():
-            offsets = np.concatenate([[0], np.cumsum(small[view][order])]).astype(np.int64)
-            sizes = self._sizes(view, len(ids), int(offsets[-1]))
+            offsets = np.append(0, np.cumsum(small[view][order]))
+            sections[view] = self._sizes(view, len(ids), int(offsets[-1]))
+            if not is_aligned(view):
+                np.save(self._partial / view / "offsets.npy", offsets)
             for name in columns:
-                if name == "offsets":
-                    np.save(self._partial / view / "offsets.npy", offsets)
-                elif name not in _IMAGE_COLUMNS:
-                    self._merge_column(view, name, rank, offsets, sizes)
-            sections[view] = sizes
+                self._merge_column(view, name, rank, offsets, sections[view])
         for shard in self._shards:
             shard.unlink()
         return sections
@@ -257,21 +251,18 @@ class RecordWriter:
                 part = columns[f"{view}.{name}"]
             rows = rank[start : start + len(n_boxes)]
             start += len(n_boxes)
-            if name in _PER_BOX:
-                shift = offsets[rows] - (np.cumsum(n_boxes) - n_boxes)
-                rows = np.repeat(shift, n_boxes) + np.arange(len(part))
             # Mapped anew for each shard: pages of a mapping count as this process's memory.
             merged = open_memmap(file, mode="r+")
-            if name in _PADDED:
-                merged[rows, : part.shape[1]] = part
+            if name in _PER_BOX:
+                shift = offsets[rows] - (np.cumsum(n_boxes) - n_boxes)
+                merged[np.repeat(shift, n_boxes) + np.arange(len(part))] = part
             else:
-                merged[rows] = part
+                merged[rows, : part.shape[1]] = part
             merged.flush()
 
     def _sizes(self, view: str, n_images: int, n_detections: int) -> dict[str, int]:
         """The sizes of a merged section by their letters."""
-        rows = _rows_of(view)
-        widths = {letter: self._widths.get((rows, letter), 0) for letter in _WIDTHS.values()}
+        widths = {letter: self._widths[_rows_of(view), letter] for letter in _WIDTHS.values()}
         widths["D"] = max([widths["D"], *map(len, self._labelled.values())])
         n_classes = len(self.header.class_names) + 1
         return {"N": n_images, "M": n_detections, "C": n_classes, **widths}
@@ -282,13 +273,11 @@ def _rows_of(view: str) -> str:
     return PLAIN if is_aligned(view) else view
 
 
-def _own_columns(view: str, optional: Sequence[str]) -> tuple[str, ...]:
-    """The columns that a section stores itself; the others are those of `plain`."""
-    if view == PLAIN:
-        return (*COLUMNS, *optional)
+def _shared_columns(view: str) -> tuple[str, ...]:
+    """The columns that a section has in common with `plain`, which stores them."""
     if is_aligned(view):
-        return _PER_HEAD
-    return tuple(name for name in COLUMNS if name not in _IMAGE_COLUMNS)
+        return tuple(name for name in COLUMNS if name not in _PER_HEAD)
+    return () if view == PLAIN else _IMAGE_COLUMNS
 
 
 @contextmanager

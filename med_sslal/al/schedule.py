@@ -10,7 +10,7 @@ then chooses in that cycle already. None that was left comes back.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from med_sslal.al.stages import Problems, Stage, check_stages, stage_names, unused_defaults
+from med_sslal.al.stages import Problems, Stage, check_stages, stage_names
 from med_sslal.base.types import ScheduleEntry
 from med_sslal.config.signature import wrong_members
 from med_sslal.config.values import Key
@@ -48,12 +48,6 @@ def check_schedule(schedule: Sequence[Mapping[str, Any]], defaults: Mapping[str,
                 yield (number, "al_criterion", *at), text
 
 
-def unused_by_all(schedule: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> list[str]:
-    """Names of the `defaults` (None aside) that no criterion of any entry takes."""
-    unused = [unused_defaults(entry["al_criterion"], defaults) for entry in schedule]
-    return [name for name in defaults if all(name in names for names in unused)]
-
-
 def strategy_name(args: Mapping[str, Any]) -> str:
     """The criteria of a config's `al_settings.args` in order of use, "" where it names none.
 
@@ -75,15 +69,10 @@ def strategy_name(args: Mapping[str, Any]) -> str:
 def in_use(
     untils: Sequence[Until], metrics: Sequence[Mapping[str, float | None]]
 ) -> tuple[int, ScheduleEntry | None]:
-    """The place of the entry that chooses, and what a selection says of it.
+    """The place of the entry that chooses, and which one that is and why; None where it is alone.
 
-    Args:
-        untils: Of every entry.
-        metrics: Validation metrics by name of every cycle's model, the newest last; of a cycle that
-            is not known nothing is reached.
-
-    Returns:
-        The place, and which entry that is and why; None where there is but one.
+    The `metrics` are the validation metrics by name of every cycle's model, the newest last; of a
+    cycle that is not known nothing is reached.
 
     Example:
         >>> untils = [{"val_AP50": 0.5}, {"val_AP50": 0.7}, {}]

@@ -30,7 +30,7 @@ def record_pool(
     columns: Sequence[str] = (),
     labelled_of: PoolRecord | None = None,
 ) -> PoolRecord:
-    """Write what the model sees on every pool image; memory stays bounded for any pool.
+    """Write, and open, what the model sees on every pool image; memory stays bounded.
 
     Args:
         pool: What is seen.
@@ -42,9 +42,6 @@ def record_pool(
         columns: Those of OPTIONAL_COLUMNS that are recorded of the plain detections.
         labelled_of: A record of the same model, whose labelled images and their embeddings are
             taken over; the pool has none then.
-
-    Returns:
-        The finished record.
 
     Raises:
         ConfigError: There is no such view.

@@ -7,14 +7,13 @@
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from annotated_types import Gt
 
 from med_sslal.al.al_criteria import find_criterion, find_selector
-from med_sslal.al.criteria.base import Criterion, Reader
+from med_sslal.al.criteria.base import Criterion
 from med_sslal.al.criteria.combination import Combination, Part
 from med_sslal.al.criteria.random import Random
 from med_sslal.al.selectors.base import Selector
@@ -65,43 +64,28 @@ def check_stages(stages: Stages, defaults: Mapping[str, Any]) -> Problems:
             yield from _check_stage(second, find_selector, (1,), {})
 
 
-def unused_defaults(stages: Stages, defaults: Mapping[str, Any]) -> list[str]:
-    """Names of the `defaults` (None aside) that no criterion of the first stage takes."""
-    first = stages[0]
-    parts = first if isinstance(first, list) else [first]
+def unused_defaults(
+    firsts: Iterable[Stage | list[Stage]], defaults: Mapping[str, Any]
+) -> list[str]:
+    """Names of the `defaults` (None aside) that no criterion of any of these first stages takes."""
+    parts = [part for first in firsts for part in (first if isinstance(first, list) else [first])]
     taken = {name for part in parts for name in signature(find_criterion(_type(part))).arguments}
     return [name for name, value in defaults.items() if value is not None and name not in taken]
 
 
-@dataclass(frozen=True)
-class BuiltStages:
-    """A criterion and a selector, and how much of the pool the one hands to the other."""
-
-    criterion: Criterion  # Rates the images.
-    selector: Selector  # Chooses among the best.
-    candidate_factor: float | None  # These are so many times the budget; None: the whole pool.
-
-    @property
-    def readers(self) -> list[Reader | type[Reader]]:
-        """Everything that reads the record."""
-        first = self.criterion
-        parts = [p.criterion for p in first.parts] if isinstance(first, Combination) else [first]
-        return [*parts, self.selector, *self.selector.criteria]
-
-
 def build_stages(
     stages: Stages, defaults: Mapping[str, Any], factor: float | Literal["auto"] | None
-) -> BuiltStages:
-    """What checked stages name; `top_k` where there is no second.
+) -> tuple[Criterion, Selector, float | None]:
+    """The criterion and the selector that checked stages name, `top_k` where there is no second.
 
-    The `factor` is `candidate_factor` of the config.
+    The `factor` is `candidate_factor` of the config; with them comes what it stands for.
     """
     criterion = _build_first(stages[0], defaults)
     selector: Selector = _build(stages[1], find_selector, {}) if len(stages) > 1 else TopK()
     drawn = type(criterion) is Random
     whole = {"never": False, "after random": drawn, "always": True}[selector.whole_pool]
     auto = None if whole else len(stages)
-    return BuiltStages(criterion, selector, auto if factor == "auto" else factor)
+    return criterion, selector, auto if factor == "auto" else factor
 
 
 def stage_names(stages: Stages) -> list[str]:
