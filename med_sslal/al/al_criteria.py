@@ -73,8 +73,7 @@ SELECTORS: Mapping[str, type[Selector]] = {
 def find_criterion(name: str) -> type[Criterion]:
     """The class of a first stage: a name of CRITERIA, or a user's own `package.module.Class`.
 
-    Raises:
-        ConfigError: There is no such criterion.
+    ConfigError where there is none.
     """
     if name in SELECTORS and name not in CRITERIA:
         raise ConfigError(
@@ -86,8 +85,7 @@ def find_criterion(name: str) -> type[Criterion]:
 def find_selector(name: str) -> type[Selector]:
     """The class of a second stage: a name of SELECTORS, or a user's own `package.module.Class`.
 
-    Raises:
-        ConfigError: There is no such selector.
+    ConfigError where there is none.
     """
     if name in CRITERIA and name not in SELECTORS:
         raise ConfigError(

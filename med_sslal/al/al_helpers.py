@@ -120,10 +120,12 @@ class ActiveLearningHelper:
         entries = schedule or [{"al_criterion": al_criterion}]
         # Of every entry of the schedule; one without any where there is none.
         self.untils: list[Until] = [entry.get("until") or {} for entry in entries]
-        rules = (seed, self.costs, max_per_group, suppress_adjacent)
-        self._queries = [
-            Query(*build_stages(entry["al_criterion"], _defaults(args), candidate_factor), *rules)
+        built = (
+            build_stages(entry["al_criterion"], _defaults(args), candidate_factor)
             for entry in entries
+        )
+        self._queries = [
+            Query(*stages, seed, self.costs, max_per_group, suppress_adjacent) for stages in built
         ]
         self._entry: ScheduleEntry | None = None
 
@@ -172,11 +174,9 @@ class ActiveLearningHelper:
     ) -> "ActiveLearningHelper":
         """The strategy of one query: a copy that has the entry of the schedule in use alone.
 
-        Args:
-            cycle: The cycle whose model scores the pool.
-            num_cycles: Queries that the run plans.
-            metrics: Validation metrics by name (`val_sens_mean`) of the models of all cycles up to
-                this one, in order; what else is among them does not matter.
+        The model of `cycle` scores the pool; the run plans `num_cycles` queries; the `metrics` are
+        validation metrics by name (`val_sens_mean`) of the models of all cycles up to this one, in
+        order, and what else is among them does not matter.
         """
         place, entry = in_use(self.untils, metrics)
         one, query = copy(self), self._queries[place]
@@ -198,11 +198,8 @@ class ActiveLearningHelper:
     def missing_abilities(self, given: Collection[str]) -> list[tuple[str, str]]:
         """What a detector that has the keys `given` of `base_model.ABILITIES` lacks for a query.
 
-        Returns:
-            (name of the criterion or second stage, missing key) for each gap.
-
-        Raises:
-            ConfigError: A view is asked for that does not exist.
+        For each gap (name of the criterion or second stage, missing key); ConfigError where a view
+        is asked for that does not exist.
         """
         gaps = []
         for one in self._readers:
@@ -224,8 +221,7 @@ class ActiveLearningHelper:
     def initial(self, pool: Pool) -> tuple[str, ...]:
         """The first images to label: a seeded draw that the order of files does not change.
 
-        Raises:
-            ConfigError: The pool has fewer than `init_num` images.
+        ConfigError where the pool has fewer than `init_num` images.
         """
         n_images = self.n_initial(len(pool.unlabelled))
         check_pool(n_images, 0, len(pool.unlabelled))
@@ -263,8 +259,7 @@ class ActiveLearningHelper:
     def rate(self, record: PoolRecord, cycle: int) -> Rating:
         """Rate the images of any record by the criterion, as the cycle's query does its own.
 
-        Raises:
-            DataError: The record lacks something that the criterion reads.
+        DataError where the record lacks something that the criterion reads.
         """
         criterion, seed = self._own.criterion, self._query_seed(cycle)
         values = criterion.columns(record, seed)[criterion.name]

@@ -67,8 +67,7 @@ def record_mistakes(
 ) -> Mistakes:
     """The mistakes of the detections of a record, image by image in its order.
 
-    Raises:
-        DataError: An image of the record has no label, or the record is damaged.
+    DataError where an image of the record has no label, or the record is damaged.
     """
     section = record.section(PLAIN)
     ids, scores = section.image_ids.tolist(), section.scores
@@ -98,11 +97,7 @@ def finds(rating: Rating, truth: Mistakes) -> Finds:
 
 
 def write_finds(path: Path, found: Finds, cycle: int, header: RecordHeader) -> None:
-    """Write them atomically: the cycle's model scored the record of that header.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
+    """Write them atomically: the cycle's model scored the record of that header."""
     content = {
         "cycle": cycle,
         "model_hash": header.model_hash,
@@ -113,11 +108,7 @@ def write_finds(path: Path, found: Finds, cycle: int, header: RecordHeader) -> N
 
 
 def read_finds(path: Path) -> Finds:
-    """Read what `write_finds` wrote.
-
-    Raises:
-        DataError: The file is missing, damaged, or written by a newer version.
-    """
+    """Read what `write_finds` wrote; DataError where it is missing, damaged or newer."""
     content = read_versioned(path, FORMAT_VERSION)
     try:
         found = {name: Finding(**content["findings"][name]) for name in MISTAKES}

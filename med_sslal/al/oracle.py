@@ -20,8 +20,7 @@ class SimulatedOracle:
     def label(self, image_ids: Iterable[str]) -> dict[str, Annotation]:
         """Reveal labels, by image id in the order asked; asking again costs nothing.
 
-        Raises:
-            DataError: An id is unknown; nothing is revealed then.
+        DataError where an id is unknown: nothing is revealed then.
         """
         return {image_id: self._annotations[image_id] for image_id in self._wanted(image_ids)}
 
@@ -33,10 +32,7 @@ class SimulatedOracle:
         A person draws the boxes of an image and may find that it has more than are left to pay
         for: the query ends before it, and its label stays hidden. An image that costs more than
         the whole budget can never be paid for; it is passed over. Image id to label of those paid
-        for, in order: together they cost no more than the budget.
-
-        Raises:
-            DataError: An id is unknown; nothing is revealed then.
+        for, in order: together they cost no more than the budget. DataError where an id is unknown.
         """
         paid: dict[str, Annotation] = {}
         n_boxes = 0

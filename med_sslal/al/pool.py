@@ -23,11 +23,7 @@ class Pool:
         return len(self.labelled) + len(self.unlabelled)
 
     def label(self, image_ids: Sequence[str]) -> "Pool":
-        """The pool after `image_ids` got their labels, in that order.
-
-        Raises:
-            ValueError: An id is not an unlabelled one, or occurs twice.
-        """
+        """The pool after unlabelled images got labels, in that order; ValueError for others."""
         moved = set(image_ids)
         strangers = sorted(moved - set(self.unlabelled))
         if strangers or len(moved) != len(image_ids):

@@ -23,14 +23,12 @@ def purchase(
     cycle: int,
     positions: Mapping[str, Position],
 ) -> Selection:
-    """Query the pool, and keep of the plan what the budget pays for.
+    """Query the pool, and keep of the plan the images that the budget pays for.
 
     A plan knows predicted boxes alone. Where each of its images turns out to cost more than the
     whole budget, the next plan leaves them out; it may be twice as long, so that few are needed.
-    The arguments are those of `ActiveLearningHelper.query`.
-
-    Returns:
-        The images that were paid for; none only where no unlabelled image can be.
+    The arguments are those of `ActiveLearningHelper.query`. There are no images that were paid for
+    only where no unlabelled image can be.
     """
     budget, costs = helper.budget_num, helper.costs
     planned: set[str] = set()

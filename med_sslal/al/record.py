@@ -151,11 +151,7 @@ class PoolRecord:
         return self.section(PLAIN).image_ids
 
     def section(self, view: str) -> RecordSection:
-        """The columns of one view.
-
-        Raises:
-            DataError: The record was written without that view.
-        """
+        """The columns of one view; DataError where the record was written without it."""
         if view not in self.sections:
             raise DataError(
                 f"record {self.path} has no view '{view}', only {', '.join(self.sections)}: "
@@ -164,11 +160,7 @@ class PoolRecord:
         return self.sections[view]
 
     def column(self, name: str) -> np.ndarray:
-        """One of OPTIONAL_COLUMNS of the plain section's detections: float32 [M, ...].
-
-        Raises:
-            DataError: The record was written without it.
-        """
+        """One of OPTIONAL_COLUMNS of the plain section: float32 [M, ...]; DataError without it."""
         values: np.ndarray | None = getattr(self.section(PLAIN), name)
         if values is None:
             raise DataError(
@@ -187,8 +179,7 @@ class PoolRecord:
     def open(cls, path: Path) -> "PoolRecord":
         """Map a record's files into memory; nothing but the header is read.
 
-        Raises:
-            DataError: A file is missing, damaged, or written by another version.
+        DataError where a file is missing, damaged, or written by another version.
         """
         content = read_versioned(path / HEADER_FILE, FORMAT_VERSION, oldest=FORMAT_VERSION)
         try:
@@ -229,12 +220,11 @@ def _open_section(
     shared: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> RecordSection:
     """Map the columns of one section and check that they fit each other."""
-    columns = {
-        name: shared[name]
-        if name in shared
-        else _open_column(folder / f"{name}.npy", ALL_COLUMNS[name][0], column_shape(name, sizes))
-        for name in names
-    }
+    columns = dict(shared)
+    for name in names:
+        if name not in shared:
+            shape = column_shape(name, sizes)
+            columns[name] = _open_column(folder / f"{name}.npy", ALL_COLUMNS[name][0], shape)
     offsets = columns["offsets"]
     if offsets[0] != 0 or offsets[-1] != sizes["M"] or (np.diff(offsets) < 0).any():
         raise DataError(f"{folder / 'offsets.npy'} is damaged: score the pool again")

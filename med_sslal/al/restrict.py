@@ -13,11 +13,7 @@ Position = tuple[str, int]
 
 
 def check_pool(init_num: int, budget_num: int, pool_size: int) -> None:
-    """Refuse an initial set and first query that the pool cannot fill.
-
-    Raises:
-        ConfigError: init_num + budget_num is more than `pool_size`.
-    """
+    """Refuse, with a ConfigError, an initial set and first query that the pool cannot fill."""
     if init_num + budget_num > pool_size:
         raise ConfigError(
             f"al_settings.args: init_num {init_num} + budget_num {budget_num} is more than the "
@@ -26,11 +22,7 @@ def check_pool(init_num: int, budget_num: int, pool_size: int) -> None:
 
 
 def check_groups(group_ids: Iterable[str], budget: int, max_per_group: int | None) -> None:
-    """Refuse a cap per patient that leaves the first query too few of the unlabelled images.
-
-    Raises:
-        ConfigError: Fewer than `budget` images could be had.
-    """
+    """Refuse, with a ConfigError, a cap per patient that leaves fewer images than the budget."""
     if max_per_group is None:
         return
     sizes = Counter(group_ids)
@@ -74,11 +66,7 @@ def slice_positions(infos: Mapping[str, ImageInfo]) -> dict[str, Position]:
 def check_positions(
     image_ids: Iterable[str], positions: Mapping[str, Position], suppress_adjacent: int | None
 ) -> None:
-    """Refuse to suppress adjacent slices among images that are no slices of known position.
-
-    Raises:
-        ConfigError: An image has no position.
-    """
+    """Refuse, with a ConfigError, to suppress adjacent slices where an image has no position."""
     if suppress_adjacent is None:
         return
     strangers = [image_id for image_id in image_ids if image_id not in positions]

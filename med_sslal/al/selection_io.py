@@ -24,11 +24,7 @@ N_CONTRAST = 8
 
 
 def write_selection(path: Path, selection: Selection, cycle: int, header: RecordHeader) -> None:
-    """Write what a query took atomically: the cycle's model scored the record of that header.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
+    """Write what a query took atomically: the cycle's model scored the record of that header."""
     content = {
         "cycle": cycle,
         "seed": selection.seed,
@@ -45,11 +41,7 @@ def write_selection(path: Path, selection: Selection, cycle: int, header: Record
 
 
 def read_selection(path: Path) -> Selection:
-    """Read what `write_selection` wrote.
-
-    Raises:
-        DataError: The file is missing, damaged, or written by a newer version.
-    """
+    """Read what `write_selection` wrote; DataError where it is missing, damaged or newer."""
     content = read_versioned(path, FORMAT_VERSION)
     try:
         # Files of runs before there were schedules have none.
@@ -68,19 +60,12 @@ def read_selection(path: Path) -> Selection:
 
 
 def write_detections(
-    path: Path,
-    selection: Selection,
-    record: PoolRecord,
-    infos: Mapping[str, ImageInfo],
-    cycle: int,
+    path: Path, selection: Selection, record: PoolRecord, infos: Mapping[str, ImageInfo], cycle: int
 ) -> None:
     """Write detections of a query: records are dropped, and a report needs a little of them.
 
     The file holds, in COCO's form (see `coco_utils.to_coco_predictions`), those worth showing on
     the images taken and on a few others, drawn by the run's seed.
-
-    Raises:
-        UserError: The file cannot be written.
     """
     section = record.section(PLAIN)
     taken = set(selection.image_ids)

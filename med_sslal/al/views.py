@@ -127,11 +127,7 @@ class View(NamedTuple):
 
 
 def parse_views(names: Iterable[str]) -> tuple[View, ...]:
-    """Take the names of views apart, without `plain` and repetitions.
-
-    Raises:
-        ConfigError: There is no such view.
-    """
+    """Take names of views apart, without `plain` and repetitions; ConfigError for others."""
     views = []
     for name in dict.fromkeys(names):
         numbered = _NUMBERED_NAME.fullmatch(name)
@@ -146,12 +142,7 @@ def parse_views(names: Iterable[str]) -> tuple[View, ...]:
 
 
 def change(view: View, images: Tensor, frames: Sequence[Frame]) -> tuple[Tensor, tuple[Frame, ...]]:
-    """Show a batch in another way.
-
-    Args:
-        view: A view of the image.
-        images: float32 [B, 3, H, W] in [0, 1], on any device; it is left as it is.
-        frames: B frames of these images.
+    """Show a batch, float32 [B, 3, H, W] in [0, 1] on any device, in a view of the image.
 
     Returns:
         The changed images, [B, 3, H, W] with zeros right of and below the pictures, and the frames

@@ -50,11 +50,7 @@ class PseudoLabels:
     stats: Mapping[str, ClassStats]  # By class name.
 
     def write(self, path: Path) -> None:
-        """Write them atomically as JSON, one line per image.
-
-        Raises:
-            UserError: The file cannot be written.
-        """
+        """Write them as JSON, one line per image, as `atomic_write` does."""
         atomic_write(path, lambda stream: stream.writelines(line.encode() for line in self._json()))
 
     def _json(self) -> Iterator[str]:
@@ -74,11 +70,7 @@ class PseudoLabels:
 
     @classmethod
     def read(cls, path: Path) -> "PseudoLabels":
-        """Read what `write` wrote; the arrays are equal bit for bit.
-
-        Raises:
-            DataError: The file is missing, damaged, or written by a newer version.
-        """
+        """Read what `write` wrote, bit for bit; DataError where it is missing, damaged or newer."""
         try:
             content = read_versioned(path, FORMAT_VERSION, _label_or_same)
             strangers = [n for n, v in content["labels"].items() if not isinstance(v, Annotation)]

@@ -53,9 +53,8 @@ def hidden_truth_quality(
 ) -> dict[str, Quality]:
     """Grade `PseudoLabels.labels` by the truth that a simulation hides; for the log only.
 
-    Returns:
-        Class name to quality over the images of `pseudo`: precision is objects met over objects
-        met plus boxes that meet none; recall is objects met over all objects.
+    By class name, over the images of `pseudo`: precision is objects met over objects met plus boxes
+    that meet none; recall is objects met over all objects.
     """
     predictions = {
         name: Prediction(
