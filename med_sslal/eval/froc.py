@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
-from med_sslal.eval.bootstrap import hits_before, patient_weights, resampled_sensitivity
+from med_sslal.eval.bootstrap import patient_weights
 from med_sslal.eval.eval_utils import Columns, MetricResult, columns
 from med_sslal.eval.hits import MIN_OVERLAP, Matches, Overlap, match
 
@@ -29,6 +29,9 @@ TIGHT = 0.7
 """IoU from which `sensitivity_iou70` takes a lesion as found."""
 
 _CURVE_POINTS = 500
+
+# Draws of patients, and false positives, that are counted in one go.
+_DRAWS_AT_ONCE, _STRIDE = 200, 1024
 
 
 @dataclass(frozen=True)
@@ -58,28 +61,41 @@ class FrocCurve:
         """False positives per image where the curve ends, with every detection admitted."""
         return len(self.fp_scores) / self.n_images
 
-    def sensitivity(self) -> np.ndarray:
-        """Sensitivity at each of LIMITS: float64 [K], NaN without lesions."""
-        hits = hits_before(self.fp_scores, self.found_scores, self._crossing())
-        return hits / self.n_lesions if self.n_lesions else np.full(len(LIMITS), np.nan)
+    def sensitivity(self, weights: np.ndarray) -> np.ndarray:
+        """Sensitivity at each of LIMITS in B draws of patients, of weights float32 [B, P].
 
-    def resampled(self, weights: np.ndarray) -> np.ndarray:
-        """The same in every draw of patients, of weights float32 [B, P]: float64 [B, K].
-
-        Each draw has its own score threshold; NaN where it holds no lesion.
+        Each draw has its own score threshold. float64 [B, K], NaN where a draw holds no lesion.
         """
-        found, false = (self.found_scores, self.found_patient), (self.fp_scores, self.fp_patient)
-        limits = np.array(LIMITS)
-        return resampled_sensitivity(weights, limits, *false, *found, self.lesions, self.images)
+        n_patients, n_strides = weights.shape[1], len(self.fp_scores) // _STRIDE + 1
+        place = self.fp_patient * n_strides + np.arange(len(self.fp_scores)) // _STRIDE
+        per_stride = np.bincount(place, minlength=n_patients * n_strides)
+        # Whole numbers far below 2**24: float32 sums are exact.
+        per_stride = per_stride.reshape(n_patients, n_strides).astype(np.float32)
+        out = np.full((len(weights), len(LIMITS)), np.nan)
+        for low in range(0, len(weights), _DRAWS_AT_ONCE):
+            drawn = weights[low : low + _DRAWS_AT_ONCE]
+            lesions, images = drawn @ self.lesions, drawn @ self.images
+            by_stride = np.cumsum(drawn @ per_stride, axis=1, dtype=np.float64)
+            hits = np.cumsum(drawn[:, self.found_patient], axis=1, dtype=np.float64)
+            hits = np.concatenate([np.zeros((len(drawn), 1)), hits], axis=1)
+            some = lesions > 0
+            for k, limit in enumerate(LIMITS):
+                crossing = _first_above(drawn, limit * images, self.fp_patient, by_stride)
+                # Equal scores enter together: a lesion found at just that score does not count.
+                bound = -self._fp_score(crossing)
+                n_hits = np.searchsorted(-self.found_scores, bound, "left")
+                reached = hits[np.arange(len(drawn)), n_hits]
+                out[low : low + len(drawn), k][some] = reached[some] / lesions[some]
+        return out
 
     def score_above(self) -> np.ndarray:
         """Operating points: what scores ABOVE this is admitted: float32 [K], -inf admits all."""
-        padded = np.append(self.fp_scores, np.float32(-np.inf))
-        return padded[np.minimum(self._crossing(), len(self.fp_scores))]
+        return self._fp_score(np.floor(np.array(LIMITS) * self.n_images).astype(np.int64))
 
-    def _crossing(self) -> np.ndarray:
-        """Index of the false positive that is one too many at each limit: int64 [K]."""
-        return np.floor(np.array(LIMITS) * self.n_images).astype(np.int64)
+    def _fp_score(self, place: np.ndarray) -> np.ndarray:
+        """The score of the false positive that is one too many, -inf where none is."""
+        padded = np.append(self.fp_scores, np.float32(-np.inf))
+        return padded[np.minimum(place, len(self.fp_scores))]
 
     def points(self) -> dict[str, list[float]]:
         """The corners of the curve, from few to many false positives, 500 at most.
@@ -103,6 +119,25 @@ class FrocCurve:
             "sensitivity": (hits[keep] / self.n_lesions).tolist(),
             "score": score[keep].astype(float).tolist(),
         }
+
+
+def _first_above(
+    drawn: np.ndarray, limit: np.ndarray, fp_patient: np.ndarray, by_stride: np.ndarray
+) -> np.ndarray:
+    """Index of the first false positive with a weighted running count above `limit`: [b].
+
+    Looks at whole strides first, then inside the one stride where the limit is crossed: a running
+    count over every false positive of every draw would be thousands of times the work.
+    """
+    stride = (by_stride <= limit[:, None]).sum(1)
+    rows = np.arange(len(drawn))
+    before = np.where(stride > 0, by_stride[rows, stride - 1], 0.0)
+    index = stride[:, None] * _STRIDE + np.arange(_STRIDE)
+    inside = index < len(fp_patient)
+    weight = np.zeros(index.shape)
+    weight[inside] = drawn[rows[:, None].repeat(_STRIDE, 1)[inside], fp_patient[index[inside]]]
+    running = before[:, None] + np.cumsum(weight, axis=1)
+    return stride * _STRIDE + (running <= limit[:, None]).sum(1)
 
 
 def sensitivity_k_fps(
@@ -157,34 +192,31 @@ def sensitivity_iou70(
     """
     table = columns(predictions, annotations, infos, class_names)
     found = _froc(table, draws, seed, "iou", TIGHT)
-    values = {_tight(key): value for key, value in found.values.items()}
-    intervals = {_tight(key): pair for key, pair in found.intervals.items()}
+    values, intervals = (
+        {key.replace("sens_", "sens70_", 1): value for key, value in each.items()}
+        for each in (found.values, found.intervals)
+    )
     return MetricResult(values, intervals, found.details)
-
-
-def _tight(key: str) -> str:
-    """The key of the tighter metric."""
-    return key.replace("sens_", "sens70_", 1)
 
 
 def _froc(table: Columns, draws: int, seed: int, overlap: Overlap, least: float) -> MetricResult:
     """What `sensitivity_k_fps` gives, with `least` as the overlap of a hit."""
     matches = match(table, overlap, least)
     curves = [froc_curve(table, matches, label) for label in range(1, len(table.class_names) + 1)]
-    point = np.stack([curve.sensitivity() for curve in curves])
-    weights = patient_weights(table.n_groups, draws, seed)
-    drawn = np.stack([curve.resampled(weights) for curve in curves], axis=1)
+    # The first draw holds each patient once: the data itself.
+    once = np.ones((1, table.n_groups), np.float32)
+    weights = np.concatenate([once, patient_weights(table.n_groups, draws, seed)])
+    drawn = np.stack([curve.sensitivity(weights) for curve in curves], axis=1)
     values: dict[str, float | None] = {}
     intervals: dict[str, tuple[float, float] | None] = {}
-    rows = [("", _mean(point, 0), _mean(drawn, 1))]
+    rows = [("", _mean(drawn))]
     if len(curves) > 1:
-        rows += [(f"/{c.class_name}", point[i], drawn[:, i]) for i, c in enumerate(curves)]
-    for suffix, row, row_drawn in rows:
-        heights = [*row, row[:HEADLINE].mean()]
-        spreads = [*row_drawn.T, row_drawn[:, :HEADLINE].mean(1)]
-        for key, height, spread in zip((*LIMIT_KEYS, "sens_mean"), heights, spreads, strict=True):
-            values[key + suffix] = _number(height)
-            intervals[key + suffix] = _interval(spread, table.n_groups)
+        rows += [(f"/{c.class_name}", drawn[:, i]) for i, c in enumerate(curves)]
+    for suffix, row in rows:
+        spreads = [*row.T, row[:, :HEADLINE].mean(1)]
+        for key, spread in zip((*LIMIT_KEYS, "sens_mean"), spreads, strict=True):
+            values[key + suffix] = _number(spread[0])
+            intervals[key + suffix] = _interval(spread[1:], table.n_groups)
     details: dict[str, Any] = {
         "n_images": len(table.image_ids),
         "n_patients": table.n_groups,
@@ -217,11 +249,11 @@ def froc_curve(table: Columns, matches: Matches, label: int) -> FrocCurve:
     )
 
 
-def _mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Mean over the classes that are defined, NaN where none is."""
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean [B, K] of [B, C, K] over the C classes that are defined, NaN where none is."""
     defined = np.isfinite(values)
-    n = defined.sum(axis)
-    total = np.where(defined, values, 0.0).sum(axis)
+    n = defined.sum(1)
+    total = np.where(defined, values, 0.0).sum(1)
     return np.divide(total, n, out=np.full(total.shape, np.nan), where=n > 0)
 
 
