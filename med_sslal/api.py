@@ -35,6 +35,7 @@ from med_sslal.data.image_folder import ImageFolder
 from med_sslal.data.pictures import picture_size, read_picture
 from med_sslal.data.transforms import EvalTransform
 from med_sslal.data.voc import PascalVOC
+from med_sslal.eval.drawing import above
 from med_sslal.model.inference import stream
 from med_sslal.trainer.run_folder import LATEST
 from med_sslal.utils.errors import DataError
@@ -124,11 +125,7 @@ class Run:
         batches = self._batches(iter(images))
         outputs = stream(self.model, batches, self._device, self._dtype)
         found = [each.prediction() for _, output in outputs for each in output.detections]
-        kept = [each.scores >= min_score for each in found]
-        return [
-            Prediction(each.boxes[keep], each.labels[keep], each.scores[keep])
-            for each, keep in zip(found, kept, strict=True)
-        ]
+        return [above(each, min_score) for each in found]
 
     def _batches(self, images: Iterator[np.ndarray | str | Path]) -> Iterator[Batch]:
         """Images in the model's frame, as many at a time as in the run."""

@@ -192,10 +192,9 @@ def sensitivity_iou70(
     """
     table = columns(predictions, annotations, infos, class_names)
     found = _froc(table, draws, seed, "iou", TIGHT)
-    values, intervals = (
-        {key.replace("sens_", "sens70_", 1): value for key, value in each.items()}
-        for each in (found.values, found.intervals)
-    )
+    tight = {key: key.replace("sens_", "sens70_", 1) for key in found.values}
+    values = {tight[key]: value for key, value in found.values.items()}
+    intervals = {tight[key]: pair for key, pair in found.intervals.items()}
     return MetricResult(values, intervals, found.details)
 
 

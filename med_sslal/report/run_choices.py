@@ -1,4 +1,4 @@
-"""What a run's report shows of its choices: queried images, what was bought, pseudo-labels.
+"""What a run's report shows of its choices: queried images, and what was bought.
 
 Labels of the pool that the run has not bought are hidden from the report too.
 """
@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from med_sslal.al.finds import MISTAKES
-from med_sslal.base.types import Annotation
+from med_sslal.base.types import Annotation, Selected
 from med_sslal.eval.drawing import marks_of
 from med_sslal.report.run_data import CycleData, RunData
 from med_sslal.utils.errors import DataError
@@ -53,11 +52,8 @@ def _pictures(run: RunData, cycle: CycleData, n_queried: int, n_contrast: int) -
     others = []
     for name in _contrast(cycle)[:n_contrast]:
         values = {key: own[name] for key, own in selection.scores.items() if name in own}
-        others.append(_picture(run, cycle, name, None, values, "not taken"))
-    taken = [
-        _picture(run, cycle, item.image_id, item.rank, item.values, item.reason)
-        for item in selection.items[:n_queried]
-    ]
+        others.append(_picture(run, cycle, Selected(name, 0, "", values, "not taken")))
+    taken = [_picture(run, cycle, item) for item in selection.items[:n_queried]]
     return {"taken": taken, "others": others}
 
 
@@ -72,20 +68,13 @@ def _contrast(cycle: CycleData) -> list[str]:
     return generator.sample(rest, min(N_CONTRAST, len(rest)))
 
 
-def _picture(
-    run: RunData,
-    cycle: CycleData,
-    image_id: str,
-    rank: int | None,
-    values: Mapping[str, float],
-    reason: str,
-) -> Content:
+def _picture(run: RunData, cycle: CycleData, item: Selected) -> Content:
     """One picture, its truth shown where that was bought.
 
     Raises:
         DataError: The data set has no such image, or its file is missing or damaged.
     """
-    dataset = run.dataset
+    dataset, image_id = run.dataset, item.image_id
     assert dataset is not None
     if image_id not in dataset.images.infos:
         raise DataError(
@@ -100,11 +89,9 @@ def _picture(
         truth, found, labels.class_names, (height, width), letter=letter, n_texts=_N_TEXTS
     )
     return {
-        "image_id": image_id,
-        "rank": rank,
+        "item": item,
         # A reason names the criterion that decided; the others' values stand before it.
-        "values": {name: value for name, value in values.items() if name not in reason},
-        "reason": reason,
+        "others": {name: value for name, value in item.values.items() if name not in item.reason},
         "jpeg": base64.b64encode(jpeg(pixels)).decode(),
         "size": (width, height),
         "letter": letter,
@@ -123,18 +110,6 @@ def jpeg(image: np.ndarray) -> bytes:
         if stream.tell() <= MAX_PICTURE_BYTES:
             break
     return stream.getvalue()
-
-
-def finds(run: RunData) -> Content | None:
-    """What the criterion finds on the validation images; None where it was not looked at."""
-    told = [(cycle.number, cycle.finds) for cycle in run.cycles if cycle.finds is not None]
-    undefined = {
-        finding.undefined
-        for _, found in told
-        for finding in found.findings.values()
-        if finding.undefined is not None
-    }
-    return {"told": told, "mistakes": MISTAKES, "undefined": sorted(undefined)} if told else None
 
 
 def bought(run: RunData) -> Content | None:
@@ -180,11 +155,3 @@ def _sizes(labels: Iterable[Annotation]) -> np.ndarray:
     boxes = [label.boxes[~label.ignore] for label in labels]
     sides = np.concatenate([np.zeros((0, 4), np.float32), *boxes])
     return np.sqrt((sides[:, 2] - sides[:, 0]) * (sides[:, 3] - sides[:, 1]))
-
-
-def pseudo_labels(run: RunData) -> Content:
-    """Pseudo-labels by the cycle that trained on them, and what their evaluation came to."""
-    return {
-        "made": {cycle.number + 1: cycle.pseudo for cycle in run.cycles if cycle.pseudo},
-        "quality": {cycle.number: cycle.pseudo_quality for cycle in run.cycles},
-    }

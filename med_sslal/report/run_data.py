@@ -77,15 +77,6 @@ class RunData:
         return self.ended and bool(self.cycles) and self.cycles[-1].row is not None
 
     @property
-    def early_end(self) -> str | None:
-        """Why a finished run has fewer trainings than were planned; None where it has all."""
-        if not self.finished or self.cycles[-1].number >= self.n_cycles:
-            return None
-        if not self.cycles[-1].pool.unlabelled:
-            return "every image of the pool is labelled"
-        return "the budget pays for none of the images to label next"
-
-    @property
     def seconds(self) -> float:
         """Seconds of all stages of all cycles."""
         return sum(sum(cycle.seconds.values()) for cycle in self.cycles)

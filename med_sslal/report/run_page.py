@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from med_sslal.al.finds import MISTAKES
 from med_sslal.eval.calibration import reliability
 from med_sslal.report.charts import to_svg
 from med_sslal.report.colours import FAINT, PALETTE, colour_of
@@ -16,7 +17,7 @@ from med_sslal.report.plots import (
     learning_curve,
     reliability_chart,
 )
-from med_sslal.report.run_choices import bought, finds, pseudo_labels, queries
+from med_sslal.report.run_choices import bought, queries
 from med_sslal.report.run_data import RunData
 
 Content = Mapping[str, Any]
@@ -44,9 +45,9 @@ def write_run_report(run: RunData) -> Path:
         "label-efficiency": ("Label efficiency", _curves),
         "froc": ("Sensitivity and false positives (FROC)", _froc),
         "queries": ("Queried images", queries),
-        "finds": ("What the criterion finds on validation", finds),
+        "finds": ("What the criterion finds on validation", _finds),
         "bought": ("What was bought", bought),
-        "pseudo-labels": ("Pseudo-labels", pseudo_labels),
+        "pseudo-labels": ("Pseudo-labels", lambda run: {}),
         "calibration": ("Calibration", _calibration),
         "time": ("Time per stage", _time),
         "reproduce": ("How to reproduce", lambda run: {}),
@@ -148,10 +149,12 @@ def _calibration(run: RunData) -> Content | None:
     }
 
 
+def _finds(run: RunData) -> Content | None:
+    """The kinds of mistakes; None where no cycle's criterion was looked at."""
+    return {"mistakes": MISTAKES} if any(cycle.finds for cycle in run.cycles) else None
+
+
 def _time(run: RunData) -> Content | None:
     """Seconds per stage; None where nothing was measured yet."""
-    timed = [cycle for cycle in run.cycles if cycle.seconds]
-    if not timed:
-        return None
-    longest = max(sum(cycle.seconds.values()) for cycle in timed) or 1.0
-    return {"cycles": timed, "longest": longest, "stages": STAGES}
+    totals = [sum(cycle.seconds.values()) for cycle in run.cycles if cycle.seconds]
+    return {"longest": max(totals) or 1.0, "stages": STAGES} if totals else None
