@@ -61,13 +61,9 @@ def marks_of(
 ) -> list[Mark]:
     """What is to be drawn on a picture, from back to front.
 
-    Args:
-        truth: Its label, None where that is not known or not to be seen.
-        found: Detections in any order, None where there are none to show.
-        class_names: Written beside a score when there are several.
-        shape: Height and width of the picture in the pixels of the boxes.
-        letter: Height of the texts in these pixels.
-        n_texts: Of how many of the best detections the score is written, where there is room.
+    `truth` is None where that is not known or not to be seen, `found` where there is nothing to
+    show. `shape` is height and width of the picture, and `letter` the height of the texts, in the
+    pixels of the boxes. The best `n_texts` detections have their score, where there is room.
     """
     result = []
     if truth is not None:
@@ -162,14 +158,9 @@ def place_labels(
 ) -> list[tuple[float, float] | None]:
     """Find a place for each label: above its box, else just inside it, else below it.
 
-    Args:
-        boxes: float [N, 4], best first, in the picture's pixels.
-        widths: Width of each label in the same pixels.
-        height: Height of one line in the same pixels.
-        shape: Height and width of the picture.
-
-    Returns:
-        Left and upper edge of each label; None where every place would cover a better label.
+    `boxes` [N, 4] are best first; `widths` of the labels, `height` of one line and `shape` (height,
+    width) of the picture are in its pixels, too. Returns left and upper edge of each label; None
+    where every place would cover a better one.
     """
     taken: list[tuple[float, float, float]] = []
     places: list[tuple[float, float] | None] = []

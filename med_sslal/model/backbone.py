@@ -89,6 +89,9 @@ BACKBONES: Mapping[str, BackboneSpec] = {
 class Backbone(nn.Module):
     """A network with feature levels on top of its stages, of random weights.
 
+    With `fpn` the pyramid stands on `returned_stages`, finest first; else the only level is the
+    last of these, reduced to `channels`. The last `trainable_layers` stages learn.
+
     Attributes:
         out_channels: Channels of every level.
         strides: Pixels of the input per cell, for every returned stage.
@@ -104,16 +107,6 @@ class Backbone(nn.Module):
         trainable_layers: int,
         channels: int,
     ) -> None:
-        """Make it.
-
-        Args:
-            spec: Its entry of the registry.
-            norm_layer: Factory of normalisation layers.
-            fpn: Build the pyramid; else the only level is the last of `returned_stages`, reduced.
-            returned_stages: Stages that feed the pyramid, finest first.
-            trainable_layers: Number of stages, from the last, that learn.
-            channels: Width of every level.
-        """
         super().__init__()
         network = spec.build(norm_layer=norm_layer)
         n_frozen = len(spec.stages) - trainable_layers
@@ -136,13 +129,9 @@ class Backbone(nn.Module):
             self.reduce = nn.Conv2d(widths[0], channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> tuple[Features, Tensor]:
-        """Compute the levels and C5.
+        """Levels, by name ("0", "1", ..., "pool") [B, channels, h, w], and C5 [B, D, h, w].
 
-        Args:
-            x: [B, 3, H, W], normalised.
-
-        Returns:
-            Level name ("0", "1", ..., "pool") to [B, channels, h, w]; C5 [B, D, h, w].
+        The images `x` [B, 3, H, W] are normalised.
         """
         stages = self.body(x)
         c5 = next(reversed(stages.values()))

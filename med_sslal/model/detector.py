@@ -148,7 +148,6 @@ class Detector(BaseModel):
         image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
         image_std: Deviation = (0.229, 0.224, 0.225),
     ) -> None:
-        """Build what all families share."""
         problems = self.check_args(locals())
         if problems:
             raise ConfigError("; ".join(f"arch.args.{name}: {text}" for name, text in problems))
@@ -298,12 +297,8 @@ def kept_rows(
 ) -> Tensor:
     """Rows of an image's candidates that stay, best first: with an area, and after NMS by class.
 
-    Args:
-        boxes: float32 [N, 4].
-        scores: float32 [N].
-        labels: int64 [N].
-        nms_thresh: IoU above which the lower score of a class is dropped.
-        most: How many stay at most.
+    Of boxes float32 [N, 4], scores [N] and labels int64 [N]; NMS drops the lower score of a class
+    above the IoU `nms_thresh`, and `most` stay at most.
     """
     whole = remove_small_boxes(boxes, min_size=1e-2)
     return whole[batched_nms(boxes[whole], scores[whole], labels[whole], nms_thresh)[:most]]

@@ -16,16 +16,11 @@ def stream(
     device: torch.device | str,
     dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[Batch, ModelOutput]]:
-    """Run a detector over batches, without gradients.
+    """Run a detector, or its ListDataParallel, over batches, without gradients.
 
     The model is in eval mode while the iterator lives and returns to its mode afterwards; norm
-    statistics and the global random state stay untouched.
-
-    Args:
-        model: A detector or its ListDataParallel, on `device`.
-        loader: Yields batches; where they have targets, the outputs have validation losses.
-        device: Where the model is.
-        dtype: Low precision inside the model, None for fp32.
+    statistics and the global random state stay untouched. It lies on `device` and computes in low
+    precision `dtype`, None for fp32. Batches with targets give validation losses.
 
     Yields:
         The batch as the loader gave it, and the output on the CPU.

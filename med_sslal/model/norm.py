@@ -75,12 +75,7 @@ def learns_batch_norm(model: nn.Module) -> bool:
 
 
 def norm_layer(name: NormName, eps: float) -> Callable[[int], nn.Module]:
-    """A factory of normalisation layers, called with the number of channels.
-
-    Args:
-        name: `frozen`, `batch` or `group`.
-        eps: Added to the variance by `frozen` and `batch`.
-    """
+    """A factory of layers, given the channels; `frozen` and `batch` add `eps` to variances."""
     if name == "group":
         # In 32 groups, or in as many as divide both 32 and the channels.
         return lambda channels: nn.GroupNorm(math.gcd(32, channels), channels)

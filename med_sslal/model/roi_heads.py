@@ -27,14 +27,13 @@ from med_sslal.utils.util import stable_hash
 
 
 class BoxHead(TwoMLPHead):
-    """torchvision's two layers, each followed by dropout in training.
+    """torchvision's two layers, [R, F] of pooled RoIs, each followed by dropout in training.
 
     In eval mode nothing is dropped, unless `sampled` is called. Without dropout it is the stock
     head; the parameters have the stock names in any case.
     """
 
     def __init__(self, in_channels: int, size: int, dropout: float) -> None:
-        """Make the layers: a pooled RoI has `in_channels` values, and F is `size`."""
         super().__init__(in_channels, size)
         self.dropout = dropout
 
@@ -65,9 +64,10 @@ class BoxHead(TwoMLPHead):
 
 
 class RoIHeads(StockRoIHeads):
-    """torchvision's box head that keeps the row of every detection.
+    """torchvision's box head, with its thresholds, that keeps the row of every detection.
 
-    Losses come per image, and in eval mode too where truths are given, from the same pass.
+    Losses come per image, and in eval mode too where truths are given, from the same pass. For
+    `limits` see Detector.
     """
 
     box_head: BoxHead
@@ -80,7 +80,6 @@ class RoIHeads(StockRoIHeads):
         batch_size_per_image: int,
         limits: tuple[float, float, int],
     ) -> None:
-        """Make it with torchvision's matching thresholds; for `limits` see Detector."""
         # Foreground and background IoU, samples and share of positives, default box weights.
         sampling = (0.5, 0.5, batch_size_per_image, 0.25, None)
         super().__init__(box_roi_pool, box_head, box_predictor, *sampling, *limits)
@@ -92,12 +91,10 @@ class RoIHeads(StockRoIHeads):
         proposals: Sequence[Tensor],
         generators: Sequence[torch.Generator | None],
     ) -> tuple[list[Found], dict[str, Tensor], Tensor, Tensor | None]:
-        """Classify and refine the proposals.
+        """Classify and refine the proposals, B tensors float32 [*, 4].
 
-        Args:
-            seen: The batch; losses are computed where it has truths (training mode needs them).
-            proposals: B tensors float32 [*, 4].
-            generators: B private generators of the sampler, None for the global one.
+        Losses are computed where the batch has truths (training mode needs them), with B private
+        generators of the sampler, None for the global one.
 
         Returns:
             B results (none in training mode); losses by name, float32 [B]; the class logits; the

@@ -15,7 +15,7 @@ from torchvision.ops.poolers import initLevelMapper
 
 
 class RoIPool(MultiScaleRoIAlign):
-    """torchvision's pooling, by weighted sums of cells on the CPU.
+    """torchvision's pooling with 7 bins of 2 samples along a side, by sums of cells on the CPU.
 
     RoIAlign averages samples of the map, each a weighted mean of four cells: a bin is a weighted
     sum of (2S)^2 cells. torchvision's CPU kernel goes through them channel by channel; here a bin
@@ -31,10 +31,7 @@ class RoIPool(MultiScaleRoIAlign):
     scales: list[float]
 
     def __init__(self, strides: Sequence[int]) -> None:
-        """Make it for levels of these strides, with 7 bins of 2 samples along a side.
-
-        The stock layer derives the scales from the first batch it sees, and keeps them.
-        """
+        # The stock layer derives the scales from the first batch it sees, and keeps them.
         super().__init__([str(level) for level in range(len(strides))], 7, 2)
         self.scales = [1 / stride for stride in strides]
         self.map_levels = initLevelMapper(int(math.log2(strides[0])), int(math.log2(strides[-1])))
@@ -42,15 +39,9 @@ class RoIPool(MultiScaleRoIAlign):
     def forward(
         self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> Tensor:
-        """Pool the RoIs.
+        """Pool B tensors of boxes float32 [*, 4] from levels by name, [B, C, h, w].
 
-        Args:
-            x: Level name to [B, C, h, w].
-            boxes: B tensors float32 [*, 4].
-            image_shapes: Unused, as the scales are set.
-
-        Returns:
-            [R, C, P, P] in the dtype of the maps.
+        `image_shapes` is unused, as the scales are set. Returns [R, C, P, P] in the maps' dtype.
         """
         levels = [x[name] for name in self.featmap_names]
         if levels[0].device.type == "cpu":

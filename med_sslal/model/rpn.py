@@ -37,9 +37,10 @@ class Float32RPNHead(RPNHead):
 
 
 class RegionProposals(RegionProposalNetwork):
-    """torchvision's region proposal network that keeps the objectness.
+    """torchvision's region proposal network, with its thresholds, that keeps the objectness.
 
-    Losses come per image, and in eval mode too where truths are given.
+    Losses come per image, and in eval mode too where truths are given. The numbers of proposals
+    are by "training" and "testing".
     """
 
     def __init__(
@@ -49,7 +50,6 @@ class RegionProposals(RegionProposalNetwork):
         pre_nms_top_n: dict[str, int],
         post_nms_top_n: dict[str, int],
     ) -> None:
-        """Make it with torchvision's thresholds; numbers of proposals by "training", "testing"."""
         super().__init__(
             anchor_generator,
             head,
@@ -67,11 +67,7 @@ class RegionProposals(RegionProposalNetwork):
     def forward(
         self, seen: Seen, generators: Sequence[torch.Generator | None]
     ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor], Tensor]:
-        """Propose boxes.
-
-        Args:
-            seen: The batch; losses are computed where it has truths.
-            generators: B private generators of the sampler, None for the global one.
+        """Propose boxes, with B private generators of the sampler, None for the global one.
 
         Returns:
             B proposals float32 [R, 4], best first; B objectness float32 [R] in [0, 1]; losses by

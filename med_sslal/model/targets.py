@@ -35,14 +35,9 @@ class Truth:
 def read_targets(
     targets: Sequence[Target], num_classes: int, names: Sequence[str] | None
 ) -> list[Truth]:
-    """Check the labels of a batch and split off their ignore regions.
+    """Check B labels on one device and split off their ignore regions; C classes with background.
 
-    One transfer to the host for the whole batch, whatever its size.
-
-    Args:
-        targets: B labels on one device.
-        num_classes: Classes C with background.
-        names: Image ids for messages.
+    One transfer to the host for the whole batch, whatever its size. `names` are for messages.
 
     Raises:
         DataError: A label outside 1 to C - 1, or a box that is not finite or has no area.
@@ -81,15 +76,10 @@ def read_targets(
 
 
 def match(matcher: Matcher, truth: Truth, candidates: Tensor) -> tuple[Tensor, Tensor]:
-    """Match candidates with boxes.
+    """Match candidates float32 [N, 4] with an image's boxes.
 
     A candidate on an ignore region counts as undecided unless a real box claims it: half of its
     own area or more lies in the region, or their IoU reaches the matcher's upper threshold.
-
-    Args:
-        matcher: Gives the index of the matched box, -1 below its thresholds, -2 between them.
-        truth: The image's boxes.
-        candidates: float32 [N, 4].
 
     Returns:
         int64 [N] matched box (0 where there is none), and int64 [N]: 1 positive, 0 negative,
@@ -185,17 +175,10 @@ def class_quality(
     places: tuple[Tensor, Tensor],
     shape: tuple[int, int],
 ) -> Tensor:
-    """How well positives are found, by image and class; nothing here waits for the device.
+    """How well positives are found, float32 [B, C - 1, 2]; nothing here waits for the device.
 
-    Args:
-        probs: float32 [Q], probability of the true class.
-        boxes: float32 [Q, 4], decoded.
-        goals: float32 [Q, 4], what they are to become.
-        places: int64 [Q] image and int64 [Q] label of each.
-        shape: (B, C - 1).
-
-    Returns:
-        float32 [B, C - 1, 2] (see ModelOutput).
+    `probs` [Q] are those of the true class, `boxes` and `goals` float32 [Q, 4] decoded boxes and
+    what they are to become, `places` image and label int64 [Q] of each, and `shape` (B, C - 1).
     """
     upper_left = torch.maximum(boxes[:, :2], goals[:, :2])
     lower_right = torch.minimum(boxes[:, 2:], goals[:, 2:])

@@ -20,7 +20,10 @@ _RANGE_SLACK = 1e-3
 
 
 class DetectionTransform(nn.Module):
-    """Normalises, pads and stacks images as torchvision's transform does, and checks them."""
+    """Normalises, pads and stacks images as torchvision's transform does, and checks them.
+
+    The sides of a batch become divisible by `size_divisible`.
+    """
 
     mean: Tensor
     std: Tensor
@@ -28,7 +31,6 @@ class DetectionTransform(nn.Module):
     def __init__(
         self, image_mean: Sequence[float], image_std: Sequence[float], size_divisible: int
     ) -> None:
-        """Make it of the channels' mean and standard deviation; sides become divisible."""
         super().__init__()
         self.size_divisible = size_divisible
         for name, values in (("mean", image_mean), ("std", image_std)):

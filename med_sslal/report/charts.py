@@ -27,12 +27,9 @@ _VALUE = "value"
 def new_chart(x: str, y: str, *, title: str = "", note: str | None = None) -> tuple[Figure, Axes]:
     """A figure with one plot, without pyplot and the figures that it keeps.
 
-    Args:
-        x: What the horizontal axis measures, with its unit.
-        y: The same of the vertical one.
-        title: Heading of a picture that stands alone, with room for a legend on the right; a chart
-            of a page has its title and legend in the page.
-        note: Printed at the foot, for example that the data is a phantom.
+    `x` and `y` say what the axes measure, with the unit. A `title` makes a picture that stands
+    alone, with room for a legend on the right; a chart of a page has both in the page. The `note`
+    is printed at the foot, for example that the data is a phantom.
     """
     figure = Figure((7.6, 4.6) if title else (_WIDTH / 72, _HEIGHT / 72), 130, facecolor=PAPER)
     axes = figure.add_axes((0.09, 0.15, 0.66, 0.73) if title else _INSIDE)

@@ -7,12 +7,7 @@ from med_sslal.utils.text_table import text_table
 
 
 def finds_table(found: Mapping[str, Finds], cycle: int) -> str:
-    """Compare criteria as aligned text.
-
-    Args:
-        found: Name to what it finds, all of them on the same images; at least one.
-        cycle: Whose model it is.
-    """
+    """Compare what criteria find, by name, on the same images with the model of `cycle`."""
     first = next(iter(found.values()))
     rows = [["criterion", *MISTAKES.values()]]
     rows.append(["all images", *(f"{each.all:.2f}" for each in first.findings.values())])

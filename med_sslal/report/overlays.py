@@ -101,16 +101,10 @@ def contact_sheet(
 ) -> None:
     """Draw groups of images with their labels and their MAX_BOXES best detections on one sheet.
 
-    Args:
-        groups: Heading to (image id to caption), for example best and worst.
-        read: Image id to float [H, W, 3], or [H, W] for grey, in [0, 1], ORIGINAL pixels.
-        predictions: Image id to detections in ORIGINAL pixels.
-        annotations: Image id to label; None where labels are not to be seen.
-        class_names: Written beside the score when there are several.
-        path: The PNG; its folder must exist.
-        title: Heading of the sheet.
-        min_score: Lower detections are not drawn.
-        note: Printed at the foot.
+    `groups` are heading to (image id to caption), for example best and worst. `read` gives float
+    [H, W, 3], or [H, W] for grey, in [0, 1]; `annotations` are None where labels are not to be
+    seen. Boxes are in ORIGINAL pixels, and detections below `min_score` are not drawn. The folder
+    of the PNG `path` must exist; the `note` is printed at the foot.
     """
 
     def drawn(image_id: str) -> np.ndarray:

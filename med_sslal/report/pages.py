@@ -16,11 +16,9 @@ MAX_BYTES = 15_000_000
 
 
 def render(template: str, **content: Any) -> str:
-    """A whole page that needs no other file.
+    """A whole page that needs no other file, of a file in `templates/`.
 
-    Args:
-        template: Name of a file in `templates/`.
-        **content: What it shows; only `Markup` of this program enters as it is.
+    Of the `content` that it shows, only `Markup` of this program enters as it is.
     """
     environment = Environment(
         loader=PackageLoader("med_sslal.report"),

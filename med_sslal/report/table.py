@@ -18,14 +18,9 @@ _COLUMNS = {
 
 
 def cycle_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The cycles of a run as aligned text: a heading, a rule and one line per row.
+    """The cycles of a run (rows of its summary) as aligned text, below a heading and a rule.
 
     What is missing or None is "-". With several classes a column of AP50 per class follows.
-
-    Args:
-        rows: One mapping per cycle: `cycle`, `labelled_images`, `labelled_boxes`,
-            `pseudo_images`, `minutes`, and metrics of the test images, among them
-            `test_sens_mean_low` and `test_sens_mean_high` (the 95 % interval) where known.
     """
     per_class = [key for row in rows for key in row if key.startswith("test_AP50/")]
     scores = dict.fromkeys(["test_AP50", *per_class])
@@ -43,11 +38,7 @@ def cycle_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def metric_table(evaluation: Mapping[str, Any]) -> str:
-    """One line per metric: name, value, 95 % interval where there is one.
-
-    Args:
-        evaluation: What `eval.metric.evaluate` returned.
-    """
+    """What `evaluate` returned, a line per metric: name, value, 95 % interval if there is one."""
     rows = []
     for name, value in evaluation["values"].items():
         pair = evaluation["intervals"].get(name)
@@ -55,6 +46,5 @@ def metric_table(evaluation: Mapping[str, Any]) -> str:
     return text_table(rows, rule=False)
 
 
-def _cell(value: float | int | None, form: str) -> str:
-    """A number as text, "-" where there is none."""
+def _cell(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)

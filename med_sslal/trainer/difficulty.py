@@ -28,7 +28,6 @@ class ClassDifficulty(Hook):
     """
 
     def __init__(self, class_names: Sequence[str], world: World = ALONE) -> None:
-        """Start with no class met, of K without background; the processes share each step."""
         self._world = world
         self._names = tuple(class_names)
         self._quality: Tensor | None = None

@@ -14,13 +14,12 @@ logger = logging.getLogger(__name__)
 
 
 class ShowProgress(Hook):
-    """The progress line, and a line for each epoch."""
+    """The progress line of a training such as "cycle 1/3", and a line for each epoch.
+
+    `cycles_left` follow it, for the time left. Without `show` epochs are for train.log alone.
+    """
 
     def __init__(self, title: str, cycles_left: int = 0, *, show: bool = True) -> None:
-        """Name the training, such as "cycle 1/3", and count those that follow, for the time left.
-
-        Without `show` the epochs are logged for train.log alone.
-        """
         self._title, self._cycles_left, self._show = title, cycles_left, show
         self._progress: Progress | None = None
         self._started, self._first_step, self._seen = 0.0, 0, 0

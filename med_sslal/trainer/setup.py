@@ -104,12 +104,8 @@ class RunSetup:
     def fingerprints(self, labels: Mapping[str, Annotation]) -> dict[str, Any]:
         """What tells whether a continuation has the data of before.
 
-        Args:
-            labels: Those of the training images that have been used.
-
-        Returns:
-            `images_fingerprint`, of the images with their split, and `labels_fingerprint`, of
-            `labels` and those of val and test.
+        `images_fingerprint` is of the images with their split, and `labels_fingerprint` of the
+        `labels` of the training images that have been used and those of val and test.
         """
         used = {**self.eval_labels.annotations, **labels}
         return {
