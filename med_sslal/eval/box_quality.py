@@ -1,25 +1,15 @@
 """How well boxes fit the objects that they find, whatever is missed besides."""
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 
-from med_sslal.base.types import Annotation, ImageInfo, Prediction
-from med_sslal.eval.eval_utils import Columns, MetricResult, columns
+from med_sslal.eval.eval_utils import Columns, MetricResult, on_columns
 from med_sslal.eval.hits import overlapping
 
 _BEST_COUNT = 100
 
 
-def box_quality(
-    predictions: Mapping[str, Prediction],
-    annotations: Mapping[str, Annotation],
-    infos: Mapping[str, ImageInfo],
-    class_names: Sequence[str],
-    *,
-    draws: int = 1000,
-    seed: int = 0,
-) -> MetricResult:
+@on_columns
+def box_quality(table: Columns, *, draws: int = 1000, seed: int = 0) -> MetricResult:
     """Mean IoU of the objects that are found (`mean_iou`), matched as COCO matches at IoU 0.5.
 
     Of a class in an image the 100 best detections count. From the best score down each takes the
@@ -32,20 +22,16 @@ def box_quality(
     Returns:
         `mean_iou`, the mean over the classes, and with several classes `mean_iou/NAME`; None where
         no object is found, which is left out of the mean.
-
-    Raises:
-        DataError: The inputs do not fit (see `eval_utils.columns`).
     """
-    table = columns(predictions, annotations, infos, class_names)
     objects, overlaps = _found(table)
     labels = table.gt_labels[objects]
     per_class = {
         name: float(overlaps[labels == label].mean()) if (labels == label).any() else None
-        for label, name in enumerate(class_names, start=1)
+        for label, name in enumerate(table.class_names, start=1)
     }
     defined = [value for value in per_class.values() if value is not None]
     values = {"mean_iou": float(np.mean(defined)) if defined else None}
-    if len(class_names) > 1:
+    if len(table.class_names) > 1:
         values |= {f"mean_iou/{name}": value for name, value in per_class.items()}
     return MetricResult(values)
 

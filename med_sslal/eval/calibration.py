@@ -1,12 +1,10 @@
 """Calibration: do detections of score s turn out to be right in a share s of the cases?"""
 
-from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from med_sslal.base.types import Annotation, ImageInfo, Prediction
-from med_sslal.eval.eval_utils import columns
+from med_sslal.eval.eval_utils import Columns, on_columns
 from med_sslal.eval.hits import Overlap, match
 
 N_BINS = 10
@@ -23,23 +21,14 @@ class Reliability(NamedTuple):
     error: float | None
 
 
-def reliability(
-    predictions: Mapping[str, Prediction],
-    annotations: Mapping[str, Annotation],
-    infos: Mapping[str, ImageInfo],
-    class_names: Sequence[str],
-    overlap: Overlap = "iou",
-) -> Reliability:
+@on_columns
+def reliability(table: Columns, overlap: Overlap = "iou") -> Reliability:
     """Compare the scores of all detections of a split with how often they are right.
 
     A detection is right when it overlaps an object of its class as FROC asks, be it the first to
     do so or not. Detections that are ignored (see `hits.match`) are left out.
     The arguments are those of `froc.sensitivity_k_fps`.
-
-    Raises:
-        DataError: The inputs do not fit (see `eval_utils.columns`).
     """
-    table = columns(predictions, annotations, infos, class_names)
     matches = match(table, overlap)
     counted = matches.hit | matches.false_positive
     scores, hit = table.det_scores[counted].astype(np.float64), matches.hit[counted]

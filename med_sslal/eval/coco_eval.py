@@ -4,30 +4,23 @@ import contextlib
 import importlib.util
 import io
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from med_sslal.base.types import Annotation, ImageInfo, Prediction
 from med_sslal.eval.coco_utils import to_coco_objects
-from med_sslal.eval.eval_utils import MetricResult, columns
+from med_sslal.eval.eval_utils import Columns, MetricResult, on_columns
 from med_sslal.eval.hits import MIN_OVERLAP
 
 Backend = Literal["auto", "pycocotools", "faster_coco_eval"]
 
 
+@on_columns
 def coco_ap(
-    predictions: Mapping[str, Prediction],
-    annotations: Mapping[str, Annotation],
-    infos: Mapping[str, ImageInfo],
-    class_names: Sequence[str],
-    *,
-    draws: int = 1000,
-    seed: int = 0,
-    backend: Backend = "auto",
+    table: Columns, *, draws: int = 1000, seed: int = 0, backend: Backend = "auto"
 ) -> MetricResult:
     """COCO average precision at IoU 0.5 (`AP50`), at 0.75 (`AP75`), and over 0.5 to 0.95 (`AP`).
 
@@ -40,11 +33,7 @@ def coco_ap(
     Returns:
         `AP50`, `AP75` and `AP`, and with several classes `AP50/NAME` and so on. A class without
         an annotated box is None and left out of the mean; without any detection the values are 0.
-
-    Raises:
-        DataError: The inputs do not fit (see `eval_utils.columns`).
     """
-    table = columns(predictions, annotations, infos, class_names)
     if backend == "auto":
         fast = importlib.util.find_spec("faster_coco_eval") is not None
         backend = "faster_coco_eval" if fast else "pycocotools"
@@ -64,17 +53,14 @@ def coco_ap(
         per_class = precision[thresholds].mean((0, 1))
         defined = per_class[per_class >= 0]
         values[key] = float(defined.mean()) if len(defined) else None
-        if len(class_names) > 1:
-            for name, value in zip(class_names, per_class.tolist(), strict=True):
+        if len(table.class_names) > 1:
+            for name, value in zip(table.class_names, per_class.tolist(), strict=True):
                 values[f"{key}/{name}"] = value if value >= 0 else None
     return MetricResult(values)
 
 
 def _precision(
-    truth: dict[str, Any],
-    found: dict[str, Any],
-    coco: Callable[[], Any],
-    evaluation: type[Any],
+    truth: dict[str, Any], found: dict[str, Any], coco: Callable[[], Any], evaluation: type[Any]
 ) -> np.ndarray:
     """Precision by classes that share COCO's interface.
 

@@ -1,13 +1,19 @@
 """What every metric shares: its inputs as columns, checked once, and the shape of its result."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
 from med_sslal.utils.errors import DataError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Predictions = Mapping[str, Prediction]
+Annotations = Mapping[str, Annotation]
+Infos = Mapping[str, ImageInfo]
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,7 @@ class Columns:
 
 
 def columns(
-    predictions: Mapping[str, Prediction],
-    annotations: Mapping[str, Annotation],
-    infos: Mapping[str, ImageInfo],
-    class_names: Sequence[str],
+    predictions: Predictions, annotations: Annotations, infos: Infos, class_names: Sequence[str]
 ) -> Columns:
     """Join a split's predictions and annotations into columns, and check them.
 
@@ -99,6 +102,29 @@ def columns(
     )
     _check(table)
     return table
+
+
+def on_columns(
+    measure: Callable[Concatenate[Columns, P], T],
+) -> Callable[Concatenate[Predictions, Annotations, Infos, Sequence[str], P], T]:
+    """Let a function of `columns` be called with the arguments of `columns`, as every metric is.
+
+    It raises a DataError where they do not fit.
+    """
+
+    def metric(
+        predictions: Predictions,
+        annotations: Annotations,
+        infos: Infos,
+        class_names: Sequence[str],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        table = columns(predictions, annotations, infos, class_names)
+        return measure(table, *args, **kwargs)
+
+    metric.__doc__, metric.__name__ = measure.__doc__, measure.__name__
+    return metric
 
 
 def _check(table: Columns) -> None:

@@ -6,15 +6,14 @@ count neither way; any other is a false positive. Detections of equal score ente
 Sensitivity at k is the largest recall with k or fewer false positives per image, over all images.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from med_sslal.base.types import Annotation, ImageInfo, Prediction
 from med_sslal.eval.bootstrap import patient_weights
-from med_sslal.eval.eval_utils import Columns, MetricResult, columns
+from med_sslal.eval.eval_utils import Columns, MetricResult, on_columns
 from med_sslal.eval.hits import MIN_OVERLAP, Matches, Overlap, match
 
 LIMITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -140,15 +139,9 @@ def _first_above(
     return stride * _STRIDE + (running <= limit[:, None]).sum(1)
 
 
+@on_columns
 def sensitivity_k_fps(
-    predictions: Mapping[str, Prediction],
-    annotations: Mapping[str, Annotation],
-    infos: Mapping[str, ImageInfo],
-    class_names: Sequence[str],
-    *,
-    draws: int = 1000,
-    seed: int = 0,
-    overlap: Overlap = "iou",
+    table: Columns, *, draws: int = 1000, seed: int = 0, overlap: Overlap = "iou"
 ) -> MetricResult:
     """Sensitivity at k false positives per image, with 95 % intervals over patients.
 
@@ -163,34 +156,19 @@ def sensitivity_k_fps(
         with several classes `sens_mean/NAME` and so on. A class without lesions is None and left
         out of the mean; an interval needs two patients. `details` holds per class the curve, its
         reach and operating points, and sensitivity by size and by type at those points.
-
-    Raises:
-        DataError: The inputs do not fit (see `eval_utils.columns`).
     """
-    table = columns(predictions, annotations, infos, class_names)
     return _froc(table, draws, seed, overlap, MIN_OVERLAP)
 
 
-def sensitivity_iou70(
-    predictions: Mapping[str, Prediction],
-    annotations: Mapping[str, Annotation],
-    infos: Mapping[str, ImageInfo],
-    class_names: Sequence[str],
-    *,
-    draws: int = 1000,
-    seed: int = 0,
-) -> MetricResult:
+@on_columns
+def sensitivity_iou70(table: Columns, *, draws: int = 1000, seed: int = 0) -> MetricResult:
     """`sensitivity_k_fps` where only an IoU >= 0.7 finds a lesion: it sees better boxes.
 
     A detection between 0.5 and 0.7 is a false positive here.
 
     Returns:
         As `sensitivity_k_fps`, under `sens70_0.5fp` to `sens70_16fp` and `sens70_mean`.
-
-    Raises:
-        DataError: The inputs do not fit (see `eval_utils.columns`).
     """
-    table = columns(predictions, annotations, infos, class_names)
     found = _froc(table, draws, seed, "iou", TIGHT)
     tight = {key: key.replace("sens_", "sens70_", 1) for key in found.values}
     values = {tight[key]: value for key, value in found.values.items()}

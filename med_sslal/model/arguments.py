@@ -51,9 +51,6 @@ def _of_stages(args: Mapping[str, Any], spec: BackboneSpec) -> Iterator[Problem]
     if sizes is None and fpn and n_levels != 5:
         yield "anchor_sizes", f"has no default for {n_levels} levels: give one list each"
     elif sizes is not None and len(sizes) != n_levels:
-        yield (
-            "anchor_sizes",
-            f"needs {n_levels} lists, one per feature level, found {len(sizes)}",
-        )
+        yield ("anchor_sizes", f"needs {n_levels} lists, one per feature level, found {len(sizes)}")
     elif len({len(level) for level in sizes or ()}) > 1:
         yield "anchor_sizes", "every level needs the same number of sizes"

@@ -248,10 +248,7 @@ class Detector(BaseModel):
         ]
 
     def finish(
-        self,
-        seen: Seen,
-        found: Sequence[Found],
-        top_proposals: Sequence[tuple[Tensor, Tensor]],
+        self, seen: Seen, found: Sequence[Found], top_proposals: Sequence[tuple[Tensor, Tensor]]
     ) -> list[Detections]:
         """Bring every box to ORIGINAL pixels and add what describes the whole image.
 

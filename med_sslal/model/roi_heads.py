@@ -16,13 +16,7 @@ from torchvision.models.detection.roi_heads import RoIHeads as StockRoIHeads
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
 from med_sslal.model.detector import Found, Seen, kept_rows
-from med_sslal.model.targets import (
-    Sampler,
-    Samples,
-    class_quality,
-    draw_samples,
-    stage_losses,
-)
+from med_sslal.model.targets import Sampler, Samples, class_quality, draw_samples, stage_losses
 from med_sslal.utils.util import stable_hash
 
 
@@ -86,10 +80,7 @@ class RoIHeads(StockRoIHeads):
         self.fg_bg_sampler = Sampler(batch_size_per_image, 0.25)
 
     def forward(
-        self,
-        seen: Seen,
-        proposals: Sequence[Tensor],
-        generators: Sequence[torch.Generator | None],
+        self, seen: Seen, proposals: Sequence[Tensor], generators: Sequence[torch.Generator | None]
     ) -> tuple[list[Found], dict[str, Tensor], Tensor, Tensor | None]:
         """Classify and refine the proposals, B tensors float32 [*, 4].
 
