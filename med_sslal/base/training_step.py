@@ -22,49 +22,32 @@ VIEWS = ("weak", "strong")
 
 @dataclass(frozen=True)
 class StepInput:
-    """What a step is given.
+    """What a step is given."""
 
-    Attributes:
-        batch: This process's share of the labelled images, then of the pseudo-labelled ones.
-        counts: False where the process has no share and its image is a stand-in: of several
-            processes all must take part in every step.
-        n_labelled: Labelled images of the step, in all processes.
-        n_pseudo: Pseudo-labelled ones.
-        unlabelled: The views that the step asked for, each a batch of this process's share of the
-            same unlabelled images in the same order; empty where the pool has too few left.
-        n_unlabelled: Unlabelled images of the step, in all processes.
-        number: Steps before this one.
-        total: Steps of the training.
-    """
-
-    batch: Batch
+    batch: Batch  # this process's share of the labelled images, then of the pseudo-labelled ones
+    # False where the process has no share and its image is a stand-in: of several processes all
+    # must take part in every step.
     counts: bool
-    n_labelled: int
-    n_pseudo: int
+    n_labelled: int  # labelled images of the step, in all processes
+    n_pseudo: int  # pseudo-labelled ones
+    # The views that the step asked for, each a batch of this process's share of the same
+    # unlabelled images in the same order; empty where the pool has too few left.
     unlabelled: Mapping[str, Batch]
-    n_unlabelled: int
-    number: int
-    total: int
+    n_unlabelled: int  # unlabelled images of the step, in all processes
+    number: int  # steps before this one
+    total: int  # steps of the training
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a step was, for the log; without gradients.
+    """What a step was, for the log; without gradients."""
 
-    Attributes:
-        image_ids: The B images that it trained on.
-        pseudo: bool [B], where the label is a pseudo-label.
-        losses: Name to float32 [B].
-        loss: This process's part of the step's loss, a scalar.
-        share: The part that the B images are of all of the step; 0 where they do not count.
-        class_quality: float32 [B, K, 2], see ModelOutput; None where it was not measured.
-    """
-
-    image_ids: tuple[str, ...]
-    pseudo: Tensor
-    losses: Mapping[str, Tensor]
-    loss: Tensor
-    share: float
+    image_ids: tuple[str, ...]  # the B images that it trained on
+    pseudo: Tensor  # bool [B], where the label is a pseudo-label
+    losses: Mapping[str, Tensor]  # name to float32 [B]
+    loss: Tensor  # this process's part of the step's loss, a scalar
+    share: float  # the part that the B images are of all of the step; 0 where they do not count
+    # float32 [B, K, 2], see ModelOutput; None where it was not measured.
     class_quality: Tensor | None = None
 
 

@@ -23,45 +23,29 @@ PER_BOX_DEFAULT: Final[Any] = None
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What is known of an image without its label.
+    """What is known of an image without its label."""
 
-    Attributes:
-        image_id: Stable name of the image, never a position.
-        group_id: Patient, or the image id where there is none.
-        file_name: Path relative to the data root.
-        orig_size: (height, width) of the file in pixels.
-        spacing_mm: In-plane millimetres per pixel, where known.
-        series_id: The series of slices that it lies in, where it is a slice.
-        slice_index: Its place there; slices that follow each other differ by 1.
-    """
-
-    image_id: str
-    group_id: str
-    file_name: str
-    orig_size: tuple[int, int]
-    spacing_mm: float | None = None
-    series_id: str | None = None
-    slice_index: int | None = None
+    image_id: str  # stable name of the image, never a position
+    group_id: str  # patient, or the image id where there is none
+    file_name: str  # path relative to the data root
+    orig_size: tuple[int, int]  # (height, width) of the file in pixels
+    spacing_mm: float | None = None  # in-plane millimetres per pixel, where known
+    series_id: str | None = None  # the series of slices that it lies in, where it is a slice
+    slice_index: int | None = None  # its place there; slices that follow each other differ by 1
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """The label of one image, in ORIGINAL pixels (NumPy); DataError where it breaks these rules.
+    """The label of one image, in ORIGINAL pixels (NumPy); DataError where it breaks these rules."""
 
-    Attributes:
-        boxes: float32 [N, 4], finite, of positive area.
-        labels: int64 [N], from 1 on.
-        ignore: bool [N]; an ignore region neither attracts nor repels.
-        regress: bool [N]; False where the box teaches no regression (pseudo-labels).
-        sizes_mm: float32 [N] longest diameter, NaN where unknown; evaluation by size reads it.
-        subtypes: N names, "" where unknown; evaluation by type reads it.
-    """
-
-    boxes: np.ndarray
-    labels: np.ndarray
-    ignore: np.ndarray
+    boxes: np.ndarray  # float32 [N, 4], finite, of positive area
+    labels: np.ndarray  # int64 [N], from 1 on
+    ignore: np.ndarray  # bool [N]; an ignore region neither attracts nor repels
+    # bool [N]; False where the box teaches no regression (pseudo-labels).
     regress: np.ndarray = PER_BOX_DEFAULT
+    # float32 [N] longest diameter, NaN where unknown; evaluation by size reads it.
     sizes_mm: np.ndarray = PER_BOX_DEFAULT
+    # N names, "" where unknown; evaluation by type reads it.
     subtypes: tuple[str, ...] = PER_BOX_DEFAULT
 
     def __post_init__(self) -> None:
@@ -104,17 +88,11 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What evaluation reads of an image's detections: NumPy, ORIGINAL pixels.
+    """What evaluation reads of an image's detections: NumPy, ORIGINAL pixels."""
 
-    Attributes:
-        boxes: float32 [N, 4].
-        labels: int64 [N].
-        scores: float32 [N].
-    """
-
-    boxes: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray
+    boxes: np.ndarray  # float32 [N, 4]
+    labels: np.ndarray  # int64 [N]
+    scores: np.ndarray  # float32 [N]
 
     @classmethod
     def empty(cls) -> "Prediction":
@@ -124,19 +102,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Target:
-    """An image's label in the model's frame (torch).
+    """An image's label in the model's frame (torch)."""
 
-    Attributes:
-        boxes: float32 [N, 4] in pixels of the sample's image.
-        labels: int64 [N].
-        ignore: bool [N].
-        regress: bool [N]; False where the box teaches classification only.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    ignore: Tensor
-    regress: Tensor
+    boxes: Tensor  # float32 [N, 4] in pixels of the sample's image
+    labels: Tensor  # int64 [N]
+    ignore: Tensor  # bool [N]
+    regress: Tensor  # bool [N]; False where the box teaches classification only
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Target":
         """A copy on `device`."""
@@ -149,39 +120,26 @@ class Target:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a sample's pixels lie in its file.
-
-    Attributes:
-        info: The image.
-        to_original: float32 [2, 3] affine on the CPU; maps (x, y, 1) of the model's frame to
-            ORIGINAL pixels.
-        valid_size: (height, width) of the picture, which starts in the upper left corner, in pixels
-            of the model's frame; None where `to_original` tells it.
-        seed: Of what a training step draws at random for this image; None leaves that to the global
-            generator.
-    """
+    """Where a sample's pixels lie in its file."""
 
     info: ImageInfo
+    # float32 [2, 3] affine on the CPU; maps (x, y, 1) of the model's frame to ORIGINAL pixels.
     to_original: Tensor
+    # (height, width) of the picture, which starts in the upper left corner, in pixels of the
+    # model's frame; None where `to_original` tells it.
     valid_size: tuple[float, float] | None = None
+    # Of what a training step draws for this image; None leaves that to the global generator.
     seed: int | None = None
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled (or pseudo-labelled) image, ready for the model.
+    """One labelled (or pseudo-labelled) image, ready for the model."""
 
-    Attributes:
-        image: float32 [3, H, W] in [0, 1].
-        target: The label in the same frame.
-        frame: The image's name and its way back to ORIGINAL pixels.
-        pseudo: True where the label is a pseudo-label.
-    """
-
-    image: Tensor
-    target: Target
-    frame: Frame
-    pseudo: bool = False
+    image: Tensor  # float32 [3, H, W] in [0, 1]
+    target: Target  # the label in the same frame
+    frame: Frame  # the image's name and its way back to ORIGINAL pixels
+    pseudo: bool = False  # True where the label is a pseudo-label
 
 
 @dataclass(frozen=True)
@@ -201,19 +159,12 @@ class UnlabelledSample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one fixed shape, stacked.
+    """Samples of one fixed shape, stacked."""
 
-    Attributes:
-        images: float32 [B, 3, H, W].
-        targets: B labels, or None for unlabelled images.
-        frames: B frames.
-        pseudo: bool [B].
-    """
-
-    images: Tensor
-    targets: tuple[Target, ...] | None
-    frames: tuple[Frame, ...]
-    pseudo: Tensor
+    images: Tensor  # float32 [B, 3, H, W]
+    targets: tuple[Target, ...] | None  # B labels, or None for unlabelled images
+    frames: tuple[Frame, ...]  # B frames
+    pseudo: Tensor  # bool [B]
 
     @classmethod
     def collate(cls, samples: Sequence[Sample] | Sequence[UnlabelledSample]) -> "Batch":
@@ -249,30 +200,19 @@ class Detections:
     """One image's detections as they leave the model's room, best score first.
 
     Every row survived thresholding, NMS and top-k together. Boxes are in ORIGINAL pixels.
-
-    Attributes:
-        boxes: float32 [N, 4].
-        labels: int64 [N].
-        scores: float32 [N].
-        class_probs: float32 [N, C], background first.
-        proposals: float32 [N, 4], the proposal that each box was regressed from.
-        embedding: float32 [D], the last backbone stage averaged over the valid area.
-        top_proposals: float32 [P, 4], best objectness first.
-        top_objectness: float32 [P] in [0, 1].
-        roi_features: float32 [N, F] on request, else None.
-        refined_boxes: float32 [N, 4] on request, else None: the box head's box of the same class
-            for the detection's own box as RoI.
     """
 
-    boxes: Tensor
-    labels: Tensor
-    scores: Tensor
-    class_probs: Tensor
-    proposals: Tensor
-    embedding: Tensor
-    top_proposals: Tensor
-    top_objectness: Tensor
-    roi_features: Tensor | None = None
+    boxes: Tensor  # float32 [N, 4]
+    labels: Tensor  # int64 [N]
+    scores: Tensor  # float32 [N]
+    class_probs: Tensor  # float32 [N, C], background first
+    proposals: Tensor  # float32 [N, 4], the proposal that each box was regressed from
+    embedding: Tensor  # float32 [D], the last backbone stage averaged over the valid area
+    top_proposals: Tensor  # float32 [P, 4], best objectness first
+    top_objectness: Tensor  # float32 [P] in [0, 1]
+    roi_features: Tensor | None = None  # float32 [N, F] on request, else None
+    # float32 [N, 4] on request, else None: the box head's box of the same class for the
+    # detection's own box as RoI.
     refined_boxes: Tensor | None = None
 
     def cpu(self) -> "Detections":
@@ -288,73 +228,52 @@ class Detections:
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What a detector returns.
+    """What a detector returns."""
 
-    Attributes:
-        losses: Name to float32 [B], one value per image: `loss_classifier`, `loss_box_reg`, and
-            with proposals `loss_objectness`, `loss_rpn_box_reg`. Empty without targets.
-        detections: B entries in eval mode, empty in training mode.
-        class_quality: float32 [B, C - 1, 2] in training mode, without gradients: for each image
-            and foreground class, the sum of p^0.6 * IoU^0.4 over the positives (sampled RoIs, or
-            anchors) and their number. p is the probability of the true class, IoU that of the
-            decoded box (before it is cut at the border) with its true box, in the model's frame.
-            None in eval mode, and from a detector that does not measure it.
-        head_passes: One list of B entries for each of `Extras.head_passes`.
-    """
-
+    # Name to float32 [B], one value per image: `loss_classifier`, `loss_box_reg`, and with
+    # proposals `loss_objectness`, `loss_rpn_box_reg`. Empty without targets.
     losses: dict[str, Tensor]
-    detections: list[Detections]
+    detections: list[Detections]  # B entries in eval mode, empty in training mode
+    # float32 [B, C - 1, 2] in training mode, without gradients: for each image and foreground
+    # class, the sum of p^0.6 * IoU^0.4 over the positives (sampled RoIs, or anchors) and
+    # their number. p is the probability of the true class, IoU that of the decoded box (before it
+    # is cut at the border) with its true box, in the model's frame. None in eval mode, and from a
+    # detector that does not measure it.
     class_quality: Tensor | None = None
+    # One list of B entries for each of `Extras.head_passes`.
     head_passes: tuple[list[Detections], ...] = ()
 
 
 @dataclass(frozen=True)
 class Extras:
-    """What a pass in eval mode hands out beside the plain detections.
+    """What a pass in eval mode hands out beside the plain detections."""
 
-    Attributes:
-        columns: Fields of Detections that are filled on request, `roi_features` or `refined_boxes`.
-        head_passes: Numbers of stochastic passes of the RoI heads over the proposals of the plain
-            detections, with dropout. A number and an image's id fix what is dropped. Row j of a
-            pass is the proposal and label of detection j, with another box, score and class_probs.
-    """
-
+    # Fields of Detections that are filled on request, `roi_features` or `refined_boxes`.
     columns: tuple[str, ...] = ()
+    # Numbers of stochastic passes of the RoI heads over the proposals of the plain detections, with
+    # dropout. A number and an image's id fix what is dropped. Row j of a pass is the proposal and
+    # label of detection j, with another box, score and class_probs.
     head_passes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Selected:
-    """One image of a query.
-
-    Attributes:
-        image_id: The image.
-        rank: 1 for the first.
-        group_id: Its patient.
-        values: Raw value of every criterion by name.
-        reason: One sentence why it was taken.
-    """
+    """One image of a query."""
 
     image_id: str
-    rank: int
-    group_id: str
-    values: Mapping[str, float]
-    reason: str
+    rank: int  # 1 for the first
+    group_id: str  # its patient
+    values: Mapping[str, float]  # raw value of every criterion by name
+    reason: str  # one sentence why it was taken
 
 
 @dataclass(frozen=True)
 class ScheduleEntry:
-    """Which entry of a schedule made a query.
+    """Which entry of a schedule made a query."""
 
-    Attributes:
-        number: 1 for the first.
-        of: How many there are.
-        reason: Why, such as "val_sens_mean 0.43 < 0.5".
-    """
-
-    number: int
-    of: int
-    reason: str
+    number: int  # 1 for the first
+    of: int  # how many there are
+    reason: str  # why, such as "val_sens_mean 0.43 < 0.5"
 
     def __str__(self) -> str:
         """Number and reason."""
@@ -363,23 +282,17 @@ class ScheduleEntry:
 
 @dataclass(frozen=True)
 class Selection:
-    """The outcome of one query, in the order of selection.
+    """The outcome of one query, in the order of selection."""
 
-    Attributes:
-        items: The images taken.
-        scores: Criterion name to (image id to value) over ALL pool images.
-        criteria: Names of the criteria and selector in order of use.
-        seed: The run's seed.
-        box_count_bias: Rank correlation, over ALL pool images, of the first criterion's value and
-            the number of detections; None where either is the same for all.
-        entry: The entry of the schedule that chose; None where the strategy is no schedule.
-    """
-
-    items: tuple[Selected, ...]
+    items: tuple[Selected, ...]  # the images taken
+    # Criterion name to (image id to value) over ALL pool images.
     scores: Mapping[str, Mapping[str, float]]
-    criteria: tuple[str, ...]
-    seed: int
+    criteria: tuple[str, ...]  # names of the criteria and selector in order of use
+    seed: int  # the run's seed
+    # Rank correlation, over ALL pool images, of the first criterion's value and the number of
+    # detections; None where either is the same for all.
     box_count_bias: float | None
+    # The entry of the schedule that chose; None where the strategy is no schedule.
     entry: ScheduleEntry | None = None
 
     @property
