@@ -69,15 +69,10 @@ class Images(ABC):
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of some images; an image without an entry has none (yet).
+    """Labels of some images; an image without an entry has none (yet)."""
 
-    Attributes:
-        class_names: Names without background; label i is `class_names[i - 1]`.
-        annotations: Image id to label.
-    """
-
-    class_names: tuple[str, ...]
-    annotations: Mapping[str, Annotation]
+    class_names: tuple[str, ...]  # without background; label i is `class_names[i - 1]`
+    annotations: Mapping[str, Annotation]  # by image id
 
     def of(self, image_ids: Iterable[str]) -> dict[str, Annotation]:
         """The labels of these images, in their order; DataError where one has none."""
@@ -107,10 +102,6 @@ class BaseDataset:
     A subclass takes the arguments of the config's `dataset.args`, reads its files, and calls this
     constructor with what they hold. It raises ConfigError for an argument that is wrong or leaves a
     split empty, and DataError for data that is missing, or bad while "on_bad_sample" is "error".
-
-    Attributes:
-        images: The images.
-        labels: Labels of some of them.
     """
 
     def __init__(self, images: Images, labels: Labels) -> None:

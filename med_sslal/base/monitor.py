@@ -21,11 +21,8 @@ class Monitor:
     """
 
     def __init__(self, rule: str, early_stop: int = 0) -> None:
-        self.key: str | None = None
-        self._sign = 1.0
-        if rule != "off":
-            mode, self.key = rule.split()
-            self._sign = 1.0 if mode == "max" else -1.0
+        mode, _, key = rule.partition(" ")
+        self.key, self._sign = key.strip() or None, 1.0 if mode == "max" else -1.0
         self._early_stop = early_stop
         self.best: float | None = None
         self.best_epoch = 0

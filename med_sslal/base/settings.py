@@ -7,18 +7,11 @@ from med_sslal.config.schema import TrainerKeys
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings(TrainerKeys):
-    """The scalars of a training: `trainer` of the config, and what other sections say of it.
+    """The scalars of a training: `trainer` of the config, and what other sections say of it."""
 
-    Attributes:
-        lr_interval: "epoch" or "step": when the scheduler steps.
-        pseudo_weight: Weight of the pseudo-labelled loss after its ramp.
-        per_step: Images without labels on top of each batch; None takes as many as labelled ones.
-        show_progress: Whether progress is shown.
-    """
-
-    lr_interval: str = "epoch"
-    pseudo_weight: float = 1.0
-    per_step: int | None = None
+    lr_interval: str = "epoch"  # or "step": when the scheduler steps
+    pseudo_weight: float = 1.0  # weight of the pseudo-labelled loss after its ramp
+    per_step: int | None = None  # unlabelled images with each batch; None: as many as labelled ones
     show_progress: bool = False
 
     @property

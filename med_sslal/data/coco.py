@@ -19,8 +19,6 @@ from med_sslal.data.splits import Classes, EvalSplit, FolderInRoot, SplitFiles
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import inside, read_json, write_json
 
-GROUP_KEY = "group_id"
-
 
 class COCO(BaseDataset):
     """Annotations in COCO's detection format, pictures (PNG, JPEG or TIFF) in a folder.
@@ -187,20 +185,18 @@ def save_coco(path: Path, images: Images, labels: Labels, *, folder: str = ".") 
                 "file_name": PurePosixPath(info.file_name).relative_to(folder).as_posix(),
                 "height": info.orig_size[0],
                 "width": info.orig_size[1],
-                GROUP_KEY: info.group_id,
+                "group_id": info.group_id,
             }
         )
-        for box, category, crowd in zip(
-            label.boxes.tolist(), label.labels.tolist(), label.ignore.tolist(), strict=True
-        ):
-            width, height = box[2] - box[0], box[3] - box[1]
+        columns = (label.boxes.tolist(), label.labels.tolist(), label.ignore.tolist())
+        for (x1, y1, x2, y2), category, crowd in zip(*columns, strict=True):
             document["annotations"].append(
                 {
                     "id": len(document["annotations"]) + 1,
                     "image_id": number,
                     "category_id": category,
-                    "bbox": [box[0], box[1], width, height],
-                    "area": width * height,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
                     "iscrowd": int(crowd),
                 }
             )

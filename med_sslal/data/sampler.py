@@ -62,11 +62,9 @@ class EpochBatchSampler(_EpochSampler):
         *,
         per_step: int | None = None,
     ) -> None:
-        """Set the counts.
+        """Take `batch_size` labelled images a batch, over all processes, and `per_step` others.
 
-        `batch_size` are the labelled images of a batch, over all processes, `per_step` the
-        pseudo-labelled ones on top of them; None takes as many. Without a labelled image it raises
-        ConfigError.
+        None takes as many pseudo-labelled ones. ConfigError where there is no labelled image.
         """
         if n_labelled < 1:
             raise ConfigError("training needs one labelled image at least, found none")
@@ -122,7 +120,6 @@ class RoundSampler(_EpochSampler):
 
 
 def _turn(order: np.ndarray, batch: int, per_step: int) -> np.ndarray:
-    """The images of a batch where all go round in an order."""
     return order[(batch * per_step + np.arange(per_step)) % len(order)]
 
 

@@ -22,11 +22,8 @@ logger = logging.getLogger(__name__)
 
 SliceMode = Literal["interpolate", "raw", "repeat"]
 
-# DeepLesion stores HU + 32768.
-HU_OFFSET = 32768
-
-# HU; narrower than the model's input, which a screen cannot show.
-DISPLAY_WINDOW = (-1000.0, 400.0)
+HU_OFFSET = 32768  # DeepLesion stores HU + 32768
+DISPLAY_WINDOW = (-1000.0, 400.0)  # HU; narrower than the model's input, which no screen can show
 
 
 def decode_slice(path: Path) -> np.ndarray:
@@ -100,7 +97,7 @@ def neighbour_positions(
     slices that follow each other without a gap from the centre on are used: where they end, the
     position stops at the last of them. A fraction lies between two slices.
     """
-    offset = {"interpolate": 1.0, "raw": 1.0, "repeat": 0.0}[mode]
+    offset = 0.0 if mode == "repeat" else 1.0
     if mode == "interpolate" and math.isfinite(spacing_z) and spacing_z > 0:
         # Rounded, so that 2 mm / 0.4 mm is 5 slices and not 5 and a bit of the sixth.
         offset = round(step_mm / spacing_z, 6)
@@ -155,15 +152,13 @@ def find_stack(
     `present` maps slice index to file for the whole series; see `neighbour_positions`. Besides the
     files come the key slice's header and what is wrong; without one, None and no files.
     """
-    paths, checked = dict(present), {centre}
-    problems: list[str] = []
-    nothing = Stack((centre, centre, centre), {})
-    if centre not in paths:
-        return nothing, None, []
+    paths, checked, problems = dict(present), {centre}, list[str]()
     try:
-        key = _probe_slice(paths[centre])
+        key = _probe_slice(paths[centre]) if centre in paths else None
     except DataError as error:
-        return nothing, None, [str(error)]
+        key, problems = None, [str(error)]
+    if key is None:
+        return Stack((centre, centre, centre), {}), None, problems
     while True:
         positions = neighbour_positions(centre, paths, mode, spacing_z, step_mm)
         needed = sorted({end(place) for place in positions for end in (math.floor, math.ceil)})
@@ -205,7 +200,6 @@ class SliceImages(Images):
         decode: Callable[[Path], np.ndarray] = decode_slice,
         note: str | None = None,
     ) -> None:
-        """Hold the files of each image id; see `read_stack` and Images for the rest."""
         super().__init__(infos, splits, note)
         self._stacks, self.window, self._decode = stacks, window, decode
 

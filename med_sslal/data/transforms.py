@@ -168,7 +168,6 @@ class StrongTransform(TrainTransform):
         cutout: Holes = 3,
         **others: Any,
     ) -> None:
-        """Build the pipeline; the arguments are those of TrainTransform."""
         super().__init__(
             image_size,
             seed=seed,
@@ -185,16 +184,13 @@ class StrongTransform(TrainTransform):
 def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Scale an image to fit `size` (H, W) and fill up with zeros to the right and below.
 
-    Returns:
-        float32 [H, W, 3] (the image itself where it has that shape already) and the float64
-        [3, 3] matrix from ORIGINAL pixels to it.
+    Returns float32 [H, W, 3] (the image itself where it has that shape already) and the float64
+    [3, 3] matrix from ORIGINAL pixels to it.
     """
     height, width = image.shape[:2]
     ratio = min(size[0] / height, size[1] / width)
-    inner = (
-        min(max(round(height * ratio), 1), size[0]),
-        min(max(round(width * ratio), 1), size[1]),
-    )
+    sides = zip((height, width), size, strict=True)
+    inner = tuple(min(max(round(side * ratio), 1), most) for side, most in sides)
     # Not `ratio`: whole pixels make the two axes differ a little.
     matrix = np.diag([inner[1] / width, inner[0] / height, 1.0])
     if inner != (height, width):
@@ -213,10 +209,7 @@ def _transformed(
     matrix: np.ndarray,
     uncovered: np.ndarray | None = None,
 ) -> Transformed:
-    """What a transform returns of a moved image [H, W, 3].
-
-    `matrix`, [3, 3], leads from ORIGINAL pixels to the model's frame; `uncovered` is 0 in holes.
-    """
+    """What a transform returns of an image [H, W, 3] moved by a `matrix`; `uncovered` has holes."""
     # Contiguous, with memory of its own.
     pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
     to_original = torch.from_numpy(np.linalg.inv(matrix)[:2].astype(np.float32))
@@ -258,7 +251,6 @@ def _edge_matrix(moved: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def _height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """Read an image size from the config."""
     sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(sides) != 2 or not all(isinstance(side, int) and side >= 16 for side in sides):
         raise ConfigError(

@@ -38,7 +38,8 @@ class DeepLesionPhantom(DeepLesion):
     ) -> None:
         """Make the phantom where it is not there yet, then read it as DeepLesion.
 
-        Processes that start at once may all make it; the first to finish wins.
+        Processes that start at once may all make it; the first to finish wins. UserError where the
+        folder cannot be written.
 
         Args:
             root: Folder that holds phantoms, one below the other, named by what made them.
@@ -46,11 +47,6 @@ class DeepLesionPhantom(DeepLesion):
             size: Rows and columns of an image, 64 to 512 pixels of 0.8 mm.
             seed: Seed of the phantom's bytes, apart from the run's seed.
             **loading: As of DeepLesion; the official split is 70, 15 and 15 in a hundred patients.
-
-        Raises:
-            ConfigError: An argument is wrong.
-            DataError: The phantom's files were changed or damaged.
-            UserError: The folder cannot be written.
         """
         name = f"v{GENERATOR_VERSION}_patients{patients}_size{size}_seed{seed}"
         folder = Path(root).expanduser() / name

@@ -36,7 +36,9 @@ def generate(
     """Write a phantom: the same arguments give the same bytes.
 
     Everything is made in a temporary folder beside `out` and renamed when complete. Where another
-    process finished the same phantom meanwhile, its folder stays and this one is dropped.
+    process finished the same phantom meanwhile, its folder stays and this one is dropped. UserError
+    where an argument is out of range, `out` holds something else or cannot be written; Interrupted
+    where Ctrl-C or SIGTERM came meanwhile: nothing half-made is left.
 
     Args:
         out: Folder to make; it must not exist, or be empty.
@@ -46,10 +48,6 @@ def generate(
         hidden_fraction: Expected share of lesions that are in the pictures but not in DL_info.csv,
             below 0.9; every key slice keeps a marked one.
         progress: Called after each patient.
-
-    Raises:
-        UserError: An argument is out of range, `out` holds something else, or cannot be written.
-        Interrupted: Ctrl-C or SIGTERM came meanwhile; nothing half-made is left.
     """
     _check(out, patients, size, hidden_fraction)
     text = describe(patients=patients, size=size, seed=seed, hidden_fraction=hidden_fraction)
@@ -83,7 +81,6 @@ def generate(
 
 
 def _check(out: Path, patients: int, size: int, hidden_fraction: float) -> None:
-    """Raise ConfigError where an argument of `generate` is out of range or `out` is in use."""
     if patients < 3:
         raise ConfigError(f"patients is {patients}: a phantom needs 3 or more, one per split")
     if not 64 <= size <= 512:
