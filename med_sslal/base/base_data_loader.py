@@ -23,15 +23,9 @@ class BadSample:
 class BaseDataLoader(DataLoader):
     """Batches of samples; a bad file raises DataError in the main process, naming the file.
 
-    A view (the map-style dataset given here) returns a BadSample instead of raising DataError,
-    because an exception from a worker arrives wrapped in a traceback.
-
-    Args:
-        view: Map-style dataset of Sample or UnlabelledSample.
-        batch_sampler: Yields the keys of a batch.
-        n_workers: Loader processes; 0 loads in the main process. They stay alive between epochs,
-            and each uses one thread.
-        pin_memory: Page-locked batches, for GPUs.
+    A view (the map-style dataset of Sample or UnlabelledSample given here) returns a BadSample
+    instead of raising DataError, because an exception from a worker arrives wrapped in a traceback.
+    The workers stay alive between epochs, and each uses one thread; 0 loads in the main process.
     """
 
     def __init__(

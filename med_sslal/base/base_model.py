@@ -26,19 +26,12 @@ ABILITIES: Mapping[str, str] = MappingProxyType(
 
 
 class BaseModel(nn.Module, ABC):
-    """A detector.
+    """A detector; `autocast_dtype` and `extras` are set from outside."""
 
-    Attributes:
-        num_classes: Number of classes C with background.
-        autocast_dtype: Low precision inside the forward pass, None for fp32; set from outside.
-        memory_format: Layout of weights and batches in memory; set by `use_channels_last`.
-        extras: What an eval pass hands out beside the plain detections; set from outside.
-    """
-
-    num_classes: int
-    autocast_dtype: torch.dtype | None = None
-    memory_format: torch.memory_format = torch.contiguous_format
-    extras: Extras = Extras()
+    num_classes: int  # C, with background
+    autocast_dtype: torch.dtype | None = None  # low precision inside the forward pass, or fp32
+    memory_format: torch.memory_format = torch.contiguous_format  # of weights and batches
+    extras: Extras = Extras()  # what an eval pass hands out beside the plain detections
 
     @classmethod
     def abilities(cls, args: Mapping[str, Any]) -> frozenset[str]:

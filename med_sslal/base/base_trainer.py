@@ -73,12 +73,9 @@ class BaseTrainer(ABC):
             fingerprint, cycle, pool).
         hooks: What goes along; at most one of a class.
         world: The processes that train together; rank 0 alone reads and writes files.
-        epoch: Finished epochs.
-        batch: Finished batches of the epoch after them.
+        epoch, batch, step: Finished epochs, batches of the epoch after them, and optimiser steps.
         batches: Batches of a whole epoch.
-        step: Finished optimiser steps.
-        epochs: Epochs at the end.
-        total_steps: Steps at the end.
+        epochs, total_steps: Epochs and steps at the end.
         seconds: Time spent, over all resumes.
         history: One dict of values per finished epoch.
     """
@@ -185,12 +182,11 @@ class BaseTrainer(ABC):
         except Interrupted:
             self._save(self.folder.last)
             raise
-        if self.epoch == self.epochs:
-            logger.debug("training ended after %d epochs", self.epoch)
+        epoch, best_epoch = self.epoch, self.monitor.best_epoch
+        if epoch == self.epochs:
+            logger.debug("training ended after %d epochs", epoch)
         else:
-            logger.info(
-                "stopped early after epoch %d: best was %d", self.epoch, self.monitor.best_epoch
-            )
+            logger.info("stopped early after epoch %d: best was %d", epoch, best_epoch)
         self._save(self.folder.last)
 
     def save_due(self) -> bool:

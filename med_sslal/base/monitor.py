@@ -8,23 +8,16 @@ from med_sslal.utils.errors import UserError
 
 
 class Monitor:
-    """Follows one value over the epochs.
+    """Follows a value over the epochs by a rule: "min KEY", "max KEY" or "off" (the last is best).
 
-    Args:
-        rule: "min KEY", "max KEY" or "off" (then the last epoch is the best).
-        early_stop: Epochs without improvement before training stops; 0 never stops early.
-
-    Attributes:
-        key: The value's name, None for "off".
-        best: The best value so far, None before the first one.
-        best_epoch: The epoch that it came from.
+    Training stops after `early_stop` epochs without improvement; 0 never stops early.
     """
 
     def __init__(self, rule: str, early_stop: int = 0) -> None:
         mode, _, key = rule.partition(" ")
         self.key, self._sign = key.strip() or None, 1.0 if mode == "max" else -1.0
         self._early_stop = early_stop
-        self.best: float | None = None
+        self.best: float | None = None  # None before the first one
         self.best_epoch = 0
         self._last_epoch = 0
 

@@ -33,9 +33,6 @@ from med_sslal.utils.util import inside
 
 logger = logging.getLogger(__name__)
 
-DatasetType = Literal["non-specified", "official"]
-Distance = Annotated[float, Gt(0)]
-
 # The published file: rows, and boxes and images of its split without noisy boxes.
 FULL_ROWS = 32735
 FULL_COUNTS = {"train": (22901, 22478), "val": (4887, 4791), "test": (4912, 4817)}
@@ -62,11 +59,11 @@ class DeepLesion(BaseDataset):
         root: str,
         *,
         lesion_type: LesionType = "all",
-        dataset_type: DatasetType = "non-specified",
+        dataset_type: Literal["non-specified", "official"] = "non-specified",
         eval_split: EvalSplit = 0.2,
         split_seed: int = 0,
         slice_mode: SliceMode = "interpolate",
-        slice_step_mm: Distance = 2.0,
+        slice_step_mm: Annotated[float, Gt(0)] = 2.0,
         window: Window = (-1024.0, 3071.0),
         cache_dir: str | None = None,
         on_bad_sample: OnBadSample = "error",

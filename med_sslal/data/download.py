@@ -63,12 +63,11 @@ def read_links(path: Path, md5_file: Path | None = None) -> list[Link]:
     """Read a list of links.
 
     A line holds a URL, and beside it, optionally, a file name and an MD5, separated by blanks or
-    commas. Blank lines and lines that begin with `#` are skipped. NIH's download script (`.py`)
-    serves as it is: there the lines count that hold a quoted URL and nothing else. A URL that ends
-    in no file name gets the name of that script, Images_png_NN.zip by position. `md5_file` has
-    lines with an MD5 and a file name, as `md5sum` and NIH write them. DataError where a file cannot
-    be read or holds no link, ConfigError where a line is no link, or a name is used twice or leads
-    out of the folder.
+    commas; blank lines and `#` lines are skipped. NIH's download script (`.py`) serves as it is:
+    there the lines count that hold a quoted URL and nothing else. A URL that ends in no file name
+    gets the name of that script, Images_png_NN.zip by position. `md5_file` has lines with an MD5
+    and a file name, as `md5sum` and NIH write them. DataError where a file cannot be read or holds
+    no link, ConfigError where a line is none, or a name is used twice or leads out of the folder.
     """
     checksums = _read_md5(md5_file) if md5_file else {}
     links: list[Link] = []
@@ -141,8 +140,7 @@ def download(
     # The link is part of the name: two lists may give the same name to different files.
     part = folder / f"{link.file_name}.{stable_hash(link.url) % 16**8:08x}.part"
     if target.exists():
-        problem = _problem(link, target)
-        if problem:
+        if problem := _problem(link, target):
             raise DataError(f"{target} is there, but {problem}: delete it and run again")
         return target
     failures = 0
@@ -161,8 +159,7 @@ def download(
             pause = min(wait_s * 2 ** (failures - 1), MAX_WAIT_S)
             logger.warning("%s: %s; next attempt in %.0f s", link.file_name, error, pause)
             time.sleep(pause)
-    problem = _problem(link, part)
-    if problem:
+    if problem := _problem(link, part):
         # Otherwise the next run would go on behind the wrong bytes.
         part.unlink()
         raise DataError(f"{link.file_name} from {link.url} was not kept: {problem}")

@@ -7,13 +7,7 @@ from med_sslal.base.base_dataset import BaseDataset, Labels
 from med_sslal.base.types import ImageInfo
 from med_sslal.data.bad_samples import BadSamples, OnBadSample
 from med_sslal.data.coco import load_coco
-from med_sslal.data.pictures import (
-    PictureImages,
-    Window,
-    find_pictures,
-    make_labels,
-    read_infos,
-)
+from med_sslal.data.pictures import PictureImages, Window, find_pictures, make_labels, read_infos
 from med_sslal.data.splits import (
     SPLIT_NAMES,
     Classes,

@@ -84,11 +84,7 @@ class SliceCache:
 
 
 def neighbour_positions(
-    centre: int,
-    present: Collection[int],
-    mode: SliceMode,
-    spacing_z: float,
-    step_mm: float,
+    centre: int, present: Collection[int], mode: SliceMode, spacing_z: float, step_mm: float
 ) -> tuple[float, float, float]:
     """Where the three channels lie in a series, in slice indices: below, at and above the centre.
 
