@@ -69,7 +69,6 @@ class Run:
     """
 
     def __init__(self, path: str, device: str | None) -> None:
-        """Read the checkpoint and make its detector (see `load`)."""
         self.path, content, complaints = find_model(path)
         for complaint in complaints:
             logger.warning("%s", complaint)
@@ -155,11 +154,7 @@ class Run:
 
 
 def _unit(array: np.ndarray) -> np.ndarray:
-    """float32 [H, W, 3] in [0, 1] of an array given by a user.
-
-    Raises:
-        DataError: It is none that can be taken.
-    """
+    """float32 [H, W, 3] in [0, 1] of an array given by a user."""
     scale: Any = 255 if array.dtype == np.uint8 else 1
     pixels = np.asarray(array / np.float32(scale), dtype=np.float32)
     if pixels.ndim == 2:

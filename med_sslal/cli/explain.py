@@ -13,7 +13,7 @@ from med_sslal.base.types import Annotation, ImageInfo
 from med_sslal.cli.args import HELPER_OPTIONS
 from med_sslal.cli.origin import NoImagesError, Origin, check_model, find_dataset, find_val_record
 from med_sslal.cli.strategy import OF_CRITERION, make_helper
-from med_sslal.report.finds import finds_table
+from med_sslal.report.table import finds_table
 from med_sslal.utils.errors import ConfigError, DataError
 from med_sslal.utils.util import read_json
 

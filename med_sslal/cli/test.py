@@ -15,7 +15,7 @@ from med_sslal.cli.train import build_setup
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.eval.coco_utils import to_coco_predictions
 from med_sslal.logger.logger import setup_logging
-from med_sslal.report.pictures import write_evaluation_pictures
+from med_sslal.report.overlays import write_evaluation_pictures
 from med_sslal.report.table import metric_table
 from med_sslal.trainer.inference import predict_split
 from med_sslal.trainer.results import measured

@@ -104,7 +104,6 @@ def categories(class_names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _objects(image: np.ndarray, boxes: np.ndarray) -> list[dict[str, Any]]:
-    """Image number, bbox and area of each box."""
     xywh = _xywh(boxes)
     area = xywh[:, 2] * xywh[:, 3]
     rows = zip((image + 1).tolist(), xywh.tolist(), area.tolist(), strict=True)

@@ -235,7 +235,6 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def _number(value: float) -> float | None:
-    """A float for JSON, None for NaN and infinity."""
     return float(value) if np.isfinite(value) else None
 
 
@@ -249,7 +248,6 @@ def _interval(drawn: np.ndarray, n_patients: int) -> tuple[float, float] | None:
 
 
 def _describe(curve: FrocCurve) -> dict[str, Any]:
-    """The JSON details of one class's curve."""
     return {
         "n_lesions": curve.n_lesions,
         "curve": curve.points(),

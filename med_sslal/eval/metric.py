@@ -98,7 +98,6 @@ def metric_keys(names: Sequence[str], class_names: Sequence[str]) -> set[str]:
 
 
 def _lookup(name: str) -> Metric:
-    """The metric of that name or dotted path."""
     if name not in METRICS and "." in name:
         return load_metric(name)
     if name not in METRICS:

@@ -48,7 +48,6 @@ class BackboneSpec:
 
 
 def _resnet(name: str) -> BackboneSpec:
-    """The entry of a ResNet."""
     stages = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
     return BackboneSpec(get_model_builder(name), stages, (1, 2, 3, 4), weights=_weights(name))
 

@@ -257,25 +257,16 @@ class Detector(BaseModel):
         detections = []
         embeddings = valid_mean(seen.c5, seen.images)
         for number, (item, (top, objectness)) in enumerate(zip(found, top_proposals, strict=True)):
-            sources, refined = item.proposals, item.refined_boxes
-            detections.append(
-                Detections(
-                    boxes=seen.to_original(item.boxes, number),
-                    labels=item.labels,
-                    scores=item.scores,
-                    class_probs=item.class_probs,
-                    proposals=torch.zeros_like(item.boxes)
-                    if sources is None
-                    else seen.to_original(sources, number),
-                    embedding=embeddings[number],
-                    top_proposals=seen.to_original(top, number),
-                    top_objectness=objectness,
-                    roi_features=item.roi_features
-                    if "roi_features" in self.extras.columns
-                    else None,
-                    refined_boxes=None if refined is None else seen.to_original(refined, number),
-                )
-            )
+            own = dict(vars(item))
+            for name in ("boxes", "proposals", "refined_boxes"):
+                if own[name] is not None:
+                    own[name] = seen.to_original(own[name], number)
+            if own["proposals"] is None:
+                own["proposals"] = torch.zeros_like(item.boxes)
+            if "roi_features" not in self.extras.columns:
+                own["roi_features"] = None
+            best = {"top_proposals": seen.to_original(top, number), "top_objectness": objectness}
+            detections.append(Detections(**own, **best, embedding=embeddings[number]))
         return detections
 
 

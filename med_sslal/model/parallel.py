@@ -150,7 +150,6 @@ def output_to(output: ModelOutput, device: torch.device) -> ModelOutput:
 
 
 def _detections_to(detections: list[Detections], device: torch.device) -> list[Detections]:
-    """Bring the detections of all images to `device`."""
     if not detections or detections[0].boxes.device == device:
         return detections
     columns: dict[str, Sequence[Tensor]] = {}

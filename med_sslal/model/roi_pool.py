@@ -53,7 +53,6 @@ class RoIPool(MultiScaleRoIAlign):
         return self._bags(levels, boxes)
 
     def _bags(self, levels: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """Pool by weighted sums of cells."""
         rois = torch.cat(list(boxes))
         device = rois.device
         n_cells = torch.tensor([level[0, 0].numel() for level in levels], device=device)

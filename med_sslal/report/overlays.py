@@ -3,16 +3,18 @@
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from med_sslal.base.types import Annotation, ImageInfo, Prediction
+from med_sslal.base.base_dataset import Images
+from med_sslal.base.types import Annotation, Prediction
 from med_sslal.eval.drawing import MAX_BOXES, PREDICTED, TRUTH, above, draw_boxes, text_font
-from med_sslal.eval.eval_utils import columns
+from med_sslal.eval.eval_utils import Columns, on_columns
 from med_sslal.eval.hits import match
 from med_sslal.report.colours import FAINT, INK, PAPER
+from med_sslal.report.plots import froc_lines, plot_froc
 from med_sslal.utils.util import atomic_write
 
 # In pixels.
@@ -39,35 +41,25 @@ class RankedImage(NamedTuple):
         return f"{found}, {false}"
 
 
+@on_columns
 def best_and_worst(
-    predictions: Mapping[str, Prediction],
-    annotations: Mapping[str, Annotation],
-    infos: Mapping[str, ImageInfo],
-    class_names: Sequence[str],
-    *,
-    n: int = 8,
-    min_score: float = 0.3,
+    table: Columns, *, n: int = 8, min_score: float = 0.3
 ) -> tuple[list[RankedImage], list[RankedImage]]:
     """The images that went best and those that went worst, `n` of each at most and none in both.
 
     Detections below `min_score` are taken as not made. The best (at most half of those with a
     lesion, each with one found) come best first, the worst worst first; equal ones in the order of
     their ids.
-
-    Raises:
-        DataError: The inputs do not fit (see `eval_utils.columns`).
     """
-    kept = {image_id: above(found, min_score) for image_id, found in predictions.items()}
-    table = columns(kept, annotations, infos, class_names)
     matches = match(table)
     n_images = len(table.image_ids)
     lesion = ~table.gt_ignore
-    found = lesion & np.isfinite(matches.found_score)
+    found = lesion & (matches.found_score >= min_score)
     n_lesions = np.bincount(table.gt_image[lesion], minlength=n_images)
     n_found = np.bincount(table.gt_image[found], minlength=n_images)
     score = np.bincount(table.gt_image[found], matches.found_score[found], n_images)
     false = np.full(n_images, -np.inf)
-    wrong = matches.false_positive
+    wrong = matches.false_positive & (table.det_scores >= min_score)
     np.maximum.at(false, table.det_image[wrong], table.det_scores[wrong])
     quality = score / np.maximum(n_lesions, 1) - np.maximum(false, 0)
     worst_score = [score if np.isfinite(score) else None for score in false.tolist()]
@@ -79,6 +71,38 @@ def best_and_worst(
     taken = {r.image_id for r in best}
     worst = sorted((r for r in ranked if r.image_id not in taken), key=lambda r: r.quality)
     return best, worst[:n]
+
+
+def write_evaluation_pictures(
+    folder: Path,
+    evaluation: Mapping[str, Any],
+    predictions: Mapping[str, Prediction],
+    annotations: Mapping[str, Annotation],
+    images: Images,
+    class_names: Sequence[str],
+    title: str,
+) -> None:
+    """Write `froc.png` (where FROC was measured) and `overlays.png` of the best and worst images.
+
+    `evaluation` is what `eval.metric.evaluate` returned, and `title` the heading of both.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    if "sensitivity_k_fps" in evaluation["details"]:
+        plot_froc(froc_lines(evaluation), folder / "froc.png", title, images.note)
+    best, worst = best_and_worst(predictions, annotations, images.infos, class_names)
+    groups = {"Best (at least one object found)": best, "Worst": worst}
+    contact_sheet(
+        {name: {r.image_id: r.caption for r in whole_rows(own)} for name, own in groups.items()},
+        images.picture,
+        predictions,
+        annotations,
+        class_names,
+        folder / "overlays.png",
+        title=title,
+        note=images.note,
+    )
 
 
 def whole_rows(images: list[RankedImage]) -> list[RankedImage]:
@@ -126,13 +150,11 @@ def contact_sheet(
 
 
 def _paper(height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """An empty part of a sheet, as wide as the sheet."""
     paper = Image.new("RGB", (_WIDTH, height), PAPER)
     return paper, ImageDraw.Draw(paper)
 
 
 def _line(text: str, size: int, height: int, *, bold: bool = False) -> np.ndarray:
-    """A heading."""
     paper, draw = _paper(height)
     draw.text((_GAP, height / 2), text, INK, text_font(size, bold=bold), anchor="lm")
     return np.asarray(paper)

@@ -97,7 +97,6 @@ def froc_over_cycles(lines: Sequence[FrocLine], colour: str) -> Figure:
 
 
 def _froc_chart(title: str = "", note: str | None = None) -> tuple[Figure, Axes]:
-    """Axes for FROC curves."""
     x, y = "false positives per image (log scale)", "sensitivity"
     figure, axes = new_chart(x, y, title=title, note=note)
     axes.set_xscale("log")

@@ -46,7 +46,6 @@ def queries(run: RunData) -> Content:
 
 
 def _pictures(run: RunData, cycle: CycleData, n_queried: int, n_contrast: int) -> Content:
-    """The pictures of one query."""
     selection = cycle.selection
     assert selection is not None
     others = []
@@ -69,11 +68,7 @@ def _contrast(cycle: CycleData) -> list[str]:
 
 
 def _picture(run: RunData, cycle: CycleData, item: Selected) -> Content:
-    """One picture, its truth shown where that was bought.
-
-    Raises:
-        DataError: The data set has no such image, or its file is missing or damaged.
-    """
+    """One picture, its truth shown where that was bought."""
     dataset, image_id = run.dataset, item.image_id
     assert dataset is not None
     if image_id not in dataset.images.infos:

@@ -140,7 +140,6 @@ def _optional(path: Path) -> Any:
 
 
 def _load_cycle(folder: CycleFolder, class_names: tuple[str, ...] | None) -> CycleData:
-    """Read the folder of one cycle."""
     try:
         pool = Pool(**read_json(folder.pool))
         metrics = _optional(folder.metrics) or {}

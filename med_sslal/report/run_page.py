@@ -10,7 +10,6 @@ from med_sslal.report.charts import to_svg
 from med_sslal.report.colours import FAINT, PALETTE, colour_of
 from med_sslal.report.pages import render, write_page
 from med_sslal.report.plots import (
-    MARKS,
     Score,
     froc_lines,
     froc_over_cycles,
@@ -41,7 +40,7 @@ def write_run_report(run: RunData) -> Path:
         UserError: A file of the run or of its data is damaged, or the folder cannot be written.
     """
     sections: dict[str, tuple[str, Callable[[RunData], Content | None]]] = {
-        "cycles": ("Cycles", _cycles),
+        "cycles": ("Cycles", lambda run: {}),
         "label-efficiency": ("Label efficiency", _curves),
         "froc": ("Sensitivity and false positives (FROC)", _froc),
         "queries": ("Queried images", queries),
@@ -70,24 +69,7 @@ def headline_metrics(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]
     return found or [(key, key.removeprefix("test_")) for key in others[:1]]
 
 
-def _cycles(run: RunData) -> Content:
-    """The columns of the table of cycles: key of a row and heading."""
-    keys = list(dict.fromkeys(key for row in run.rows for key in row))
-    marks = [(f"test_sens_{mark:g}fp", f"{mark:g} FP") for mark in MARKS]
-    columns = [*marks, ("test_sens_mean", "Mean (95 % interval)")]
-    columns += [(key, name) for key, name in headline_metrics(run.rows) if key != "test_sens_mean"]
-    # A space, so that a long name can go on below.
-    columns += [
-        (key, key.removeprefix("test_").replace("/", " ", 1))
-        for key in keys
-        if key.startswith("test_AP50/")
-    ]
-    known = {key: heading for key, heading in columns if key in keys}
-    return {"columns": known, "has_marks": any(key in known for key, _ in marks)}
-
-
 def _curves(run: RunData) -> Content:
-    """What was learned from how many labels."""
     colour, dashes = colour_of(run.strategy), ("", "6 3")
     metrics = headline_metrics(run.rows)
     scores = [Score(*metric, colour, dash) for metric, dash in zip(metrics, dashes, strict=False)]

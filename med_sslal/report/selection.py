@@ -66,7 +66,6 @@ def draw_selection(
 
 
 def _prediction(record: PoolRecord, image_id: str) -> Prediction:
-    """The best detections of an image."""
     section = record.section(PLAIN)
     row = int(np.searchsorted(section.image_ids, image_id))
     start, stop = section.offsets[row : row + 2].tolist()
@@ -75,7 +74,6 @@ def _prediction(record: PoolRecord, image_id: str) -> Prediction:
 
 
 def _overlap(selection: Selection, own: Selection) -> str:
-    """How much of a selection the run took too."""
     if selection.image_ids == own.image_ids:
         return "these are the run's own images, in its order"
     both = len(set(selection.image_ids) & set(own.image_ids))

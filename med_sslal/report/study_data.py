@@ -44,11 +44,6 @@ class StudyData:
         return {unit: first[unit] for unit in UNITS if unit in first}
 
     @property
-    def n_runs(self) -> int:
-        """Runs that were planned."""
-        return len(self.strategies) * len(self.seeds)
-
-    @property
     def arms(self) -> tuple[str, ...]:
         """The arms that have a curve, in order."""
         return tuple(arm for arm in self.strategies if arm != self.full)

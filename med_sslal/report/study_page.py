@@ -54,7 +54,6 @@ def _curves(study: StudyData) -> Content:
 
 
 def _curve_chart(study: StudyData, unit: str, column: str, looks: Looks) -> Markup:
-    """All arms against one count of labels."""
     figure, axes = new_chart(f"labelled {unit}", _spoken(study.metric))
     full = _full_mean(study, study.metric)
     if full is not None:
@@ -77,7 +76,6 @@ def _curve_chart(study: StudyData, unit: str, column: str, looks: Looks) -> Mark
 
 
 def _spoken(metric: str) -> str:
-    """A metric's key as a person would say it."""
     return "mean sensitivity, test" if metric == "test_sens_mean" else metric
 
 

@@ -33,7 +33,6 @@ def study_table(result: StudyResult) -> str:
 
 
 def _row(name: str, arm: ArmResult, result: StudyResult) -> list[str]:
-    """The cells of one arm."""
     comparison = arm.comparison
     cells = [name, str(len(arm.seeds)), f"{arm.area.value:.3f}"]
     cells.append("-" if comparison is None else _estimate(comparison.area))
@@ -47,7 +46,6 @@ def _row(name: str, arm: ArmResult, result: StudyResult) -> list[str]:
 
 
 def _estimate(estimate: Estimate) -> str:
-    """A difference with its interval, where there is one."""
     if estimate.interval is None:
         return f"{estimate.value:+.3f}"
     low, high = estimate.interval

@@ -92,11 +92,8 @@ class CycleLoop:
                 self._run.write_summary(rows, finished=last)
             self._stop.check()
             if last and not planned:
-                logger.info(
-                    "every image of the pool is labelled: cycle %d of %d is the last",
-                    state.number,
-                    setup.strategy.num_cycles,
-                )
+                text = "every image of the pool is labelled: cycle %d of %d is the last"
+                logger.info(text, state.number, setup.strategy.num_cycles)
             if last:
                 return rows
             following = self._query(state, rows)
@@ -107,7 +104,6 @@ class CycleLoop:
             state = following
 
     def _labels(self, state: CycleState) -> dict[str, Annotation]:
-        """The labels bought so far."""
         return self._setup.strategy.oracle.label(state.pool.labelled)
 
     def _train(self, state: CycleState) -> None:
@@ -115,21 +111,17 @@ class CycleLoop:
         folder = self._run.cycle(state.number)
         if folder.trained and not self._reopened(folder):
             return
-        n_pseudo = len(state.pseudo.labels) if state.pseudo else 0
-        logger.info(
-            "cycle %d/%d: training on %d labelled and %d pseudo-labelled images",
-            state.number,
-            self._setup.strategy.num_cycles,
-            len(state.pool.labelled),
-            n_pseudo,
-        )
+        pseudo = state.pseudo.labels if state.pseudo else {}
+        place = (state.number, self._setup.strategy.num_cycles)
+        text = "cycle %d/%d: training on %d labelled and %d pseudo-labelled images"
+        logger.info(text, *place, len(state.pool.labelled), len(pseudo))
         outcome = together(
             train_cycle,
             self._setup,
             self._stop,
             folder=folder,
             labels=self._labels(state),
-            pseudo=state.pseudo.labels if state.pseudo else {},
+            pseudo=pseudo,
             pool=state.pool,
         )
         # First: nothing comes back to them once the training has ended.
@@ -215,12 +207,9 @@ class CycleLoop:
             write_selection(folder.selection, selection, cycle=state.number, header=record.header)
         ids = read_selection(folder.selection).image_ids
         if not ids:
-            logger.warning(
-                "cycle %d is the last: budget_num %d %s pays for none of the unlabelled images",
-                state.number,
-                setup.strategy.helper.budget_num,
-                setup.strategy.helper.costs.unit,
-            )
+            text = "cycle %d is the last: budget_num %d %s pays for none of the unlabelled images"
+            own = setup.strategy.helper
+            logger.warning(text, state.number, own.budget_num, own.costs.unit)
             return None
         pool = state.pool.label(ids)
         counts = (state.number, len(ids), len(pool.unlabelled))
@@ -252,18 +241,11 @@ class CycleLoop:
         for name, stats in pseudo.stats.items():
             found_at, used = thresholds[name], stats.threshold
             capped = f", raised from {found_at:.3f} by density_cap" if used > found_at else ""
-            logger.info(
-                "cycle %d: %d pseudo-labels of %s, from a score of %.3f on%s",
-                state.number,
-                stats.count,
-                name,
-                used,
-                capped,
-            )
+            text = "cycle %d: %d pseudo-labels of %s, from a score of %.3f on%s"
+            logger.info(text, state.number, stats.count, name, used, capped)
         pseudo.write(folder.pseudo_labels)
         return pseudo
 
     def _drop_old_records(self, cycle: int) -> None:
-        """Keep the newest `keep_records` records."""
         for number in range(cycle - self._setup.settings.keep_records + 1):
             self._run.cycle(number).drop_records()

@@ -36,7 +36,6 @@ def disk_estimate(initial: Path, setup: RunSetup) -> str:
 
 
 def _epochs(setup: RunSetup) -> list[int]:
-    """Epochs of each cycle, at most."""
     settings, helper = setup.settings, setup.strategy.helper
     if settings.steps_per_cycle is None:
         return [settings.epochs] * (setup.strategy.num_cycles + 1)

@@ -25,9 +25,6 @@ def note_finds(
 
     Nothing that is chosen depends on it, and the `helper` is that of the query. Both outcomes are
     skipped where they are there.
-
-    Raises:
-        Interrupted: A stop was asked for.
     """
     if folder.finds.exists():
         return
@@ -55,11 +52,6 @@ def note_finds(
         + ("undefined)" if each.correlation is None else f"{each.correlation:.2f})")
         for words, each in zip(MISTAKES.values(), found.findings.values(), strict=True)
     ]
-    logger.info(
-        "cycle %d: the top %d validation images by %s, an image, against all %d: %s",
-        folder.number,
-        found.n_top,
-        found.criterion,
-        found.n_images,
-        ", ".join(parts),
-    )
+    text = "cycle %d: the top %d validation images by %s, an image, against all %d: %s"
+    what = (found.n_top, found.criterion, found.n_images)
+    logger.info(text, folder.number, *what, ", ".join(parts))

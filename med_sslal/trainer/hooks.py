@@ -44,7 +44,6 @@ class ShowProgress(Hook):
         self._progress.close()
 
     def _note(self, trainer: BaseTrainer) -> str:
-        """Losses, learning rate, pace, memory and what is left."""
         losses = ", ".join(
             f"{name.removeprefix('loss_')} {value:.3f}"
             for name, value in trainer.mean_losses().items()

@@ -79,7 +79,6 @@ def predict(
 def _batches(
     setup: RunSetup, loader: BaseDataLoader, stop: StopRequest, title: str
 ) -> Iterator[Batch]:
-    """The batches of a loader, with their progress."""
     watched = setup.world.watch(loader, stop)
     return track(watched, title, len(loader), show=setup.settings.show_progress)
 
@@ -127,9 +126,6 @@ def score(
 
     `labelled_of` is as of `record_pool`, by its folder, and `recorded` are its `views` and
     `columns`. Returns the record in rank 0, which writes it, None in the others.
-
-    Raises:
-        Interrupted: A stop was asked for.
     """
     model, world = _detector(setup, weights), setup.world
 

@@ -41,7 +41,6 @@ class File:
         self._name = name
 
     def __get__(self, folder: "Folder", kind: type) -> Path:
-        """Its path in that folder."""
         return folder.path / self._name
 
 

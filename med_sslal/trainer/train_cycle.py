@@ -96,7 +96,6 @@ def _trainer(
     writer: TensorboardWriter,
     stop: StopRequest,
 ) -> Trainer:
-    """The training of a cycle, at its start."""
     settings, parts, per_step = setup.settings, setup.settings.accumulate, setup.settings.per_step
     cycle, last = folder.number, setup.strategy.num_cycles
     sampler = EpochBatchSampler(

@@ -135,11 +135,7 @@ class Trainer(BaseTrainer):
         return {name: value / self._summed for name, value in sorted(self._sums.items())}
 
     def _settle(self) -> None:
-        """Read the losses of the last steps from the device, and stop at a non-finite one.
-
-        Raises:
-            UserError: A loss is NaN or infinite; the text names the batch's images.
-        """
+        """Read the losses of the last steps from the device, and stop at a non-finite one."""
         pending, self._pending = self._pending, []
         for outcome in pending:
             value = outcome.loss.item()
