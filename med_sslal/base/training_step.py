@@ -51,29 +51,15 @@ class StepOutcome:
     class_quality: Tensor | None = None
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class TrainingStep(ABC):
-    """One optimiser step after the other; loop, checkpoints and resume know no recipe.
+    """One optimiser step after the other; loop, checkpoints and resume know no recipe."""
 
-    Attributes:
-        views: The VIEWS of unlabelled images that each step gets.
-        model: Computes the losses: the detector, or what spreads it over devices.
-        optimisation: Turns gradients into weights; `optimisation.model` is the detector itself.
-        settings: The scalars.
-        world: The processes that train together; gradients are averaged over them.
-    """
-
-    views: ClassVar[Sequence[str]] = ()
-
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        optimisation: Optimisation,
-        settings: TrainerSettings,
-        world: World,
-    ) -> None:
-        self.model, self.optimisation = model, optimisation
-        self.settings, self.world = settings, world
+    views: ClassVar[Sequence[str]] = ()  # the VIEWS of unlabelled images that each step gets
+    model: nn.Module  # computes the losses: the detector, or what spreads it over devices
+    optimisation: Optimisation  # `optimisation.model` is the detector itself
+    settings: TrainerSettings
+    world: World  # the processes that train together; gradients are averaged over them
 
     @abstractmethod
     def __call__(self, given: StepInput) -> StepOutcome:

@@ -276,7 +276,6 @@ class ScheduleEntry:
     reason: str  # why, such as "val_sens_mean 0.43 < 0.5"
 
     def __str__(self) -> str:
-        """Number and reason."""
         return f"entry {self.number} of {self.of} of the schedule: {self.reason}"
 
 

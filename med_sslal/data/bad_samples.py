@@ -15,14 +15,13 @@ MAX_LINES = 20
 
 
 class BadSamples:
-    """Collects everything wrong with a dataset, then fails with all of it or goes on without.
+    """Collects everything wrong with a `source` (file or folder), then fails with it or goes on.
 
     Under `error` nothing is raised before `finish`, so that a user sees all problems at once.
     Under `skip` each problem is logged when it is found; the caller leaves the thing out.
     """
 
     def __init__(self, policy: OnBadSample, source: str) -> None:
-        """Start with no problem of `source`, the file or folder that is being opened."""
         self.policy, self.source = policy, source
         self.problems: list[str] = []
 

@@ -204,7 +204,6 @@ def save_coco(path: Path, images: Images, labels: Labels, *, folder: str = ".") 
 
 
 def _record(entry: dict[str, Any], categories: dict[int, str], where: str) -> BoxRecord:
-    """Read one annotation; raise DataError where it is incomplete."""
     number: Any = entry.get("category_id")
     box: Any = entry.get("bbox")
     if not isinstance(number, int) or number not in categories:

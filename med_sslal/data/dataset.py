@@ -35,7 +35,6 @@ class _View(Dataset[Any]):
         self._images, self.ids, self.transform = images, tuple(ids), transform
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.ids)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | UnlabelledSample | BadSample:
@@ -64,15 +63,8 @@ class LabelledView(_View):
     ) -> None:
         """Hold `ids` in order, and the labels of no other image: no worker sees one of the pool.
 
-        LabelAccessError where there is no label for one of `ids`.
-
-        Args:
-            images: Infos and pixels.
-            labels: Labels (or pseudo-labels) by image id.
-            ids: The images of the view.
-            transform: Brings them to the model's frame.
-            pseudo_ids: Those of `ids` whose label is a pseudo-label.
-            pseudo_transform: In place of `transform` for these; None changes them alike.
+        The labels of `pseudo_ids` are pseudo-labels, and `pseudo_transform` takes the place of
+        `transform` there, unless it is None. LabelAccessError where one of `ids` has no label.
         """
         super().__init__(images, ids, transform)
         missing = [image_id for image_id in ids if image_id not in labels]

@@ -129,9 +129,8 @@ class DeepLesion(BaseDataset):
             labels = self.labels.of(ids).values()
             boxes = sum(label.n_objects for label in labels)
             ignored = sum(int(label.ignore.sum()) for label in labels)
-            logger.info(
-                "%s: %d boxes on %d images, %d ignore regions", name, boxes, len(ids), ignored
-            )
+            text = "%s: %d boxes on %d images, %d ignore regions"
+            logger.info(text, name, boxes, len(ids), ignored)
             if full and (boxes, len(ids)) != FULL_COUNTS[name]:
                 logger.warning(
                     "%s: DeepLesion's full annotation file is known to give %d boxes on %d "
@@ -232,7 +231,6 @@ class SliceFiles:
                     self._folders[path.name] = inside(root / place, path.name)
 
     def __bool__(self) -> bool:
-        """True where any slice or folder of slices was found."""
         return bool(self._folders or self._flat)
 
     def of_series(self, series: str) -> Mapping[int, Path]:

@@ -111,7 +111,6 @@ def _read_md5(path: Path) -> dict[str, str]:
 
 
 def _read_text(path: Path) -> str:
-    """The text of a file that the user named."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -220,7 +219,6 @@ def _blocks(response: Any) -> Iterator[bytes]:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file; 0 where there is none."""
     return path.stat().st_size if path.exists() else 0
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, Sampler
 
 from med_sslal.utils.distributed import ALONE, World
 from med_sslal.utils.errors import ConfigError
@@ -111,7 +111,6 @@ class RoundSampler(_EpochSampler):
         self._n, self._batches, self._seed, self._world = n, batches, seed, world
 
     def __iter__(self) -> Iterator[list[Key]]:
-        """As of EpochBatchSampler."""
         epoch, share = self._epoch, _share(self.per_step, self._world)
         order = numpy_generator("unlabelled", self._seed, epoch).permutation(self._n)
         for batch in range(self._start, self._batches):
@@ -129,7 +128,7 @@ def _share(size: int, world: World) -> range:
     return range(first, last)
 
 
-class SequentialBatchSampler(Sampler[list[Key]]):
+class SequentialBatchSampler(BatchSampler):
     """Batches of (position, 0) in order, each image once: evaluation and scoring.
 
     Of several processes each takes every n-th image, and the batch size is that of all together.
@@ -137,14 +136,5 @@ class SequentialBatchSampler(Sampler[list[Key]]):
 
     def __init__(self, n: int, batch_size: int, world: World = ALONE) -> None:
         """Take `n` images (0 or more), `batch_size` (1 or more) at a time."""
-        self._positions = world.share(n)
-        self.batch_size = -(-batch_size // world.size)
-
-    def __len__(self) -> int:
-        """Number of batches."""
-        return -(-len(self._positions) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        """Yield the batches."""
-        for first in range(0, len(self._positions), self.batch_size):
-            yield [(i, 0) for i in self._positions[first : first + self.batch_size]]
+        keys = [(position, 0) for position in world.share(n)]
+        super().__init__(keys, -(-batch_size // world.size), drop_last=False)  # type: ignore[arg-type]

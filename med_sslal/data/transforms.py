@@ -168,17 +168,9 @@ class StrongTransform(TrainTransform):
         cutout: Holes = 3,
         **others: Any,
     ) -> None:
-        super().__init__(
-            image_size,
-            seed=seed,
-            brightness=brightness,
-            contrast=contrast,
-            gamma=gamma,
-            blur=blur,
-            noise=noise,
-            cutout=cutout,
-            **others,
-        )
+        others |= {"brightness": brightness, "contrast": contrast, "gamma": gamma}
+        others |= {"blur": blur, "noise": noise, "cutout": cutout}
+        super().__init__(image_size, seed=seed, **others)
 
 
 def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

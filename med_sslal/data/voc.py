@@ -140,9 +140,8 @@ def save_voc(folder: Path, images: Images, labels: Labels) -> None:
         size = ElementTree.SubElement(root, "size")
         for tag, value in zip(("height", "width", "depth"), (*info.orig_size, 3), strict=True):
             ElementTree.SubElement(size, tag).text = str(value)
-        for (x1, y1, x2, y2), number, ignore in zip(
-            label.boxes.tolist(), label.labels.tolist(), label.ignore.tolist(), strict=True
-        ):
+        columns = (label.boxes.tolist(), label.labels.tolist(), label.ignore.tolist())
+        for (x1, y1, x2, y2), number, ignore in zip(*columns, strict=True):
             element = ElementTree.SubElement(root, "object")
             ElementTree.SubElement(element, "name").text = labels.class_names[number - 1]
             ElementTree.SubElement(element, "difficult").text = str(int(ignore))

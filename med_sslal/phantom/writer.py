@@ -125,11 +125,9 @@ def _on_all_cores(
     if cores == 1 or len(patients) < _ENOUGH_TO_SHARE:
         yield from map(write, patients)
         return
-    pool = ProcessPoolExecutor(cores, initializer=_start_process)
-    try:
+    # A caller that stops early cancels what has not begun.
+    with ProcessPoolExecutor(cores, initializer=_start_process) as pool:
         yield from pool.map(write, patients)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _start_process() -> None:
