@@ -158,20 +158,16 @@ def _read_images(
             bad.add(problem)
         if probe is None:
             continue
-        path, size = stack.files[first.slice_index], [probe.width, probe.height]
-        if any(sorted(row.image_size) != sorted(size) for row in rows):
-            bad.add(
-                f"image file {path} has {probe.width}x{probe.height} pixels; its Image_size in "
-                f"DL_info.csv is {first.image_size}"
-            )
+        path, width, height = stack.files[first.slice_index], probe.width, probe.height
+        pixels = f"{width}x{height} pixels"
+        if any(sorted(row.image_size) != sorted((width, height)) for row in rows):
+            told = f"its Image_size in DL_info.csv is {first.image_size}"
+            bad.add(f"image file {path} has {pixels}; {told}")
             continue
-        boxes = np.clip([row.box for row in rows], 0, size * 2).astype(np.float32)
+        boxes = np.clip([row.box for row in rows], 0, [width, height] * 2).astype(np.float32)
         is_inside = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
         for row in compress(rows, ~is_inside):
-            bad.add(
-                f"{image_id}.png: box {row.box} lies outside the image of {probe.width}x"
-                f"{probe.height} pixels"
-            )
+            bad.add(f"{image_id}.png: box {row.box} lies outside the image of {pixels}")
         kept = list(compress(rows, is_inside))
         annotation = Annotation(
             boxes=boxes[is_inside],
@@ -181,16 +177,10 @@ def _read_images(
             subtypes=tuple(row.lesion_type for row in kept),
         )
         if annotation.n_objects:
-            annotations[image_id] = annotation
-            infos[image_id] = ImageInfo(
-                image_id,
-                first.patient,
-                path.relative_to(root).as_posix(),
-                (probe.height, probe.width),
-                first.pixel_mm if math.isfinite(first.pixel_mm) else None,
-                first.series,
-                first.slice_index,
-            )
+            annotations[image_id], name = annotation, path.relative_to(root).as_posix()
+            spacing = first.pixel_mm if math.isfinite(first.pixel_mm) else None
+            place = (spacing, first.series, first.slice_index)
+            infos[image_id] = ImageInfo(image_id, first.patient, name, (height, width), *place)
     return infos, annotations
 
 
