@@ -133,10 +133,8 @@ class ActiveLearningHelper:
     def check_args(cls, args: Mapping[str, Any]) -> list[tuple[str | KeyPath, str]]:
         """Find what is wrong between arguments of the right types, as the config gives them.
 
-        A subclass may take others, and its constructor then checks what it hands on.
-
-        Returns:
-            (argument or path into one, sentence) for each problem.
+        For each problem (argument or path into one, sentence). A subclass may take others, and its
+        constructor then checks what it hands on.
         """
         problems: list[tuple[str | KeyPath, str]] = []
         if args.get("budget_unit") == "seconds" and args.keys() >= _COSTS:
@@ -223,26 +221,28 @@ class ActiveLearningHelper:
 
         ConfigError where the pool has fewer than `init_num` images.
         """
-        n_images = self.n_initial(len(pool.unlabelled))
-        check_pool(n_images, 0, len(pool.unlabelled))
+        n_images = self._first(pool)
         drawn = sorted(pool.unlabelled, key=lambda name: stable_hash("initial", self.seed, name))
         return tuple(drawn[:n_images])
 
     def initial_query(self, record: PoolRecord, pool: Pool) -> Selection:
         """The first images to label, picked to cover the embeddings of a pool without labels.
 
-        Raises:
-            DataError: The record is of other images than the pool's.
-            ConfigError: The pool has fewer than `init_num` images.
+        ConfigError as in `initial`; DataError where the record is of other images than the pool's.
         """
-        n_images = self.n_initial(len(pool.unlabelled))
-        check_pool(n_images, 0, len(pool.unlabelled))
+        n_images = self._first(pool)
         cover = Query(Random(), find_selector(self._initial)(), None, self.seed)
         return cover.select(record, pool, n_images, stable_hash("initial", self.seed))
 
     def n_initial(self, pool_size: int) -> int:
         """Images of the initial set, of a pool of `pool_size` images."""
         return self.init_num if isinstance(self.init_num, int) else pool_size
+
+    def _first(self, pool: Pool) -> int:
+        """Images of the initial set, of which the pool has enough."""
+        n_images = self.n_initial(len(pool.unlabelled))
+        check_pool(n_images, 0, len(pool.unlabelled))
+        return n_images
 
     def handful(self, n_initial: int, n_query: int) -> "ActiveLearningHelper":
         """A copy that labels at most so few images, of any patient, to try a config out."""
@@ -285,7 +285,7 @@ class ActiveLearningHelper:
         positions: Mapping[str, Position] | None = None,
         without: Collection[str] = (),
     ) -> Selection:
-        """The next images to label.
+        """The next images to label, in order with all values and reasons.
 
         Args:
             record: What the pass over exactly the unlabelled images of `pool` saw.
@@ -297,9 +297,6 @@ class ActiveLearningHelper:
             positions: Series and slice index of every image of the pool, for `suppress_adjacent`.
             without: Images that are rated and not chosen.
 
-        Returns:
-            The images in order with all values and reasons.
-
         Raises:
             DataError: The record is of other images than the pool's unlabelled ones.
             ConfigError: `suppress_adjacent` is set, and the position of an image is not known.
@@ -310,12 +307,9 @@ class ActiveLearningHelper:
             chain = " + ".join(selection.criteria)
             logger.info("cycle %d: %s: %s", cycle, self._entry, chain)
         bias = selection.box_count_bias
-        logger.info(
-            "cycle %d: rank correlation of %s and the number of detections: %s",
-            cycle,
-            own.criterion.name,
-            "undefined, one of them is the same for all" if bias is None else f"{bias:.2f}",
-        )
+        words = "undefined, one of them is the same for all" if bias is None else f"{bias:.2f}"
+        text = "cycle %d: rank correlation of %s and the number of detections: %s"
+        logger.info(text, cycle, own.criterion.name, words)
         return replace(selection, entry=self._entry)
 
 

@@ -39,13 +39,7 @@ def purchase(
         if paid or not plan.items or len(planned) >= len(pool.unlabelled):
             break
     if costs.unit != "images":
-        logger.info(
-            "cycle %d: %d of %d planned images labelled, for %g of %d %s",
-            cycle,
-            len(paid),
-            len(planned),
-            costs.cost(len(paid), sum(label.n_objects for label in paid.values())),
-            budget,
-            costs.unit,
-        )
+        cost = costs.cost(len(paid), sum(label.n_objects for label in paid.values()))
+        text = "cycle %d: %d of %d planned images labelled, for %g of %d %s"
+        logger.info(text, cycle, len(paid), len(planned), cost, budget, costs.unit)
     return replace(plan, items=tuple(item for item in plan.items if item.image_id in paid))

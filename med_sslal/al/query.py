@@ -62,7 +62,8 @@ class Query:
                 f"{len(pool.unlabelled)} unlabelled ones of the pool: score the pool again"
             )
         values = self.criterion.columns(record, seed)
-        ranking = rank(values[self.criterion.name], ids, seed)
+        first = values[self.criterion.name]
+        ranking = rank(first, ids, seed)
         for cls in self.selector.criteria:
             values.setdefault(cls.name, cls()(record, seed))
         costs = self.costs.predicted(record)
@@ -79,15 +80,10 @@ class Query:
             section.release()
         return Selection(
             items=self._items(choices, record, values, ranking),
-            scores={
-                name: dict(zip(ids, column.tolist(), strict=True))
-                for name, column in values.items()
-            },
+            scores={name: dict(zip(ids, v.tolist(), strict=True)) for name, v in values.items()},
             criteria=(self.criterion.name, self.selector.name),
             seed=self.run_seed,
-            box_count_bias=rank_correlation(
-                values[self.criterion.name], record.section(PLAIN).counts
-            ),
+            box_count_bias=rank_correlation(first, record.section(PLAIN).counts),
         )
 
     def _allowed(

@@ -107,13 +107,10 @@ class RecordWriter:
         detections: Detections,
         others: Mapping[str, Detections] = MappingProxyType({}),
     ) -> None:
-        """Take the detections (on the CPU) of one unlabelled image.
+        """Take the detections (on the CPU) of one unlabelled image, `others` by further view.
 
-        `others` has those of every other view of the record by its name.
-
-        Raises:
-            ValueError: The views are not the record's, or a view of the heads has other rows than
-                the plain detections.
+        ValueError where the views are not the record's, or a view of the heads has other rows than
+        the plain detections.
         """
         found = {PLAIN: detections, **others}
         if found.keys() != self._columns.keys():
@@ -181,9 +178,9 @@ class RecordWriter:
         """Write the images in memory, without detections under the floor."""
         infos = [info for info, _ in self._waiting]
         seen = {view: [found[view] for _, found in self._waiting] for view in self._columns}
-        self._small["image_ids"].append(np.array([info.image_id for info in infos], dtype=np.str_))
-        self._small["group_ids"].append(np.array([info.group_id for info in infos], dtype=np.str_))
-        self._small["orig_sizes"].append(np.array([info.orig_size for info in infos]))
+        for name in _IMAGE_COLUMNS:
+            told = [getattr(info, name.removesuffix("s")) for info in infos]
+            self._small[name].append(np.array(told))
         kept = {
             view: np.concatenate([d.scores.numpy() for d in found]) >= self.header.record_floor
             for view, found in seen.items()
@@ -228,7 +225,10 @@ class RecordWriter:
         sections = {}
         for view, columns in self._columns.items():
             offsets = np.append(0, np.cumsum(small[view][order]))
-            sections[view] = self._sizes(view, len(ids), int(offsets[-1]))
+            widths = {letter: self._widths[_rows_of(view), letter] for letter in _WIDTHS.values()}
+            widths["D"] = max([widths["D"], *map(len, self._labelled.values())])
+            n_classes = len(self.header.class_names) + 1
+            sections[view] = {"N": len(ids), "M": int(offsets[-1]), "C": n_classes, **widths}
             if not is_aligned(view):
                 np.save(self._partial / view / "offsets.npy", offsets)
             for name in columns:
@@ -259,13 +259,6 @@ class RecordWriter:
             else:
                 merged[rows, : part.shape[1]] = part
             merged.flush()
-
-    def _sizes(self, view: str, n_images: int, n_detections: int) -> dict[str, int]:
-        """The sizes of a merged section by their letters."""
-        widths = {letter: self._widths[_rows_of(view), letter] for letter in _WIDTHS.values()}
-        widths["D"] = max([widths["D"], *map(len, self._labelled.values())])
-        n_classes = len(self.header.class_names) + 1
-        return {"N": n_images, "M": n_detections, "C": n_classes, **widths}
 
 
 def _rows_of(view: str) -> str:

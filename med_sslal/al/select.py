@@ -21,7 +21,7 @@ def select(
     seed: int = 0,
     **options: Any,
 ) -> Selection:
-    """Choose images of a record.
+    """Choose images of a record: in order, with all values and reasons.
 
     Args:
         record: What a pass over the pool saw; its images are the candidates.
@@ -30,9 +30,6 @@ def select(
         budget: Images to take, or boxes or seconds with `budget_unit`.
         seed: Decides ties and what is random.
         **options: Further arguments of `ActiveLearningHelper`: `candidate_factor`, ...
-
-    Returns:
-        The images in order, with all values and reasons.
 
     Raises:
         ConfigError: An argument is wrong, or fewer images can be had.

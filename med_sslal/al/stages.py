@@ -68,8 +68,8 @@ def unused_defaults(
     firsts: Iterable[Stage | list[Stage]], defaults: Mapping[str, Any]
 ) -> list[str]:
     """Names of the `defaults` (None aside) that no criterion of any of these first stages takes."""
-    parts = [part for first in firsts for part in (first if isinstance(first, list) else [first])]
-    taken = {name for part in parts for name in signature(find_criterion(_type(part))).arguments}
+    parts = [_full(part) for first in firsts for part in _parts(first)]
+    taken = {name for part in parts for name in signature(find_criterion(part["type"])).arguments}
     return [name for name, value in defaults.items() if value is not None and name not in taken]
 
 
@@ -90,15 +90,17 @@ def build_stages(
 
 def stage_names(stages: Stages) -> list[str]:
     """A short name for each stage: `entropy & 2 x margin`, `k_center`."""
-    return [
-        " & ".join(map(_part_name, stage)) if isinstance(stage, list) else str(_type(stage))
-        for stage in stages
-    ]
+    return [" & ".join(map(_part_name, _parts(stage))) for stage in stages]
 
 
-def _type(stage: Stage) -> Any:
-    """The name of a stage's class."""
-    return stage if isinstance(stage, str) else stage.get("type")
+def _parts(stage: Stage | list[Stage]) -> list[Stage]:
+    """What is combined in a stage, or the stage alone."""
+    return stage if isinstance(stage, list) else [stage]
+
+
+def _full(stage: Stage) -> dict[str, Any]:
+    """A stage in its long form."""
+    return {"type": stage} if isinstance(stage, str) else stage
 
 
 def _check_stage(
@@ -110,47 +112,43 @@ def _check_stage(
     in_list: bool = False,
 ) -> Problems:
     """What is wrong with one stage, or with one criterion of a combination."""
-    args: Any = {}
+    full, at_type, at_args = _full(stage), at, at
     if isinstance(stage, dict):
+        at_type, at_args = (*at, "type"), (*at, "args")
         for name, text, _ in wrong_members(stage, _KEYS):
             yield (*at, name), text
         if "weight" in stage and not in_list:
             text = "a weight is for criteria that are combined, in a list: leave it out"
             yield (*at, "weight"), text
-        args = stage.get("args", {})
-        if not isinstance(stage.get("type"), str):
+        if not isinstance(full.get("type"), str):
             return
-        at = (*at, "type")
     try:
-        cls = find(_type(stage))
+        cls = find(full["type"])
     except ConfigError as error:
-        yield at, str(error)
+        yield at_type, str(error)
         return
     if in_list and issubclass(cls, Random):
         text = f"{cls.name} cannot be part of a combination: it is a baseline, and stands alone"
-        yield at, text
-    if not isinstance(args, dict):
+        yield at_type, text
+    if not isinstance(full.get("args", {}), dict):
         return
-    at = (*at[:-1], "args") if isinstance(stage, dict) else at
-    wrong = wrong_arguments(cls, args)
+    wrong = wrong_arguments(cls, full.get("args", {}))
     for name, text, _ in wrong:
-        yield (*at, name), text
+        yield (*at_args, name), text
     if not wrong:
         try:
             _build(stage, find, defaults)
         except ConfigError as error:
-            yield at, str(error)
+            yield at_args, str(error)
 
 
 def _build(stage: Any, find: Callable[[str], Any], defaults: Mapping[str, Any]) -> Any:
     """One object, with the defaults that it takes and has not its own."""
-    cls = find(_type(stage))
-    own = {} if isinstance(stage, str) else stage.get("args", {})
+    full = _full(stage)
+    cls = find(full["type"])
     taken = signature(cls).arguments
-    common = {
-        name: value for name, value in defaults.items() if value is not None and name in taken
-    }
-    return cls(**convert_arguments(cls, {**common, **own}))
+    common = {name: v for name, v in defaults.items() if v is not None and name in taken}
+    return cls(**convert_arguments(cls, {**common, **full.get("args", {})}))
 
 
 def _build_first(first: Stage | list[Stage], defaults: Mapping[str, Any]) -> Criterion:
@@ -159,7 +157,7 @@ def _build_first(first: Stage | list[Stage], defaults: Mapping[str, Any]) -> Cri
         criterion: Criterion = _build(first, find_criterion, defaults)
         return criterion
     criteria = [_build(part, find_criterion, defaults) for part in first]
-    weights = [1.0 if isinstance(part, str) else float(part.get("weight", 1)) for part in first]
+    weights = [float(_full(part).get("weight", 1)) for part in first]
     names, seen = [], Counter[str]()
     for criterion in criteria:
         seen[criterion.name] += 1
@@ -170,5 +168,6 @@ def _build_first(first: Stage | list[Stage], defaults: Mapping[str, Any]) -> Cri
 
 def _part_name(part: Stage) -> str:
     """A criterion of a combination with its weight, where it has one."""
-    weight = part.get("weight", 1) if isinstance(part, dict) else 1
-    return str(_type(part)) if weight == 1 else f"{weight:g} x {_type(part)}"
+    full = _full(part)
+    name, weight = str(full.get("type")), full.get("weight", 1)
+    return name if weight == 1 else f"{weight:g} x {name}"

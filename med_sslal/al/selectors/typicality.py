@@ -45,36 +45,36 @@ class Typicality(Selector):
         labels = cluster(embeddings, len(known) + budget, seed)
         # Place of each row among the candidates, best first; -1 of a labelled image.
         places = np.concatenate([np.full(len(known), -1), order])
-        # Of each cluster what decides whose turn it is, the smallest first, and its rows.
+        # Of each cluster what decides whose turn it is, the smallest first, and its candidates.
         queue = []
         for number in range(labels.max() + 1):
             rows = np.flatnonzero(labels == number)
             own = places[rows][places[rows] >= 0]
             if len(own):
-                queue.append((len(rows) - len(own), -len(own), int(own.min()), rows))
+                typical = _most_typical(embeddings, places, rows)
+                queue.append((len(rows) - len(own), -len(own), int(own.min()), typical))
         heapq.heapify(queue)
-        following: dict[int, Iterator[Choice]] = {}
         choices: list[Choice] = []
         while len(choices) < budget:
-            covered, size, best, rows = heapq.heappop(queue)
-            # The best candidate of a cluster is its name.
-            if best not in following:
-                following[best] = _most_typical(embeddings[rows], places[rows])
-            place, reason = next(following[best], Choice(-1, ""))
+            covered, size, best, typical = heapq.heappop(queue)
+            place, reason = next(typical, Choice(-1, ""))
             if place >= 0:
                 words = f"with {covered} labelled or chosen" if covered else "without a label"
                 choices.append(Choice(int(candidates[place]), f"{reason} of {-size}, {words}"))
-                heapq.heappush(queue, (covered + 1, size, best, rows))
+                heapq.heappush(queue, (covered + 1, size, best, typical))
         return choices
 
 
-def _most_typical(embeddings: np.ndarray, places: np.ndarray) -> Iterator[Choice]:
-    """The candidates of one cluster by place, most typical first, with the start of a reason."""
-    points = Points(embeddings)
-    n_neighbours = min(N_NEIGHBOURS, len(embeddings) - 1)
-    step = max(1, BLOCK_VALUES // len(embeddings))
-    means = np.zeros(len(embeddings))
-    for start in range(0, len(embeddings), step):
+def _most_typical(embeddings: np.ndarray, places: np.ndarray, rows: np.ndarray) -> Iterator[Choice]:
+    """The candidates of a cluster's rows by place, most typical first, each with part of a reason.
+
+    Nothing is computed before the first is asked for.
+    """
+    points, places = Points(embeddings[rows]), places[rows]
+    n_neighbours = min(N_NEIGHBOURS, len(rows) - 1)
+    step = max(1, BLOCK_VALUES // len(rows))
+    means = np.zeros(len(rows))
+    for start in range(0, len(rows), step):
         block = slice(start, start + step)
         distances = points.squared_to(points.whole[block])
         # With the image itself, at a distance of 0.
