@@ -34,8 +34,7 @@ from med_sslal.config.parse_config import ConfigParser
 from med_sslal.data.dataset import LabelledView, UnlabelledView
 from med_sslal.data.sampler import EpochBatchSampler, SequentialBatchSampler
 from med_sslal.model.norm import norm_layer
-from med_sslal.trainer.difficulty import ClassDifficulty
-from med_sslal.trainer.hooks import ShowProgress
+from med_sslal.trainer.hooks import ClassDifficulty, ShowProgress
 from med_sslal.trainer.inference import predict
 from med_sslal.trainer.run_folder import CycleFolder
 from med_sslal.trainer.setup import RunSetup

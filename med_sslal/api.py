@@ -44,7 +44,7 @@ from med_sslal.utils.train_util import autocast_dtype
 logger = logging.getLogger(__name__)
 
 
-def load(path: str | Path = LATEST, *, device: str | None = None) -> "Run":
+class Run:
     """A trained run with its best model.
 
     Args:
@@ -54,12 +54,6 @@ def load(path: str | Path = LATEST, *, device: str | None = None) -> "Run":
 
     Raises:
         UserError: There is no such run or device, or the checkpoint is damaged.
-    """
-    return Run(str(path), device)
-
-
-class Run:
-    """A trained run, as `load` gives it.
 
     Attributes:
         path: The checkpoint.
@@ -68,8 +62,8 @@ class Run:
         model: The detector, in eval mode.
     """
 
-    def __init__(self, path: str, device: str | None) -> None:
-        self.path, content, complaints = find_model(path)
+    def __init__(self, path: str | Path = LATEST, *, device: str | None = None) -> None:
+        self.path, content, complaints = find_model(str(path))
         for complaint in complaints:
             logger.warning("%s", complaint)
         parser = ConfigParser(content["config"], registries(), source=str(self.path))
@@ -151,6 +145,9 @@ class Run:
             )
         path, window = Path(image), self.config["dataset"]["args"].get("window")
         return read_picture(path, picture_size(path, window), window)
+
+
+load = Run
 
 
 def _unit(array: np.ndarray) -> np.ndarray:

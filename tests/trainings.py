@@ -16,8 +16,7 @@ from med_sslal.base.types import Annotation
 from med_sslal.data.dataset import LabelledView
 from med_sslal.data.sampler import EpochBatchSampler
 from med_sslal.data.transforms import EvalTransform
-from med_sslal.trainer.difficulty import ClassDifficulty
-from med_sslal.trainer.hooks import ShowProgress
+from med_sslal.trainer.hooks import ClassDifficulty, ShowProgress
 from med_sslal.trainer.run_folder import CycleFolder
 from med_sslal.trainer.supervised_step import SupervisedStep
 from med_sslal.trainer.trainer import Trainer

@@ -60,7 +60,10 @@ def evaluate(
     """
     merged: dict[str, Any] = {"values": {}, "intervals": {}, "details": {}}
     for name in names:
-        result = _lookup(name)(predictions, annotations, infos, class_names, draws=draws, seed=seed)
+        if name not in METRICS and "." not in name:
+            raise ConfigError(unknown("metric", name, METRICS))
+        metric = METRICS.get(name) or load_metric(name)
+        result = metric(predictions, annotations, infos, class_names, draws=draws, seed=seed)
         if not isinstance(result, MetricResult):
             raise ConfigError(
                 f"metric '{name}' must return a MetricResult, found {type(result).__name__}"
@@ -95,11 +98,3 @@ def metric_keys(names: Sequence[str], class_names: Sequence[str]) -> set[str]:
     image = ImageInfo("", "", "", (1, 1))
     no_box, no_label = {"": Prediction.empty()}, {"": Annotation.empty()}
     return set(evaluate(names, no_box, no_label, {"": image}, class_names, draws=0)["values"])
-
-
-def _lookup(name: str) -> Metric:
-    if name not in METRICS and "." in name:
-        return load_metric(name)
-    if name not in METRICS:
-        raise ConfigError(unknown("metric", name, METRICS))
-    return METRICS[name]

@@ -20,6 +20,9 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 Features = dict[str, Tensor]
 
+# torchvision's first ImageNet weights, with which its detectors begin.
+_WEIGHTS = "IMAGENET1K_V1"
+
 
 @dataclass(frozen=True)
 class BackboneSpec:
@@ -49,7 +52,8 @@ class BackboneSpec:
 
 def _resnet(name: str) -> BackboneSpec:
     stages = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
-    return BackboneSpec(get_model_builder(name), stages, (1, 2, 3, 4), weights=_weights(name))
+    weights = get_model_weights(name)[_WEIGHTS]
+    return BackboneSpec(get_model_builder(name), stages, (1, 2, 3, 4), weights=weights)
 
 
 def _mobilenet(name: str, starts: Sequence[int], **rest: Any) -> BackboneSpec:
@@ -58,15 +62,10 @@ def _mobilenet(name: str, starts: Sequence[int], **rest: Any) -> BackboneSpec:
     return BackboneSpec(
         build=lambda norm_layer: build(norm_layer=norm_layer).features,
         stages=tuple(tuple(map(str, range(*bounds))) for bounds in pairwise(starts)),
-        weights=_weights(name),
+        weights=get_model_weights(name)[_WEIGHTS],
         weights_prefix="features.",
         **rest,
     )
-
-
-def _weights(name: str) -> WeightsEnum:
-    """Torchvision's first ImageNet weights, with which its detectors begin."""
-    return get_model_weights(name)["IMAGENET1K_V1"]
 
 
 BACKBONES: Mapping[str, BackboneSpec] = {

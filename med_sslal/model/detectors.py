@@ -33,6 +33,18 @@ class FasterRCNN(Detector):
 
     Samplers draw from the global generator as torchvision's do, or for a frame with a seed from
     one of its own. In eval mode losses are computed on the test-time proposals.
+
+    Args:
+        rpn_pre_nms_top_n_train: Proposals per level before NMS in training.
+        rpn_pre_nms_top_n_test: The same at test.
+        rpn_post_nms_top_n_train: Proposals per image after NMS in training.
+        rpn_post_nms_top_n_test: The same at test.
+        box_batch_size_per_image: Proposals per image that the box head is trained on.
+        box_head_size: Width of the box head, and length of the RoI features.
+        box_head_dropout: Share of the box head's hidden values that training drops, and so do the
+            passes of ensemble_disagreement; 0 = none.
+        top_proposals: Best proposals that are handed out with each image.
+        **shared: Of every family (see Detector).
     """
 
     pyramid_anchors: ClassVar = ((16,), (32,), (64,), (128,), (256,))
@@ -50,20 +62,6 @@ class FasterRCNN(Detector):
         top_proposals: Count = 20,
         **shared: Any,
     ) -> None:
-        """Build the detector.
-
-        Args:
-            rpn_pre_nms_top_n_train: Proposals per level before NMS in training.
-            rpn_pre_nms_top_n_test: The same at test.
-            rpn_post_nms_top_n_train: Proposals per image after NMS in training.
-            rpn_post_nms_top_n_test: The same at test.
-            box_batch_size_per_image: Proposals per image that the box head is trained on.
-            box_head_size: Width of the box head, and length of the RoI features.
-            box_head_dropout: Share of the box head's hidden values that training drops, and so do
-                the passes of ensemble_disagreement; 0 = none.
-            top_proposals: Best proposals that are handed out with each image.
-            **shared: Of every family (see Detector).
-        """
         super().__init__(**shared)
         channels = self.backbone.out_channels
         self.rpn = RegionProposals(
@@ -146,8 +144,12 @@ class DenseHead(RetinaNetHead):
 class RetinaNet(Detector):
     """RetinaNet, one stage: classes and boxes from the anchors of every level.
 
-    Nothing in it is drawn at random. It has neither proposals nor RoI features: those fields of
-    Detections are zero.
+    Nothing in it is drawn at random, and it matches by torchvision's thresholds. It has neither
+    proposals nor RoI features: those fields of Detections are zero.
+
+    Args:
+        topk_candidates: Best candidates of a level that go into the NMS.
+        **shared: Of every family (see Detector).
     """
 
     pyramid_anchors: ClassVar = tuple(
@@ -156,12 +158,6 @@ class RetinaNet(Detector):
     )
 
     def __init__(self, *, topk_candidates: Count = 1000, **shared: Any) -> None:
-        """Build the detector, with torchvision's matching thresholds.
-
-        Args:
-            topk_candidates: Best candidates of a level that go into the NMS.
-            **shared: Of every family (see Detector).
-        """
         super().__init__(**shared)
         n_anchors = self.anchor_generator.num_anchors_per_location()[0]
         self.head = DenseHead(self.backbone.out_channels, n_anchors, self.num_classes)

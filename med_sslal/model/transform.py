@@ -39,33 +39,27 @@ class DetectionTransform(nn.Module):
     def forward(
         self, images: Tensor | Sequence[Tensor], frames: Sequence[Frame] | None = None
     ) -> ImageList:
-        """Normalise, pad and stack.
-
-        Args:
-            images: float32 [B, 3, H, W] or B tensors [3, H, W], in [0, 1].
-            frames: B frames; what lies outside of the file's picture is then not valid.
+        """Normalise, pad and stack float32 [B, 3, H, W] or B tensors [3, H, W], in [0, 1].
 
         Returns:
-            The padded batch, with the valid (height, width) of each image. What letterboxing added
-            at the right and bottom is not valid.
+            The padded batch, with the valid (height, width) of each image. By the `frames`, what
+            lies outside of the file's picture, as letterboxing adds it, is not valid.
 
         Raises:
             DataError: Images are not float32, not of three channels or not in [0, 1] (the range
                 is checked on the CPU only: elsewhere it would make the host wait).
         """
         stacked = isinstance(images, Tensor)
-        for image in [images] if isinstance(images, Tensor) else images:
-            _check_image(image, 4 if stacked else 3)
+        parts = [images] if isinstance(images, Tensor) else images
+        for part in parts:
+            _check_image(part, 4 if stacked else 3)
         given = [(image.shape[-2], image.shape[-1]) for image in images]
         height, width = (
             -(-max(sides) // self.size_divisible) * self.size_divisible
             for sides in zip(*given, strict=True)
         )
-        if isinstance(images, Tensor):
-            batch = _pad((images - self.mean) / self.std, height, width)
-        else:
-            parts = [_pad((image - self.mean) / self.std, height, width) for image in images]
-            batch = torch.stack(parts)
+        padded = [_pad((part - self.mean) / self.std, height, width) for part in parts]
+        batch = padded[0] if stacked else torch.stack(padded)
         valid: Sequence[tuple[float, float]] = given
         if frames is not None:
             valid = [valid_size(*part) for part in zip(frames, given, strict=True)]
@@ -114,18 +108,14 @@ def valid_size(frame: Frame, given: tuple[int, int]) -> tuple[float, float]:
 
 
 def to_original(boxes: Tensor, frame: Frame | None) -> Tensor:
-    """Map boxes from the given image to ORIGINAL pixels and clip them to the picture.
+    """Map boxes [N, 4] from the given image to ORIGINAL pixels and clip them to the picture.
+
+    The `frame` is the way from the image to the file; None means they are the same. Corners come
+    out sorted (a mirrored frame swaps them).
 
     In a slightly turned frame centres are turned back, and width and height are kept (up to
     scale). The detector's box already encloses the turned object; the enclosing box of that box,
     turned back, would inflate it a second time (a square by 8 % a side at 5 degrees).
-
-    Args:
-        boxes: float32 [N, 4].
-        frame: The way from the given image to the file; None means they are the same.
-
-    Returns:
-        float32 [N, 4], corners sorted (a mirrored frame swaps them).
     """
     if frame is None:
         return boxes

@@ -20,8 +20,7 @@ from med_sslal.eval.drawing import above, draw_boxes
 from med_sslal.eval.metric import evaluate
 from med_sslal.logger.visualization import TensorboardWriter
 from med_sslal.model.parallel import distribute
-from med_sslal.trainer.difficulty import ClassDifficulty
-from med_sslal.trainer.hooks import ShowProgress, WriteTensorboard
+from med_sslal.trainer.hooks import ClassDifficulty, ShowProgress, WriteTensorboard
 from med_sslal.trainer.inference import loader_of, predict
 from med_sslal.trainer.run_folder import CycleFolder
 from med_sslal.trainer.setup import RunSetup
@@ -83,7 +82,18 @@ def train_cycle(
         trainer.train()
         for name, value in trainer.model_facts()["class_difficulty"].items():
             logger.debug("cycle %d: training difficulty of %s: %.4f", cycle, name, value)
-    return _outcome(trainer) if world.is_main else {}
+    if not world.is_main:
+        return {}
+    return {
+        "steps": trainer.step,
+        "epochs": trainer.epoch,
+        "best_epoch": trainer.monitor.best_epoch,
+        "best": trainer.monitor.best,
+        "seconds": trainer.seconds,
+        "history": trainer.history,
+        "best_checkpoint": folder.best.name,
+        "sha256": sidecar(folder.best).read_text().split()[0],
+    }
 
 
 def _trainer(
@@ -178,20 +188,6 @@ def _unlabelled(
             RoundSampler(len(ids), per_step, len(sampler), sampler.seed, setup.world),
         )
         for name in step.views
-    }
-
-
-def _outcome(trainer: Trainer) -> dict[str, Any]:
-    """What `training.json` says of a training that has ended."""
-    return {
-        "steps": trainer.step,
-        "epochs": trainer.epoch,
-        "best_epoch": trainer.monitor.best_epoch,
-        "best": trainer.monitor.best,
-        "seconds": trainer.seconds,
-        "history": trainer.history,
-        "best_checkpoint": trainer.folder.best.name,
-        "sha256": sidecar(trainer.folder.best).read_text().split()[0],
     }
 
 
