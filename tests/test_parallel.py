@@ -160,8 +160,8 @@ def test_two_gpus_give_what_one_gives(model):
     parallel = ListDataParallel(model, [0, 1])
     assert unwrap(parallel) is model
     with torch.no_grad():
-        one = model(images.cuda(), [target.to("cuda:0") for target in targets], frames)
-        two = parallel(images.cuda(), [target.to("cuda:0") for target in targets], frames)
+        one = model(images.cuda(), [target.each(Tensor.cuda) for target in targets], frames)
+        two = parallel(images.cuda(), [target.each(Tensor.cuda) for target in targets], frames)
     for name, value in one.losses.items():
         torch.testing.assert_close(two.losses[name], value, atol=1e-3, rtol=1e-3)
 

@@ -17,28 +17,20 @@ from med_sslal.base.types import Annotation, ImageInfo
 from med_sslal.utils.errors import ConfigError, DataError
 
 
+@dataclass(eq=False, repr=False)
 class Images(ABC):
-    """Images and what is known of them without a label; a subclass implements `read`.
+    """Images and what is known of them without a label; a subclass implements `read`."""
 
-    Attributes:
-        infos: Image id to ImageInfo, sorted by id.
-        splits: "train" (the pool), "val" and "test" to disjoint tuples of image ids; groups do not
-            cross.
-        note: What every figure and table made from the data must say, or None.
-        split_from_labels: Whether the split was drawn among labelled images, so that more labels
-            give another one: a run keeps the one that it began with.
-    """
-
+    infos: Mapping[str, ImageInfo]  # by image id, and sorted by it
+    # "train" (the pool), "val" and "test" to disjoint tuples of image ids; groups do not cross.
+    splits: Mapping[str, tuple[str, ...]]
+    note: str | None = None  # what every figure and table made from the data must say
+    # Whether the split was drawn among labelled images, so that more labels give another one: a run
+    # keeps the one that it began with.
     split_from_labels = False
 
-    def __init__(
-        self,
-        infos: Mapping[str, ImageInfo],
-        splits: Mapping[str, tuple[str, ...]],
-        note: str | None = None,
-    ) -> None:
-        self.infos: Mapping[str, ImageInfo] = dict(sorted(infos.items()))
-        self.splits, self.note = splits, note
+    def __post_init__(self) -> None:
+        self.infos = dict(sorted(self.infos.items()))
 
     @abstractmethod
     def read(self, image_id: str) -> np.ndarray:

@@ -5,6 +5,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,49 +61,36 @@ class Hook:
         """Take over what `state_dict` returned."""
 
 
+@dataclass(eq=False, repr=False)
 class BaseTrainer(ABC):
     """One training in one folder.
 
     A subclass says what an epoch of training and one of validation do; this class owns the order
     of things, the files and the resume.
-
-    Attributes:
-        folder: Where the checkpoints go; it exists.
-        training_step: What happens in a step, with its `optimisation` and `settings`.
-        identity: Plain values that every checkpoint of this training carries (config, data
-            fingerprint, cycle, pool).
-        hooks: What goes along; at most one of a class.
-        world: The processes that train together; rank 0 alone reads and writes files.
-        epoch, batch, step: Finished epochs, batches of the epoch after them, and optimiser steps.
-        batches: Batches of a whole epoch.
-        epochs, total_steps: Epochs and steps at the end.
-        seconds: Time spent, over all resumes.
-        history: One dict of values per finished epoch.
     """
 
-    def __init__(
-        self,
-        folder: CheckpointFolder,
-        *,
-        training_step: TrainingStep,
-        batches: int,
-        identity: Mapping[str, Any],
-        hooks: Sequence[Hook] = (),
-        world: World = ALONE,
-    ) -> None:
-        self.folder, self.world, self.hooks, self.batches = folder, world, hooks, batches
-        self.training_step, self.optimisation = training_step, training_step.optimisation
-        self.settings = training_step.settings
+    folder: CheckpointFolder
+    _: KW_ONLY
+    training_step: TrainingStep  # with its `optimisation` and `settings`
+    batches: int  # of a whole epoch
+    # Plain values that every checkpoint carries (config, data fingerprint, cycle, pool).
+    identity: Mapping[str, Any]
+    hooks: Sequence[Hook] = ()  # what goes along; at most one of a class
+    world: World = ALONE  # the processes that train together; rank 0 alone reads and writes files
+
+    def __post_init__(self) -> None:
+        self.optimisation = self.training_step.optimisation
+        self.settings = self.training_step.settings
         self.monitor = Monitor(self.settings.monitor, self.settings.early_stop)
-        self.identity = dict(identity)
+        # Finished epochs, batches of the epoch after them, and optimiser steps.
         self.epoch = self.batch = self.step = 0
         self._plan()
-        self.seconds = 0.0
-        self.history: list[dict[str, float | None]] = []
+        self.seconds = 0.0  # spent, over all resumes
+        self.history: list[dict[str, float | None]] = []  # the values of each finished epoch
         self._clock = self._saved = time.monotonic()
 
     def _plan(self) -> None:
-        """How much there is to do from here on: a resumed run may have batches of another size."""
+        """Epochs and steps at the end: a resumed run may have batches of another size."""
         steps, ended = self.settings.steps_per_cycle, self.epoch * self.batches + self.batch
         self.total_steps = steps or self.step + self.settings.epochs * self.batches - ended
         left = self.total_steps - self.step + self.batch

@@ -1,7 +1,7 @@
 """How gradients become weights: optimiser, schedule, loss scaling, clipping and weight average."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -128,7 +128,16 @@ class Optimisation:
         if state["scaler"] is not None:
             self._scaler.load_state_dict(state["scaler"])
         pairs = zip(self._base_lrs, state["base_lrs"], strict=True)
-        self._rescale([1.0 if new == old else new / old for new, old in pairs])
+        # A factor of 1 changes no bit.
+        factors = [1.0 if new == old else new / old for new, old in pairs]
+        for group, factor in zip(self.optimizer.param_groups, factors, strict=True):
+            for name in {"lr", "initial_lr"} & group.keys():
+                group[name] *= factor
+        for name in ("base_lrs", "_last_lr"):
+            rates = getattr(self._scheduler, name, None)
+            if rates is not None:
+                scaled = [rate * factor for rate, factor in zip(rates, factors, strict=True)]
+                setattr(self._scheduler, name, scaled)
 
     def _lay_out_alike(self) -> None:
         """Give the optimiser's state of each weight the weight's own layout in memory.
@@ -141,14 +150,3 @@ class Optimisation:
                 alike = not isinstance(value, Tensor) or value.stride() == parameter.stride()
                 if not alike and value.shape == parameter.shape:
                     state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-    def _rescale(self, factors: Sequence[float]) -> None:
-        """Multiply the learning rate of each parameter group; a factor of 1 changes no bit."""
-        for group, factor in zip(self.optimizer.param_groups, factors, strict=True):
-            for name in {"lr", "initial_lr"} & group.keys():
-                group[name] *= factor
-        for name in ("base_lrs", "_last_lr"):
-            rates = getattr(self._scheduler, name, None)
-            if rates is not None:
-                scaled = [rate * factor for rate, factor in zip(rates, factors, strict=True)]
-                setattr(self._scheduler, name, scaled)

@@ -109,10 +109,6 @@ class Target:
     ignore: Tensor  # bool [N]
     regress: Tensor  # bool [N]; False where the box teaches classification only
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Target":
-        """A copy on `device`."""
-        return self.each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
     def each(self, change: Callable[[Tensor], Tensor]) -> "Target":
         """A copy with its tensors changed, such as moved to a device."""
         return Target(*map(change, (self.boxes, self.labels, self.ignore, self.regress)))

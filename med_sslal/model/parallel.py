@@ -115,11 +115,12 @@ def scatter_parts(
 def part_to(part: Part, device: torch.device) -> Part:
     """A copy of a part on `device`; frames stay on the CPU."""
     images, targets, frames = part
-    if isinstance(images, Tensor):
-        moved: Tensor | list[Tensor] = images.to(device, non_blocking=True)
-    else:
-        moved = [image.to(device, non_blocking=True) for image in images]
-    return moved, targets and [target.to(device, True) for target in targets], frames
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    moved = move(images) if isinstance(images, Tensor) else [move(image) for image in images]
+    return moved, targets and [target.each(move) for target in targets], frames
 
 
 def gather_outputs(outputs: Sequence[ModelOutput], device: torch.device) -> ModelOutput:
