@@ -26,28 +26,20 @@ _WEIGHTS = "IMAGENET1K_V1"
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """How to make one backbone.
+    """How to make one backbone."""
 
-    Attributes:
-        build: Called with `norm_layer=` (a factory that takes the channels); returns a module
-            whose children, run in order, are the network.
-        stages: Names of the children of each stage, finest first.
-        returned_stages: Stages that feed the pyramid unless the config says otherwise.
-        output: Which child of a stage gives its output: -1 is the last. The first one has seen
-            little more than the finer stage (brain MRI, 100 labels, mobilenet_v2: AP50 0.240
-            with the first, 0.584 with the last).
-        weights: Its ImageNet weights, None where there are none.
-        weights_prefix: What stands before the children's names in those weights.
-        norm_eps: The eps with which those weights were trained.
-    """
-
+    # Called with `norm_layer=` (a factory that takes the channels); returns a module whose
+    # children, run in order, are the network.
     build: Callable[..., nn.Module]
-    stages: tuple[tuple[str, ...], ...]
-    returned_stages: tuple[int, ...]
+    stages: tuple[tuple[str, ...], ...]  # Names of the children of each stage, finest first.
+    returned_stages: tuple[int, ...]  # Those that feed the pyramid unless the config says it.
+    # Which child of a stage gives its output: -1 is the last. The first one has seen little more
+    # than the finer stage (brain MRI, 100 labels, mobilenet_v2: AP50 0.240 with the first, 0.584
+    # with the last).
     output: int = -1
-    weights: WeightsEnum | None = None
-    weights_prefix: str = ""
-    norm_eps: float = 1e-5
+    weights: WeightsEnum | None = None  # Its ImageNet weights, None where there are none.
+    weights_prefix: str = ""  # What stands before the children's names in those weights.
+    norm_eps: float = 1e-5  # With which those weights were trained.
 
 
 def _resnet(name: str) -> BackboneSpec:

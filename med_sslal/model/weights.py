@@ -28,11 +28,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     content = load_tensors(path)
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
-    if (
-        not isinstance(content, Mapping)
-        or not content
-        or not all(isinstance(value, Tensor) for value in content.values())
-    ):
+    is_state = isinstance(content, Mapping) and len(content) > 0
+    if not is_state or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path} holds no state dict (names of tensors)")
     return dict(content)
 

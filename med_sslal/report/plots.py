@@ -169,12 +169,9 @@ def plot_learning_curve(
     Raises:
         UserError: The folder cannot be written.
     """
-    scores = [
-        Score("test_sens_mean", "mean sensitivity\nat 0.5 to 4 FPs", BLUE),
-        Score("test_AP50", "AP50", VERMILLION),
-    ]
-    figure = learning_curve(rows, scores, "labelled_images", title=title, note=note)
-    save_png(figure, path)
+    mean = Score("test_sens_mean", "mean sensitivity\nat 0.5 to 4 FPs", BLUE)
+    scores = [mean, Score("test_AP50", "AP50", VERMILLION)]
+    save_png(learning_curve(rows, scores, "labelled_images", title=title, note=note), path)
 
 
 def learning_curve(

@@ -39,10 +39,8 @@ def queries(run: RunData) -> Content:
     room = min(1.0, MAX_PICTURES / max(1, len(drawn)) / (N_QUERIED + N_CONTRAST))
     counts = max(1, int(N_QUERIED * room)), int(N_CONTRAST * room)
     pictures = [{} if run.dataset is None else _pictures(run, each, *counts) for each in drawn]
-    return {
-        "n_listed": N_QUERIED,
-        "queries": [{"cycle": each, **own} for each, own in zip(drawn, pictures, strict=True)],
-    }
+    shown = [{"cycle": each, **own} for each, own in zip(drawn, pictures, strict=True)]
+    return {"n_listed": N_QUERIED, "queries": shown}
 
 
 def _pictures(run: RunData, cycle: CycleData, n_queried: int, n_contrast: int) -> Content:

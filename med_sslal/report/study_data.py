@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from med_sslal.study.results_file import Outcome, ResultsFile
+from med_sslal.study.results_file import ResultsFile
 from med_sslal.study.study_folder import FORMAT_VERSION, RESULTS_FILE, STUDY_FILE, UNITS, run_folder
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import check_version, read_json
@@ -69,7 +69,8 @@ def load_study(folder: Path) -> StudyData:
             for seed in seeds
             if (run := run_folder(folder, arm, seed)).summary.exists()
         }
-        for job, outcome in _listed(study["results"]).items():
+        listed = Path(study["results"] or "")
+        for job, outcome in (ResultsFile(listed).outcomes if listed.is_file() else {}).items():
             if job[0] in arms and job[1] in seeds:
                 summaries[job] = {"finished": True, "cycles": outcome.rows}
         families: dict[str, dict[str, Any]] = {}
@@ -95,8 +96,3 @@ def load_study(folder: Path) -> StudyData:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / STUDY_FILE} describes no study: {error!r}") from error
-
-
-def _listed(path: str | None) -> Mapping[tuple[str, int], Outcome]:
-    """What a results file has, where the study has one that is still there."""
-    return ResultsFile(Path(path)).outcomes if path and Path(path).exists() else {}

@@ -45,10 +45,8 @@ class CycleState:
 def run_cycles(setup: RunSetup, run: RunFolder, stop: StopRequest) -> list[dict[str, Any]]:
     """Run what is left of a run in all of its processes, of which only rank 0 touches its folder.
 
-    `stop` is checked between batches and stages.
-
-    Returns:
-        One row per finished cycle; none in other ranks than 0.
+    `stop` is checked between batches and stages. Returns one row per finished cycle; none in other
+    ranks than 0.
 
     Raises:
         Interrupted: A stop was asked for; what is done is on disk.
@@ -162,14 +160,8 @@ class CycleLoop:
         weights = folder.load_best()["model"]
         results: dict[str, Any] = {}
         for split in ("val", "test"):
-            found, loss = together(
-                predict_split,
-                setup,
-                self._stop,
-                weights=weights,
-                split=split,
-                title=f"cycle {state.number} {split}",
-            )
+            what = {"weights": weights, "split": split, "title": f"cycle {state.number} {split}"}
+            found, loss = together(predict_split, setup, self._stop, **what)
             results[split] = measured(setup, found, loss, split)
             path = folder.predictions if split == "test" else folder.val_predictions
             content = to_coco_predictions(found, setup.images.infos, setup.class_names)

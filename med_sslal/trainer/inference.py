@@ -52,11 +52,9 @@ def predict(
 ) -> tuple[dict[str, Prediction], float | None]:
     """Detections of every image of the loader's view, and the mean loss where it gives labels.
 
-    All processes call it, each with the loader of its share.
-
-    Returns:
-        Image id to prediction in ORIGINAL pixels, and the mean over images of the summed losses
-        (None without labels). In other ranks than 0: nothing, and None.
+    All processes call it, each with the loader of its share. Rank 0 gets image id to prediction in
+    ORIGINAL pixels, and the mean over images of the summed losses (None without labels); the others
+    nothing, and None.
 
     Raises:
         Interrupted: A stop was asked for.

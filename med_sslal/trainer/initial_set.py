@@ -48,15 +48,9 @@ def initial_set(setup: RunSetup, run: RunFolder, pool: Pool, stop: StopRequest) 
                 "arch.args.pretrained, or give weights with --init-from"
             )
         logger.info("picking the initial set: scoring %d images", len(pool.unlabelled))
-        record = together(
-            score,
-            setup,
-            stop,
-            weights=content["model"],
-            pool=pool,
-            path=run.initial_record,
-            header=header_of(setup, content, {}),
-        )
+        header, path = header_of(setup, content, {}), run.initial_record
+        what = {"weights": content["model"], "pool": pool, "path": path, "header": header}
+        record = together(score, setup, stop, **what)
         assert record is not None
         selection = setup.strategy.helper.initial_query(record, pool)
         write_selection(chosen, selection, cycle=0, header=record.header)

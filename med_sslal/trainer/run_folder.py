@@ -240,12 +240,9 @@ class RunFolder(Folder):
         return content
 
     def finished_best(self) -> tuple[Path, dict[str, Any], list[str]]:
-        """The best checkpoint of the last cycle whose training has ended.
+        """Path and content of the best checkpoint of the last cycle whose training has ended.
 
-        A damaged one is passed over for that of the cycle before.
-
-        Returns:
-            Its path, its content, and one sentence for each that was passed over.
+        A damaged one is passed over for that of the cycle before, with one sentence for each.
 
         Raises:
             CheckpointError: No cycle is that far, or no such checkpoint is good.
@@ -357,10 +354,7 @@ def named_path(name: str, save_dir: Path = Path("exp_results")) -> Path:
 
 
 def find_run(name: str, save_dir: Path) -> tuple[RunFolder, Path | None]:
-    """The run that a checkpoint, a run folder or the word `latest` (of `save_dir`) names.
-
-    Returns:
-        The run, and the checkpoint where one was named.
+    """The run of a checkpoint, a run folder or `latest` (of `save_dir`); a named checkpoint, too.
 
     Raises:
         CheckpointError: There is nothing of the kind.

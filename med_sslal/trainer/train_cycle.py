@@ -47,10 +47,8 @@ def train_cycle(
     """Train the model of one cycle, continuing where an interrupted training stopped.
 
     All processes of the run call it; only rank 0 reads and writes files. The `folder` exists, the
-    `labels` stand in the order of labelling, and none of their images is in `pseudo`.
-
-    Returns:
-        What `training.json` says of it; nothing in other ranks than 0.
+    `labels` stand in the order of labelling, and none of their images is in `pseudo`. Returns what
+    `training.json` says of it; nothing in other ranks than 0.
 
     Raises:
         Interrupted: A stop was asked for; the position is saved.
