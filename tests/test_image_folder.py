@@ -227,9 +227,9 @@ def test_pictures_of_a_narrow_window_use_all_greys(tmp_path):
     values = np.linspace(-160, 240, 40).round().astype(np.int64) + HU_OFFSET
     path = write(tmp_path / "s.png", np.tile(values.astype(np.uint16), (30, 1)))
     stacks = {"s": Stack((1, 1, 1), {1: path})}
-    narrow = SliceImages({}, {}, stacks, (-160.0, 240.0)).picture("s")
+    narrow = SliceImages({}, {}, stacks=stacks, window=(-160.0, 240.0)).picture("s")
     assert narrow.min() == 0 and narrow.max() == 1
-    wide = SliceImages({}, {}, stacks, (-1024.0, 3071.0)).picture("s")
+    wide = SliceImages({}, {}, stacks=stacks, window=(-1024.0, 3071.0)).picture("s")
     np.testing.assert_allclose(wide[0, 0], 840 / 1400, atol=1e-4)
 
 

@@ -110,7 +110,7 @@ class DeepLesion(BaseDataset):
         else:
             splits = split_by_group(infos, eval_split, split_seed)
         stacks = {name: found[name][0] for name in infos}
-        images = SliceImages(infos, splits, stacks, window, decode, self.note)
+        images = SliceImages(infos, splits, self.note, stacks=stacks, window=window, decode=decode)
         super().__init__(images, Labels(("lesion",), labels))
         full = n_rows == FULL_ROWS and (dataset_type, lesion_type) == ("official", "all")
         self._log_counts(lesion_type, full)

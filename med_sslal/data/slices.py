@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 
 from med_sslal.base.base_dataset import Images
-from med_sslal.base.types import ImageInfo
 from med_sslal.data.pictures import to_unit
 from med_sslal.data.probe import ImageProbe, probe_image
 from med_sslal.utils.errors import DataError, UserError
@@ -184,24 +183,17 @@ def _probe_slice(path: Path) -> ImageProbe:
     return probe
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class SliceImages(Images):
     """Key slices, each read with the slices around it."""
 
-    def __init__(
-        self,
-        infos: Mapping[str, ImageInfo],
-        splits: Mapping[str, tuple[str, ...]],
-        stacks: Mapping[str, Stack],
-        window: tuple[float, float],
-        decode: Callable[[Path], np.ndarray] = decode_slice,
-        note: str | None = None,
-    ) -> None:
-        super().__init__(infos, splits, note)
-        self._stacks, self.window, self._decode = stacks, window, decode
+    stacks: Mapping[str, Stack]  # by image id
+    window: tuple[float, float]  # HU
+    decode: Callable[[Path], np.ndarray] = decode_slice
 
     def read(self, image_id: str) -> np.ndarray:
         """Decode a key slice and its neighbours; channels from the lower slice index up."""
-        return read_stack(self._stacks[image_id], self.window, self._decode)
+        return read_stack(self.stacks[image_id], self.window, self.decode)
 
     def picture(self, image_id: str) -> np.ndarray:
         """The key slice in grey between -1000 and 400 HU, where lung and soft tissue both show.
