@@ -17,7 +17,7 @@ from med_sslal.utils.errors import ConfigError
 
 # Of each command what it does, and its options: as a user types it, two spaces, and its meaning
 # with a default or "required" in brackets; in groups, of which "instead" takes one option only. The
-# kind of a value stands in `_kinds`.
+# kind of a value stands in `_KINDS`.
 COMMANDS = {
     "train": """Train a detector with few labels, cycle by cycle.
 what to run (one of -c and -r):
@@ -147,12 +147,7 @@ def parse(argv: Sequence[str] | None, started: str = "") -> argparse.Namespace:
 
 
 def add_options(parser: argparse.ArgumentParser, text: str) -> None:
-    """Add options to a parser.
-
-    Args:
-        parser: Where to.
-        text: Lines as in COMMANDS, the deeper ones going on with the one before.
-    """
+    """Add options to a parser: lines as in COMMANDS, the deeper ones going on with those before."""
     options, examples, lines = text.partition("examples:\n")
     if examples:
         parser.epilog = examples + lines
@@ -176,7 +171,7 @@ def _add_option(to: argparse._ActionsContainer, words: str, meaning: str) -> Non
         return
     name = (flags[-1] if flags else last).strip("-+?").replace("-", "_").lower()
     meaning, _, default = meaning.removesuffix("]").partition(" [")
-    more: dict[str, Any] = {"help": meaning, "type": _reader(_kinds().get(name, str))}
+    more: dict[str, Any] = {"help": meaning, "type": _reader(_KINDS.get(name, str))}
     more["metavar"] = last.strip("+?")
     if not flags:
         more |= {"nargs": last[-1]} if last[-1] in "+?" else {}
@@ -194,33 +189,7 @@ def _add_option(to: argparse._ActionsContainer, words: str, meaning: str) -> Non
     to.add_argument(*flags or [name], **more)
 
 
-def _kinds() -> dict[str, Any]:
-    """What the value of an option is: the annotation of a type and its range, or what reads it."""
-    return {
-        "run_id": Name,
-        "device": Annotated[
-            str, Predicate(_is_device), doc("cpu, cuda or different GPU numbers such as 2,3")
-        ],
-        # What these may be is the config's rule, and told with its other problems.
-        "set": parse_set,
-        "switch": parse_set,
-        "lr": _learning_rate,
-        "bs": lambda text: Override("--bs", ("batch_size",), json_or_text(text)),
-        "split": Literal["test", "val"],
-        **dict.fromkeys(("criterion", "selector"), _stage),
-        **dict.fromkeys(HELPER_OPTIONS, json_or_text),
-        **dict.fromkeys(("budget", "seed", "cycle", "patients", "size"), int),
-        **dict.fromkeys(("out", "links", "md5", "init_from", "results"), Path),
-        "seeds": _seeds,
-        "first": Count,
-        "jobs": Positive,
-        "hidden_fraction": float,
-        "dataset": Literal["deeplesion"],
-    }
-
-
 def _reader(kind: Any) -> Any:
-    """What argparse makes a value of its text with."""
 
     def read_text(text: str) -> Any:
         try:
@@ -242,20 +211,17 @@ def _misfit(args: argparse.Namespace) -> str | None:
         return None
     if (args.config is None) == (args.resume is None):
         return "give one of -c FILE (a new run) and -r PATH (go on with a run)"
-    if args.resume is not None:
-        for name in ("init_from", "cycle0_from", "run_id"):
-            if getattr(args, name) is not None:
-                word = f"--{name.replace('_', '-')}"
-                return f"{word} starts a new run with -c; --resume goes on with one"
-        if args.dry_run:
-            return "--dry-run tries a new run with -c; --resume goes on with one"
+    for name in ("init_from", "cycle0_from", "run_id", "dry_run"):
+        if args.resume is not None and getattr(args, name) not in (None, False):
+            does = "tries" if name == "dry_run" else "starts"
+            word = f"--{name.replace('_', '-')}"
+            return f"{word} {does} a new run with -c; --resume goes on with one"
     if args.cycle0_from is not None and args.init_from is not None:
         return "--cycle0-from takes over the initial weights too: leave --init-from out"
     return None
 
 
 def _is_device(text: str) -> bool:
-    """Whether `--device` takes it."""
     numbers = text.split(",")
     if not all(re.fullmatch("[0-9]+", number) for number in numbers):
         return text in ("cpu", "cuda")
@@ -264,10 +230,9 @@ def _is_device(text: str) -> bool:
 
 def _learning_rate(text: str) -> Override:
     try:
-        rate: Any = float(text)
+        return Override("--lr", ("optimizer", "args", "lr"), float(text))
     except ValueError:
-        rate = text
-    return Override("--lr", ("optimizer", "args", "lr"), rate)
+        return Override("--lr", ("optimizer", "args", "lr"), text)
 
 
 def _seeds(text: str) -> list[int]:
@@ -278,10 +243,32 @@ def _seeds(text: str) -> list[int]:
 
 
 def _stage(text: str) -> Any:
-    """A name, or the long form of a stage as JSON."""
     if not text.lstrip().startswith(("{", "[")):
         return text
     try:
         return json.loads(text)
     except ValueError as error:
         raise ConfigError(f"is no JSON: {error}") from error
+
+
+# What the value of an option is: the annotation of a type and its range, or what reads it.
+_KINDS: dict[str, Any] = {
+    "run_id": Name,
+    "device": Annotated[
+        str, Predicate(_is_device), doc("cpu, cuda or different GPU numbers such as 2,3")
+    ],
+    # What these may be is the config's rule, and told with its other problems.
+    **dict.fromkeys(("set", "switch"), parse_set),
+    "lr": _learning_rate,
+    "bs": lambda text: Override("--bs", ("batch_size",), json_or_text(text)),
+    **dict.fromkeys(("criterion", "selector"), _stage),
+    **dict.fromkeys(HELPER_OPTIONS, json_or_text),
+    **dict.fromkeys(("budget", "seed", "cycle", "patients", "size"), int),
+    **dict.fromkeys(("out", "links", "md5", "init_from", "results"), Path),
+    "seeds": _seeds,
+    "first": Count,
+    "jobs": Positive,
+    "hidden_fraction": float,
+    "dataset": Literal["deeplesion"],
+    "split": Literal["test", "val"],
+}

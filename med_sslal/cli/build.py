@@ -93,12 +93,10 @@ def data_difference(content: Mapping[str, Any], setup: RunSetup) -> str | None:
     fingerprints = setup.fingerprints(
         setup.strategy.oracle.label(content.get("pool", {}).get("labelled", ()))
     )
-    for name, sentence in (
-        ("images_fingerprint", "its images or their split have changed"),
-        ("labels_fingerprint", "labels of images that it has used have changed"),
-    ):
-        if content[name] != fingerprints[name]:
-            return sentence
+    if content["images_fingerprint"] != fingerprints["images_fingerprint"]:
+        return "its images or their split have changed"
+    if content["labels_fingerprint"] != fingerprints["labels_fingerprint"]:
+        return "labels of images that it has used have changed"
     return None
 
 

@@ -130,8 +130,7 @@ def _check_pool(setup: RunSetup, train: Sequence[str]) -> None:
 
 def _check_untils(setup: RunSetup) -> None:
     """Refuse a schedule that waits for a metric which validation does not give."""
-    names = metric_keys(setup.config["metrics"], setup.class_names)
-    known = sorted(f"val_{name}" for name in names)
+    known = sorted(f"val_{key}" for key in metric_keys(setup.config["metrics"], setup.class_names))
     problems = [
         f"al_settings.args.schedule[{number}].until.{name}: {unknown('metric', name, known)}"
         for number, until in enumerate(setup.strategy.helper.untils)
@@ -145,21 +144,18 @@ def _check_untils(setup: RunSetup) -> None:
 def _check_abilities(config: ConfigParser, helper: ActiveLearningHelper) -> None:
     """Raise ConfigError unless the detector gives what the strategy reads of it."""
     detector, args = config.init_class("arch"), config.get("arch.args")
-    gaps = helper.missing_abilities(detector.abilities(args))
-    if not gaps:
-        return
-    name, need = gaps[0]
     own = config["al_settings"]["args"]
     key = f"al_settings.args.{'schedule' if own.get('schedule') else 'al_criterion'}"
-    if need == "dropout" and "box_head_dropout" in args:
+    for name, need in helper.missing_abilities(detector.abilities(args)):
+        if need == "dropout" and "box_head_dropout" in args:
+            raise ConfigError(
+                f"{key}: {name} needs arch.args.box_head_dropout above 0 (0.2, "
+                f"say), found {args['box_head_dropout']}: set it, or choose another criterion"
+            )
         raise ConfigError(
-            f"{key}: {name} needs arch.args.box_head_dropout above 0 (0.2, "
-            f"say), found {args['box_head_dropout']}: set it, or choose another criterion"
+            f"{key}: {name} needs {ABILITIES[need]}, which the detector "
+            f"{config.get('arch.type')} does not give: choose another criterion or detector"
         )
-    raise ConfigError(
-        f"{key}: {name} needs {ABILITIES[need]}, which the detector "
-        f"{config.get('arch.type')} does not give: choose another criterion or detector"
-    )
 
 
 def _check_schedule(config: ConfigParser, helper: ActiveLearningHelper, pool_size: int) -> None:

@@ -32,11 +32,10 @@ def _overview() -> str:
     """One line for every registered criterion and second stage, in groups."""
     costs = {name: _needs(cls()) for name, cls in CRITERIA.items()}
     cheap = {name: cls for name, cls in CRITERIA.items() if costs[name] == "-"}
+    costly = {name: cls for name, cls in CRITERIA.items() if name not in cheap}
     groups: dict[str, Mapping[str, type]] = {
         "Criteria that read the one pass over the pool, which every cycle makes": cheap,
-        "Criteria that need more than that pass": {
-            name: cls for name, cls in CRITERIA.items() if name not in cheap
-        },
+        "Criteria that need more than that pass": costly,
         "Second stages, which choose among the best candidates of the criteria": SELECTORS,
     }
     tables = {title: _rows(group) for title, group in groups.items() if group}
@@ -56,12 +55,11 @@ def _explain(name: str) -> str:
     It may stand for a criterion and a second stage at once, or be a user's own
     `package.module.Class`.
     """
+    registries: tuple[Mapping[str, type], ...] = (CRITERIA, SELECTORS)
+    found = [registry[name] for registry in registries if name in registry]
     if "." in name:
         find = find_selector if issubclass(load_class(name), Selector) else find_criterion
-        found: list[type] = [find(name)]
-    else:
-        registries: tuple[Mapping[str, type], ...] = (CRITERIA, SELECTORS)
-        found = [registry[name] for registry in registries if name in registry]
+        found = [find(name)]
     if not found:
         known = list(dict.fromkeys((*CRITERIA, *SELECTORS)))
         raise ConfigError(f"{unknown('criterion', name, known)}, or your own package.Class")
@@ -69,7 +67,6 @@ def _explain(name: str) -> str:
 
 
 def _page(cls: type, name: str) -> str:
-    """All about one class."""
     one = cls()
     stage = "second stage" if isinstance(one, Selector) else "criterion"
     arguments = signature(cls).arguments.values()
@@ -97,7 +94,6 @@ def _page(cls: type, name: str) -> str:
 
 
 def _rows(group: Mapping[str, type]) -> list[tuple[str, ...]]:
-    """The cells of a group's lines."""
     texts = describe(group)
     return [
         (name, _passes(cls()), _aggregate(cls()), _needs(cls()), texts[name])
@@ -106,7 +102,6 @@ def _rows(group: Mapping[str, type]) -> list[tuple[str, ...]]:
 
 
 def _passes(one: Criterion | Selector) -> str:
-    """How often the pool goes through the model for it."""
     heads = sum(map(is_aligned, one.views))
     passes = len(one.views) - heads
     return f"{passes} + {heads} heads" if heads else str(passes)

@@ -30,27 +30,19 @@ def explain(args: Namespace) -> int:
     origin = find_val_record(args.record)
     record = PoolRecord.open(origin.record)
     stages = args.criterion or [_own_criterion(origin)]
-    helpers = {
-        stage if isinstance(stage, str) else json.dumps(stage): make_helper(
-            args, origin.config, stage
-        )
-        for stage in stages
-    }
+    helpers = [make_helper(args, origin.config, stage) for stage in stages]
     note = check_model(record, origin)
     truth = record_mistakes(record, *_truth(record, origin))
     cycle = origin.number if args.cycle is None else args.cycle
-    found = {name: finds(helper.rate(record, cycle), truth) for name, helper in helpers.items()}
-    table = finds_table(found, origin.number)
+    names = [stage if isinstance(stage, str) else json.dumps(stage) for stage in stages]
+    found = [finds(helper.rate(record, cycle), truth) for helper in helpers]
+    table = finds_table(dict(zip(names, found, strict=True)), origin.number)
     sys.stdout.write("\n".join([table, *filter(None, [note]), ""]))
     return 0
 
 
 def _own_criterion(origin: Origin) -> Any:
-    """The first stage that the run chose by in the cycle.
-
-    Raises:
-        ConfigError: The strategy is a class of the user's that names none.
-    """
+    """The first stage that the run chose by in the cycle; ConfigError where a class hides it."""
     assert origin.config is not None and origin.cycle is not None
     own = origin.config["al_settings"]["args"]
     entries = own.get("schedule") or [own]
@@ -65,11 +57,7 @@ def _own_criterion(origin: Origin) -> Any:
 def _truth(
     record: PoolRecord, origin: Origin
 ) -> tuple[dict[str, Annotation], dict[str, ImageInfo]]:
-    """Labels and infos of the validation images, which are those that the run had.
-
-    Raises:
-        DataError: The data is not there, or not that of the record.
-    """
+    """Labels and infos of the validation images; DataError unless they are those of the record."""
     try:
         dataset = find_dataset(record, origin, _BACK)
     except NoImagesError as reason:

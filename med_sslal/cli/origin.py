@@ -30,21 +30,16 @@ class Origin(NamedTuple):
 
 def find_record(name: str) -> Origin:
     """Resolve a record, a cycle's folder, a run folder (its newest record) or the word `latest`."""
-    named = named_path(name)
-    where = named.resolve()
-    run, cycle = RunFolder(where), CycleFolder.around(where)
+    named, where, run, cycle = _around(name)
     if cycle is not None and where == cycle.val_record:
         raise DataError(
             f"{named} is of the validation images, which nothing is chosen from: name "
             f"{cycle.record}, or look at them with --explain"
         )
     if run.exists:
-        kept = [cycle for cycle in run.cycles() if cycle.record.exists()]
-        if not kept:
-            raise _dropped(named, run)
-        cycle = kept[-1]
+        cycle = next((one for one in run.cycles()[::-1] if one.record.exists()), run.cycle(0))
         where = cycle.record
-    elif cycle is not None and cycle.path.is_dir() and not cycle.record.exists():
+    if cycle is not None and (run.exists or cycle.path.is_dir()) and not cycle.record.exists():
         raise _dropped(named, cycle.run)
     inner = CycleFolder(where).record
     record = inner if inner.is_dir() else where
@@ -59,16 +54,9 @@ def find_record(name: str) -> Origin:
 def find_val_record(name: str) -> Origin:
     """The record of the validation images of a cycle: of a run folder the newest one.
 
-    Args:
-        name: A run folder, a cycle's folder or one of its records, or the word `latest`.
-
-    Raises:
-        DataError: There is none.
-        ConfigError: The run's config is not valid (any more).
+    DataError where there is none, ConfigError where the run's config is not valid (any more).
     """
-    named = named_path(name)
-    where = named.resolve()
-    run, cycle = RunFolder(where), CycleFolder.around(where)
+    named, _, run, cycle = _around(name)
     if run.exists:
         cycle = next((one for one in run.cycles()[::-1] if one.val_record.exists()), run.cycle(0))
     if cycle is None:
@@ -81,8 +69,13 @@ def find_val_record(name: str) -> Origin:
     return Origin(cycle.val_record, cycle, _config(cycle.run))
 
 
+def _around(name: str) -> tuple[Path, Path, RunFolder, CycleFolder | None]:
+    named = named_path(name)
+    where = named.resolve()
+    return named, where, RunFolder(where), CycleFolder.around(where)
+
+
 def _config(run: RunFolder) -> ConfigParser:
-    """The config of a run."""
     return ConfigParser(read_json(run.config), registries(), source=str(run.config))
 
 
@@ -127,12 +120,8 @@ class NoImagesError(UserError):
 def find_dataset(record: PoolRecord, origin: Origin, instead: str) -> BaseDataset:
     """The data set of a record, by the config and the split of its run.
 
-    Args:
-        record: What is opened of `origin`.
-        origin: Where it comes from.
-        instead: What can be done with other data, for the error.
-
-    NoImagesError where they are not to be had, DataError where they are not those of the record.
+    NoImagesError where the images are not to be had, DataError where they are not those of the
+    record; it ends with what can be done `instead`.
     """
     if origin.config is None or origin.cycle is None:
         raise NoImagesError("the record lies in no run, whose config says where the images are")

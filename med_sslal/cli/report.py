@@ -36,18 +36,16 @@ def run(args: Namespace) -> int:
         # The pointer to the newest run is a link; the page must name the run itself.
         folder = run.path.resolve() if run.path.is_symlink() else run.path
         is_study = (folder / STUDY_FILE).is_file()
-        written = write_study(folder) if is_study else write_run(RunFolder(folder))
-        sys.stdout.write(f"{written}\n")
+        page = write_study_report(load_study(folder)) if is_study else write_run(RunFolder(folder))
+        sys.stdout.write(f"{page}\n")
     return 0
 
 
 def write_run(run: RunFolder, dataset: BaseDataset | None = None) -> Path:
     """Write the report of a run folder; returns its path.
 
-    Args:
-        run: The run folder.
-        dataset: The run's images with the labels that it has used. None opens its data set; where
-            that cannot be done the page says so and does without pictures and truth.
+    `dataset` are the run's images with the labels that it has used. None opens its data set; where
+    that cannot be done the page says so and does without pictures and truth.
     """
     source, differences, remarks = run.config, None, []
     try:
@@ -62,8 +60,3 @@ def write_run(run: RunFolder, dataset: BaseDataset | None = None) -> Path:
     except UserError as error:
         remarks.append(f"{_NO_DATA} {error}")
     return write_run_report(load_run(run, dataset, differences, tuple(remarks)))
-
-
-def write_study(folder: Path) -> Path:
-    """Write the report of a study folder; returns its path."""
-    return write_study_report(load_study(folder))

@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -167,22 +168,18 @@ def environment(device: str, n_threads: int) -> dict[str, Any]:
 def _commit() -> str | None:
     """The commit of the program where it lies in a git repository of its own."""
     root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    words = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
-    try:
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    if (root / ".git").exists():
+        words = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
+        with suppress(OSError, subprocess.CalledProcessError):
+            return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    return None
 
 
 def _cpu_name() -> str:
-    """The processor's name as the system gives it."""
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
+        text = Path("/proc/cpuinfo").read_text()
+        if found := re.search(r"^model name[ \t]*:(.*)", text, re.MULTILINE):
+            return found[1].strip()
     return platform.processor() or platform.machine()
 
 
@@ -205,13 +202,9 @@ def named_checkpoint(run: RunFolder, path: Path) -> tuple[Path, dict[str, Any]]:
 def apply_policy(saved: Mapping[str, Any], config: ConfigParser) -> None:
     """Log free changes, warn of risky ones, refuse those that would make the curve no result."""
     free, warned, refused = compare_for_resume(saved, config.resolved)
+    text = "{} was {!r} and cannot become {!r} in a resumed run: start a new one"
     if refused:
-        raise ConfigError(
-            "\n".join(
-                f"{path} was {old!r} and cannot become {new!r} in a resumed run: start a new one"
-                for path, old, new in refused
-            )
-        )
+        raise ConfigError("\n".join(text.format(*change) for change in refused))
     for path, old, new in free:
         logger.info("%s: %r -> %r", path, old, new)
     for path, old, new in warned:
@@ -223,10 +216,7 @@ def check_weights(
 ) -> None:
     """Refuse to continue on other data, with another architecture, or from what is overtaken.
 
-    Args:
-        run: The run.
-        setup: What its continuation is made of.
-        named: The checkpoint that was named and its content, if any.
+    `named` is the checkpoint that was named and its content, if any.
     """
     try:
         initial = load_checkpoint(run.initial)
@@ -241,10 +231,9 @@ def check_weights(
     cycles = run.cycles()
     candidates = cycles[-1].resumable() if cycles else []
     if named and candidates:
-        newest = newest_good(candidates)[1]
         reached, furthest = (
-            tuple(content[name] for name in ("cycle", "epoch", "batch"))
-            for content in (named[1], newest)
+            [content[name] for name in ("cycle", "epoch", "batch")]
+            for content in (named[1], newest_good(candidates)[1])
         )
         if reached < furthest:
             raise CheckpointError(

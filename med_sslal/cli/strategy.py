@@ -35,21 +35,17 @@ def make_helper(
         others = unused_defaults([criterion], {name: own.get(name) for name in OF_CRITERION})
     own = {name: value for name, value in own.items() if name not in others}
     stages = [criterion] if args.selector is None else [criterion, args.selector]
-    changes: dict[str, Any] = {"al_criterion": stages}
+    own["al_criterion"] = stages
     if args.budget is not None:
-        changes["budget_num"] = args.budget
+        own["budget_num"] = args.budget
     if own.get("schedule"):
-        changes["schedule"] = None
-    changes |= {name: given[name] for name in HELPER_OPTIONS if name in given}
-    problems = wrong_arguments(cls, {**own, **changes}, provided=("seed",))
-    if problems:
-        raise ConfigError(
-            "; ".join(
-                f"{_OPTIONS.get(name, '--' + name.replace('_', '-'))}: {message}"
-                for name, message, _ in problems
-            )
-        )
+        own["schedule"] = None
+    own |= {name: given[name] for name in HELPER_OPTIONS if name in given}
+    if problems := wrong_arguments(cls, own, provided=("seed",)):
+        options = [_OPTIONS.get(name, f"--{name.replace('_', '-')}") for name, *_ in problems]
+        told = zip(options, problems, strict=True)
+        raise ConfigError("; ".join(f"{option}: {wrong.message}" for option, wrong in told))
     seed = args.seed
     if seed is None:
         seed = 0 if config is None else config["seed"]
-    return cls(**convert_arguments(cls, {**own, **changes}), seed=seed)
+    return cls(**convert_arguments(cls, own), seed=seed)

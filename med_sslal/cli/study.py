@@ -11,10 +11,11 @@ from pathlib import Path
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.cli.build import build_dataset, devices_of
 from med_sslal.cli.registries import registries
-from med_sslal.cli.report import write_study
 from med_sslal.cli.train import build_setup
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.logger.logger import setup_logging
+from med_sslal.report.study_data import load_study
+from med_sslal.report.study_page import write_study_report
 from med_sslal.report.study_table import study_table
 from med_sslal.study.finish import finish_study
 from med_sslal.study.launch import devices_in_turn, run_all, run_one
@@ -49,7 +50,7 @@ def run(args: Namespace) -> int:
             sys.stdout.write(f"{family.metric} against {family.baseline}\n\n")
             lines = [study_table(family.results["images"]), *family.sentences]
             sys.stdout.write("\n".join(lines) + "\n\n")
-        sys.stdout.write(f"report: {write_study(study.folder)}\n")
+        sys.stdout.write(f"report: {write_study_report(load_study(study.folder))}\n")
     elif code > 128:
         command = shlex.join([*_command(args, args.device), "--jobs", str(args.jobs)])
         sys.stdout.write(f"stopped; go on with: {command}\n")
