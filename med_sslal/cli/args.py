@@ -124,9 +124,7 @@ HELPER_OPTIONS = (
 def parse(argv: Sequence[str] | None, started: str = "") -> argparse.Namespace:
     """Read a command line; the parser ends the program where there is something wrong with it.
 
-    Args:
-        argv: The words after the program's name, None those of this process.
-        started: The name that the program was started by, for its help.
+    `argv` None: the words of this process. The help goes by the name that it was `started` by.
     """
     program = started if started == "med-sslal" else "python -m med_sslal"
     meaning = "Train and evaluate detectors; data sets, criteria, selections, reports."

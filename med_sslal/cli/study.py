@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.cli.build import build_dataset, devices_of
 from med_sslal.cli.registries import registries
 from med_sslal.cli.train import build_setup
-from med_sslal.config.parse_config import ConfigParser
+from med_sslal.eval.metric import metric_keys
 from med_sslal.logger.logger import setup_logging
 from med_sslal.report.study_data import load_study
 from med_sslal.report.study_page import write_study_report
@@ -22,6 +21,7 @@ from med_sslal.study.launch import devices_in_turn, run_all, run_one
 from med_sslal.study.results_file import ResultsFile
 from med_sslal.study.study_config import StudyConfig
 from med_sslal.study.study_runs import StudyRuns
+from med_sslal.utils.errors import ConfigError
 
 
 def run(args: Namespace) -> int:
@@ -40,10 +40,10 @@ def run(args: Namespace) -> int:
         return 0
     if args.only is not None:
         job = runs.named(args.only)
-        _check(study, runs, [own[job]])
+        _check(study, [own[job]])
         return run_one(runs, job, own[job])
     devices = devices_in_turn(args.device, args.jobs)
-    _check(study, runs, devices)
+    _check(study, devices)
     code = run_all(runs, args.jobs, devices)
     if code == 0:
         for family in finish_study(study, runs.outcomes()):
@@ -57,21 +57,29 @@ def run(args: Namespace) -> int:
     return code
 
 
-def _check(study: StudyConfig, runs: StudyRuns, devices: list[str | None]) -> None:
-    """Try what every arm needs, on the first of the devices that its runs will be given."""
+def _check(study: StudyConfig, devices: list[str | None]) -> None:
+    """Build what every arm needs: what does not fit data or device shows before any training.
 
-    def build(config: ConfigParser, dataset: BaseDataset | None) -> BaseDataset:
-        opened = dataset or build_dataset(config)
-        build_setup(config, opened, found, show_progress=False)
-        return opened
-
-    any_arm = next(iter(study.arms.values()))
+    It is built on the first of the devices that the runs will be given; arms differ in no key of
+    the data.
+    """
+    any_arm, dataset = next(iter(study.arms.values())), None
     for device in devices[1:]:
         with _same_gpus():
             devices_of(any_arm, device)
     with _same_gpus():
         found = devices_of(any_arm, devices[0])
-        runs.check(build)
+        for arm in study.arms:
+            config = study.run_config(arm, study.seeds[0])
+            dataset = dataset or build_dataset(config)
+            build_setup(config, dataset, found, show_progress=False)
+            keys = metric_keys(config["metrics"], dataset.labels.class_names)
+            known = sorted(f"test_{key}" for key in keys)
+            for metric in study.metrics:
+                if metric not in known:
+                    raise ConfigError(
+                        f"{study.source} metrics: no value '{metric}'; there are {', '.join(known)}"
+                    )
 
 
 @contextmanager

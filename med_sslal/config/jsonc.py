@@ -27,32 +27,27 @@ _SCALAR = re.compile(r"true|false|null|-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed file.
+    """A parsed file; places in it are (line, column), from 1 on."""
 
-    Attributes:
-        value: The content; of a repeated key, the first value.
-        keys: Path to the (line, column) of its key, from 1 on.
-        values: Path to the (line, column) of its value, from 1 on.
-        duplicates: Path and (line, column) of every repetition of a key.
-    """
-
-    value: Any
+    value: Any  # Of a repeated key, the first one.
     keys: Mapping[KeyPath, tuple[int, int]]
     values: Mapping[KeyPath, tuple[int, int]]
-    duplicates: tuple[tuple[KeyPath, tuple[int, int]], ...]
+    duplicates: tuple[tuple[KeyPath, tuple[int, int]], ...]  # Every repetition of a key.
 
 
 def parse(text: str, source: str) -> Document:
     """Parse JSON with comments; a ConfigError about it starts with `source:line:column`."""
-    return _Parser(text, source).document()
+    parser = _Parser(text, source)
+    value = parser.value(())
+    if parser.peek():
+        parser.fail(f"expected the end of the file, found {parser.found()}")
+    return Document(value, parser.keys, parser.values, tuple(parser.duplicates))
 
 
 def read(path: Path, what: str) -> Document:
     """Read a file whose content is an object; `what` it is stands in messages: "config".
 
-    Raises:
-        ConfigError: The file cannot be read, is malformed (the message starts with
-            `path:line:column`) or holds something else.
+    ConfigError where it cannot be read, is malformed (`path:line:column ...`) or something else.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -75,12 +70,6 @@ class _Parser:
         self.keys: dict[KeyPath, tuple[int, int]] = {}
         self.values: dict[KeyPath, tuple[int, int]] = {}
         self.duplicates: list[tuple[KeyPath, tuple[int, int]]] = []
-
-    def document(self) -> Document:
-        value = self.value(())
-        if self.peek():
-            self.fail(f"expected the end of the file, found {self.found()}")
-        return Document(value, self.keys, self.values, tuple(self.duplicates))
 
     def position(self, offset: int) -> tuple[int, int]:
         line = bisect.bisect_right(self.line_starts, offset)

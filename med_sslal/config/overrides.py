@@ -9,16 +9,10 @@ from med_sslal.utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class Override:
-    """One replaced value.
+    """One replaced value."""
 
-    Attributes:
-        source: The option that it comes from, for messages: `--set`.
-        path: Keys from the top of the config down to the value.
-        value: The new value.
-    """
-
-    source: str
-    path: tuple[str, ...]
+    source: str  # The option that it comes from, for messages: `--set`.
+    path: tuple[str, ...]  # Keys from the top of the config down to the value.
     value: Any
 
     @property

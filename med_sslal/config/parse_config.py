@@ -64,11 +64,7 @@ class ConfigParser:
     def from_file(
         cls, path: Path | str, registries: Registries, overrides: Iterable[Override] = ()
     ) -> "ConfigParser":
-        """Read and check a file of JSON with comments; messages name it as written here.
-
-        Raises:
-            ConfigError: The file cannot be read, is malformed, or something in it is wrong.
-        """
+        """Read and check a file of JSON with comments; messages name it as written here."""
         document = jsonc.read(Path(path), "config")
         return cls(document.value, registries, overrides, source=str(path), document=document)
 
@@ -95,9 +91,7 @@ class ConfigParser:
     def init_obj(self, section: str, *args: Any, **kwargs: Any) -> Any:
         """Build what a section names, with further arguments that the program supplies.
 
-        Raises:
-            KeyError: The section is null.
-            ConfigError: The class refuses its arguments; the text names the section.
+        KeyError where the section is null; a ConfigError of the class names the section.
         """
         cls = self._types[section]
         own = convert_arguments(cls, self._resolved[section]["args"])

@@ -22,23 +22,17 @@ from med_sslal.config.values import Key
 class TypeSection:
     """A section whose `type` names a class of its own registry and whose `args` are its arguments.
 
-    Attributes:
-        path: The section's name, and that of its registry.
-        meaning: One sentence for `--help-config`.
-        provided: Arguments that the program supplies itself; the config may not name them.
-        default_type: The type where the section does not name one; None makes `type` required.
-        nullable: The whole section may be null, and is so by default.
-        has_type: False where the registry holds one class and the config only gives its `args`.
-        fill_args: Write default arguments into the resolved config. Not for foreign classes, whose
-            arguments change with the installed version.
+    Its path is the name of its registry too.
     """
 
     path: str
-    meaning: str
-    provided: tuple[str, ...] = ()
-    default_type: str | None = None
-    nullable: bool = False
-    has_type: bool = True
+    meaning: str  # One sentence for `--help-config`.
+    provided: tuple[str, ...] = ()  # Arguments that the program supplies, and the config may not.
+    default_type: str | None = None  # Where the section names none; None makes `type` required.
+    nullable: bool = False  # The whole section may be null, and is so by default.
+    has_type: bool = True  # False where the registry holds one class: the config gives its `args`.
+    # Write default arguments into the resolved config. Not for foreign classes, whose arguments
+    # change with the installed version.
     fill_args: bool = True
 
     def keys(self, registered: Iterable[str] = ()) -> tuple[Key, ...]:
@@ -164,7 +158,6 @@ class TrainerKeys:
 
 
 def _keys(section: type, path: str = "") -> Iterator[Key]:
-    """The keys of a section below `path`."""
     meanings = docstring_arguments(section.__doc__)
     for name, annotation in get_type_hints(section, include_extras=True).items():
         default, required = getattr(section, name, None), not hasattr(section, name)

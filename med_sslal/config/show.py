@@ -60,7 +60,6 @@ def help_config(registries: Registries) -> str:
 
 
 def _section_lines(section: TypeSection, registry: Mapping[str, type]) -> list[str]:
-    """The lines of a section: itself, its types and their arguments."""
     lines = []
     if section.has_type:
         lines += entry_lines(replace(section.keys()[0], meaning=section.meaning))

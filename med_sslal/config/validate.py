@@ -92,7 +92,6 @@ class Validator:
                 self.defaults[key.path] = key.default
 
     def _type_and_args(self, section: TypeSection, resolved: dict[str, Any]) -> None:
-        """Check `type` against the registry and `args` against the signature."""
         cls, args = self._class(section, resolved), resolved.get("args")
         if cls is None or args is None:
             return

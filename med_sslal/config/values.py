@@ -48,25 +48,15 @@ _LARGEST = {int: 2**63 - 1, float: sys.float_info.max}
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a config, or one argument of a constructor.
+    """One key of a config, or one argument of a constructor."""
 
-    Attributes:
-        path: Dotted path, or the argument's name.
-        annotation: Type and range of its value; Any where nothing is said.
-        meaning: What it does; "" where nothing says it.
-        default: Value where it is left out, as JSON holds it; None where JSON cannot.
-        required: It must be there; `default` means nothing then.
-        in_json: JSON can hold its default.
-        word: What stands for its default in a message.
-    """
-
-    path: str
-    annotation: Any
-    meaning: str
-    default: Any = None
-    required: bool = False
-    in_json: bool = True
-    word: str = ""
+    path: str  # Dotted path, or the argument's name.
+    annotation: Any  # Type and range of its value; Any where nothing is said.
+    meaning: str  # What it does; "" where nothing says it.
+    default: Any = None  # Value where it is left out, as JSON holds it; None where JSON cannot.
+    required: bool = False  # It must be there; `default` means nothing then.
+    in_json: bool = True  # JSON can hold its default.
+    word: str = ""  # What stands for its default in a message.
 
     @property
     def name(self) -> str:
@@ -88,10 +78,8 @@ def read(value: Any, annotation: Any) -> Any:
     """Turn a JSON value into what `annotation` asks for: list to tuple, string to Path.
 
     `10` is a float too, but `"10"` is no int and `true` is not 1. An annotation about which nothing
-    can be said from JSON (Any, a class, a protocol) takes all as it is.
-
-    Raises:
-        ValueError: The value is of another type, or out of range.
+    can be said from JSON (Any, a class, a protocol) takes all as it is. ValueError where the value
+    is of another type, or out of range.
     """
     origin, inner = get_origin(annotation) or annotation, get_args(annotation)
     if origin is Annotated:
@@ -168,8 +156,7 @@ def _holds(rule: Any, value: Any) -> bool:
 def as_json(value: Any) -> Any:
     """A default value as JSON holds it: tuples as lists, paths as strings.
 
-    Raises:
-        ValueError, TypeError: JSON cannot hold it (NaN, say, or its type).
+    ValueError or TypeError where JSON cannot hold it (NaN, say, or its type).
     """
 
     def plain(value: Any) -> Any:
@@ -237,7 +224,7 @@ def refusal(value: Any, key: Key) -> str:
 
 
 def _words(annotation: Any) -> list[str]:
-    """The strings that the Literals in an annotation list."""
+    """The strings of the Literals in an annotation."""
     inner = get_args(annotation)
     if get_origin(annotation) is Literal:
         return [option for option in inner if isinstance(option, str)]

@@ -16,14 +16,11 @@ from med_sslal.utils.errors import UserError
 
 
 class ConsoleHandler(logging.Handler):
-    """Writes records to standard output at once, without tearing a progress bar apart.
-
-    Attributes:
-        last: When it wrote last, by the monotonic clock.
-    """
+    """Writes records to standard output at once, without tearing a progress bar apart."""
 
     def __init__(self) -> None:
         super().__init__()
+        # When it wrote last.
         self.last = time.monotonic()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -47,25 +44,20 @@ def console_silence() -> float:
 class LogFile(logging.FileHandler):
     """A log file that a full disk cannot end a run with: it tells of the first line it lost."""
 
-    def __init__(self, path: Path) -> None:
-        self._told = False
-        super().__init__(path, encoding="utf-8")
+    _told = False
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Tell why `record` could not be written."""
-        self._tell(sys.exc_info()[1])
+    def handleError(self, record: logging.LogRecord | None = None) -> None:
+        """Tell of the error that is being handled."""
+        if not self._told:
+            tqdm.write(f"warning: cannot write all of {self.baseFilename}: {sys.exc_info()[1]}")
+        self._told = True
 
     def close(self) -> None:
         """Close the file, which writes what is left."""
         try:
             super().close()
-        except OSError as error:
-            self._tell(error)
-
-    def _tell(self, error: BaseException | None) -> None:
-        if not self._told:
-            tqdm.write(f"warning: cannot write all of {self.baseFilename}: {error}")
-        self._told = True
+        except OSError:
+            self.handleError()
 
 
 def setup_logging(verbosity: int, *, leads: bool = True) -> None:
@@ -89,7 +81,7 @@ def add_log_file(path: Path) -> logging.Handler:
     UserError where it cannot be opened, or another process has it.
     """
     try:
-        handler = LogFile(path)
+        handler = LogFile(path, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     assert handler.stream is not None
@@ -105,11 +97,8 @@ def add_log_file(path: Path) -> logging.Handler:
         # Some network disks have no locks.
         logging.getLogger(__name__).warning("cannot lock %s: %s", path, error.strerror)
     handler.setLevel(logging.DEBUG)
-    handler.setFormatter(
-        logging.Formatter(
-            "%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
-        )
-    )
+    text = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    handler.setFormatter(logging.Formatter(text, datefmt="%Y-%m-%d %H:%M:%S"))
     logging.getLogger("med_sslal").addHandler(handler)
     return handler
 

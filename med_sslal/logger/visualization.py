@@ -1,6 +1,7 @@
 """TensorBoard: scalars and pictures."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +14,32 @@ class TensorboardWriter:
     def __init__(self, folder: Path, *, enabled: bool = True) -> None:
         self._folder, self._enabled = folder, enabled
         self._purge_step: int | None = None
-        self._writer: Any = None
 
     def hide_from(self, step: int) -> None:
         """Hide what an interrupted run wrote from `step` on; call it before the first value."""
         self._purge_step = step
 
-    def _open(self) -> Any:
-        if self._writer is None:
-            # Imported here: TensorBoard takes a second to load, and many runs do without it.
-            from torch.utils.tensorboard import SummaryWriter
+    @cached_property
+    def _writer(self) -> Any:
+        # Imported here: TensorBoard takes a second to load, and many runs do without it.
+        from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._folder), purge_step=self._purge_step)
-        return self._writer
+        return SummaryWriter(str(self._folder), purge_step=self._purge_step)
 
     def __enter__(self) -> "TensorboardWriter":
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._writer is not None:
+        if "_writer" in vars(self):
             self._writer.close()
 
     def scalars(self, values: Mapping[str, float | None], step: int) -> None:
         """Write every value that is defined."""
-        if self._enabled:
-            for name, value in values.items():
-                if value is not None:
-                    self._open().add_scalar(name, value, step)
+        for name, value in values.items():
+            if self._enabled and value is not None:
+                self._writer.add_scalar(name, value, step)
 
     def image(self, name: str, picture: np.ndarray, step: int) -> None:
         """Write a uint8 [H, W, 3] picture."""
         if self._enabled:
-            self._open().add_image(name, picture, step, dataformats="HWC")
+            self._writer.add_image(name, picture, step, dataformats="HWC")

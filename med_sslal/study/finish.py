@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from med_sslal.study.label_efficiency import compare_arms
@@ -30,9 +31,8 @@ class Family:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        results = {unit: result.to_json() for unit, result in self.results.items()}
-        head = {"metric": self.metric, "baseline": self.baseline}
-        return {**head, "verdict": list(self.sentences), **results}
+        head = {"metric": self.metric, "baseline": self.baseline, "verdict": list(self.sentences)}
+        return head | {unit: result.to_json() for unit, result in self.results.items()}
 
 
 def finish_study(
@@ -40,21 +40,13 @@ def finish_study(
 ) -> tuple[Family, ...]:
     """Compare the runs of all seeds that are done; writes `results.json` and `results.csv`.
 
-    `outcomes` are by arm and seed, one for each arm of one seed at least.
-
-    Returns:
-        A family for each metric and baseline, by metric in the order of the study.
-
-    Raises:
-        DataError: A run has no value of a metric.
+    `outcomes` are by arm and seed, one for each arm of one seed at least; DataError where one has
+    no value of a metric. Returns a family for each metric and baseline, in the order of the study.
     """
     seeds = [s for s in study.seeds if all((arm, s) in outcomes for arm in study.arms)]
     rows: Rows = {arm: {s: outcomes[arm, s].rows for s in seeds} for arm in study.arms}
-    families = tuple(
-        _family(study, rows, metric, baseline)
-        for metric in study.metrics
-        for baseline in study.baselines
-    )
+    pairs = product(study.metrics, study.baselines)
+    families = tuple(_family(study, rows, *pair) for pair in pairs)
     notes = mixed_machines({key: own for key, own in outcomes.items() if key[1] in seeds})
     for note in notes:
         logger.warning("%s", note)
@@ -71,7 +63,6 @@ def finish_study(
 
 
 def _family(study: StudyConfig, rows: Rows, metric: str, baseline: str) -> Family:
-    """The comparison by one metric against one baseline."""
     full = None
     if study.full is not None:
         full = {seed: _value(study, own[-1], metric) for seed, own in rows[study.full].items()}
@@ -100,7 +91,6 @@ def _curves(
 
 
 def _value(study: StudyConfig, row: dict[str, Any], metric: str) -> float:
-    """A compared metric of one cycle."""
     value = row.get(metric)
     if value is None:
         raise DataError(

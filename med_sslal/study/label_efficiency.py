@@ -204,7 +204,6 @@ def _first_crossing(labels: np.ndarray, values: np.ndarray, targets: np.ndarray)
 
 
 def _known(labels: float) -> float | None:
-    """A label count as a plain number, None where it is infinite."""
     return float(labels) if np.isfinite(labels) else None
 
 

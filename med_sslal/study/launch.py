@@ -34,8 +34,7 @@ def devices_in_turn(device: str | None, n_jobs: int) -> list[str | None]:
 def run_one(runs: StudyRuns, job: Job, device: str | None) -> int:
     """Start or continue one run in this terminal; returns its exit code.
 
-    Raises:
-        UserError: It waits for another that is not done.
+    UserError where it waits for another that is not done.
     """
     left = runs.left()
     runs.record(*runs.jobs)
@@ -54,8 +53,7 @@ def run_one(runs: StudyRuns, job: Job, device: str | None) -> int:
 def run_all(runs: StudyRuns, n_jobs: int, devices: Sequence[str | None]) -> int:
     """Run what is left, `n_jobs` at a time on `devices_in_turn`; returns the exit code.
 
-    Raises:
-        UserError: Runs failed; the others went on.
+    UserError where runs failed, after the others have ended.
     """
     left, total = runs.left(), len(runs.jobs)
     logger.info("study %s: %d of %d runs are done", runs.root, total - len(left), total)
@@ -138,7 +136,6 @@ def _start(runs: StudyRuns, job: Job, device: str | None, n_jobs: int) -> _Runni
 
 
 def _failure(runs: StudyRuns, failed: list[Job], n_waiting: int) -> UserError:
-    """The error that names the runs that failed."""
     sentences = []
     for job in failed:
         lines = runs.log(job).read_text(encoding="utf-8", errors="replace").splitlines()

@@ -18,6 +18,8 @@ from med_sslal.utils.util import read_json
 
 # May differ beside the strategy: names, and where and how fast things run.
 _HARMLESS = ("name", "dataset.args.root", "dataset.args.cache*")
+# May grow in a run that goes on, but not beside another one.
+_LENGTHS = ("trainer.epochs", "trainer.steps_per_cycle")
 
 
 def check_shared(
@@ -28,11 +30,8 @@ def check_shared(
 ) -> None:
     """Refuse a run whose cycle 0 is not that of `config`.
 
-    `data_difference` tells from a checkpoint how its data is not that of the new run.
-
-    Raises:
-        CheckpointError: It is no run folder, or its cycle 0 is not finished or of other data.
-        ConfigError: The configs differ in more than the strategy.
+    `data_difference` tells from a checkpoint how its data is not that of the new run. ConfigError
+    where the configs differ in more than the strategy, else a CheckpointError.
     """
     if not source.exists:
         raise CheckpointError(
@@ -47,11 +46,15 @@ def check_shared(
             )
     path = source.config
     saved = ConfigParser(read_json(path), registries, source=str(path))
-    for key, old, new in _differences(saved.resolved, config.resolved):
-        raise ConfigError(
-            f"--cycle0-from: {key} is {old!r} in {source} and {new!r} here, so its cycle 0 is not "
-            "that of this run: train it anew"
-        )
+    free, warned, refused = compare_for_resume(saved.resolved, config.resolved)
+    longer = [change for change in free if change[0] in _LENGTHS]
+    for key, old, new in (*refused, *warned, *longer):
+        harmless = is_strategy(key) or any(fnmatchcase(key, one) for one in _HARMLESS)
+        if key in INITIAL or not harmless:
+            raise ConfigError(
+                f"--cycle0-from: {key} is {old!r} in {source} and {new!r} here, so its cycle 0 is "
+                "not that of this run: train it anew"
+            )
     # That of cycle 0 tells the labels of its training too.
     for path in (source.initial, cycle.best):
         content = load_checkpoint(path)
@@ -76,18 +79,6 @@ def take_over(source: RunFolder, new: RunFolder) -> None:
     for old, own in ((source.initial_selection, new.initial_selection), *pairs):
         if old.exists():
             shutil.copy2(old, own)
-
-
-def _differences(saved: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Changes that cycle 0 depends on."""
-    free, warned, refused = compare_for_resume(saved, new)
-    longer = ("trainer.epochs", "trainer.steps_per_cycle")
-    return [
-        change
-        for change in (*refused, *warned, *(change for change in free if change[0] in longer))
-        if change[0] in INITIAL
-        or not (is_strategy(change[0]) or any(fnmatchcase(change[0], one) for one in _HARMLESS))
-    ]
 
 
 def _link(source: Path, target: Path) -> None:

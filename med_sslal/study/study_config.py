@@ -78,24 +78,20 @@ class StudyConfig:
 
     def run_config(self, arm: str, seed: int) -> ConfigParser:
         """The config of one run; the arm `cycle0` is the training that the others share."""
-        place = {"seed": seed, "name": arm, "trainer.save_dir": str(self.folder)}
+        own = {"seed": seed, "name": arm, "trainer.save_dir": str(self.folder)}
         if arm == SHARED:
-            own = _overrides(self.source, {"al_settings.num_cycles": 0})
-        else:
-            own = self.strategies[arm]
-        changes = (*self.changes, *own, *_overrides(self.source, place))
+            own["al_settings.num_cycles"] = 0
+        strategy = self.strategies.get(arm, ())
+        changes = (*self.changes, *strategy, *_overrides(self.source, own))
         return ConfigParser.from_file(self.base, self.registries, changes)
 
     @classmethod
     def from_file(
         cls, path: Path, registries: Registries, overrides: Iterable[Override] = ()
     ) -> "StudyConfig":
-        """Read and check a study.
+        """Read and check a study; ConfigError, one line per problem, where something is wrong.
 
         The overrides, from the command line, are changes for every run.
-
-        Raises:
-            ConfigError: Something is wrong; the text has one line per problem.
         """
         content, source = _read(path), str(path)
         base = path.parent / content["config"]

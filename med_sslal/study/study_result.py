@@ -31,7 +31,6 @@ class Curve:
     values: tuple[float, ...]  # Score at these, higher = better.
 
     def __post_init__(self) -> None:
-        """Validate once."""
         if len(self.labels) != len(self.values) or not self.labels:
             raise DataError(
                 f"a curve needs one value for each of at least one label count, found "

@@ -1,14 +1,12 @@
 """The runs of a study: what is done, what is left, and the command that goes on with one."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import Change, compare_for_resume
-from med_sslal.eval.metric import metric_keys
 from med_sslal.study.results_file import Outcome, ResultsFile
 from med_sslal.study.settings_hash import is_place, settings_hash
 from med_sslal.study.study_config import StudyConfig
@@ -35,7 +33,6 @@ class Job(NamedTuple):
     seed: int
 
     def __str__(self) -> str:
-        """The run's folder inside the study's."""
         return f"{self.arm}/s{self.seed}"
 
 
@@ -44,9 +41,7 @@ class StudyRuns:
 
     The trainings of cycle 0 are made once per seed, as the runs of an arm `cycle0`; every arm but
     full supervision takes them over. Outcomes in a results file count as runs that are done.
-
-    Raises:
-        ConfigError: The study has no such seed.
+    ConfigError where the study has not one of the seeds.
     """
 
     def __init__(
@@ -77,9 +72,7 @@ class StudyRuns:
     def left(self) -> list[Job]:
         """The runs that are not done, each after the one that it waits for.
 
-        Raises:
-            ConfigError: A run on disk, or in the results file, is of other settings than the
-                study's.
+        ConfigError where a run on disk, or in the results file, has not the study's settings.
         """
         for job in self._all:
             self._listed(job)
@@ -107,33 +100,8 @@ class StudyRuns:
         begun = self.folder(job).exists
         return None if begun or job.arm in (SHARED, self._study.full) else Job(SHARED, job.seed)
 
-    def check(self, build: Callable[[ConfigParser, BaseDataset | None], BaseDataset]) -> None:
-        """Build what every arm needs once: what is wrong shows before the first training.
-
-        `build` makes all that a run is made of, for the device that it will use. It gets the data
-        set of the arm before, as arms differ in no key of the data, and returns it.
-
-        Raises:
-            UserError: A setting does not fit the data or the device.
-        """
-        study, dataset = self._study, None
-        for arm in study.arms:
-            config = study.run_config(arm, study.seeds[0])
-            dataset = build(config, dataset)
-            keys = metric_keys(config["metrics"], dataset.labels.class_names)
-            known = sorted(f"test_{key}" for key in keys)
-            for metric in study.metrics:
-                if metric not in known:
-                    raise ConfigError(
-                        f"{study.source} metrics: no value '{metric}'; there are {', '.join(known)}"
-                    )
-
     def named(self, name: str) -> Job:
-        """The run of a name such as `random/s0`.
-
-        Raises:
-            ConfigError: There is no such run.
-        """
+        """The run of a name such as `random/s0`; ConfigError where there is none."""
         for job in self.jobs:
             if str(job) == name:
                 return job

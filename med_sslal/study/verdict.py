@@ -29,9 +29,7 @@ def verdict(result: StudyResult) -> list[str]:
 
 
 def _arm_sentence(name: str, comparison: Comparison, result: StudyResult) -> str:
-    """The verdict on one arm."""
-    n_seeds = len(comparison.seeds)
-    interval = comparison.area.interval
+    n_seeds, interval = len(comparison.seeds), comparison.area.interval
     if interval is None:
         return (
             f"{name}: area {comparison.area.value:+.3f} against {result.baseline}: "

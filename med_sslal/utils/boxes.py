@@ -20,14 +20,9 @@ def paired_intersection(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def paired_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """IoU of box i of `first` with box i of `second`.
+    """IoU of box i of `first` with box i of `second`: float64 [N] in [0, 1] from [N, 4] xyxy.
 
-    Args:
-        first: [N, 4] xyxy.
-        second: [N, 4] xyxy in the same frame.
-
-    Returns:
-        float64 [N] in [0, 1]; 0 where both boxes have no area.
+    Both are in the same frame; it is 0 where both boxes have no area.
 
     Example:
         >>> paired_iou(np.array([[0, 0, 2, 2]]), np.array([[0, 0, 2, 1]])).tolist()
@@ -43,10 +38,8 @@ def pairs(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Every pair of a row and another row of the same key, about `at_once` pairs at a time.
 
-    Args:
-        keys: int64 [N], the image that box i belongs to, say.
-        others: int64 [K], the same of other boxes.
-        at_once: All pairs of a row come in the same block, however many.
+    `keys`, int64 [N], are the images that boxes belong to, say, and `others`, int64 [K], those of
+    other boxes. All pairs of a row come in the same block, however many.
 
     Yields:
         The row of `keys` and the row of `others` of each pair, in the order of both: int64 [P].

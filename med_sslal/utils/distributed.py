@@ -32,21 +32,13 @@ _LOST = ("gloo", "NCCL", "onnection closed by peer", "onnection reset by peer")
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run; every method but `share` is a step that ALL of them take together.
+    """The processes of a run; every method but `share` is a step that ALL of them take together."""
 
-    Attributes:
-        rank: This process among all.
-        size: How many there are.
-        local_rank: This process among those of its machine.
-        local_size: How many its machine has.
-        launched: Whether torchrun started the process, be it a single one.
-    """
-
-    rank: int = 0
+    rank: int = 0  # This process among all.
     size: int = 1
-    local_rank: int = 0
+    local_rank: int = 0  # This process among those of its machine.
     local_size: int = 1
-    launched: bool = False
+    launched: bool = False  # Whether torchrun started the process, be it a single one.
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "World":
@@ -54,10 +46,8 @@ class World:
         if "RANK" not in environment:
             return cls()
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        missing = [
-            name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in environment
-        ]
-        if missing:
+        needed = (*names, "MASTER_ADDR", "MASTER_PORT")
+        if missing := [name for name in needed if name not in environment]:
             raise DeviceError(
                 f"RANK is in the environment, but not {', '.join(missing)}: start several "
                 "processes with torchrun, or unset RANK for one"

@@ -19,13 +19,10 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """While entered, remembers the first SIGINT or SIGTERM; `check` raises at a safe point.
-
-    Attributes:
-        signal: The number of the signal that came, None before any.
-    """
+    """While entered, remembers the first SIGINT or SIGTERM; `check` raises at a safe point."""
 
     def __init__(self) -> None:
+        # The number of the signal that came.
         self.signal: int | None = None
         self._came = 0.0
         self._before: dict[int, object] = {}

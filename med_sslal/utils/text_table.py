@@ -4,15 +4,12 @@ from collections.abc import Sequence
 
 
 def text_table(rows: Sequence[Sequence[str]], align: str = "<", *, rule: bool = True) -> str:
-    """Put cells one below the other, columns two spaces apart.
+    """Put cells one below the other, columns two spaces apart, without spaces at the lines' ends.
 
     Args:
         rows: Equally long lines of cells, the headings first.
         align: `<` or `>` for each column; the last one counts for all that follow.
         rule: Whether a line of hyphens parts the headings from the rest.
-
-    Returns:
-        The lines, without spaces at their ends.
 
     Example:
         >>> print(text_table([["arm", "area"], ["random", "0.4"]], "<>"))
