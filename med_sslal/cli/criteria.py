@@ -84,7 +84,7 @@ def _page(cls: type, name: str) -> str:
         f"Passes over the pool: {_passes(one)}",
         f"Needs besides the plain pass: {_needs(one)}",
         f"Asks of the detector: {', '.join(one.needs) or '-'}",
-        f"Default aggregate: {_aggregate(one)}",
+        f"Default aggregate: {getattr(one, 'aggregate', '-')}",
         f'In a config: "al_criterion": {json.dumps(stages)}',
         "Arguments:" if arguments else "Arguments: none",
     ]
@@ -96,7 +96,7 @@ def _page(cls: type, name: str) -> str:
 def _rows(group: Mapping[str, type]) -> list[tuple[str, ...]]:
     texts = describe(group)
     return [
-        (name, _passes(cls()), _aggregate(cls()), _needs(cls()), texts[name])
+        (name, _passes(cls()), str(getattr(cls(), "aggregate", "-")), _needs(cls()), texts[name])
         for name, cls in group.items()
     ]
 
@@ -105,11 +105,6 @@ def _passes(one: Criterion | Selector) -> str:
     heads = sum(map(is_aligned, one.views))
     passes = len(one.views) - heads
     return f"{passes} + {heads} heads" if heads else str(passes)
-
-
-def _aggregate(one: Criterion | Selector) -> str:
-    """How boxes become images without being told; "-" where that is no choice."""
-    return str(getattr(one, "aggregate", "-"))
 
 
 def _needs(one: Criterion | Selector) -> str:

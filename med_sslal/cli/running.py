@@ -21,7 +21,7 @@ from med_sslal.cli.report import write_run
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import compare_for_resume
 from med_sslal.eval.coco_utils import from_coco_predictions
-from med_sslal.logger.logger import add_log_file, remove_log_file
+from med_sslal.logger.logger import add_log_file
 from med_sslal.report.overlays import write_evaluation_pictures
 from med_sslal.report.plots import plot_learning_curve
 from med_sslal.report.table import cycle_table
@@ -87,7 +87,7 @@ def run_in(run: RunFolder, setup: RunSetup) -> int:
             sys.stdout.write(f"what is done is kept; go on with: {command}\n")
         raise
     finally:
-        remove_log_file(handler)
+        handler.close()
     return 0
 
 

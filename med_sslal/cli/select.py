@@ -7,15 +7,18 @@ import json
 import re
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.finds import finds, record_mistakes
 from med_sslal.al.record import PoolRecord
 from med_sslal.al.restrict import slice_positions
 from med_sslal.al.schedule import in_use
 from med_sslal.al.select import query_record
 from med_sslal.al.selection_io import read_selection, write_selection
+from med_sslal.al.stages import unused_defaults
 from med_sslal.base.base_dataset import Labels
 from med_sslal.base.types import Annotation, ImageInfo
 from med_sslal.cli.args import HELPER_OPTIONS
@@ -27,13 +30,17 @@ from med_sslal.cli.origin import (
     find_record,
     find_val_record,
 )
-from med_sslal.cli.strategy import OF_CRITERION, make_helper
+from med_sslal.config.parse_config import ConfigParser
+from med_sslal.config.signature import convert_arguments, wrong_arguments
 from med_sslal.report.selection import draw_selection, selection_table
 from med_sslal.report.table import finds_table
 from med_sslal.trainer.run_folder import new_results
 from med_sslal.utils.errors import ConfigError, DataError
 from med_sslal.utils.util import read_json
 
+# What a criterion cannot take over from another one.
+_OF_CRITERION = ("aggregate", "empty_images")
+_OPTIONS = {"al_criterion": "--criterion", "budget_num": "--budget"}
 _BACK = "put the run's own data back"
 
 
@@ -49,7 +56,7 @@ def run(args: Namespace) -> int:
     origin = find_record(args.record)
     record = PoolRecord.open(origin.record)
     notes = [check_model(record, origin)]
-    helper = make_helper(args, origin.config, criterion)
+    helper = _make_helper(args, origin.config, criterion)
     images = None
     if args.first or helper.suppress_adjacent is not None:
         try:
@@ -87,14 +94,14 @@ def run(args: Namespace) -> int:
 def explain(args: Namespace) -> int:
     """Hold criteria against the mistakes on the validation images of a cycle; tell it on stdout."""
     given = [name for name in ("selector", "budget", "out") if getattr(args, name) is not None]
-    given += [name for name in HELPER_OPTIONS if name in args and name not in OF_CRITERION]
+    given += [name for name in HELPER_OPTIONS if name in args and name not in _OF_CRITERION]
     if given:
         option = given[0].replace("_", "-")
         raise ConfigError(f"--{option}: --explain chooses nothing, and rates alone: leave it out")
     origin = find_val_record(args.record)
     record = PoolRecord.open(origin.record)
     stages = args.criterion or [_own_criterion(origin)]
-    helpers = [make_helper(args, origin.config, stage) for stage in stages]
+    helpers = [_make_helper(args, origin.config, stage) for stage in stages]
     note = check_model(record, origin)
     truth = record_mistakes(record, *_truth(record, origin))
     cycle = origin.number if args.cycle is None else args.cycle
@@ -136,3 +143,38 @@ def _truth(
             f"{_BACK}"
         )
     return labels.of(splits["val"]), dict(dataset.images.infos)
+
+
+def _make_helper(
+    args: Namespace, config: ConfigParser | None, criterion: Any
+) -> ActiveLearningHelper:
+    """The strategy: the run's (`config`, None outside of one), changed by the command line.
+
+    `criterion` is the first stage, as `al_criterion` has it.
+    """
+    given = vars(args)
+    cls: type[ActiveLearningHelper] = ActiveLearningHelper
+    own: dict[str, Any] = {"init_num": 1, "al_criterion": []}
+    if config is not None:
+        cls, own = config.init_class("al_settings"), config["al_settings"]["args"]
+    # What was said for all criteria holds for those that the run used, where they take it.
+    used = [own, *(own.get("schedule") or [])]
+    others: Sequence[str] = _OF_CRITERION
+    if any((entry.get("al_criterion") or [])[:1] == [criterion] for entry in used):
+        others = unused_defaults([criterion], {name: own.get(name) for name in _OF_CRITERION})
+    own = {name: value for name, value in own.items() if name not in others}
+    stages = [criterion] if args.selector is None else [criterion, args.selector]
+    own["al_criterion"] = stages
+    if args.budget is not None:
+        own["budget_num"] = args.budget
+    if own.get("schedule"):
+        own["schedule"] = None
+    own |= {name: given[name] for name in HELPER_OPTIONS if name in given}
+    if problems := wrong_arguments(cls, own, provided=("seed",)):
+        options = [_OPTIONS.get(name, f"--{name.replace('_', '-')}") for name, *_ in problems]
+        told = zip(options, problems, strict=True)
+        raise ConfigError("; ".join(f"{option}: {wrong.message}" for option, wrong in told))
+    seed = args.seed
+    if seed is None:
+        seed = 0 if config is None else config["seed"]
+    return cls(**convert_arguments(cls, own), seed=seed)

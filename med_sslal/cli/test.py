@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from med_sslal.base.checkpoint import sidecar
-from med_sslal.base.types import Prediction
 from med_sslal.cli.build import build_dataset, data_difference, devices_of, load_weights
 from med_sslal.cli.registries import registries
 from med_sslal.cli.train import build_setup
@@ -20,7 +19,6 @@ from med_sslal.report.table import metric_table
 from med_sslal.trainer.inference import predict_split
 from med_sslal.trainer.results import measured
 from med_sslal.trainer.run_folder import CycleFolder, find_run, load_named, new_results
-from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.deterministic import deterministic_algorithms
 from med_sslal.utils.distributed import World
 from med_sslal.utils.errors import CheckpointError
@@ -50,12 +48,26 @@ def run(args: Namespace) -> int:
             if (difference := data_difference(content, setup)) is not None:
                 logger.warning("the data is not that of the training: %s", difference)
             load_weights(setup.detector.model(), content, path)
-            n_images = len(setup.images.splits[args.split])
+            images, labels = setup.images, setup.split_labels(args.split)
+            n_images = len(images.splits[args.split])
             logger.info("evaluating %s on %d %s images", path, n_images, args.split)
             found, loss = predict_split(
                 setup, stop=stop, weights=content["model"], split=args.split, title=args.split
             )
-    return _write(setup, found, loss, args.split, path) if world.is_main else 0
+    if not world.is_main:
+        return 0
+    result = measured(setup, found, loss, args.split)
+    coco = to_coco_predictions(found, images.infos, setup.class_names)
+    title = f"{config['name']}: {args.split}, {len(found)} images"
+    folder = path.resolve().parent if cycle is None else cycle.run.path
+    with new_results(folder / f"{args.split}_{datetime.now():%Y%m%d_%H%M%S}") as out:
+        # First: a disk that is full does not take the numbers away.
+        sys.stdout.write(metric_table(result) + "\n")
+        write_json(out.metrics, {"checkpoint": str(path), "split": args.split, **result})
+        write_json(out.predictions, coco)
+        write_evaluation_pictures(out.path, result, found, labels, images, setup.class_names, title)
+    logger.info("results: %s", out.path)
+    return 0
 
 
 def find_model(name: str) -> tuple[Path, dict[str, Any], list[str]]:
@@ -72,25 +84,3 @@ def find_model(name: str) -> tuple[Path, dict[str, Any], list[str]]:
     if not sidecar(path).exists():
         complaints.append(f"{path} has no checksum file beside it: it is taken unverified")
     return path, content, complaints
-
-
-def _write(
-    setup: RunSetup, found: dict[str, Prediction], loss: float | None, split: str, path: Path
-) -> int:
-    """Measure the predictions, and write all of it to a new folder of the checkpoint's run."""
-    folder = path.resolve().parent
-    cycle = CycleFolder.around(folder)
-    if cycle is not None:
-        folder = cycle.run.path
-    images, labels = setup.images, setup.split_labels(split)
-    result = measured(setup, found, loss, split)
-    coco = to_coco_predictions(found, images.infos, setup.class_names)
-    title = f"{setup.config['name']}: {split}, {len(found)} images"
-    with new_results(folder / f"{split}_{datetime.now():%Y%m%d_%H%M%S}") as out:
-        # First: a disk that is full does not take the numbers away.
-        sys.stdout.write(metric_table(result) + "\n")
-        write_json(out.metrics, {"checkpoint": str(path), "split": split, **result})
-        write_json(out.predictions, coco)
-        write_evaluation_pictures(out.path, result, found, labels, images, setup.class_names, title)
-    logger.info("results: %s", out.path)
-    return 0

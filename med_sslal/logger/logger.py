@@ -53,7 +53,8 @@ class LogFile(logging.FileHandler):
         self._told = True
 
     def close(self) -> None:
-        """Close the file, which writes what is left."""
+        """Stop writing to the file; closing it writes what is left."""
+        logging.getLogger("med_sslal").removeHandler(self)
         try:
             super().close()
         except OSError:
@@ -75,7 +76,7 @@ def setup_logging(verbosity: int, *, leads: bool = True) -> None:
 
 
 def add_log_file(path: Path) -> logging.Handler:
-    """Append everything from DEBUG on to `path`; the caller closes it with `remove_log_file`.
+    """Append everything from DEBUG on to `path`, until the caller closes what is returned.
 
     Until then no other process can open it so: two would write each other's files of a run.
     UserError where it cannot be opened, or another process has it.
@@ -101,9 +102,3 @@ def add_log_file(path: Path) -> logging.Handler:
     handler.setFormatter(logging.Formatter(text, datefmt="%Y-%m-%d %H:%M:%S"))
     logging.getLogger("med_sslal").addHandler(handler)
     return handler
-
-
-def remove_log_file(handler: logging.Handler) -> None:
-    """Stop writing to the file of `add_log_file`."""
-    logging.getLogger("med_sslal").removeHandler(handler)
-    handler.close()

@@ -28,6 +28,7 @@ _BUDGET = tuple(
     for name in ("budget_num", "budget_unit", "seconds_per_image", "seconds_per_box")
 )
 
+Names = Annotated[list[str], MinLen(1)]
 STUDY_SCHEMA: tuple[Key, ...] = (
     Key("name", Name, "name of the study and of its folder", required=True),
     Key("config", str, "config that every run starts from; beside this file", required=True),
@@ -35,16 +36,11 @@ STUDY_SCHEMA: tuple[Key, ...] = (
     Key("seeds", Annotated[list[int], MinLen(1)], "one run of every arm for each", required=True),
     Key(
         "metrics",
-        Annotated[list[str], MinLen(1)],
+        Names,
         "what is compared, columns of results.csv; the report draws the first",
         ["test_sens_mean"],
     ),
-    Key(
-        "baselines",
-        Annotated[list[str], MinLen(1)],
-        "the arms that the others are held against",
-        ["random"],
-    ),
+    Key("baselines", Names, "the arms that the others are held against", ["random"]),
     Key(
         "arms",
         Annotated[dict[str, dict[str, Any]], MinLen(1)],
