@@ -148,8 +148,7 @@ def step_class(config: ConfigParser) -> type[TrainingStep]:
     if name is None:
         return SupervisedStep
     cls: type[TrainingStep] = config.init_class("trainer")
-    wrong = sorted(set(cls.views) - set(VIEWS))
-    if wrong:
+    if wrong := sorted(set(cls.views) - set(VIEWS)):
         raise ConfigError(
             f"trainer.type: {name} asks for the view '{wrong[0]}'; there are {', '.join(VIEWS)}"
         )

@@ -28,13 +28,11 @@ def check_monitor(config: ConfigParser, dataset: BaseDataset) -> None:
     """Raise ConfigError unless the monitored value is one that validation gives."""
     # Asked in any case: it also tries every metric before hours are spent on a training.
     known = metric_keys(config["metrics"], dataset.labels.class_names)
+    keys = sorted({"val_loss"} | {f"val_{key}" for key in known})
     rule = config.get("trainer.monitor")
-    if rule == "off":
-        return
-    keys = {"val_loss"} | {f"val_{key}" for key in known}
-    key = rule.split()[1]
-    if key not in keys:
-        raise ConfigError(f"trainer.monitor: no value '{key}'; there are {', '.join(sorted(keys))}")
+    key = rule.split()[-1]
+    if rule != "off" and key not in keys:
+        raise ConfigError(f"trainer.monitor: no value '{key}'; there are {', '.join(keys)}")
 
 
 def check_setup(setup: RunSetup) -> None:
@@ -90,15 +88,13 @@ def _check_labels(setup: RunSetup, train: Sequence[str]) -> None:
             "file of labels (dataset.args.labels of ImageFolder)"
         )
     n_missing = len(train) - len(setup.strategy.oracle.known(train))
-    if not n_missing:
-        return
     missing = f"{n_missing} of {len(train)} training images have no label"
-    if setup.strategy.num_cycles:
+    if n_missing and setup.strategy.num_cycles:
         raise ConfigError(
             f"al_settings.num_cycles is {setup.strategy.num_cycles}, but {missing} and there is "
             "nobody to ask for it: set it to 0 to train on the labelled images"
         )
-    if not setup.strategy.helper.starts_labelled:
+    if n_missing and not setup.strategy.helper.starts_labelled:
         raise ConfigError(
             f'al_settings.args.init_num: {missing}; set it to "labelled" to train on those that '
             "have one"
@@ -179,8 +175,7 @@ def _check_schedule(config: ConfigParser, helper: ActiveLearningHelper, pool_siz
         )
     if cls is OneCycleLR:
         end = args.get("total_steps") or args["epochs"] * args["steps_per_epoch"]
-        moves = _most_moves(config, helper, pool_size)
-        if moves > end:
+        if (moves := _most_moves(config, helper, pool_size)) > end:
             raise ConfigError(
                 f"OneCycleLR ends after {end} moves (lr_scheduler.args), but a cycle may take "
                 f"{moves}: set total_steps to {moves}"

@@ -140,8 +140,7 @@ def new_run(args: Namespace, setup: RunSetup) -> RunFolder:
     if source is None:
         weights = initial_weights(config, args.init_from)
     else:
-        known = registries()
-        check_shared(source, config, known, lambda content: data_difference(content, setup))
+        check_shared(source, config, registries(), lambda content: data_difference(content, setup))
     save_dir = Path(config.get("trainer.save_dir"))
     folder = new_run_folder(save_dir, config["name"], args.run_id, config["seed"])
     with filled_first(folder) as unfinished:

@@ -145,11 +145,8 @@ class Validator:
         """Refuse queries of a pool that is labelled as a whole from the start."""
         section = self.resolved.get("al_settings", {})
         if section.get("args", {}).get("init_num") == "all" and section.get("num_cycles"):
-            self.add(
-                ("al_settings", "num_cycles"),
-                f'found {section["num_cycles"]}, but init_num "all" leaves nothing to query: set '
-                "it to 0",
-            )
+            text = f'found {section["num_cycles"]}, but init_num "all" leaves nothing to query'
+            self.add(("al_settings", "num_cycles"), f"{text}: set it to 0")
 
     def _metrics(self) -> None:
         known = list(self.registries["metrics"])
@@ -166,11 +163,9 @@ class Validator:
         if name is None:
             return
         if self.resolved.get("ssl_settings", {}).get("include_pseudolabels"):
-            self.add(
-                ("trainer", "type"),
-                "a training step of your own and ssl_settings.include_pseudolabels true are two "
-                "recipes: set this one to null or that one to false",
-            )
+            two = "a training step of your own and ssl_settings.include_pseudolabels true"
+            text = f"{two} are two recipes: set this one to null or that one to false"
+            self.add(("trainer", "type"), text)
         if (step := self._load(("trainer", "type"), load_class, name)) is not None:
             self.types["trainer"] = step
 
@@ -186,10 +181,8 @@ class Validator:
             self.add(*problem)
         plateau = scheduler is not None and scheduler.__name__ == "ReduceLROnPlateau"
         if plateau and self.resolved["lr_scheduler"]["interval"] == "step":
-            self.add(
-                ("lr_scheduler", "interval"),
-                'ReduceLROnPlateau follows the validation: set it to "epoch"',
-            )
+            text = 'ReduceLROnPlateau follows the validation: set it to "epoch"'
+            self.add(("lr_scheduler", "interval"), text)
 
 
 def apply_override(config: dict[str, Any], override: Override) -> str | None:

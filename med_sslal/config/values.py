@@ -96,10 +96,8 @@ def read(value: Any, annotation: Any) -> Any:
         if options:
             raise ValueError
         return value
-    if origin is Literal:
-        if not any(type(value) is type(option) and value == option for option in inner):
-            raise ValueError
-        return value
+    if origin is Literal and (type(value), value) not in [(type(one), one) for one in inner]:
+        raise ValueError
     if origin not in _JSON:
         return value
     if type(value) not in _JSON[origin][0] or (isinstance(value, str) and "\0" in value):

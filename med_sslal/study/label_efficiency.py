@@ -142,8 +142,7 @@ def _notes(curves: Curves, ranges: Mapping[int, Interval], unit: str) -> tuple[s
             f"areas and last scores of a seed are taken over the {unit} that all its arms cover; "
             "longer curves are cut there"
         )
-    single = [str(s) for s, (low, high) in ranges.items() if low == high]
-    if single:
+    if single := [str(s) for s, (low, high) in ranges.items() if low == high]:
         notes.append(f"one label count only, whose score is the area: seed {', '.join(single)}")
     if len(ranges) == 1:
         notes.append("1 seed, no interval")

@@ -185,9 +185,8 @@ class StudyRuns:
         new = self._study.run_config(*job)
         free, warned, refused = compare_for_resume(saved.resolved, new.resolved)
         grown = [change for change in free if change[0] in _GROWING]
-        for change in (*refused, *warned, *free):
-            key, old, now = change
-            if change not in grown and not is_place(key):
+        for key, old, now in (*refused, *warned, *free):
+            if (key, old, now) not in grown and not is_place(key):
                 raise ConfigError(
                     f"{self.folder(job)} was run with {key} {old!r}, the study now says {now!r}: "
                     "give the study another name, or delete that folder"

@@ -111,16 +111,11 @@ def check_version(
     version = content.get("format_version") if isinstance(content, Mapping) else None
     if type(version) is not int:
         raise error(f"{where} is no such file of this program: it has no format_version")
+    text = f"{where} has format_version {version}, this program reads"
     if version > newest:
-        raise error(
-            f"{where} has format_version {version}, this program reads up to {newest}: update the "
-            "program"
-        )
+        raise error(f"{text} up to {newest}: update the program")
     if version < oldest:
-        raise error(
-            f"{where} has format_version {version}, this program reads from {oldest} on: make it "
-            "again with a run of this version"
-        )
+        raise error(f"{text} from {oldest} on: make it again with a run of this version")
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
