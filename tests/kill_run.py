@@ -49,7 +49,7 @@ PLACES = {
     "CycleLoop.run": "between",
     "CycleLoop._train": "train",
     "CycleLoop._evaluate": "evaluate",
-    "CycleLoop._score": "score",
+    "score_best": "score",
     "note_finds": "find",
     "ActiveLearningHelper.query": "select",
     # selection.json is the receipt for the labels.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import SIDE, make_voc, run_train, tiny_config, write_config
+from tiny import SIDE, make_voc, run_train, small_config, write_config
 from trainings import settings_of, training_of
 
 from med_sslal.data.voc import PascalVOC
@@ -84,7 +84,7 @@ def test_a_step_takes_batch_size_times_accumulate_images(tmp_path: Path):
     """Six labelled images: three steps of two each become one of six, also with batches of one."""
     data = make_voc(tmp_path / "voc")
     for name, batch_size, accumulate, steps in (("a", 2, 1, 3), ("b", 2, 3, 1), ("c", 1, 6, 1)):
-        config = tiny_config(data, tmp_path / "results")
+        config = small_config(data, tmp_path / "results")
         config |= {"name": name, "batch_size": batch_size}
         config["al_settings"]["num_cycles"] = 0
         config["trainer"] |= {"epochs": 1, "accumulate": accumulate}

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from records import detections, random_images, write_full_record, write_record
-from tiny import make_voc, run_train, tiny_config, write_config
+from tiny import make_voc, run_train, small_config, write_config
 
 from med_sslal.al.al_criteria import CRITERIA, SELECTORS
 from med_sslal.al.al_helpers import ActiveLearningHelper
@@ -416,7 +416,7 @@ class NoHelper:
 def test_a_users_own_helper_may_take_other_arguments(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_helpers.py").write_text(OWN_HELPERS)
     monkeypatch.syspath_prepend(tmp_path)
-    config = tiny_config(make_voc(tmp_path / "voc"), tmp_path / "runs")
+    config = small_config(make_voc(tmp_path / "voc"), tmp_path / "runs")
     config["al_settings"] |= {"type": "my_helpers.AlwaysTwo", "args": {"budget_num": 3}}
     path = write_config(tmp_path / "config.json", config)
     assert run_train("-c", path, "--dry-run") == 0

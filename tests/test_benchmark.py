@@ -1,6 +1,7 @@
 """The benchmark: both sides compute the same thing, and every part runs and reports."""
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ from benchmarks.metrics import plain_ap50, plain_sensitivity, random_split
 from benchmarks.options import Options
 from benchmarks.sides import stock_model, training_sides, workload
 from benchmarks.timing import Side, compare
+from med_sslal.cli.registries import registries
+from med_sslal.config.parse_config import ConfigParser
 from med_sslal.eval.coco_eval import coco_ap
 from med_sslal.eval.froc import sensitivity_k_fps
 from med_sslal.utils.util import read_json
@@ -165,28 +168,56 @@ def test_a_missing_gpu_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--device cpu" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_on_gpu_runs_on_the_cpu_in_its_small_mode(tmp_path: Path) -> None:
-    environment = {**os.environ, "SMALL": "1", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    command = ["bash", str(ROOT / "benchmarks" / "on_gpu.sh"), str(tmp_path / "out")]
+NOTES_WORDS = """#!/bin/bash
+printf '%s\\n' "$*" >> "$NOTED"
+for last; do :; done
+case $* in *" --out "*) echo '{}' > "$last" ;; esac
+"""
 
-    def call(*slices: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*command, *slices], env=environment, capture_output=True, text=True, cwd=tmp_path
-        )
 
-    done = call()
+def on_gpu(out: Path, *slices: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The script for a GPU, on the CPU in its small mode."""
+    return subprocess.run(
+        ["bash", str(ROOT / "benchmarks" / "on_gpu.sh"), str(out), *slices],
+        env={**os.environ, "SMALL": "1", "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        cwd=out.parent,
+    )
+
+
+def test_on_gpu_gives_words_that_the_benchmark_takes(tmp_path: Path) -> None:
+    """What it starts is noted and not run: the parts themselves are run by the other tests."""
+    python, noted = tmp_path / "python", tmp_path / "noted"
+    python.write_text(NOTES_WORDS)
+    python.chmod(0o755)
+    words = {"PYTHON": str(python), "NOTED": str(noted)}
+    done = on_gpu(tmp_path / "out", **words)
     assert done.returncode == 0, done.stdout + done.stderr
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    keys = ("precision", "compile", "channels_last")
-    switched = {f"switch_trainer.{key}" for key in keys}
-    switched |= {"switch_optimizer.args.fused", "switch_deterministic"}
-    wanted = {"checks", "batch2_bare_fp32", "loading", *switched}
+    keys = {f"trainer.{key}" for key in ("precision", "compile", "channels_last")}
+    keys |= {"optimizer.args.fused", "deterministic"}
+    wanted = {"checks", "batch2_bare_fp32", "loading", *(f"switch_{key}" for key in keys)}
     assert names == {*(f"{name}.json" for name in wanted), "log.txt"}
-    for name in switched:
-        comparisons = read_json(tmp_path / "out" / f"{name}.json")["comparisons"]
-        key = name.removeprefix("switch_")
-        assert [f"with {key}=" in comparison["name"] for comparison in comparisons] == [True, True]
-    again = call("switches")
+    lines = [shlex.split(line) for line in noted.read_text().splitlines()]
+    (tests,) = [line[3] for line in lines if line[:3] == ["-m", "pytest", "-q"]]
+    assert (ROOT / tests).is_file()
+    parts = [line[2:] for line in lines if line[:2] == ["-m", "benchmarks"]]
+    assert len(parts) == len(wanted) == len(lines) - 1
+    for line in parts:
+        chosen = benchmark.options_of(benchmark.parser().parse_args(line))
+        changes = [*chosen.overrides, *chosen.switches]
+        ConfigParser(chosen.config("root", "cache"), registries(), changes)
+        assert bool(chosen.switches) == ("switches" in line)
+    again = on_gpu(tmp_path / "out", "switches", **words)
     assert again.returncode == 0 and again.stdout.count("there already") == 2
-    assert call("batches").returncode == 2
+    assert on_gpu(tmp_path / "out", "batches", **words).returncode == 2
+
+
+@pytest.mark.slow
+def test_a_slice_on_gpu_runs_in_its_small_mode(tmp_path: Path) -> None:
+    done = on_gpu(tmp_path / "out", "exact", PYTHON=sys.executable)
+    assert done.returncode == 0, done.stdout + done.stderr
+    comparisons = read_json(tmp_path / "out" / "switch_deterministic.json")["comparisons"]
+    named = ["with deterministic=" in comparison["name"] for comparison in comparisons]
+    assert named == [True, True]

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_detectors import SmallRCNN
 from tiny import make_voc, quick_config, write_config
 
 from med_sslal.base.base_model import BaseModel
 from med_sslal.model.compiling import compile_parts
-from med_sslal.model.detectors import FasterRCNN
 from med_sslal.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
 
-def detector() -> FasterRCNN:
+def detector() -> SmallRCNN:
     torch.manual_seed(0)
-    return FasterRCNN(
-        num_classes=2, backbone_name="resnet18", norm="group", fpn_channels=64, box_head_size=32
+    return SmallRCNN(
+        num_classes=2, backbone_name="small", norm="group", fpn_channels=64, box_head_size=32
     )
 
 

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from commands import blocks, run_command
-from tiny import make_voc, tiny_config, write_config
+from tiny import make_voc, small_config, tiny_config, write_config
 
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
 from med_sslal.cli.registries import registries
@@ -56,12 +56,12 @@ class Workplace:
 
 @pytest.fixture
 def make_workplace(tmp_path: Path) -> Iterator[Callable[[str], Workplace]]:
-    """Makes the workplace of a page; the tiny config takes the part of config.json."""
+    """Makes the workplace of a page; a small config takes the part of config.json."""
 
     def make(page: str) -> Workplace:
         shutil.copy(ROOT / "train.py", tmp_path)
         (tmp_path / "my_lab.py").write_text("".join(blocks(DOCS / f"{page}.md", "python")))
-        config = tiny_config(make_voc(tmp_path / "voc"), tmp_path / "exp_results")
+        config = small_config(make_voc(tmp_path / "voc"), tmp_path / "exp_results")
         config["trainer"]["save_period"] = 10
         for block in blocks(DOCS / f"{page}.md", "json"):
             config = merged(config, parse(block, page).value)

@@ -125,10 +125,11 @@ def more_words(command: str) -> list[str]:
     if command.startswith("python -m med_sslal phantom "):
         return ["--patients", "3", "--size", "64"]
     if "-c config.json" in command:
-        fewer = [] if command == START else ["al_settings.num_cycles=1"]
+        fewer = [] if command == START else ["al_settings.num_cycles=0"]
         return [word for value in (*SMALL_PHANTOM, *fewer) for word in ("--set", value)]
     if "-c configs/bccd.json" in command:
-        return [word for value in SMALL_VOC for word in ("--set", value)]
+        fewer = ["al_settings.num_cycles=1"]
+        return [word for value in (*SMALL_VOC, *fewer) for word in ("--set", value)]
     return []
 
 
@@ -204,8 +205,8 @@ def test_command_runs(command: str, clone: Path, first_run: Path) -> None:
     elif "med_sslal select" in command:
         assert list(first_run.glob("select_entropy_k_center_*/images.png"))
     else:
-        n_cycles = 3 if "bccd" in command else 1
-        assert new == {f"cycle_{number:02d}" for number in range(n_cycles + 1)}
+        wanted_cycles = ["cycle_00", "cycle_01"] if "bccd" in command else ["cycle_00"]
+        assert sorted(new) == wanted_cycles
 
 
 def test_a_newcomer_reads_no_more_than_this() -> None:

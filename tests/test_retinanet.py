@@ -252,7 +252,7 @@ def test_diverged_weights_are_an_error():
 
 def retina_config(data: Path, save_dir: Path) -> dict:
     config = quick_config(data, save_dir)
-    args = config["arch"]["args"]
+    args = config["arch"]["args"] | {"backbone_name": "mobilenet_v3_large"}
     kept = ("backbone_name", "pretrained", "num_classes", "norm", "anchor_sizes", "fpn_channels")
     config["arch"] = {"type": "RetinaNet", "args": {name: args[name] for name in kept}}
     config["al_settings"] |= {"num_cycles": 1}

@@ -361,10 +361,7 @@ def test_the_scripts_themselves(config: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_says_how_to_go_on(
-    config: Path, tmp_path: Path, number: signal.Signals, code: int
-) -> None:
+def test_a_signal_saves_and_says_how_to_go_on(config: Path, tmp_path: Path) -> None:
     words = command(ROOT / "train.py", "-c", config, "--run-id", "x")
     words += ["--set", "trainer.epochs=200", "--set", "n_workers=1"]
     run = tmp_path / "runs" / "tiny" / "x"
@@ -372,9 +369,9 @@ def test_a_signal_saves_and_says_how_to_go_on(
         while not (run / "cycle_00" / "checkpoint_last.pth.sha256").exists():
             assert process.poll() is None
             time.sleep(0.1)
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.returncode == 143
     assert f"go on with: python train.py --resume {run}" in said
     load_checkpoint(run / "cycle_00" / "checkpoint_last.pth")
     assert not (run / "cycle_00" / "training.json").exists()

@@ -1,22 +1,17 @@
 """Studies: what makes one unfair or wrong, and a small one from start to report."""
 
-import csv
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import files_of, make_voc, quick_config, run_train, write_config
+from tiny import files_of, make_voc, quick_config, write_config
 
 from med_sslal.__main__ import main
-from med_sslal.base.checkpoint import load_checkpoint, weights_hash
 from med_sslal.cli.registries import registries
 from med_sslal.study.study_config import StudyConfig
 
@@ -232,148 +227,3 @@ def test_the_study_on_brain_mri_holds_every_strategy_against_both_baselines() ->
     for config in study.arms.values():
         assert config["trainer"]["precision"] == "fp32"
         assert config["trainer"]["steps_per_cycle"] == config.get("lr_scheduler.args.total_steps")
-
-
-@pytest.mark.slow
-def test_a_study_survives_a_stop_and_pairs_its_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    study = make_study(tmp_path)
-    path = tmp_path / "study.json"
-    path.write_text(json.dumps(study))
-    folder = tmp_path / "results" / "tiny_study"
-    command = [sys.executable, "-m", "med_sslal", "study", "-c", str(path), "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE)
-    while not (folder / "random" / "s0" / "config.json").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 143
-    assert b"go on with: python -m med_sslal study" in out
-    assert not (folder / "results.json").exists()
-    first = (folder / "cycle0" / "s0" / "cycle_00" / "model_best.pth").stat().st_mtime_ns
-
-    assert subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
-    best = "cycle_00/model_best.pth"
-    assert (folder / "cycle0" / "s0" / best).stat().st_mtime_ns == first
-    for seed in (0, 1):
-        shared = (folder / "cycle0" / f"s{seed}" / best).read_bytes()
-        for arm in ("random", "entropy"):
-            run = folder / arm / f"s{seed}"
-            assert (run / best).read_bytes() == shared
-            rows = json.loads((run / "summary.json").read_text())
-            assert rows["finished"]
-            assert [row["labelled_images"] for row in rows["cycles"]] == [4, 9]
-            assert [row["steps"] for row in rows["cycles"]] == [2, 2]
-        (row,) = json.loads((folder / "full" / f"s{seed}" / "summary.json").read_text())["cycles"]
-        assert (row["labelled_images"], row["steps"]) == (12, 2)
-    assert not list(folder.glob("**/checkpoint_*")), "keep_checkpoints is best"
-    table = list(csv.DictReader((folder / "results.csv").open()))
-    assert len(table) == 2 * (2 + 2 + 1)
-    assert "tiny_study" in (folder / "report.html").read_text()
-    results = json.loads((folder / "results.json").read_text())
-    (family,) = results["families"]
-    assert set(family["images"]["arms"]) == {"random", "entropy"}
-    assert family["images"]["full"].keys() == {"0", "1"}
-
-    # Only the small files of finished runs are needed to go on: on another machine, say.
-    for weights in folder.glob("**/*.pth*"):
-        weights.unlink()
-    capsys.readouterr()
-    assert study_command(tmp_path, study, "--print-commands") == 0
-    assert capsys.readouterr().out == ""
-    study["seeds"] = [0, 1, 2]
-    assert study_command(tmp_path, study, "--print-commands") == 0
-    names = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
-    assert names == ["cycle0/s2", "random/s2", "entropy/s2", "full/s2"]
-    study["arms"]["margin"] = {"al_settings.args.al_criterion": ["margin"]}
-    assert study_command(tmp_path, study, "--print-commands") == 0
-    names = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
-    assert names[:3] == ["cycle0/s0", "margin/s0", "cycle0/s1"]
-    study["set"]["trainer.steps_per_cycle"] = 2
-    study["arms"]["random"] = {"al_settings.args.al_criterion": ["margin"]}
-    capsys.readouterr()
-    assert study_command(tmp_path, study) == 2
-    assert "al_settings.args.al_criterion ['random'], the study now says ['margin']" in (
-        capsys.readouterr().err
-    )
-
-
-@pytest.mark.slow
-def test_cycle_0_from_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = quick_config(make_voc(tmp_path / "voc"), tmp_path / "runs")
-    config["al_settings"]["num_cycles"] = 1
-    path = write_config(tmp_path / "config.json", config)
-    runs = tmp_path / "runs" / "tiny"
-    assert run_train("-c", path, "--run-id", "alone") == 0
-    first = ["--set", "al_settings.num_cycles=0", "--run-id", "first"]
-    assert run_train("-c", path, *first) == 0
-    assert run_train("-c", path, "--run-id", "second", "--cycle0-from", runs / "first") == 0
-    for cycle in ("cycle_00", "cycle_01"):
-        best = [
-            load_checkpoint(runs / run / cycle / "model_best.pth") for run in ("second", "alone")
-        ]
-        assert weights_hash(best[0]["model"]) == weights_hash(best[1]["model"])
-    chosen = [(runs / run / "cycle_00/selection.json").read_text() for run in ("second", "alone")]
-    assert chosen[0] == chosen[1]
-
-    capsys.readouterr()
-    before = files_of(tmp_path)
-    for words, text in (
-        (["--cycle0-from", runs], "is no run folder"),
-        (["--cycle0-from", runs / "first", "--lr", "0.5"], "optimizer.args.lr is 0.02 in"),
-        (
-            ["--cycle0-from", runs / "first", "--set", "al_settings.args.init_num=5"],
-            "al_settings.args.init_num is 4 in",
-        ),
-        (["--cycle0-from", runs / "first", "--set", "trainer.epochs=3"], "trainer.epochs is 2 in"),
-    ):
-        assert run_train("-c", path, "--run-id", "third", *words) == 2
-        assert text in capsys.readouterr().err
-    assert files_of(tmp_path) == before
-
-
-@pytest.mark.slow
-def test_the_slices_for_a_gpu_keep_small_files_of_finished_runs(tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
-    for name in ("med_sslal", "configs", "benchmarks"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("train.py", "config.json"):
-        shutil.copy(ROOT / name, tree)
-    script = [str(tree / "benchmarks" / "study_on_gpu.sh"), "kept", "phantom", "--device", "cpu"]
-    for setting in (
-        "dataset.args.patients=12",
-        "dataset.args.size=64",
-        "image_size=64",
-        "batch_size=2",
-        "n_workers=0",
-        "al_settings.args.init_num=4",
-        "al_settings.args.budget_num=2",
-        "arch.args.norm=group",
-        "trainer.steps_per_cycle=1",
-        "lr_scheduler=null",
-    ):
-        script += ["--set", setting]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
-
-    def call(*words: str) -> str:
-        done = subprocess.run(
-            ["bash", *script, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    assert "full/s0" in call("--print-commands")
-    call("--only", "full/s0")
-    kept = tmp_path / "kept" / "study_phantom" / "full" / "s0"
-    assert {"config.json", "summary.json", "cycle_00/metrics.json"} <= files_of(kept)
-    assert not [name for name in files_of(kept) if ".pth" in name]
-    # A fresh machine: nothing but what was kept.
-    shutil.rmtree(tree / "exp_results")
-    left = call("--print-commands")
-    assert "full/s0" not in left and "full/s1" in left
-    # A slice that is too short for anything stops quietly.
-    environment["SECONDS_PER_SLICE"] = "1"
-    assert "slice over" in call("--jobs", "1")

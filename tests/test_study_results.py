@@ -1,18 +1,12 @@
 """The results file of a study: what counts as the same run, and going on without run folders."""
 
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_report import Page
-from test_study import ROOT, make_study, study_command
+from test_study import make_study, study_command
 
 from med_sslal.cli.registries import registries
 from med_sslal.config.overrides import Override
@@ -220,61 +214,3 @@ def test_a_run_that_has_grown_takes_the_place_of_what_is_listed(
         run.write_text(json.dumps(config))
         assert study_command(tmp_path, content, *words) == 0
         assert "--only random/s0" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_a_killed_study_goes_on_from_its_file_alone(tmp_path: Path) -> None:
-    study = make_study(tmp_path) | {"metrics": ["test_sens_mean", "test_AP75"]}
-    (tmp_path / "study.json").write_text(json.dumps(study))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    folder = tmp_path / "results" / "tiny_study"
-
-    def command(name: str) -> list[str]:
-        words = ["study", "-c", str(tmp_path / "study.json"), "--device", "cpu"]
-        return [sys.executable, "-m", "med_sslal", *words, "--results", str(tmp_path / name)]
-
-    whole, kept = tmp_path / "whole.json", tmp_path / "kept.json"
-    assert subprocess.run(command(whole.name), cwd=ROOT, env=environment).returncode == 0
-    expected = (folder / "results.json").read_text()
-    shutil.rmtree(folder)
-
-    process = subprocess.Popen(command(kept.name), cwd=ROOT, env=environment)
-    while not kept.exists() or ("random", 0) not in ResultsFile(kept).outcomes:
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    # The run that was going on is no child of the killed study's session; wait until it ends.
-    while any("med_sslal" in line for line in _commands_with(str(folder))):
-        time.sleep(0.1)
-    shutil.rmtree(folder)
-    assert subprocess.run(command(kept.name), cwd=ROOT, env=environment).returncode == 0
-    assert not (folder / "random" / "s0").exists(), "listed runs are not made again"
-    assert (folder / "results.json").read_text() == expected
-    assert "runs have ended" not in Page(folder / "report.html").text
-    first, second = (ResultsFile(path).outcomes for path in (whole, kept))
-    assert (
-        first.keys()
-        == second.keys()
-        == {(arm, seed) for arm in ("cycle0", *study["arms"]) for seed in (0, 1)}
-    )
-    for key, outcome in first.items():
-        assert outcome.machine["cpu"] and outcome.machine["torch"]
-        assert [one.get("query") for one in outcome.cycles] == [
-            one.get("query") for one in second[key].cycles
-        ]
-        assert all(one["seconds"]["train"] > 0 for one in outcome.cycles)
-    assert len(first["entropy", 0].cycles[0]["query"]) == 5
-
-
-def _commands_with(text: str) -> list[str]:
-    """Command lines of processes that hold a text."""
-    lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if text in line:
-            lines.append(line)
-    return lines

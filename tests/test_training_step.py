@@ -11,7 +11,7 @@ import torch
 from commands import blocks
 from same_run import assert_same_run
 from test_trainer import Flat, StopAt, same
-from tiny import make_voc, quick_config, run_train, tiny_config, write_config
+from tiny import make_voc, quick_config, run_train, small_config, tiny_config, write_config
 from torch import Tensor, nn
 from trainings import settings_of, training_of
 
@@ -290,7 +290,7 @@ def test_the_step_of_the_page_goes_on_to_the_bit(
     (code,) = blocks(ROOT / "docs" / "add_training_step.md", "python")
     (tmp_path / "lab_step.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    settings = tiny_config(make_voc(tmp_path / "voc"), tmp_path / "runs")
+    settings = small_config(make_voc(tmp_path / "voc"), tmp_path / "runs")
     settings["ssl_settings"] = {}
     settings["trainer"] |= {"type": "lab_step.MeanTeacher", "epochs": 3}
     settings["trainer"] |= {"checkpoint_seconds": 1e-6}

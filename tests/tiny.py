@@ -98,10 +98,18 @@ def write_config(path: Path, config: dict[str, Any]) -> Path:
     return path
 
 
+def small_config(data: Path, save_dir: Path) -> dict[str, Any]:
+    """The same with a backbone of few tensors, whose files are small too."""
+    config = tiny_config(data, save_dir)
+    config["arch"]["type"] = "tests.small_detectors.SmallRCNN"
+    config["arch"]["args"]["backbone_name"] = "small"
+    return config
+
+
 def quick_config(data: Path, save_dir: Path) -> dict[str, Any]:
     """A smaller one of three trainings: 4, 9 and all 12 images; a fourth finds nothing left."""
-    config = tiny_config(data, save_dir)
-    config["arch"]["args"] |= {"backbone_name": "mobilenet_v3_large", "box_batch_size_per_image": 8}
+    config = small_config(data, save_dir)
+    config["arch"]["args"]["box_batch_size_per_image"] = 8
     config["optimizer"] = {"type": "SGD", "args": {"lr": 0.02, "momentum": 0.9}}
     config["al_settings"]["num_cycles"] = 3
     config["al_settings"]["args"] |= {"init_num": 4, "budget_num": 5}
