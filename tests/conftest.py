@@ -7,6 +7,26 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+# The files that take longest, the longest first.
+LONGEST = (
+    "test_study_runs",
+    "test_readme",
+    "test_trainer",
+    "test_distributed",
+    "test_fuzz",
+    "test_faults",
+    "test_resume",
+    "test_run",
+    "test_shipped_configs",
+    "test_docs",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Hand the longest files out first, so that no process is alone with one at the end."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
