@@ -113,6 +113,7 @@ def test_one_sentence_before_the_run_exists(
 ) -> None:
     config = quick_config(data, tmp_path / "runs")
     config["arch"]["type"] = detector
+    config["arch"]["args"]["backbone_name"] = "resnet18"
     if detector.endswith("NoDetector"):
         config["arch"]["args"] = {"num_classes": 2}
     config["al_settings"]["args"]["al_criterion"] = criterion

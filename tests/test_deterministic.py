@@ -72,6 +72,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("deterministic")
     settings: dict[str, Any] = quick_config(make_voc(folder / "voc"), folder / "runs")
     settings["arch"]["type"] = "det_lab.Net"
+    settings["arch"]["args"]["backbone_name"] = "mobilenet_v3_large"
     settings["al_settings"]["num_cycles"] = 1
     settings["trainer"]["steps_per_cycle"] = 2
     return write_config(folder / "config.json", settings)
