@@ -26,6 +26,21 @@ class COCO(BaseDataset):
     The image id is `file_name` without its ending, because the numbers in the file change when it
     is written anew. `bbox` is (x, y, width, height) in continuous coordinates. `iscrowd` boxes
     become ignore regions. An image without any box is a valid negative.
+
+    Args:
+        root: Folder of the data.
+        annotations: JSON file in root; or one each for train, val and test, instead of
+            eval_split.
+        images: Folder in root that `file_name` starts from.
+        classes: Class names in order of their labels; null takes the file's categories in
+            order of their ids.
+        eval_split: Share of groups held out, half for validation and half for test.
+        split_seed: Seed of the split.
+        group_key: Field of an image's entry that names its patient. null: every image by
+            itself.
+        window: Lowest and highest value of 16-bit grey pixels, mapped to 0 and 1; null: all
+            pictures have 8 bits.
+        on_bad_sample: "error" lists all bad files and boxes; "skip" leaves them out.
     """
 
     def __init__(
@@ -41,23 +56,6 @@ class COCO(BaseDataset):
         window: Window | None = None,
         on_bad_sample: OnBadSample = "error",
     ) -> None:
-        """Read all annotations and check that the image files are whole.
-
-        Args:
-            root: Folder of the data.
-            annotations: JSON file in root; or one each for train, val and test, instead of
-                eval_split.
-            images: Folder in root that `file_name` starts from.
-            classes: Class names in order of their labels; null takes the file's categories in
-                order of their ids.
-            eval_split: Share of groups held out, half for validation and half for test.
-            split_seed: Seed of the split.
-            group_key: Field of an image's entry that names its patient. null: every image by
-                itself.
-            window: Lowest and highest value of 16-bit grey pixels, mapped to 0 and 1; null: all
-                pictures have 8 bits.
-            on_bad_sample: "error" lists all bad files and boxes; "skip" leaves them out.
-        """
         folder, pictures = Path(root), Path(root) / images
         if not pictures.is_dir():
             gone = pictures if folder.is_dir() else folder
