@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from med_sslal.cli import report, train
 from tests.same_run import assert_same_run
 from tests.tiny import files_of, make_voc, quick_config, run_train, write_config
 
@@ -61,6 +62,8 @@ PLACES = {
     "_write_pictures": "report",
     "write_run": "report",
 }
+# Loaded before a process is forked: each would take seconds to load them anew.
+LOADED = (report, train)
 # Kills of one run before it is left to reach its end.
 KILLS_A_RUN = 5
 _OPERATIONS = {
