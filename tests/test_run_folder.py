@@ -23,7 +23,7 @@ from med_sslal.utils.util import read_versioned, write_versioned
 NAMES = re.compile(
     r"cycle_|checkpoint_(last|epoch)|model_best|initial\.pth|initial_(selection|record)|latest$|"
     r"\b(config|environment|split|summary|pool|training|timing|metrics|selection|pseudo_labels|"
-    r"predictions\w*|selection_detections)\.json|results\.csv|report\.html|train\.log|^record$"
+    r"predictions\w*|selection_detections)\.json|(froc|overlays|learning_curve)\.png|results\.csv|report\.html|train\.log|^record$"
 )
 
 

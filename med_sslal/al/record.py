@@ -44,7 +44,7 @@ class RecordHeader:
     record_floor: float = RECORD_FLOOR  # Detections with a score below it are not in the record.
     # Class name to number of boxes in the labelled set.
     class_counts: Mapping[str, int] = field(default_factory=dict)
-    # Class name to the training difficulty kept by the Trainer; may be empty.
+    # Class name to the training difficulty (the hook ClassDifficulty); may be empty.
     class_difficulty: Mapping[str, float] = field(default_factory=dict)
     labels_fingerprint: str = ""  # Of the labels known then, those of val and test among them.
 

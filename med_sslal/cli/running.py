@@ -27,7 +27,7 @@ from med_sslal.report.plots import plot_learning_curve
 from med_sslal.report.table import cycle_table
 from med_sslal.trainer.cycle import run_cycles
 from med_sslal.trainer.disk import disk_estimate
-from med_sslal.trainer.run_folder import CycleFolder, RunFolder, load_named
+from med_sslal.trainer.run_folder import CycleFolder, ResultFolder, RunFolder, load_named
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.distributed import World
 from med_sslal.utils.errors import CheckpointError, ConfigError, UserError
@@ -123,10 +123,10 @@ def _seen(cycle: CycleFolder, setup: RunSetup) -> BaseDataset:
 def _write_pictures(run: RunFolder, setup: RunSetup, rows: list[dict[str, Any]]) -> None:
     """The learning curve, and the last cycle's FROC and overlays, in the run folder."""
     images, name = setup.images, setup.config["name"]
-    plot_learning_curve(rows, run.path / "learning_curve.png", f"{name}: test", images.note)
+    plot_learning_curve(rows, run.learning_curve, f"{name}: test", images.note)
     cycle = run.cycle(rows[-1]["cycle"])
     write_evaluation_pictures(
-        run.path,
+        ResultFolder(run.path),
         read_json(cycle.metrics)["test"],
         from_coco_predictions(read_json(cycle.predictions), setup.class_names),
         setup.split_labels("test"),

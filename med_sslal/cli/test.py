@@ -65,7 +65,7 @@ def run(args: Namespace) -> int:
         sys.stdout.write(metric_table(result) + "\n")
         write_json(out.metrics, {"checkpoint": str(path), "split": args.split, **result})
         write_json(out.predictions, coco)
-        write_evaluation_pictures(out.path, result, found, labels, images, setup.class_names, title)
+        write_evaluation_pictures(out, result, found, labels, images, setup.class_names, title)
     logger.info("results: %s", out.path)
     return 0
 

@@ -1,4 +1,4 @@
-"""Logging set-up: short lines on the console, everything in the run's train.log."""
+"""Logging set-up: short lines on the console, all levels in the run's train.log."""
 
 import errno
 import fcntl

@@ -15,6 +15,7 @@ from med_sslal.eval.eval_utils import Columns, on_columns
 from med_sslal.eval.hits import match
 from med_sslal.report.colours import FAINT, INK, PAPER
 from med_sslal.report.plots import froc_lines, plot_froc
+from med_sslal.trainer.run_folder import ResultFolder
 from med_sslal.utils.util import atomic_write
 
 # In pixels.
@@ -74,7 +75,7 @@ def best_and_worst(
 
 
 def write_evaluation_pictures(
-    folder: Path,
+    folder: ResultFolder,
     evaluation: Mapping[str, Any],
     predictions: Mapping[str, Prediction],
     annotations: Mapping[str, Annotation],
@@ -90,7 +91,7 @@ def write_evaluation_pictures(
         UserError: The folder cannot be written.
     """
     if "sensitivity_k_fps" in evaluation["details"]:
-        plot_froc(froc_lines(evaluation), folder / "froc.png", title, images.note)
+        plot_froc(froc_lines(evaluation), folder.froc, title, images.note)
     best, worst = best_and_worst(predictions, annotations, images.infos, class_names)
     groups = {"Best (at least one object found)": best, "Worst": worst}
     contact_sheet(
@@ -99,7 +100,7 @@ def write_evaluation_pictures(
         predictions,
         annotations,
         class_names,
-        folder / "overlays.png",
+        folder.overlays,
         title=title,
         note=images.note,
     )

@@ -62,6 +62,8 @@ class ResultFolder(Folder):
     predictions = File("predictions.json")  # In COCO's form; on the test split, in a cycle.
     selection = File("selection.json")  # What a query took, and why.
     pictures = File("images.png")  # Of it.
+    froc = File("froc.png")
+    overlays = File("overlays.png")  # The best and the worst images of an evaluation.
 
 
 class CycleFolder(ResultFolder):
@@ -196,10 +198,11 @@ class RunFolder(Folder):
     initial_selection = File("initial_selection.json")  # Where it was picked and not drawn.
     initial_record = File("initial_record")  # What it is picked from, while it is.
     environment = File("environment.json")  # Versions, processor, device and threads.
-    log = File("train.log")  # Everything that was said.
+    log = File("train.log")  # What was logged from DEBUG on, since it was opened.
     summary = File("summary.json")  # The table of its cycles, and whether it is finished.
     table = File("results.csv")  # The table alone.
     report = File(REPORT)  # Its page.
+    learning_curve = File("learning_curve.png")
 
     @property
     def exists(self) -> bool:

@@ -1,6 +1,7 @@
 """The processes of a run that torchrun started; a run of one process is the same with one rank.
 
-Rank 0 leads: it alone writes files, logs and shows progress. The others compute what it tells them.
+Rank 0 leads: it alone writes files of the run, logs and shows progress. The others compute what it
+tells them.
 """
 
 import io

@@ -16,7 +16,7 @@ class ClassDifficultyEntropy(BoxCriterion):
 
     Formula: s_j = w_c H(P_j) with H(P) = - P ln P - (1 - P) ln(1 - P), c the label of box j,
     w_c = 1 + alpha beta ln(b d_c + 1), b = e^(1 / alpha) - 1, and d_c in [0, 1] the difficulty of
-    the class that the Trainer kept in the record's header. The weight runs from 1 to 1 + beta.
+    the class that training left in the record's header. The weight runs from 1 to 1 + beta.
     Source: Yang, Huang and Crowley, Plug and Play Active Learning for Object Detection, CVPR 2024.
     Default aggregate: mean (the paper's `sum` counts boxes).
 
