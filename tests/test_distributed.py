@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from same_run import assert_same_run
-from tiny import make_voc, quick_config, run_train, write_config
+from tiny import make_voc, quick_config, run_train, wait_for, write_config
 from torch import nn
 from torch.distributed import TCPStore
 
@@ -364,13 +364,6 @@ def worker(run: subprocess.Popen[str], rank: int) -> int:
         if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text():
             return int(child)
     raise AssertionError(f"no rank {rank} among {children}")
-
-
-def wait_for(path: Path, run: subprocess.Popen[str]) -> None:
-    """Wait until a file is there."""
-    while not path.exists():
-        assert run.poll() is None, run.communicate()[0]
-        time.sleep(0.05)
 
 
 LONG = ("--set", "trainer.steps_per_cycle=100000", "--set", "trainer.checkpoint_seconds=0.5")

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from same_run import assert_same_run
-from tiny import files_of, make_voc, quick_config, run_test, run_train, write_config
+from tiny import files_of, make_voc, quick_config, run_test, run_train, wait_for, write_config
 
 from med_sslal.base.checkpoint import load_checkpoint, save_checkpoint, sidecar
 from med_sslal.trainer.run_folder import filled_first
@@ -306,9 +305,7 @@ def test_a_signal_to_every_process_of_a_run(
     with subprocess.Popen(
         words, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        while not (copy / "cycle_01" / "checkpoint_last.pth").exists():
-            assert process.poll() is None
-            time.sleep(0.02)
+        wait_for(copy / "cycle_01" / "checkpoint_last.pth", process)
         os.killpg(process.pid, number)
         output = process.communicate(timeout=120)[0]
     assert process.returncode == 128 + number, output

@@ -127,6 +127,13 @@ def test_a_new_record_replaces_the_old_one(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["record"]
 
 
+def test_embeddings_of_other_lengths_are_refused_and_not_padded(tmp_path):
+    images = {name: detections([0.5], embedding=[1.0] * n) for name, n in (("a", 3), ("b", 4))}
+    with pytest.raises(ValueError, match="broadcast"):
+        write_record(tmp_path / "record", images, shard_size=1)
+    assert not (tmp_path / "record").exists()
+
+
 @pytest.mark.parametrize("second", ["same side", "other side"])
 def test_an_image_is_scored_once(tmp_path, second):
     with RecordWriter(tmp_path / "record", header(), shard_size=1) as writer:

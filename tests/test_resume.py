@@ -161,7 +161,7 @@ def test_sigterm_at_a_random_moment(whole: Path, config: Path) -> None:
     folder = config.parent / "runs" / "tiny" / "random"
     words = [sys.executable, str(ROOT / "train.py"), "-c", str(config), "--run-id", "random"]
     moments = random.Random(5)
-    for _ in range(2):
+    for _ in range(3):
         with subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
             while not (folder / "config.json").exists():
                 time.sleep(0.05)
@@ -338,25 +338,28 @@ def flip_bit(content: bytes) -> bytes:
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-DAMAGES: tuple[Callable[[bytes], bytes], ...] = (
-    lambda content: b"",
-    lambda content: content[:1000],
-    flip_bit,
-)
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "flipped bit": flip_bit,
+    "truncated": lambda content: content[:1000],
+    "empty": lambda content: b"",
+}
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_run_folder_falls_back_and_a_named_checkpoint_does_not(
-    stopped: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stopped: Path,
+    whole: Path,
+    tmp_path: Path,
+    damage: Callable[[bytes], bytes],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = Path(shutil.copytree(stopped, tmp_path / "runs" / "tiny" / "x"))
     path = folder / "cycle_01" / "checkpoint_last.pth"
-    good = path.read_bytes()
-    for damage in DAMAGES:
-        path.write_bytes(damage(good))
-        assert run_train("--resume", path) == 2
-        error = capsys.readouterr().err
-        assert "checkpoint_last.pth is damaged" in error and error.count("\n") == 1
+    path.write_bytes(damage(path.read_bytes()))
+    assert run_train("--resume", path) == 2
+    error = capsys.readouterr().err
+    assert "checkpoint_last.pth is damaged" in error and error.count("\n") == 1
     assert run_train("--resume", folder) == 0
     assert "checkpoint_last.pth is damaged" in capsys.readouterr().out
     assert_same_run(whole, folder)

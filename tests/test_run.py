@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import files_of, make_voc, quick_config, run_test, run_train, write_config
+from tiny import files_of, make_voc, quick_config, run_test, run_train, wait_for, write_config
 
 from med_sslal.base.checkpoint import load_checkpoint
 
@@ -361,17 +361,18 @@ def test_the_scripts_themselves(config: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_signal_saves_and_says_how_to_go_on(config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(
+    config: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     words = command(ROOT / "train.py", "-c", config, "--run-id", "x")
     words += ["--set", "trainer.epochs=200", "--set", "n_workers=1"]
     run = tmp_path / "runs" / "tiny" / "x"
     with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
-        while not (run / "cycle_00" / "checkpoint_last.pth.sha256").exists():
-            assert process.poll() is None
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
+        wait_for(run / "cycle_00" / "checkpoint_last.pth.sha256", process)
+        process.send_signal(number)
         said, _ = process.communicate(timeout=60)
-    assert process.returncode == 143
+    assert process.returncode == code
     assert f"go on with: python train.py --resume {run}" in said
     load_checkpoint(run / "cycle_00" / "checkpoint_last.pth")
     assert not (run / "cycle_00" / "training.json").exists()
@@ -383,9 +384,7 @@ def test_a_signal_behind_the_last_cycle_waits_for_the_end(config: Path, tmp_path
     words += ["--set", "al_settings.num_cycles=0", "--set", "trainer.steps_per_cycle=1"]
     run = tmp_path / "runs" / "tiny" / "x"
     with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
-        while not (run / "learning_curve.png").exists():
-            assert process.poll() is None
-            time.sleep(0.02)
+        wait_for(run / "learning_curve.png", process)
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and "report: " in said

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from test_report import Page
 from test_study import ROOT, make_study, study_command
-from tiny import files_of, make_voc, quick_config, run_train, write_config
+from tiny import files_of, make_voc, quick_config, run_train, wait_for, write_config
 
 from med_sslal.base.checkpoint import load_checkpoint, weights_hash
 from med_sslal.study.results_file import Outcome, ResultsFile
@@ -39,9 +39,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = folder / "results" / "tiny_study"
     words = command(folder)
     process = subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE)
-    while not (runs / "random" / "s0" / "config.json").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_for(runs / "random" / "s0" / "config.json", process)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 143

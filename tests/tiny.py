@@ -1,6 +1,8 @@
 """A tiny Pascal VOC set and a config that trains on it in seconds: shared by the run tests."""
 
 import json
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,13 @@ def run_train(*argv: str | Path) -> int:
 def run_test(*argv: str | Path) -> int:
     """`python test.py ARGV` in this process; returns the exit code."""
     return main(["test", *map(str, argv)])
+
+
+def wait_for(path: Path, process: subprocess.Popen[Any]) -> None:
+    """Wait until a process has made a file, which it must do before it ends."""
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
 
 
 def files_of(folder: Path) -> set[str]:

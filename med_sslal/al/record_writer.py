@@ -257,7 +257,9 @@ class RecordWriter:
                 shift = offsets[rows] - (np.cumsum(n_boxes) - n_boxes)
                 merged[np.repeat(shift, n_boxes) + np.arange(len(part))] = part
             else:
-                merged[rows, : part.shape[1]] = part
+                # Embeddings are as long as the whole record's, or it is refused; others are padded.
+                width = None if name == "embeddings" else part.shape[1]
+                merged[rows, :width] = part
             merged.flush()
 
 

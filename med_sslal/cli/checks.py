@@ -142,16 +142,19 @@ def _check_abilities(config: ConfigParser, helper: ActiveLearningHelper) -> None
     detector, args = config.init_class("arch"), config.get("arch.args")
     own = config["al_settings"]["args"]
     key = f"al_settings.args.{'schedule' if own.get('schedule') else 'al_criterion'}"
-    for name, need in helper.missing_abilities(detector.abilities(args)):
-        if need == "dropout" and "box_head_dropout" in args:
-            raise ConfigError(
-                f"{key}: {name} needs arch.args.box_head_dropout above 0 (0.2, "
-                f"say), found {args['box_head_dropout']}: set it, or choose another criterion"
-            )
+    gaps = helper.missing_abilities(detector.abilities(args))
+    if not gaps:
+        return
+    name, need = gaps[0]
+    if need == "dropout" and "box_head_dropout" in args:
         raise ConfigError(
-            f"{key}: {name} needs {ABILITIES[need]}, which the detector "
-            f"{config.get('arch.type')} does not give: choose another criterion or detector"
+            f"{key}: {name} needs arch.args.box_head_dropout above 0 (0.2, "
+            f"say), found {args['box_head_dropout']}: set it, or choose another criterion"
         )
+    raise ConfigError(
+        f"{key}: {name} needs {ABILITIES[need]}, which the detector "
+        f"{config.get('arch.type')} does not give: choose another criterion or detector"
+    )
 
 
 def _check_schedule(config: ConfigParser, helper: ActiveLearningHelper, pool_size: int) -> None:

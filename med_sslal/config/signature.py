@@ -127,10 +127,12 @@ def convert_arguments(cls: type, args: Mapping[str, Any]) -> dict[str, Any]:
 
     What equals the default is left to the constructor, whose default may be of a richer type.
     """
-    known, result = signature(cls).arguments, dict(args)
-    for name in args.keys() & known.keys():
-        argument, value = known[name], result.pop(name)
-        if not (argument.in_json and value == argument.default):
+    known, result = signature(cls).arguments, {}
+    for name, value in args.items():
+        argument = known.get(name)
+        if argument is None:
+            result[name] = value
+        elif not (argument.in_json and value == argument.default):
             result[name] = read(value, argument.annotation)
     return result
 

@@ -10,6 +10,7 @@ from med_sslal.report.charts import to_svg
 from med_sslal.report.colours import FAINT, PALETTE, colour_of
 from med_sslal.report.pages import render, write_page
 from med_sslal.report.plots import (
+    MARKS,
     Score,
     froc_lines,
     froc_over_cycles,
@@ -40,7 +41,7 @@ def write_run_report(run: RunData) -> Path:
         UserError: A file of the run or of its data is damaged, or the folder cannot be written.
     """
     sections: dict[str, tuple[str, Callable[[RunData], Content | None]]] = {
-        "cycles": ("Cycles", lambda run: {}),
+        "cycles": ("Cycles", _cycles),
         "label-efficiency": ("Label efficiency", _curves),
         "froc": ("Sensitivity and false positives (FROC)", _froc),
         "queries": ("Queried images", queries),
@@ -67,6 +68,11 @@ def headline_metrics(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]
     found = [(key, name) for key, name in known if any(key in row for row in rows)]
     others = [key for row in rows for key in row if key.startswith("test_") and key != "test_loss"]
     return found or [(key, key.removeprefix("test_")) for key in others[:1]]
+
+
+def _cycles(run: RunData) -> Content:
+    """Keys and headings of the marks of FROC."""
+    return {"marks": [(f"test_sens_{mark:g}fp", f"{mark:g} FP") for mark in MARKS]}
 
 
 def _curves(run: RunData) -> Content:

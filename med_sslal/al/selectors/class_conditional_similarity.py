@@ -111,12 +111,15 @@ def _drawn(distances: np.ndarray, n_medoids: int, generator: np.random.Generator
     """The best candidate, then others drawn by their squared distance to the nearest one drawn."""
     drawn = [0]
     nearest = distances[0].astype(np.int64) ** 2
+    free = np.ones(len(distances), dtype=bool)
+    free[0] = False
     while len(drawn) < n_medoids:
         total = np.cumsum(nearest)
         if total[-1]:
             place = int(np.searchsorted(total, generator.integers(total[-1]), side="right"))
         else:
-            place = next(place for place in range(len(distances)) if place not in drawn)
+            place = int(free.argmax())
         drawn.append(place)
+        free[place] = False
         nearest = np.minimum(nearest, distances[place].astype(np.int64) ** 2)
     return np.sort(drawn)
