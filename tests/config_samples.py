@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
+from med_sslal.base.learning_rate import ConstantThenCosine
 from med_sslal.config.jsonc import parse
 from med_sslal.config.overrides import parse_set
 from med_sslal.config.parse_config import ConfigParser
@@ -127,7 +128,7 @@ REGISTRIES: dict[str, dict[str, Any]] = {
     "augmentation": {"TrainTransform": TrainTransform},
     "pseudo_augmentation": {"StrongTransform": TrainTransform},
     "optimizer": optimizers(),
-    "lr_scheduler": lr_schedulers(),
+    "lr_scheduler": {"ConstantThenCosine": ConstantThenCosine, **lr_schedulers()},
     "al_settings": {"ActiveLearningHelper": ActiveLearningHelper},
     "ssl_settings": {"PseudoLabeller": PseudoLabeller},
     "metrics": {"sensitivity_k_fps": None, "coco_ap": None},

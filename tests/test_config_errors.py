@@ -102,6 +102,7 @@ def test_misspelt_key_names_its_path_and_the_right_one(
         ("lr_scheduler.interval=batch", '"epoch" or "step"'),
         ('lr_scheduler={"type": "OneCycleLR", "args": {"max_lr": 1}}', "OneCycleLR refuses"),
         ('lr_scheduler={"type": "ReduceLROnPlateau", "interval": "step"}', "follows the valid"),
+        ('lr_scheduler={"type": "ConstantThenCosine"}', 'interval: ConstantThenCosine co'),
         ("lr_scheduler={}", "lr_scheduler.type: required key is missing"),
         ('al_settings.args.al_criterion=["entropi"]', "Did you mean 'entropy'?"),
         ("al_settings.args.seed=1", "the program supplies 'seed' itself"),

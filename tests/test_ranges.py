@@ -23,7 +23,6 @@ from med_sslal.config.values import Key, describe, fits
 from med_sslal.utils.errors import ConfigError
 
 REGISTRIES = registries()
-OURS = ("arch", "dataset", "augmentation", "pseudo_augmentation", "al_settings", "ssl_settings")
 TORCH = ("optimizer", "lr_scheduler")
 # Numbers that may be any: why.
 ANY = {
@@ -79,11 +78,17 @@ def numbers(cls: type, provided: tuple[str, ...]) -> list[Key]:
     ]
 
 
+def is_ours(cls: type) -> bool:
+    return cls.__module__.startswith("med_sslal.")
+
+
 def shipped() -> Iterator[Any]:
     """Section, type, arguments, and what the program supplies itself, of every class of ours."""
     for section in SCHEMA:
-        if isinstance(section, TypeSection) and section.path in OURS:
-            for name, cls in REGISTRIES[section.path].items():
+        if not isinstance(section, TypeSection):
+            continue
+        for name, cls in REGISTRIES[section.path].items():
+            if is_ours(cls):
                 keys = numbers(cls, section.provided)
                 yield pytest.param(section.path, name, keys, id=f"{section.path}-{name}")
     for stage, registry in (("criterion", CRITERIA), ("selector", SELECTORS)):
@@ -151,7 +156,7 @@ def torch_numbers() -> Iterator[Any]:
     for section in TORCH:
         for name, cls in REGISTRIES[section].items():
             for key in signature(cls).arguments.values():
-                if is_number(key.annotation):
+                if is_number(key.annotation) and not is_ours(cls):
                     yield pytest.param(section, name, key, id=f"{name}-{key.name}")
 
 

@@ -26,8 +26,10 @@ from trainings import settings_of, training_of
 from med_sslal.base.base_dataset import Images
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.checkpoint import load_checkpoint
+from med_sslal.base.learning_rate import ConstantThenCosine, tail_start
 from med_sslal.base.types import Annotation, Frame, ImageInfo, ModelOutput, Target
-from med_sslal.config.torch_types import lr_schedulers, optimizers
+from med_sslal.cli.registries import registries
+from med_sslal.config.torch_types import optimizers
 from med_sslal.trainer.trainer import Trainer
 from med_sslal.utils.errors import UserError
 from med_sslal.utils.interrupt import Interrupted, StopRequest
@@ -208,6 +210,48 @@ def test_a_schedule_by_epoch(tmp_path: Path) -> None:
     assert steps_of(model) == pytest.approx(wanted, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("settings", "tail", "total", "falls"),
+    [
+        ({"epochs": 5}, 0.2, 20, 4),
+        ({"steps_per_cycle": 10}, 0.5, 10, 5),
+        ({"epochs": 1}, 1.0, 4, 4),
+        ({"epochs": 2}, 0.0, 8, 0),
+        ({"epochs": 2, "warmup_steps": 4}, 0.25, 8, 2),
+    ],
+    ids=str,
+)
+def test_constant_then_cosine_over_the_real_length(
+    tmp_path: Path, settings: dict[str, int], tail: float, total: int, falls: int
+) -> None:
+    trainer, model = trainer_of(
+        tmp_path,
+        scheduler=lambda optimizer: ConstantThenCosine(optimizer, tail=tail, minimum=0.1),
+        lr_interval="step",
+        **settings,
+    )
+    trainer.train()
+    assert tail_start(total, tail) == total - falls
+    rise = [(n + 1) / 4 for n in range(settings.get("warmup_steps", 0))]
+    wave = [0.1 + 0.45 * (1 + math.cos(math.pi * n / falls)) for n in range(falls)]
+    wanted = [*rise, *[1.0] * (total - falls - len(rise)), *wave]
+    assert steps_of(model) == pytest.approx([0.25 * share for share in wanted], abs=1e-6)
+    assert trainer.optimisation.lr == pytest.approx(0.025 if falls else 0.25)
+
+
+def test_a_longer_training_has_its_tail_at_its_own_end(tmp_path: Path) -> None:
+    def run(folder: Path, epochs: int) -> list[float]:
+        trainer, model = trainer_of(
+            folder, scheduler=ConstantThenCosine, lr_interval="step", epochs=epochs
+        )
+        trainer.resume()
+        trainer.train()
+        return steps_of(model)
+
+    run(tmp_path / "parts", 3)
+    assert run(tmp_path / "parts", 5) == run(tmp_path / "whole", 5)[12:]
+
+
 def test_reduce_on_plateau_follows_the_validation(tmp_path: Path) -> None:
     trainer, _ = trainer_of(
         tmp_path,
@@ -356,6 +400,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "CosineAnnealingLR": {"T_max": 5, "eta_min": 0.01},
     "CosineAnnealingWarmRestarts": {"T_0": 2},
     "ConstantLR": {"total_iters": 2},
+    "ConstantThenCosine": {"tail": 0.6},
     "ExponentialLR": {"gamma": 0.7},
     "LinearLR": {"total_iters": 3},
     "MultiStepLR": {"milestones": [1, 2, 7]},
@@ -363,8 +408,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "ReduceLROnPlateau": {"patience": 0},
     "StepLR": {"step_size": 2},
 }
-EVERY = [("SGD", name, "epoch") for name in lr_schedulers()]
-EVERY += [("SGD", name, "step") for name in lr_schedulers() if name != "ReduceLROnPlateau"]
+SCHEDULERS = registries()["lr_scheduler"]
+EVERY = [("SGD", name, "epoch") for name in SCHEDULERS if name != "ConstantThenCosine"]
+EVERY += [("SGD", name, "step") for name in SCHEDULERS if name != "ReduceLROnPlateau"]
 EVERY += [(name, "StepLR", "epoch") for name in optimizers() if name != "SGD"]
 
 
@@ -377,7 +423,7 @@ def test_every_optimizer_and_schedule_resumes_to_the_bit(
             folder,
             brightness=[0.1, 0.3, 0.4, 0.5, 0.7, 0.8, 0.9, 1.0],
             optimizer=optimizers()[optimizer],
-            scheduler=lambda built: lr_schedulers()[scheduler](built, **ARGUMENTS[scheduler]),
+            scheduler=lambda built: SCHEDULERS[scheduler](built, **ARGUMENTS[scheduler]),
             lr_interval=interval,
             monitor="min val_loss",
             evaluate=scripted([3, 1, 2]),

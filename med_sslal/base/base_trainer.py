@@ -95,6 +95,7 @@ class BaseTrainer(ABC):
         self.total_steps = steps or self.step + self.settings.epochs * self.batches - ended
         left = self.total_steps - self.step + self.batch
         self.epochs = self.epoch + math.ceil(left / self.batches)
+        self.optimisation.plan(self.total_steps)
 
     @property
     def epoch_batches(self) -> int:

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from med_sslal.base.base_model import BaseModel
+from med_sslal.base.learning_rate import ConstantThenCosine
 from med_sslal.base.settings import TrainerSettings
 
 
@@ -52,6 +53,11 @@ class Optimisation:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+    def plan(self, total_steps: int) -> None:
+        """Tell a schedule that asks for it how long the training is, from its first step on."""
+        if isinstance(self._scheduler, ConstantThenCosine):
+            self._scheduler.plan(total_steps)
 
     def start(self) -> None:
         """Begin a step."""

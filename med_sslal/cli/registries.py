@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.base_model import BaseModel
+from med_sslal.base.learning_rate import ConstantThenCosine
 from med_sslal.base.training_step import TrainingStep
 from med_sslal.config.torch_types import lr_schedulers, optimizers
 from med_sslal.data.dataset import DATASETS
@@ -27,7 +28,7 @@ def registries() -> dict[str, Mapping[str, Any]]:
         "augmentation": AUGMENTATIONS,
         "pseudo_augmentation": AUGMENTATIONS,
         "optimizer": optimizers(),
-        "lr_scheduler": lr_schedulers(),
+        "lr_scheduler": {"ConstantThenCosine": ConstantThenCosine, **lr_schedulers()},
         "al_settings": {"ActiveLearningHelper": ActiveLearningHelper},
         "ssl_settings": {"PseudoLabeller": PseudoLabeller},
         "metrics": METRICS,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_type_hints
 
-from annotated_types import Ge, Gt, Predicate, doc
+from annotated_types import Ge, Gt, Interval, Predicate, doc
 
 from med_sslal.config.signature import docstring_arguments
 from med_sslal.config.values import Key
@@ -60,6 +60,7 @@ Folder = Annotated[str, Predicate(lambda text: bool(text.strip())), doc("a folde
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
 Amount = Annotated[float, Ge(0)]
+Share = Annotated[float, Interval(ge=0, le=1)]
 Side = Annotated[int, Ge(32)]
 
 
@@ -181,7 +182,8 @@ SCHEMA: tuple[Key | TypeSection, ...] = (
     Key("metrics", list[str], "what is measured on validation and test", ["sensitivity_k_fps"]),
     TypeSection(
         "lr_scheduler",
-        "any of torch.optim.lr_scheduler; null in place of the section = constant learning rate",
+        "ConstantThenCosine, which knows how long the training is, or any of "
+        "torch.optim.lr_scheduler; null in place of the section = constant learning rate",
         ("optimizer", "last_epoch"),
         nullable=True,
         fill_args=False,

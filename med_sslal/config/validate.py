@@ -179,9 +179,13 @@ class Validator:
         scheduler = self.types.get("lr_scheduler")
         for problem in refused_by_torch(self.types["optimizer"], args[0], scheduler, args[1]):
             self.add(*problem)
-        plateau = scheduler is not None and scheduler.__name__ == "ReduceLROnPlateau"
-        if plateau and self.resolved["lr_scheduler"]["interval"] == "step":
+        name = scheduler and scheduler.__name__
+        interval = name and self.resolved["lr_scheduler"]["interval"]
+        if (name, interval) == ("ReduceLROnPlateau", "step"):
             text = 'ReduceLROnPlateau follows the validation: set it to "epoch"'
+            self.add(("lr_scheduler", "interval"), text)
+        if (name, interval) == ("ConstantThenCosine", "epoch"):
+            text = 'ConstantThenCosine counts the steps of the training: set it to "step"'
             self.add(("lr_scheduler", "interval"), text)
 
 
