@@ -17,29 +17,15 @@ import numpy as np
 from med_sslal.al.record import PoolRecord
 from med_sslal.al.select import select as select
 from med_sslal.base.base_dataset import Images
-from med_sslal.base.base_model import BaseModel
 from med_sslal.base.types import Batch, Frame, ImageInfo, Prediction, UnlabelledSample
-from med_sslal.cli.build import (
-    build_dataset,
-    detector_maker,
-    devices_of,
-    image_size_of,
-    load_weights,
-)
+from med_sslal.cli.build import build_dataset
 from med_sslal.cli.origin import find_record
-from med_sslal.cli.registries import registries
-from med_sslal.cli.test import find_model
-from med_sslal.config.parse_config import ConfigParser
-from med_sslal.data.coco import COCO
-from med_sslal.data.image_folder import ImageFolder
+from med_sslal.cli.trained import load_trained
 from med_sslal.data.pictures import picture_size, read_picture
-from med_sslal.data.transforms import EvalTransform
-from med_sslal.data.voc import PascalVOC
 from med_sslal.eval.drawing import above
 from med_sslal.model.inference import stream
 from med_sslal.trainer.run_folder import LATEST
 from med_sslal.utils.errors import DataError
-from med_sslal.utils.train_util import autocast_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -63,17 +49,11 @@ class Run:
     """
 
     def __init__(self, path: str | Path = LATEST, *, device: str | None = None) -> None:
-        self.path, content, complaints = find_model(str(path))
-        for complaint in complaints:
+        self._trained = trained = load_trained(str(path), device)
+        for complaint in trained.complaints:
             logger.warning("%s", complaint)
-        parser = ConfigParser(content["config"], registries(), source=str(self.path))
-        self._parser, self._device = parser, devices_of(parser, device).main
-        self.config = parser.resolved
-        self.class_names = tuple(content["class_names"])
-        self._dtype = autocast_dtype(parser.get("trainer.precision"), self._device)
-        self.model: BaseModel = detector_maker(parser, self._dtype)()
-        load_weights(self.model, content, self.path)
-        self.model.to(self._device).eval()
+        self.path, self.config = trained.path, trained.config.resolved
+        self.class_names, self.model = trained.class_names, trained.model
 
     @cached_property
     def images(self) -> Images:
@@ -82,7 +62,7 @@ class Run:
         Raises:
             UserError: The data is not where the config says.
         """
-        return build_dataset(self._parser).images
+        return build_dataset(self._trained.config).images
 
     @cached_property
     def record(self) -> PoolRecord:
@@ -116,14 +96,14 @@ class Run:
         if not 0 <= min_score <= 1:
             raise DataError(f"min_score must be from 0 to 1, found {min_score}")
         batches = self._batches(iter(images))
-        outputs = stream(self.model, batches, self._device, self._dtype)
+        compute = self._trained.compute
+        outputs = stream(self.model, batches, compute.devices.main, compute.dtype)
         found = [each.prediction() for _, output in outputs for each in output.detections]
         return [above(each, min_score) for each in found]
 
     def _batches(self, images: Iterator[np.ndarray | str | Path]) -> Iterator[Batch]:
         """Images in the model's frame, as many at a time as in the run."""
-        resize = EvalTransform(image_size_of(self._parser))
-        number = 0
+        resize, number = self._trained.resize, 0
         while part := [self._read(image) for image in islice(images, self.config["batch_size"])]:
             samples = []
             for pixels in part:
@@ -138,12 +118,7 @@ class Run:
         """float32 [H, W, 3] in [0, 1] of an array or a file."""
         if isinstance(image, np.ndarray):
             return _unit(image)
-        if not issubclass(self._parser.init_class("dataset"), COCO | PascalVOC | ImageFolder):
-            raise DataError(
-                f"files are read for runs on pictures, and this one is on "
-                f"{self.config['dataset']['type']}: give arrays, such as those of run.images.read"
-            )
-        path, window = Path(image), self.config["dataset"]["args"].get("window")
+        path, window = Path(image), self._trained.window
         return read_picture(path, picture_size(path, window), window)
 
 

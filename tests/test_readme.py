@@ -30,7 +30,10 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 # Pages of commands and configs; those of criteria.md are run by test_select.py.
-GUIDE = (README, *(ROOT / "docs" / f"{name}.md" for name in ("config", "data", "gpus", "studies")))
+GUIDE = (
+    README,
+    *(ROOT / "docs" / f"{name}.md" for name in ("config", "data", "gpus", "predict", "studies")),
+)
 LINES = [line for page in GUIDE for block in blocks(page, "sh") for line in block.splitlines()]
 COMMANDS = list(dict.fromkeys(LINES))
 CONFIGS = [block for page in GUIDE for block in blocks(page, "json")]
@@ -61,7 +64,7 @@ def parses_as_training(command: str) -> None:
     ConfigParser.from_file(ROOT / args.config, registries(), args.overrides)
 
 
-def parses_as_download(command: str) -> None:
+def parses_as_command(command: str) -> None:
     args.parse(shlex.split(command)[3:])
 
 
@@ -74,6 +77,11 @@ def parses_as_study(command: str) -> None:
 def is_known_to_torchrun(command: str) -> None:
     words = shlex.split(command)
     args = get_args_parser().parse_args(words[words.index("torchrun") + 1 :])
+    if args.module:
+        parses_as_command(
+            " ".join(["python", "-m", args.training_script, *args.training_script_args])
+        )
+        return
     assert args.training_script == "train.py"
     train = train_args(args.training_script_args)
     assert train.resume or (ROOT / train.config).is_file()
@@ -111,7 +119,7 @@ PARSED: dict[str, Callable[[str], None]] = {
     r"git clone https://github\.com/\S+ data/\S+": stands_for_itself,
     r"python -m pip install .*": names_files_that_pip_takes,
     r"python -m pytest .*": is_known_to_pytest,
-    r"python -m med_sslal download .*": parses_as_download,
+    r"python -m med_sslal (download|predict) .*": parses_as_command,
     r"python -m med_sslal study .*": parses_as_study,
     r"python train\.py .*--device (cuda|[\d,]+)": parses_as_training,
     r"(srun |CUDA_VISIBLE_DEVICES=\S+ )?torchrun .*": is_known_to_torchrun,

@@ -1,7 +1,7 @@
 """A DataLoader whose order and errors do not depend on its workers."""
 
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,20 @@ class BadSample:
     """A sample that could not be loaded; it carries the sentence to the main process whole."""
 
     message: str
+    image_id: str = ""
+
+
+def collate(samples: Sequence[Any]) -> Batch | BadSample:
+    """Stack samples, or hand on the sentences of those that could not be loaded."""
+    bad = [sample.message for sample in samples if isinstance(sample, BadSample)]
+    return BadSample("; ".join(bad)) if bad else Batch.collate(samples)
+
+
+def collate_readable(samples: Sequence[Any]) -> tuple[Batch | None, list[BadSample]]:
+    """Stack the samples that could be loaded, None where there is none; and the others."""
+    good = [sample for sample in samples if not isinstance(sample, BadSample)]
+    bad = [sample for sample in samples if isinstance(sample, BadSample)]
+    return Batch.collate(good) if good else None, bad
 
 
 class BaseDataLoader(DataLoader):
@@ -35,12 +49,13 @@ class BaseDataLoader(DataLoader):
         batch_sampler: Iterable[Sequence[Any]],
         n_workers: int = 0,
         pin_memory: bool = False,
+        collate_fn: Callable[[Sequence[Any]], Any] = collate,
     ) -> None:
         super().__init__(
             view,
             batch_sampler=batch_sampler,  # type: ignore[arg-type]
             num_workers=n_workers,
-            collate_fn=collate,
+            collate_fn=collate_fn,
             pin_memory=pin_memory,
             persistent_workers=n_workers > 0,
             worker_init_fn=start_worker if n_workers else None,
@@ -53,12 +68,6 @@ class BaseDataLoader(DataLoader):
             if isinstance(batch, BadSample):
                 raise DataError(batch.message)
             yield batch
-
-
-def collate(samples: Sequence[Any]) -> Batch | BadSample:
-    """Stack samples, or hand on the sentences of those that could not be loaded."""
-    bad = [sample.message for sample in samples if isinstance(sample, BadSample)]
-    return BadSample("; ".join(bad)) if bad else Batch.collate(samples)
 
 
 def start_worker(worker: int) -> None:

@@ -2,13 +2,14 @@
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Sequence
 from inspect import isfunction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Predicate, doc
+from annotated_types import Interval, Predicate, doc
 
 from med_sslal.config.overrides import Override, json_or_text, parse_set
 from med_sslal.config.schema import Count, Name, Positive
@@ -53,6 +54,22 @@ examples:
   python test.py -r latest                                   the newest run's last best model
   python test.py -r exp_results/name/20260101_120000_s0      a run folder
   python test.py -r .../cycle_02/model_best.pth -d cpu       one checkpoint, on the CPU
+""",
+    "predict": """Detect on a folder of PNG, JPEG and TIFF files with a trained run.
+  -r --resume PATH  a checkpoint, a run folder (its last finished cycle's best model) or 'latest'
+    [required]
+  --images FOLDER  what to detect on: every image file below it [required]
+  --out DIR  where the results go; a command that was stopped goes on in it [required]
+  --fps K  keep what scores so high that validation had K false positives per image: 0.5, 1, 2, 4,
+    8 or 16; each class by itself [1]
+  --threshold SCORE  keep what has this score or more, in place of --fps
+  --overlays N  pictures with boxes, of the N images with the surest detections [20]
+  --window LOW,HIGH  values of 16-bit grey shown black and white (default: the run's); with a
+    negative one, --window=LOW,HIGH
+  -d --device DEVICE  cpu, cuda or GPU numbers such as 2,3; in place of n_gpu
+examples:
+  med-sslal predict -r latest --images scans --out found     detections in found/predictions.csv
+  med-sslal predict -r latest --images scans --out found --threshold 0.5
 """,
     "criteria": """List the criteria and second stages, or explain one of them.
   NAME?  explain this one: formula, source and arguments; also your own package.module.Class
@@ -240,6 +257,16 @@ def _seeds(text: str) -> list[int]:
         raise ConfigError(f"takes seeds such as 0,1, found '{text}'") from error
 
 
+def _window(text: str) -> tuple[float, float]:
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"takes two numbers such as 0,4095, found '{text}'") from error
+    if not -math.inf < low < high < math.inf:
+        raise ConfigError(f"takes the lower number first, found '{text}'")
+    return low, high
+
+
 def _stage(text: str) -> Any:
     if not text.lstrip().startswith(("{", "[")):
         return text
@@ -262,9 +289,12 @@ _KINDS: dict[str, Any] = {
     **dict.fromkeys(("criterion", "selector"), _stage),
     **dict.fromkeys(HELPER_OPTIONS, json_or_text),
     **dict.fromkeys(("budget", "seed", "cycle", "patients", "size"), int),
-    **dict.fromkeys(("out", "links", "md5", "init_from", "results"), Path),
+    **dict.fromkeys(("out", "links", "md5", "init_from", "results", "images"), Path),
+    "fps": Literal["0.5", "1", "2", "4", "8", "16"],
+    "threshold": Annotated[float, Interval(ge=0, le=1)],
+    "window": _window,
     "seeds": _seeds,
-    "first": Count,
+    **dict.fromkeys(("first", "overlays"), Count),
     "jobs": Positive,
     "hidden_fraction": float,
     "dataset": Literal["deeplesion"],

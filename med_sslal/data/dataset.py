@@ -43,7 +43,7 @@ class _View(Dataset[Any]):
         try:
             return self._sample(self._images.infos[image_id], self._images.read(image_id), epoch)
         except DataError as error:
-            return BadSample(str(error))
+            return BadSample(str(error), image_id)
 
     def _sample(self, info: ImageInfo, pixels: np.ndarray, epoch: int) -> Sample | UnlabelledSample:
         raise NotImplementedError

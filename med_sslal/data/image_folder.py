@@ -1,5 +1,6 @@
 """A folder of pictures, with labels of all, some or none of them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from med_sslal.data.splits import (
     split_by_group,
     splits_by,
 )
+from med_sslal.logger.progress import track
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import inside
 
@@ -59,7 +61,8 @@ class ImageFolder(BaseDataset):
         """
         folder = Path(root)
         bad = BadSamples(on_bad_sample, str(folder))
-        infos = read_infos(folder, find_pictures(folder, "root"), group_pattern, bad, window)
+        images = open_pictures(folder, "dataset.args.root", bad, group_pattern, window)
+        infos = images.infos
         known = Labels(tuple(classes or ()), {})
         if labels is not None:
             by_name = {info.file_name: info for info in infos.values()}
@@ -74,13 +77,31 @@ class ImageFolder(BaseDataset):
             known = make_labels(records, names if classes is None else classes, infos, bad)
         bad.finish()
         splits = _split(infos, known, eval_split, split_seed)
-        images = PictureImages(folder, infos, splits, window)
+        images = images.with_splits(splits)
         images.split_from_labels = True
         super().__init__(images, known)
 
 
+def open_pictures(
+    folder: Path,
+    key: str,
+    bad: BadSamples,
+    group_pattern: GroupPattern | None = None,
+    window: Window | None = None,
+    *,
+    endings: bool = False,
+) -> PictureImages:
+    """All pictures below a folder that are whole, in no split; `bad` has the others.
+
+    `key` and `endings` are as of `find_pictures`, which raises where there is none.
+    """
+    files = find_pictures(folder, key, endings=endings)
+    listed = track(files.items(), f"headers of {folder}", len(files))
+    return PictureImages(folder, read_infos(folder, listed, group_pattern, bad, window), {}, window)
+
+
 def _split(
-    infos: dict[str, ImageInfo], labels: Labels, eval_split: float, split_seed: int
+    infos: Mapping[str, ImageInfo], labels: Labels, eval_split: float, split_seed: int
 ) -> dict[str, tuple[str, ...]]:
     """Val and test from wholly labelled groups, all other images in train."""
     if not labels.annotations:

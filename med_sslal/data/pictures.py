@@ -1,7 +1,7 @@
 """What all data sets of pictures have in common: pixels, foreign boxes, patients, given splits."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -47,8 +47,11 @@ class PictureImages(Images):
 
     def read(self, image_id: str) -> np.ndarray:
         """Decode an image: float32 [H, W, 3] RGB in [0, 1], ORIGINAL pixels."""
-        info = self.infos[image_id]
-        return read_picture(self.root / info.file_name, info.orig_size, self.window)
+        return read_picture(self.path(image_id), self.infos[image_id].orig_size, self.window)
+
+    def path(self, image_id: str) -> Path:
+        """The file of an image."""
+        return self.root / self.infos[image_id].file_name
 
 
 def make_labels(
@@ -153,30 +156,29 @@ def to_unit(values: np.ndarray, window: Window) -> np.ndarray:
     return np.clip(values, 0, 1, out=values)
 
 
-def find_pictures(folder: Path, key: str) -> dict[str, Path]:
+def find_pictures(folder: Path, key: str, *, endings: bool = False) -> dict[str, Path]:
     """The pictures below a folder by id, the path there without its ending; hidden ones are not.
 
-    DataError where there is none (`key` of `dataset.args` names the folder), or two have one id.
+    With `endings` the ids keep them. DataError where there is none (the folder is what `key` says),
+    or two have one id.
     """
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if path.suffix.lower() in SUFFIXES and not any(p.startswith(".") for p in name.parts):
-            image_id = name.with_suffix("").as_posix()
+            image_id = (name if endings else name.with_suffix("")).as_posix()
             if image_id in files:
                 raise DataError(f"two pictures have one image id: {files[image_id]} and {path}")
             files[image_id] = path
     if not files:
         state = "holds no picture" if folder.is_dir() else "does not exist"
-        raise DataError(
-            f"dataset.args.{key}: folder {folder} {state} ({', '.join(SUFFIXES)} are looked for)"
-        )
+        raise DataError(f"{key}: folder {folder} {state} ({', '.join(SUFFIXES)} are looked for)")
     return files
 
 
 def read_infos(
     root: Path,
-    files: Mapping[str, Path],
+    files: Iterable[tuple[str, Path]],
     pattern: str | None,
     bad: BadSamples,
     window: Window | None = None,
@@ -186,7 +188,7 @@ def read_infos(
     The patient is what the pattern's first group finds in the image id, by default all of it.
     """
     infos: dict[str, ImageInfo] = {}
-    for image_id, path in files.items():
+    for image_id, path in files:
         with bad.noted():
             size, match = picture_size(path, window), re.search(pattern or "(?s)(.+)", image_id)
             if match is None or not match.group(1):

@@ -128,6 +128,27 @@ def _share(size: int, world: World) -> range:
     return range(first, last)
 
 
+class WholeBatchSampler(Sampler[list[Key]]):
+    """Batches of (position, 0) in order, of which each of several processes takes every n-th.
+
+    So what lies together in a batch is the same for any number of processes.
+    """
+
+    def __init__(self, n: int, batch_size: int, world: World = ALONE) -> None:
+        """Take `n` images (0 or more), `batch_size` (1 or more) at a time."""
+        self._n, self._batch_size = n, batch_size
+        self._own = world.share(-(-n // batch_size))
+
+    def __len__(self) -> int:
+        """Number of batches of this process."""
+        return len(self._own)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for batch in self._own:
+            first = batch * self._batch_size
+            yield [(place, 0) for place in range(first, min(first + self._batch_size, self._n))]
+
+
 class SequentialBatchSampler(BatchSampler):
     """Batches of (position, 0) in order, each image once: evaluation and scoring.
 

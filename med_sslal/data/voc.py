@@ -63,7 +63,7 @@ class PascalVOC(BaseDataset):
         folder = Path(root)
         bad = BadSamples(on_bad_sample, str(folder))
         documents = _xml_files(folder, folder / annotations)
-        pictures = find_pictures(folder / images, "images")
+        pictures = find_pictures(folder / images, "dataset.args.images")
         lists = None if split_lists is None else _lists(folder, split_lists)
         wanted = sorted({i for ids in lists.values() for i in ids} if lists else documents)
         if left_out := len(documents.keys() - set(wanted)):
@@ -73,7 +73,7 @@ class PascalVOC(BaseDataset):
             for image_id in [each for each in wanted if each not in there]:
                 bad.add(f"image '{image_id}' has no {kind} in {folder}")
                 wanted.remove(image_id)
-        infos = read_infos(folder, {name: pictures[name] for name in wanted}, group_pattern, bad)
+        infos = read_infos(folder, [(name, pictures[name]) for name in wanted], group_pattern, bad)
         records: dict[str, list[BoxRecord]] = {}
         for image_id, info in infos.items():
             with bad.noted():

@@ -27,12 +27,7 @@ def to_coco_predictions(
     ids = sorted(predictions)
     annotations = []
     for number, image_id in enumerate(ids, start=1):
-        found = predictions[image_id]
-        columns = (found.labels.tolist(), _xywh(found.boxes).tolist(), found.scores.tolist())
-        annotations += [
-            {"image_id": number, "category_id": label, "bbox": box, "score": score}
-            for label, box, score in zip(*columns, strict=True)
-        ]
+        annotations += coco_detections(number, predictions[image_id])
     return {
         "format_version": FORMAT_VERSION,
         "images": [
@@ -42,6 +37,15 @@ def to_coco_predictions(
         "annotations": annotations,
         "categories": categories(class_names),
     }
+
+
+def coco_detections(number: int, found: Prediction) -> list[dict[str, Any]]:
+    """The detections of image `number` in COCO's form."""
+    columns = (found.labels.tolist(), _xywh(found.boxes).tolist(), found.scores.tolist())
+    return [
+        {"image_id": number, "category_id": label, "bbox": box, "score": score}
+        for label, box, score in zip(*columns, strict=True)
+    ]
 
 
 def from_coco_predictions(

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import PoolRecord, RecordHeader
 from med_sslal.al.scoring import SeenBatch, record_pool, see
-from med_sslal.base.base_data_loader import BaseDataLoader
+from med_sslal.base.base_data_loader import BadSample, BaseDataLoader
 from med_sslal.base.checkpoint import weights_hash
 from med_sslal.base.types import Annotation, Batch, Prediction
 from med_sslal.data.dataset import LabelledView, UnlabelledView
 from med_sslal.data.sampler import SequentialBatchSampler
 from med_sslal.logger.progress import track
-from med_sslal.model.inference import stream
+from med_sslal.model.inference import evaluating, infer, stream
 from med_sslal.trainer.remote_calls import together
 from med_sslal.trainer.run_folder import CycleFolder
 from med_sslal.trainer.setup import RunSetup
@@ -98,6 +98,23 @@ def _seen(
             )
         found = [detections.prediction() for detections in output.detections]
         yield list(zip(names, found, losses, strict=True))
+
+
+def detect_readable(
+    model: nn.Module,
+    batches: Iterable[tuple[Batch | None, list[BadSample]]],
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> Iterator[dict[str, Prediction | str]]:
+    """Detections of the images of each batch by id; of one that cannot be read, why not."""
+    with evaluating(model, dtype):
+        for batch, bad in batches:
+            found: dict[str, Prediction | str] = {each.image_id: each.message for each in bad}
+            if batch is not None:
+                detections = infer(model, batch.to(device)).detections
+                for frame, each in zip(batch.frames, detections, strict=True):
+                    found[frame.info.image_id] = each.prediction()
+            yield found
 
 
 def predict_split(

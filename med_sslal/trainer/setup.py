@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.oracle import SimulatedOracle
-from med_sslal.base.base_data_loader import BaseDataLoader
+from med_sslal.base.base_data_loader import BaseDataLoader, collate
 from med_sslal.base.base_dataset import Images, Labels
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.settings import TrainerSettings
@@ -68,11 +68,16 @@ class Compute:
         several = len(self.devices.ids) > 1
         return ListDataParallel(model, self.devices.ids) if several else model
 
-    def loader(self, view: Dataset[Any], sampler: Any) -> BaseDataLoader:
+    def loader(
+        self, view: Dataset[Any], sampler: Any, collate_fn: Callable[..., Any] = collate
+    ) -> BaseDataLoader:
         """The batches of a view, for the devices of this process."""
-        on_gpu = self.devices.main.type == "cuda"
         return BaseDataLoader(
-            view, batch_sampler=sampler, n_workers=self.n_workers, pin_memory=on_gpu
+            view,
+            batch_sampler=sampler,
+            n_workers=self.n_workers,
+            pin_memory=self.devices.main.type == "cuda",
+            collate_fn=collate_fn,
         )
 
 
