@@ -17,7 +17,7 @@ import numpy as np
 from med_sslal.al.record import PoolRecord
 from med_sslal.al.select import select as select
 from med_sslal.base.base_dataset import Images
-from med_sslal.base.types import Batch, Frame, ImageInfo, Prediction, UnlabelledSample
+from med_sslal.base.types import Batch, ImageInfo, Prediction, UnlabelledSample
 from med_sslal.cli.build import build_dataset
 from med_sslal.cli.origin import find_record
 from med_sslal.cli.trained import load_trained
@@ -109,8 +109,8 @@ class Run:
             for pixels in part:
                 size = (pixels.shape[0], pixels.shape[1])
                 info = ImageInfo(f"{number}", f"{number}", "", size)
-                image, _, to_original = resize(pixels, None, info, 0)
-                samples.append(UnlabelledSample(image, Frame(info, to_original)))
+                image, _, frame = resize(pixels, None, info, 0)
+                samples.append(UnlabelledSample(image, frame))
                 number += 1
             yield Batch.collate(samples)
 

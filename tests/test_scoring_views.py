@@ -41,8 +41,8 @@ def sample(image_id: str, size: tuple[int, int]) -> UnlabelledSample:
     for x, y in draw.integers(4, min(size) - 20, (2, 2)):
         picture[y : y + 14, x : x + 14] = 1
     info = ImageInfo(image_id, image_id, image_id, size)
-    image, _, affine = EvalTransform(SIDE)(picture, None, info, 0)
-    return UnlabelledSample(image, Frame(info, affine))
+    image, _, frame = EvalTransform(SIDE)(picture, None, info, 0)
+    return UnlabelledSample(image, frame)
 
 
 def samples(n: int) -> list[UnlabelledSample]:

@@ -17,8 +17,8 @@ from trainings import settings_of, training_of
 
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.checkpoint import load_checkpoint
-from med_sslal.base.training_step import into_view
 from med_sslal.base.types import Annotation, Frame, ImageInfo, ModelOutput, Target
+from med_sslal.base.views import into_view
 from med_sslal.cli.registries import registries
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.trainer.trainer import Trainer
@@ -276,10 +276,13 @@ def test_boxes_of_the_file_come_into_a_view_and_are_cut_there() -> None:
     """A view that is mirrored, half as large, and moved by 3."""
     matrix = torch.tensor([[-2.0, 0.0, 60.0], [0.0, 2.0, -6.0]])
     frame = Frame(ImageInfo("a", "a", "a", (64, 64)), matrix)
-    boxes = torch.tensor([[10.0, 4.0, 20.0, 14.0], [50.0, 0.0, 70.0, 90.0]])
-    found = into_view(boxes, frame, (32, 32))
-    assert found.tolist() == [[20, 5, 25, 10], [0, 3, 5, 32]]
-    assert into_view(torch.zeros(0, 4), frame, (32, 32)).shape == (0, 4)
+    boxes = torch.tensor([[10.0, 4, 20, 14], [50, 0, 70, 90], [55, 0, 70, 90], [40, 0, 43, 9]])
+    found, seen = into_view(boxes, frame, (32, 32))
+    assert found.tolist() == [[20, 5, 25, 10], [0, 3, 5, 32], [0, 3, 2.5, 32], [8.5, 3, 10, 7.5]]
+    # Of the second 68 % are hidden and of the third 79 %, and the last is 1.5 pixels wide.
+    assert seen.tolist() == [True, True, False, False]
+    nothing, none = into_view(torch.zeros(0, 4), frame, (32, 32))
+    assert nothing.shape == (0, 4) and none.shape == (0,)
 
 
 @pytest.mark.slow

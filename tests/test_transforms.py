@@ -64,7 +64,8 @@ def noise_image(height=40, width=60, seed=0):
 def test_eval_letterbox(size, image_size, inner):
     image = noise_image(*size)
     boxes = [[1, 2, 30, 33], [0, 0, size[1], size[0]]]
-    tensor, target, to_original = EvalTransform(image_size)(image, label(boxes), info_of(), 0)
+    tensor, target, frame = EvalTransform(image_size)(image, label(boxes), info_of(), 0)
+    to_original = frame.to_original
     shape = (image_size, image_size) if isinstance(image_size, int) else image_size
     assert tensor.shape == (3, *shape)
     assert tensor.dtype == torch.float32
@@ -81,7 +82,8 @@ def test_eval_letterbox(size, image_size, inner):
 
 def test_eval_same_size_is_identity():
     image = noise_image()
-    tensor, target, to_original = EvalTransform((40, 60))(image, None, info_of(), 3)
+    tensor, target, frame = EvalTransform((40, 60))(image, None, info_of(), 3)
+    to_original = frame.to_original
     assert torch.equal(tensor, torch.from_numpy(image).permute(2, 0, 1))
     assert target is None
     assert torch.equal(to_original, torch.eye(3)[:2])
@@ -112,7 +114,8 @@ def test_mirror_is_exact(flag):
     image, annotation = noise_image(), label([[3, 4, 20, 33], [0, 0, 60, 40]])
     fired = 0
     for i in range(20):
-        tensor, target, to_original = transform(image, annotation, info_of(f"i{i}"), 0)
+        tensor, target, frame = transform(image, annotation, info_of(f"i{i}"), 0)
+        to_original = frame.to_original
         axis, row = (2, 0) if flag == "mirror" else (1, 1)
         moved = to_original[row, row] < 0
         plain = torch.from_numpy(image).permute(2, 0, 1)
@@ -137,7 +140,8 @@ def test_geometry_agrees_with_pixels():
     geometry = {"mirror": True, "vertical_mirror": True, "rotation": 25, "scale": 0.2}
     transform = TrainTransform(128, seed=5, **(OFF | geometry | {"translate": 0.05}))
     for i in range(30):
-        tensor, target, to_original = transform(image, annotation, info_of(f"i{i}"), 0)
+        tensor, target, frame = transform(image, annotation, info_of(f"i{i}"), 0)
+        to_original = frame.to_original
         ys, xs = (axis.numpy() for axis in torch.where(tensor[0] > 0.5))
         seen = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
         np.testing.assert_allclose(target.boxes[0].numpy(), seen, atol=1.6)
@@ -154,7 +158,8 @@ def test_box_leaving_the_frame():
     transform = TrainTransform(100, seed=1, **(OFF | {"translate": 0.35}))
     dropped = hidden = 0
     for i in range(60):
-        _, target, to_original = transform(image, annotation, info_of(f"i{i}"), 0)
+        _, target, frame = transform(image, annotation, info_of(f"i{i}"), 0)
+        to_original = frame.to_original
         shift = -to_original[:, 2]
         moved = torch.tensor(boxes, dtype=torch.float32) + shift.repeat(2)
         clipped = moved.clamp(0, 100)
@@ -191,7 +196,8 @@ def test_photometric_changes_keep_range_and_boxes():
     image, annotation = noise_image(), label([[3, 4, 20, 33]])
     changed = 0
     for i in range(40):
-        tensor, target, to_original = transform(image, annotation, info_of(f"i{i}"), 0)
+        tensor, target, frame = transform(image, annotation, info_of(f"i{i}"), 0)
+        to_original = frame.to_original
         assert tensor.dtype == torch.float32
         assert float(tensor.min()) >= 0
         assert float(tensor.max()) <= 1
@@ -207,7 +213,8 @@ def test_transforms_fire_independently():
     image = noise_image(16, 16)
     counts: dict[tuple[bool, bool], int] = {}
     for i in range(400):
-        _, _, to_original = transform(image, None, info_of(f"i{i}"), 0)
+        _, _, frame = transform(image, None, info_of(f"i{i}"), 0)
+        to_original = frame.to_original
         fired = (bool(to_original[0, 0] < 0), bool(to_original[1, 1] < 0))
         counts[fired] = counts.get(fired, 0) + 1
     assert len(counts) == 4

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from med_sslal.al.record import HEAD_VIEW_PREFIX, PLAIN
 from med_sslal.base.types import Frame
+from med_sslal.base.views import draw_holes
 from med_sslal.model.transform import valid_size
 from med_sslal.utils.errors import ConfigError
 from med_sslal.utils.names import unknown
@@ -62,16 +63,10 @@ def noise(picture: Tensor, image_id: str, number: int) -> Changed:
 
 def cutout(picture: Tensor, image_id: str, number: int) -> Changed:
     """Black rectangles at random places; they may overlap."""
-    draw = numpy_generator("cutout", image_id)
+    draw, size = numpy_generator("cutout", image_id), (picture.shape[-2], picture.shape[-1])
     picture = picture.clone()
-    height, width = picture.shape[-2:]
-    for _ in range(CUTOUT_HOLES):
-        rows, columns = (
-            max(1, round(share * side))
-            for share, side in zip(draw.uniform(*CUTOUT_SIDE, 2), (height, width), strict=True)
-        )
-        top, left = draw.integers((height - rows + 1, width - columns + 1)).tolist()
-        picture[:, top : top + rows, left : left + columns] = 0
+    for left, top, right, bottom in draw_holes(draw, CUTOUT_HOLES, size, CUTOUT_SIDE):
+        picture[:, top:bottom, left:right] = 0
     return Changed(picture, torch.eye(2, 3))
 
 

@@ -8,16 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from med_sslal.base.optimisation import Optimisation
 from med_sslal.base.settings import TrainerSettings
-from med_sslal.base.types import Batch, Frame
+from med_sslal.base.types import Batch
 from med_sslal.utils.distributed import World
-
-# Of unlabelled images: changed as labelled training images are, and as pseudo-labelled ones are.
-VIEWS = ("weak", "strong")
 
 
 @dataclass(frozen=True)
@@ -73,16 +69,3 @@ class TrainingStep(ABC):
         """Take over what `state_dict` returned."""
         if state:
             raise NotImplementedError(f"{type(self).__name__} has a state, but cannot load it")
-
-
-def into_view(boxes: Tensor, frame: Frame, size: Sequence[int]) -> Tensor:
-    """Boxes float32 [N, 4] of the file (ORIGINAL pixels) in a view of a frame and (height, width).
-
-    They are the upright ones around the moved boxes, cut at the view's borders.
-    """
-    matrix = torch.eye(3)
-    matrix[:2] = frame.to_original
-    back = matrix.inverse()[:2].to(boxes)
-    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].view(-1, 4, 2) @ back[:, :2].T + back[:, 2]
-    most = boxes.new_tensor([size[1], size[0]] * 2)
-    return torch.cat([corners.amin(1), corners.amax(1)], 1).clamp(min=0).minimum(most)

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from med_sslal.utils.errors import DataError, LabelAccessError
 
+# A blackened rectangle: x1, y1, x2, y2 in pixels of the model's frame.
+Hole = tuple[float, float, float, float]
 # Stands for a default whose length is the number of boxes; filled in when the object is made.
 PER_BOX_DEFAULT: Final[Any] = None
 
@@ -126,6 +128,7 @@ class Frame:
     valid_size: tuple[float, float] | None = None
     # Of what a training step draws for this image; None leaves that to the global generator.
     seed: int | None = None
+    holes: tuple[Hole, ...] = ()  # what augmentation has blackened in this view
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,15 @@ from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.checkpoint import load_checkpoint, sidecar
 from med_sslal.base.settings import TrainerSettings
-from med_sslal.base.training_step import VIEWS, TrainingStep
+from med_sslal.base.training_step import TrainingStep
+from med_sslal.base.views import VIEWS
 from med_sslal.cli.checks import check_monitor
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.signature import signature
+from med_sslal.data.transforms import EvalTransform
 from med_sslal.model.compiling import compile_parts
 from med_sslal.model.weights import read_weights
-from med_sslal.trainer.setup import RunSetup
+from med_sslal.trainer.setup import RunSetup, Transforms
 from med_sslal.trainer.supervised_step import SupervisedStep
 from med_sslal.utils.distributed import ALONE, World
 from med_sslal.utils.errors import CheckpointError, ConfigError, DeviceError
@@ -29,6 +31,7 @@ from med_sslal.utils.train_util import (
     restrict_visible_devices,
     seed_everything,
 )
+from med_sslal.utils.util import stable_hash
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,17 @@ def build_dataset(
 def image_size_of(config: ConfigParser) -> Any:
     """Side or (height, width) of the fixed shape that images are brought to."""
     return config["image_size"] or DEFAULT_IMAGE_SIZE
+
+
+def build_transforms(config: ConfigParser) -> Transforms:
+    """What is done to images, in each view of them with a seed of its own."""
+    size, seed = image_size_of(config), config["seed"]
+    strong = stable_hash(seed, "augmentation", "strong")
+    return Transforms(
+        train=config.init_obj("augmentation", size, seed=stable_hash(seed, "augmentation")),
+        pseudo=config.init_obj("pseudo_augmentation", size, seed=strong),
+        eval=EvalTransform(size),
+    )
 
 
 def initial_weights(config: ConfigParser, init_from: Path | None) -> dict[str, Any]:

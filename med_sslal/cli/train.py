@@ -19,10 +19,10 @@ from med_sslal.base.base_dataset import BaseDataset, Labels
 from med_sslal.base.checkpoint import save_checkpoint
 from med_sslal.cli.build import (
     build_dataset,
+    build_transforms,
     data_difference,
     detector_maker,
     devices_of,
-    image_size_of,
     initial_weights,
     optimizer_of,
     step_class,
@@ -33,18 +33,17 @@ from med_sslal.cli.registries import registries
 from med_sslal.cli.running import apply_policy, check_weights, help_main, named_checkpoint, run_in
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.show import help_config, print_config
-from med_sslal.data.transforms import EvalTransform
 from med_sslal.logger.logger import setup_logging
 from med_sslal.study.shared_cycle import check_shared, take_over
 from med_sslal.trainer.cycle import run_cycles
 from med_sslal.trainer.run_folder import RunFolder, filled_first, find_run, new_run_folder, point_to
-from med_sslal.trainer.setup import Compute, DetectorParts, RunSetup, Strategy, Transforms
+from med_sslal.trainer.setup import Compute, DetectorParts, RunSetup, Strategy
 from med_sslal.utils.deterministic import deterministic_algorithms
 from med_sslal.utils.distributed import ALONE, World
 from med_sslal.utils.errors import CheckpointError, UserError
 from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.train_util import Devices, autocast_dtype
-from med_sslal.utils.util import read_json, stable_hash, write_json
+from med_sslal.utils.util import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -91,15 +90,9 @@ def build_setup(
     world: World = ALONE,
 ) -> RunSetup:
     """Everything a run is made of; ConfigError where the parts do not fit each other."""
-    seed, size = config["seed"], image_size_of(config)
+    seed = config["seed"]
     # Data. The labels of training images are the oracle's alone.
     labels, splits = dataset.labels, dataset.images.splits
-    changes = stable_hash(seed, "augmentation")
-    transforms = Transforms(
-        train=config.init_obj("augmentation", size, seed=changes),
-        pseudo=config.init_obj("pseudo_augmentation", size, seed=changes),
-        eval=EvalTransform(size),
-    )
     # Detector. Each cycle makes a new one, so this says how.
     dtype = autocast_dtype(config.get("trainer.precision"), devices.main)
     detector = DetectorParts(
@@ -120,7 +113,7 @@ def build_setup(
         config=config,
         images=dataset.images,
         eval_labels=Labels(labels.class_names, labels.of(splits["val"] + splits["test"])),
-        transforms=transforms,
+        transforms=build_transforms(config),
         detector=detector,
         strategy=strategy,
         settings=trainer_settings(config, show_progress=show_progress),

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from med_sslal.base.base_data_loader import BadSample
 from med_sslal.base.base_dataset import BaseDataset, Images
-from med_sslal.base.types import Annotation, Frame, ImageInfo, Sample, UnlabelledSample
+from med_sslal.base.types import Annotation, ImageInfo, Sample, UnlabelledSample
 from med_sslal.data.coco import COCO
 from med_sslal.data.deeplesion import DeepLesion
 from med_sslal.data.image_folder import ImageFolder
@@ -78,14 +78,14 @@ class LabelledView(_View):
     def _sample(self, info: ImageInfo, pixels: np.ndarray, epoch: int) -> Sample:
         pseudo, label = info.image_id in self.pseudo_ids, self.labels[info.image_id]
         transform = self.pseudo_transform if pseudo else self.transform
-        image, target, to_original = transform(pixels, label, info, epoch)
+        image, target, frame = transform(pixels, label, info, epoch)
         assert target is not None
-        return Sample(image, target, Frame(info, to_original), pseudo)
+        return Sample(image, target, frame, pseudo)
 
 
 class UnlabelledView(_View):
     """Images of the unlabelled pool, as UnlabelledSamples."""
 
     def _sample(self, info: ImageInfo, pixels: np.ndarray, epoch: int) -> UnlabelledSample:
-        image, _, to_original = self.transform(pixels, None, info, epoch)
-        return UnlabelledSample(image, Frame(info, to_original))
+        image, _, frame = self.transform(pixels, None, info, epoch)
+        return UnlabelledSample(image, frame)

@@ -6,8 +6,9 @@ W - 1 - x); `_edge_matrix` turns that into edges. S is the run's shape (H, W).
 """
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -15,20 +16,23 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from med_sslal.base.types import Annotation, ImageInfo, Target
+from med_sslal.base.types import Annotation, Frame, Hole, ImageInfo, Target
+from med_sslal.base.views import MIN_SIDE, draw_holes, uncovered_area
+from med_sslal.config.schema import Share
 from med_sslal.utils.errors import ConfigError
 from med_sslal.utils.util import numpy_generator, python_generator
 
-# Boxes with a shorter side (pixels of the model's frame) teach nothing: ignore regions.
-MIN_SIDE = 2.0
-Transformed = tuple[Tensor, Target | None, Tensor]
+Transformed = tuple[Tensor, Target | None, Frame]
 # Brings an image and its label to the model's frame in an epoch; see EvalTransform.
 Transform = Callable[[np.ndarray, Annotation | None, ImageInfo, int], Transformed]
-Share = Annotated[float, Interval(ge=0, le=1)]
+Modality = Literal["ct", "mri", "xray", "photo"]
 # Changes of a factor by more would come close to 0.
 NearOne = Annotated[float, Interval(ge=0, le=0.9)]
 Sigma = Annotated[float, Interval(ge=0, le=10)]
 Holes = Annotated[int, Interval(ge=0, le=100)]
+Turn = Annotated[float, Interval(ge=0, le=0.5)]
+# Sides of a hole, as shares of the picture's.
+HOLE_SIDES = (0.05, 0.15)
 
 
 class EvalTransform:
@@ -46,80 +50,122 @@ class EvalTransform:
         Boxes that are under MIN_SIDE there become ignore regions (evaluation reads the
         annotations, in ORIGINAL pixels, and keeps them). From float32 [h, w, 3] in [0, 1] and its
         label in ORIGINAL pixels, None for an unlabelled image, to float32 [3, H, W] in [0, 1], the
-        label in the same frame, and `to_original`, float32 [2, 3].
+        label in the same frame, and that frame.
         """
         canvas, matrix = letterbox(image, self.size)
-        return _transformed(canvas, annotation, matrix)
+        return _transformed(canvas, annotation, matrix, info)
 
 
+@dataclass(eq=False, repr=False)
 class TrainTransform:
     """Letterbox and random changes.
 
     Every change fires by itself in half of the samples, with a strength drawn evenly up to the
     given one; 0 switches it off. What is drawn depends on (seed, epoch, image id) alone, so
-    workers, order and resuming change nothing. The defaults suit CT; set `mirror` to false where
-    the side matters. ConfigError where albumentations is not installed or `image_size` is no size.
+    workers, order and resuming change nothing, and each view of an image has a seed of its own.
+    Nothing here leaves what the windowed values of a CT, MRI or X-ray can look like; set `mirror`
+    to false where the side matters. ConfigError where albumentations is not installed or
+    `image_size` is no size.
+
+    Attributes:
+        image_size: Side of a square, or (height, width), in pixels.
+        seed: Seed of the view.
+        modality: What the images are: only a photo has colours that may change.
+        mirror: Swap left and right.
+        vertical_mirror: Swap top and bottom.
+        rotation: Largest angle in degrees, either way.
+        scale: Largest zoom, in or out, as a share of the size (0.1: 0.9 to 1.1).
+        translate: Largest shift as a share of the side.
+        brightness: Largest change as a share of the image's mean.
+        contrast: Largest change of the factor on all values (0.2: 0.8 to 1.2).
+        gamma: Largest change of the exponent (0.2: 0.8 to 1.2).
+        hue: Largest turn of the colours, as a share of their circle; null = 0, in a strong view of
+            a photo 0.05.
+        saturation: Largest change of the factor on the colours' strength; null = 0, in a strong
+            view of a photo 0.3.
+        blur: Largest sigma of a Gaussian blur in pixels.
+        noise: Largest standard deviation of Gaussian noise (values are 0 to 1).
+        cutout: Largest number of blackened rectangles, 5 to 15 % of a side each.
     """
 
-    def __init__(
-        self,
-        image_size: int | Sequence[int],
-        *,
-        seed: int,
-        mirror: bool = True,
-        vertical_mirror: bool = False,
-        rotation: Annotated[float, Interval(ge=0, le=180)] = 10.0,
-        scale: NearOne = 0.1,
-        translate: Share = 0.05,
-        brightness: Share = 0.2,
-        contrast: Share = 0.2,
-        gamma: NearOne = 0.2,
-        blur: Sigma = 0.0,
-        noise: Share = 0.0,
-        cutout: Holes = 0,
-    ) -> None:
-        """Build the pipeline.
+    # Hue and saturation of a photo where they are null.
+    photo_colours: ClassVar[tuple[float, float]] = (0.0, 0.0)
+    image_size: int | Sequence[int]
+    _: KW_ONLY
+    seed: int
+    modality: Modality = "ct"
+    mirror: bool = True
+    vertical_mirror: bool = False
+    rotation: Annotated[float, Interval(ge=0, le=180)] = 10.0
+    scale: NearOne = 0.1
+    translate: Share = 0.05
+    brightness: Share = 0.2
+    contrast: Share = 0.2
+    gamma: NearOne = 0.2
+    hue: Turn | None = None
+    saturation: NearOne | None = None
+    blur: Sigma = 0.0
+    noise: Share = 0.0
+    cutout: Holes = 0
 
-        Args:
-            image_size: Side of a square, or (height, width), in pixels.
-            seed: Seed of the run.
-            mirror: Swap left and right.
-            vertical_mirror: Swap top and bottom.
-            rotation: Largest angle in degrees, either way.
-            scale: Largest zoom, in or out, as a share of the size (0.1: 0.9 to 1.1).
-            translate: Largest shift as a share of the side.
-            brightness: Largest change as a share of the image's mean.
-            contrast: Largest change of the factor on all values (0.2: 0.8 to 1.2).
-            gamma: Largest change of the exponent (0.2: 0.8 to 1.2).
-            blur: Largest sigma of a Gaussian blur in pixels.
-            noise: Largest standard deviation of Gaussian noise (values are 0 to 1).
-            cutout: Largest number of blackened rectangles, 5 to 15 % of a side each.
-        """
-        self.size, self.seed, self._cutout = _height_width(image_size), seed, cutout
-        A, hole = _albumentations(), (0.05, 0.15)
-        # Half of the samples, or none where a change is switched off.
-        moved, lit = bool(rotation or scale or translate), bool(brightness or contrast)
+    @classmethod
+    def check_args(cls, args: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Refuse changes of colour where there is none that may change."""
+        if args["modality"] == "photo":
+            return []
+        return [
+            (
+                name,
+                f'found {args[name]}, but modality is "{args["modality"]}" and only a photo has '
+                "colours that may change: set it to 0",
+            )
+            for name in ("hue", "saturation")
+            if args[name]
+        ]
+
+    def __post_init__(self) -> None:
+        self.size = _height_width(self.image_size)
+        for name, sentence in self.check_args(vars(self)):
+            raise ConfigError(f"{name}: {sentence}")
+        A = _albumentations()
         self._pipeline = A.Compose(
-            [
-                A.HorizontalFlip(p=0.5 * mirror),
-                A.VerticalFlip(p=0.5 * vertical_mirror),
-                A.Affine(
-                    rotate=(-rotation, rotation),
-                    scale=(1 - scale, 1 + scale),
-                    translate_percent=(-translate, translate),
-                    keep_ratio=True,
-                    p=0.5 * moved,
-                ),
-                A.RandomBrightnessContrast(
-                    brightness, contrast, brightness_by_max=False, p=0.5 * lit
-                ),
-                A.RandomGamma((100 * (1 - gamma), 100 * (1 + gamma)), p=0.5 * bool(gamma)),
-                A.GaussianBlur(blur_limit=0, sigma_limit=(0.0, blur), p=0.5 * bool(blur)),
-                A.GaussNoise(std_range=(0.0, noise), p=0.5 * bool(noise)),
-                A.CoarseDropout((1, max(cutout, 1)), hole, hole, 0.0, 0.0, p=0.5 * bool(cutout)),
-            ],
+            [*self._moves(A), *self._lights(A)],
             keypoint_params=A.KeypointParams("xy", remove_invisible=False),
         )
+
+    def _moves(self, A: Any) -> list[Any]:
+        """What moves boxes, each in half of the samples, or in none where it is switched off."""
+        scale, shift = self.scale, self.translate
+        return [
+            A.HorizontalFlip(p=0.5 * self.mirror),
+            A.VerticalFlip(p=0.5 * self.vertical_mirror),
+            A.Affine(
+                rotate=(-self.rotation, self.rotation),
+                scale=(1 - scale, 1 + scale),
+                translate_percent=(-shift, shift),
+                keep_ratio=True,
+                p=0.5 * bool(self.rotation or scale or shift),
+            ),
+        ]
+
+    def _lights(self, A: Any) -> list[Any]:
+        """What changes values and leaves boxes where they are, likewise."""
+        bright, contrast, gamma, blur = self.brightness, self.contrast, self.gamma, self.blur
+        own = (self.hue, self.saturation)
+        defaults = self.photo_colours if self.modality == "photo" else (0.0, 0.0)
+        hue, saturation = (b if a is None else a for a, b in zip(own, defaults, strict=True))
+        colours = A.ColorJitter(
+            (1, 1), (1, 1), (1 - saturation, 1 + saturation), (-hue, hue), p=0.5
+        )
+        return [
+            A.RandomBrightnessContrast(
+                bright, contrast, brightness_by_max=False, p=0.5 * bool(bright or contrast)
+            ),
+            A.RandomGamma((100 * (1 - gamma), 100 * (1 + gamma)), p=0.5 * bool(gamma)),
+            *([colours] if hue or saturation else []),
+            A.GaussianBlur(blur_limit=0, sigma_limit=(0.0, blur), p=0.5 * bool(blur)),
+            A.GaussNoise(std_range=(0.0, self.noise), p=0.5 * bool(self.noise)),
+        ]
 
     def __call__(
         self, image: np.ndarray, annotation: Annotation | None, info: ImageInfo, epoch: int
@@ -137,40 +183,40 @@ class TrainTransform:
         key = ("augment", self.seed, epoch, info.image_id, "train")
         # One stream for all transforms: each draws after the other, so they are independent.
         self._pipeline.set_random_state(numpy_generator(*key), python_generator(*key))
-        inputs: dict[str, Any] = {
-            "image": canvas,
-            "keypoints": np.array([(0, 0), (width - 1, 0), (0, height - 1)], dtype=np.float32),
-        }
-        if self._cutout:
-            inputs["mask"] = np.ones(self.size, dtype=np.uint8)
-        changed = self._pipeline(**inputs)
+        corners = np.array([(0, 0), (width - 1, 0), (0, height - 1)], dtype=np.float32)
+        changed = self._pipeline(image=canvas, keypoints=corners)
         matrix = _edge_matrix(changed["keypoints"], self.size) @ matrix
-        return _transformed(changed["image"], annotation, matrix, changed.get("mask"))
+        pixels, holes = changed["image"], self._holes(numpy_generator(*key, "holes"))
+        if holes:
+            # The change may have been none, and the pixels the file's own.
+            pixels = pixels.copy()
+        for left, top, right, bottom in holes:
+            pixels[top:bottom, left:right] = 0
+        return _transformed(pixels, annotation, matrix, info, tuple(holes))
+
+    def _holes(self, draw: np.random.Generator) -> list[tuple[int, int, int, int]]:
+        """Those of half of the samples, one or more."""
+        if not self.cutout or draw.random() < 0.5:
+            return []
+        return draw_holes(draw, int(draw.integers(1, self.cutout + 1)), self.size, HOLE_SIDES)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class StrongTransform(TrainTransform):
     """TrainTransform with stronger defaults, for pseudo-labelled images.
 
     What a model has predicted on an image teaches it little on the same image; on a strongly
-    changed one it does. Nothing here leaves what windowed HU values can look like.
+    changed one it does.
     """
 
-    def __init__(
-        self,
-        image_size: int | Sequence[int],
-        *,
-        seed: int,
-        brightness: Share = 0.3,
-        contrast: Share = 0.3,
-        gamma: NearOne = 0.3,
-        blur: Sigma = 1.0,
-        noise: Share = 0.02,
-        cutout: Holes = 3,
-        **others: Any,
-    ) -> None:
-        others |= {"brightness": brightness, "contrast": contrast, "gamma": gamma}
-        others |= {"blur": blur, "noise": noise, "cutout": cutout}
-        super().__init__(image_size, seed=seed, **others)
+    photo_colours = (0.05, 0.3)
+    scale: NearOne = 0.2
+    brightness: Share = 0.3
+    contrast: Share = 0.3
+    gamma: NearOne = 0.3
+    blur: Sigma = 1.0
+    noise: Share = 0.02
+    cutout: Holes = 3
 
 
 def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -199,36 +245,30 @@ def _transformed(
     image: np.ndarray,
     annotation: Annotation | None,
     matrix: np.ndarray,
-    uncovered: np.ndarray | None = None,
+    info: ImageInfo,
+    holes: tuple[Hole, ...] = (),
 ) -> Transformed:
-    """What a transform returns of an image [H, W, 3] moved by a `matrix`; `uncovered` has holes."""
+    """What a transform returns of an image [H, W, 3] that a `matrix` has moved."""
     # Contiguous, with memory of its own.
     pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
     to_original = torch.from_numpy(np.linalg.inv(matrix)[:2].astype(np.float32))
+    frame = Frame(info, to_original, holes=holes)
     if annotation is None:
-        return pixels, None, to_original
+        return pixels, None, frame
     boxes = annotation.boxes.astype(np.float64)
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2 @ matrix[:2, :2].T + matrix[:2, 2]
     # Half extent of an ellipse with half axes a, b along x' = m11 x + m12 y: hypot(m11 a, m12 b).
     half = np.sqrt(((boxes[:, 2:] - boxes[:, :2]) / 2) ** 2 @ (matrix[:2, :2] ** 2).T)
     limit = np.array(image.shape[1::-1], dtype=np.float64)
     upper, lower = (np.clip(corner, 0, limit) for corner in (centre - half, centre + half))
-    visible = (lower - upper).prod(axis=1) / (4 * half.prod(axis=1))
-    if uncovered is not None:
-        visible *= [_mean_inside(uncovered, u, v) for u, v in zip(upper, lower, strict=True)]
-    clipped = np.concatenate([upper, lower], axis=1).astype(np.float32)
+    cut = np.concatenate([upper, lower], axis=1)
+    clipped = cut.astype(np.float32)
+    visible = uncovered_area(torch.from_numpy(cut), holes).numpy() / (4 * half.prod(axis=1))
     keep = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
     small = ((lower - upper) < MIN_SIDE).any(axis=1)
     ignore = annotation.ignore | small | (visible < 0.5)
     parts = (clipped, annotation.labels, ignore, annotation.regress)
-    return pixels, Target(*(torch.from_numpy(part[keep]) for part in parts)), to_original
-
-
-def _mean_inside(mask: np.ndarray, upper: np.ndarray, lower: np.ndarray) -> float:
-    """Mean of the mask's pixels that a box touches; 0 where there is none."""
-    (x1, y1), (x2, y2) = np.floor(upper).astype(int), np.ceil(lower).astype(int)
-    part = mask[y1:y2, x1:x2]
-    return float(part.mean()) if part.size else 0.0
+    return pixels, Target(*(torch.from_numpy(part[keep]) for part in parts)), frame
 
 
 def _edge_matrix(moved: Any, size: tuple[int, int]) -> np.ndarray:

@@ -12,8 +12,9 @@ from med_sslal.base.base_data_loader import BaseDataLoader
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.checkpoint import load_checkpoint, sidecar
 from med_sslal.base.optimisation import Optimisation
-from med_sslal.base.training_step import VIEWS, TrainingStep
+from med_sslal.base.training_step import TrainingStep
 from med_sslal.base.types import Annotation, Prediction
+from med_sslal.base.views import VIEWS
 from med_sslal.data.dataset import LabelledView, UnlabelledView
 from med_sslal.data.sampler import EpochBatchSampler, RoundSampler
 from med_sslal.eval.drawing import above, draw_boxes
