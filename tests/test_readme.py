@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,10 +90,16 @@ def is_known_to_torchrun(command: str) -> None:
 
 def names_files_that_pip_takes(command: str) -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("-c", action="append")
-    parser.add_argument("-r", action="append")
+    parser.add_argument("packages", nargs="*")
+    parser.add_argument("-c", action="append", default=[])
+    parser.add_argument("-r", action="append", default=[])
     args = parser.parse_args(shlex.split(command)[4:])
     assert all((ROOT / name).is_file() for name in args.c + args.r)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    known = [[re.split("[<>=]", package)[0] for package in each] for each in extras.values()]
+    assert not args.packages or args.packages in known
 
 
 def is_known_to_make(command: str) -> None:

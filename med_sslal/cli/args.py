@@ -55,7 +55,7 @@ examples:
   python test.py -r exp_results/name/20260101_120000_s0      a run folder
   python test.py -r .../cycle_02/model_best.pth -d cpu       one checkpoint, on the CPU
 """,
-    "predict": """Detect on a folder of PNG, JPEG and TIFF files with a trained run.
+    "predict": """Detect on a folder of PNG, JPEG, TIFF and DICOM files with a trained run.
   -r --resume PATH  a checkpoint, a run folder (its last finished cycle's best model) or 'latest'
     [required]
   --images FOLDER  what to detect on: every image file below it [required]
@@ -66,6 +66,7 @@ examples:
   --overlays N  pictures with boxes, of the N images with the surest detections [20]
   --window LOW,HIGH  values of 16-bit grey shown black and white (default: the run's); with a
     negative one, --window=LOW,HIGH
+  --dicom-key FILE  keeps the key of the names of DICOM images (default: the run's); it is made
   -d --device DEVICE  cpu, cuda or GPU numbers such as 2,3; in place of n_gpu
 examples:
   med-sslal predict -r latest --images scans --out found     detections in found/predictions.csv
@@ -289,7 +290,7 @@ _KINDS: dict[str, Any] = {
     **dict.fromkeys(("criterion", "selector"), _stage),
     **dict.fromkeys(HELPER_OPTIONS, json_or_text),
     **dict.fromkeys(("budget", "seed", "cycle", "patients", "size"), int),
-    **dict.fromkeys(("out", "links", "md5", "init_from", "results", "images"), Path),
+    **dict.fromkeys(("out", "links", "md5", "init_from", "results", "images", "dicom_key"), Path),
     "fps": Literal["0.5", "1", "2", "4", "8", "16"],
     "threshold": Annotated[float, Interval(ge=0, le=1)],
     "window": _window,

@@ -103,7 +103,9 @@ def _open(args: Namespace, trained: Trained) -> tuple[PictureImages, list[str]]:
     """The images of the folder, and a sentence on each file that is none."""
     bad, window = BadSamples("skip", str(args.images)), trained.window
     window = args.window or window
-    images = open_pictures(args.images, "--images", bad, window=window, endings=True)
+    key = trained.config["dataset"]["args"].get("dicom_key")
+    key = key if args.dicom_key is None else str(args.dicom_key)
+    images = open_pictures(args.images, "--images", bad, window=window, dicom_key=key, endings=True)
     if not images.infos:
         bad.finish()
         raise DataError(f"no file of {args.images} can be read")

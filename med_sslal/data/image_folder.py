@@ -1,5 +1,6 @@
 """A folder of pictures, with labels of all, some or none of them."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,15 @@ from med_sslal.base.base_dataset import BaseDataset, Labels
 from med_sslal.base.types import ImageInfo
 from med_sslal.data.bad_samples import BadSamples, OnBadSample
 from med_sslal.data.coco import load_coco
-from med_sslal.data.pictures import PictureImages, Window, find_pictures, make_labels, read_infos
+from med_sslal.data.dicom import is_dicom, open_dicom
+from med_sslal.data.pictures import (
+    PictureImages,
+    Window,
+    find_pictures,
+    make_labels,
+    no_picture,
+    read_infos,
+)
 from med_sslal.data.splits import (
     SPLIT_NAMES,
     Classes,
@@ -23,9 +32,10 @@ from med_sslal.utils.util import inside
 
 
 class ImageFolder(BaseDataset):
-    """Every PNG, JPEG and TIFF file below a folder, however deep; hidden ones are passed over.
+    """Every PNG, JPEG, TIFF and DICOM file below a folder, however deep; hidden ones are not.
 
-    The image id is the path below the folder without its ending. The images that a COCO file names
+    The image id is the path below the folder without its ending; that of a DICOM image, its patient
+    and its file name are pseudonyms. The images that a COCO file names
     are labelled, those without a box there as confirmed empty. val and test are drawn from the
     groups (patients) all of whose images are labelled; everything else is the pool.
     """
@@ -38,6 +48,7 @@ class ImageFolder(BaseDataset):
         classes: Classes | None = None,
         group_pattern: GroupPattern | None = None,
         window: Window | None = None,
+        dicom_key: str | None = None,
         eval_split: EvalSplit = 0.2,
         split_seed: int = 0,
         on_bad_sample: OnBadSample = "error",
@@ -52,8 +63,9 @@ class ImageFolder(BaseDataset):
                 order of their ids.
             group_pattern: Regular expression searched in the image id; its first group is the
                 patient. null: every image by itself.
-            window: Lowest and highest value of 16-bit grey pixels, mapped to 0 and 1; null: all
-                pictures have 8 bits.
+            window: Lowest and highest value of 16-bit grey pixels, mapped to 0 and 1, after slope
+                and intercept in DICOM; null: all pictures have 8 bits, or DICOM's own window.
+            dicom_key: File that keeps the key of the names of DICOM images; it is made.
             eval_split: Share of the wholly labelled groups held out, half for validation and half
                 for test.
             split_seed: Seed of the split.
@@ -61,16 +73,24 @@ class ImageFolder(BaseDataset):
         """
         folder = Path(root)
         bad = BadSamples(on_bad_sample, str(folder))
-        images = open_pictures(folder, "dataset.args.root", bad, group_pattern, window)
+        key = "dataset.args.root"
+        images = open_pictures(folder, key, bad, group_pattern, window, dicom_key)
         infos = images.infos
         known = Labels(tuple(classes or ()), {})
         if labels is not None:
             by_name = {info.file_name: info for info in infos.values()}
+            # Where a DICOM file is one image, its own name stands for it too.
+            n_frames = Counter(frame.path for frame in images.frames.values())
+            for image_id, frame in images.frames.items():
+                if n_frames[frame.path] == 1:
+                    by_name[frame.path.relative_to(folder).as_posix()] = infos[image_id]
 
             def find(entry: dict[str, Any], name: str, where: str) -> ImageInfo:
                 if name not in by_name:
                     why = "is bad itself" if inside(folder, name).is_file() else "is not there"
-                    raise DataError(f"{where}: the picture {name} in {folder} {why}")
+                    # The name of a DICOM file may say whose it is.
+                    what = "its picture" if images.frames else f"the picture {name}"
+                    raise DataError(f"{where}: {what} in {folder} {why}")
                 return by_name[name]
 
             names, _, records = load_coco(inside(folder, labels), find, bad)
@@ -86,18 +106,28 @@ def open_pictures(
     folder: Path,
     key: str,
     bad: BadSamples,
-    group_pattern: GroupPattern | None = None,
+    group_pattern: str | None = None,
     window: Window | None = None,
+    dicom_key: str | None = None,
     *,
     endings: bool = False,
 ) -> PictureImages:
     """All pictures below a folder that are whole, in no split; `bad` has the others.
 
-    `key` and `endings` are as of `find_pictures`, which raises where there is none.
+    `endings` is as of `find_pictures`; DataError where there is no file (`key` names the folder).
     """
-    files = find_pictures(folder, key, endings=endings)
-    listed = track(files.items(), f"headers of {folder}", len(files))
-    return PictureImages(folder, read_infos(folder, listed, group_pattern, bad, window), {}, window)
+    pictures, others = find_pictures(folder, endings=endings)
+    dicom = [path for path in others if is_dicom(path)]
+    if not pictures and not dicom:
+        raise no_picture(folder, key)
+    listed = track(pictures.items(), f"headers of {folder}", len(pictures))
+    infos, frames = read_infos(folder, listed, group_pattern, bad, window), {}
+    if dicom:
+        listed_too = track(dicom, f"DICOM headers of {folder}", len(dicom))
+        found = open_dicom(folder, listed_too, dicom_key, group_pattern, bad, window)
+        infos |= {image_id: info for image_id, (info, _) in found.items()}
+        frames = {image_id: frame for image_id, (_, frame) in found.items()}
+    return PictureImages(folder, infos, {}, window, frames)
 
 
 def _split(

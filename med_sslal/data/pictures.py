@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import cv2
 import numpy as np
@@ -32,8 +32,22 @@ class BoxRecord:
     ignore: bool  # a crowd or a difficult object
 
 
+class PictureFrame(Protocol):
+    """An image that is not read as a picture file is."""
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+
+    def read(self, image_id: str, size: tuple[int, int]) -> np.ndarray:
+        """As of `Images`, of an image of (height, width)."""
+
+
 class PictureImages(Images):
-    """Pictures in files of their own; every `file_name` starts from the folder `root`."""
+    """Pictures in files of their own; every `file_name` starts from the folder `root`.
+
+    But for `frames` by image id: what their `file_name` says is no file.
+    """
 
     def __init__(
         self,
@@ -41,16 +55,22 @@ class PictureImages(Images):
         infos: Mapping[str, ImageInfo],
         splits: Mapping[str, tuple[str, ...]],
         window: Window | None = None,
+        frames: Mapping[str, PictureFrame] | None = None,
     ) -> None:
         super().__init__(infos, splits)
-        self.root, self.window = root, window
+        self.root, self.window, self.frames = root, window, frames or {}
 
     def read(self, image_id: str) -> np.ndarray:
         """Decode an image: float32 [H, W, 3] RGB in [0, 1], ORIGINAL pixels."""
-        return read_picture(self.path(image_id), self.infos[image_id].orig_size, self.window)
+        size = self.infos[image_id].orig_size
+        if image_id in self.frames:
+            return self.frames[image_id].read(image_id, size)
+        return read_picture(self.path(image_id), size, self.window)
 
     def path(self, image_id: str) -> Path:
         """The file of an image."""
+        if image_id in self.frames:
+            return self.frames[image_id].path
         return self.root / self.infos[image_id].file_name
 
 
@@ -156,24 +176,32 @@ def to_unit(values: np.ndarray, window: Window) -> np.ndarray:
     return np.clip(values, 0, 1, out=values)
 
 
-def find_pictures(folder: Path, key: str, *, endings: bool = False) -> dict[str, Path]:
-    """The pictures below a folder by id, the path there without its ending; hidden ones are not.
+def find_pictures(folder: Path, *, endings: bool = False) -> tuple[dict[str, Path], list[Path]]:
+    """The pictures below a folder by id, the path there without its ending, and all other files.
 
-    With `endings` the ids keep them. DataError where there is none (the folder is what `key` says),
-    or two have one id.
+    With `endings` the ids keep them. Hidden files are passed over. DataError where two pictures
+    have one id.
     """
     files: dict[str, Path] = {}
+    others = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if path.suffix.lower() in SUFFIXES and not any(p.startswith(".") for p in name.parts):
+        if any(part.startswith(".") for part in name.parts):
+            continue
+        if path.suffix.lower() in SUFFIXES:
             image_id = (name if endings else name.with_suffix("")).as_posix()
             if image_id in files:
                 raise DataError(f"two pictures have one image id: {files[image_id]} and {path}")
             files[image_id] = path
-    if not files:
-        state = "holds no picture" if folder.is_dir() else "does not exist"
-        raise DataError(f"{key}: folder {folder} {state} ({', '.join(SUFFIXES)} are looked for)")
-    return files
+        elif path.is_file():
+            others.append(path)
+    return files, others
+
+
+def no_picture(folder: Path, key: str) -> DataError:
+    """That there is none in the folder which `key` names."""
+    state = "holds no picture" if folder.is_dir() else "does not exist"
+    return DataError(f"{key}: folder {folder} {state} ({', '.join(SUFFIXES)} are looked for)")
 
 
 def read_infos(

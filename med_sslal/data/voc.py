@@ -12,6 +12,7 @@ from med_sslal.data.pictures import (
     find_pictures,
     make_labels,
     make_splits,
+    no_picture,
     read_infos,
 )
 from med_sslal.data.splits import Classes, EvalSplit, FolderInRoot, GroupPattern, SplitFiles
@@ -63,7 +64,9 @@ class PascalVOC(BaseDataset):
         folder = Path(root)
         bad = BadSamples(on_bad_sample, str(folder))
         documents = _xml_files(folder, folder / annotations)
-        pictures = find_pictures(folder / images, "dataset.args.images")
+        pictures, _ = find_pictures(folder / images)
+        if not pictures:
+            raise no_picture(folder / images, "dataset.args.images")
         lists = None if split_lists is None else _lists(folder, split_lists)
         wanted = sorted({i for ids in lists.values() for i in ids} if lists else documents)
         if left_out := len(documents.keys() - set(wanted)):

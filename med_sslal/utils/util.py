@@ -20,7 +20,7 @@ from med_sslal.utils.errors import DataError, UserError
 UNFINISHED = ".partial"
 
 
-def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def atomic_write(path: Path, write: Callable[[BinaryIO], object], mode: int = 0o644) -> None:
     """Write a file so that a reader sees the old content or the new one, never a part.
 
     `write` is called with an open binary file of a temporary name in the same folder, which must
@@ -34,7 +34,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         temporary.replace(path)
         fsync_folder(path.parent)
     except OSError as error:
