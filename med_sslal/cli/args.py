@@ -72,6 +72,12 @@ examples:
   med-sslal predict -r latest --images scans --out found     detections in found/predictions.csv
   med-sslal predict -r latest --images scans --out found --threshold 0.5
 """,
+    "preview": """Show what training makes of images: some of a config's in their views, with boxes.
+  -c --config FILE  config of a run [required]
+  --images N  how many of its training images [6]
+  --out FILE  where the sheet goes, a PNG file [preview.png]
+  --set KEY=VALUE  any key, such as pseudo_augmentation.args.cutout=0; repeatable
+""",
     "criteria": """List the criteria and second stages, or explain one of them.
   NAME?  explain this one: formula, source and arguments; also your own package.module.Class
 """,
@@ -187,7 +193,9 @@ def _add_option(to: argparse._ActionsContainer, words: str, meaning: str) -> Non
         return
     name = (flags[-1] if flags else last).strip("-+?").replace("-", "_").lower()
     meaning, _, default = meaning.removesuffix("]").partition(" [")
-    more: dict[str, Any] = {"help": meaning, "type": _reader(_KINDS.get(name, str))}
+    # A word may stand for two things: a folder of images, and how many.
+    kind = _KINDS.get(f"{name} {last}", _KINDS.get(name, str))
+    more: dict[str, Any] = {"help": meaning, "type": _reader(kind)}
     more["metavar"] = last.strip("+?")
     if not flags:
         more |= {"nargs": last[-1]} if last[-1] in "+?" else {}
@@ -296,7 +304,7 @@ _KINDS: dict[str, Any] = {
     "window": _window,
     "seeds": _seeds,
     **dict.fromkeys(("first", "overlays"), Count),
-    "jobs": Positive,
+    **dict.fromkeys(("jobs", "images N"), Positive),
     "hidden_fraction": float,
     "dataset": Literal["deeplesion"],
     "split": Literal["test", "val"],

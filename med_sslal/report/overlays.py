@@ -21,6 +21,17 @@ from med_sslal.utils.util import atomic_write
 # In pixels.
 _PER_ROW, _CELL, _GAP, _MARGIN = 4, 390, 16, 24
 _WIDTH = _PER_ROW * (_CELL + _GAP) + _GAP
+_TRUTH = (TRUTH, 36, "truth")
+# On white paper the near-white of an ignore region would not show.
+_IGNORED = (FAINT, 3, "ignore region")
+
+
+class View(NamedTuple):
+    """A picture on a sheet of views."""
+
+    name: str
+    picture: np.ndarray  # float [H, W, 3] in [0, 1]
+    label: Annotation | None  # in its pixels; None where it is not labelled
 
 
 class RankedImage(NamedTuple):
@@ -137,15 +148,60 @@ def contact_sheet(
         found = above(predictions[image_id], min_score)
         return draw_boxes(read(image_id), truth, found, class_names, width=_CELL)
 
-    strips = [_line(title, 25, 60, bold=True)]
+    strips = []
     for heading, captions in groups.items():
         strips.append(_line(heading if captions else f"{heading}: none", 20, 44))
         entries = list(captions.items())
         for first in range(0, len(entries), _PER_ROW):
             row = entries[first : first + _PER_ROW]
-            strips.append(_row([(drawn(name), _short(name), text) for name, text in row]))
-    strips.append(_legend(min_score, note, with_truth=annotations is not None))
-    sheet, stream = Image.fromarray(np.concatenate(strips)), io.BytesIO()
+            strips.append(_row([(drawn(name), short_name(name), text) for name, text in row]))
+    found = f"prediction: the {MAX_BOXES} best, score {min_score:.2f} or more"
+    lines = [_TRUTH, (PREDICTED, 9, found), _IGNORED]
+    _write(path, title, strips, lines if annotations is not None else lines[1:2], note)
+
+
+def view_sheet(
+    rows: Sequence[Sequence[View]],
+    path: Path,
+    *,
+    title: str,
+    note: str | None = None,
+) -> None:
+    """Draw images, each in a row of up to four views.
+
+    `path` and `note` are as in `contact_sheet`.
+    """
+    strips = [
+        _row(
+            [
+                (draw_boxes(picture, label, None, (), width=_CELL), name, _contents(label))
+                for name, picture, label in views
+            ]
+        )
+        for views in rows
+    ]
+    _write(path, title, strips, [_TRUTH, _IGNORED], note)
+
+
+def _contents(label: Annotation | None) -> str:
+    """What a label holds, in words."""
+    if label is None:
+        return "not labelled"
+    n_ignored = len(label.labels) - label.n_objects
+    boxes = f"{label.n_objects} box{'' if label.n_objects == 1 else 'es'}"
+    return f"{boxes}, {n_ignored} ignored" if n_ignored else boxes
+
+
+def _write(
+    path: Path,
+    title: str,
+    strips: Sequence[np.ndarray],
+    lines: Sequence[tuple[str, int, str]],
+    note: str | None,
+) -> None:
+    """Write a sheet of strips, with a title above and what its lines mean at its foot."""
+    parts = [_line(title, 25, 60, bold=True), *strips, _legend(lines, note)]
+    sheet, stream = Image.fromarray(np.concatenate(parts)), io.BytesIO()
     sheet.save(stream, "PNG")
     atomic_write(path, lambda target: target.write(stream.getvalue()))
 
@@ -174,16 +230,11 @@ def _row(entries: Sequence[tuple[np.ndarray, str, str]]) -> np.ndarray:
     return np.asarray(paper)
 
 
-def _legend(min_score: float, note: str | None, *, with_truth: bool) -> np.ndarray:
-    """The foot of a sheet: what the lines mean, and the note on the data."""
+def _legend(lines: Sequence[tuple[str, int, str]], note: str | None) -> np.ndarray:
+    """The foot of a sheet: colour, dash and meaning of each line, and the note on the data."""
     paper, draw = _paper(2 * _MARGIN)
     font, x = text_font(18), float(_GAP)
-    found = f"prediction: the {MAX_BOXES} best, score {min_score:.2f} or more"
-    entries = [(PREDICTED, 9, found)]
-    if with_truth:
-        # On white paper the near-white of an ignore region would not show.
-        entries = [(TRUTH, 36, "truth"), *entries, (FAINT, 3, "ignore region")]
-    for colour, dash, text in entries:
+    for colour, dash, text in lines:
         for start in range(0, 36, dash + 5):
             draw.line((x + start, _MARGIN, x + min(start + dash, 36), _MARGIN), colour, 3)
         draw.text((x + 46, _MARGIN), text, INK, font, anchor="lm")
@@ -193,6 +244,6 @@ def _legend(min_score: float, note: str | None, *, with_truth: bool) -> np.ndarr
     return np.asarray(paper)
 
 
-def _short(text: str, n: int = 36) -> str:
+def short_name(text: str, n: int = 36) -> str:
     """The end of a long name: that is where names differ."""
     return text if len(text) <= n else "..." + text[3 - n :]
