@@ -33,7 +33,10 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 # Pages of commands and configs; those of criteria.md are run by test_select.py.
 GUIDE = (
     README,
-    *(ROOT / "docs" / f"{name}.md" for name in ("config", "data", "gpus", "predict", "studies")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("check", "config", "data", "gpus", "predict", "studies")
+    ),
 )
 LINES = [line for page in GUIDE for block in blocks(page, "sh") for line in block.splitlines()]
 COMMANDS = list(dict.fromkeys(LINES))
@@ -126,7 +129,7 @@ PARSED: dict[str, Callable[[str], None]] = {
     r"git clone https://github\.com/\S+ data/\S+": stands_for_itself,
     r"python -m pip install .*": names_files_that_pip_takes,
     r"python -m pytest .*": is_known_to_pytest,
-    r"python -m med_sslal (download|predict) .*": parses_as_command,
+    r"python -m med_sslal (download|predict|check --images) .*": parses_as_command,
     r"python -m med_sslal study .*": parses_as_study,
     r"python train\.py .*--device (cuda|[\d,]+)": parses_as_training,
     r"(srun |CUDA_VISIBLE_DEVICES=\S+ )?torchrun .*": is_known_to_torchrun,
@@ -148,7 +151,7 @@ def more_words(command: str) -> list[str]:
     return []
 
 
-RUN = r"python (train\.py|test\.py|-m med_sslal (phantom|criteria|select|report))\b.*"
+RUN = r"python (train\.py|test\.py|-m med_sslal (phantom|check -c|criteria|select|report))\b.*"
 
 
 def check_of(command: str) -> Callable[[str], None] | None:
@@ -212,7 +215,8 @@ def test_command_runs(command: str, clone: Path, first_run: Path) -> None:
         split = "val" if "--split val" in command else "test"
         assert [name.split("_")[0] for name in new] == [split]
     elif any(
-        word in command for word in ("--help-config", "--print-config", "--dry-run", " criteria")
+        word in command
+        for word in ("--help-config", "--print-config", "--dry-run", " criteria", " check ")
     ):
         assert not new
     elif "med_sslal report" in command:

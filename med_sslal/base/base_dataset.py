@@ -65,6 +65,7 @@ class Labels:
 
     class_names: tuple[str, ...]  # without background; label i is `class_names[i - 1]`
     annotations: Mapping[str, Annotation]  # by image id
+    notes: tuple[str, ...] = ()  # what was changed while they were read, a sentence each
 
     def of(self, image_ids: Iterable[str]) -> dict[str, Annotation]:
         """The labels of these images, in their order; DataError where one has none."""

@@ -78,6 +78,21 @@ examples:
   --out FILE  where the sheet goes, a PNG file [preview.png]
   --set KEY=VALUE  any key, such as pseudo_augmentation.args.cutout=0; repeatable
 """,
+    "check": """Look at a data set before a run: files, boxes, groups, counts, and what suits them.
+what to look at (-c, or --images with --write-config):
+  -c --config FILE  config whose data set is read as a run would read it
+  --images DIR  an own folder of images, with labels as COCO, as Pascal VOC, or without
+  --write-config FILE  write a first config for it, which trains
+  --dicom-key FILE  keeps the key of the names of DICOM images in it; it is made
+how:
+  The exit code is 2 where something is wrong, and 0 where there are warnings at most.
+  --set KEY=VALUE  any key of the config; the value is JSON, else text; repeatable
+  --fast  read headers and labels only, decode no pixels
+  --out DIR  where check.html and check.json go (default <save_dir>/<name>/check_<time>)
+examples:
+  python -m med_sslal check -c config.json                          the data of a config
+  python -m med_sslal check --images DIR --write-config my.json     a first config
+""",
     "criteria": """List the criteria and second stages, or explain one of them.
   NAME?  explain this one: formula, source and arguments; also your own package.module.Class
 """,
@@ -163,8 +178,9 @@ def parse(argv: Sequence[str] | None, started: str = "") -> argparse.Namespace:
         )
         add_options(parsers[name], options)
     args = parser.parse_args(argv)
-    if args.command == "train" and (refusal := _misfit(args)) is not None:
-        parsers["train"].error(refusal)
+    refusals = {"train": _misfit, "check": _misfit_of_check}
+    if args.command in refusals and (refusal := refusals[args.command](args)) is not None:
+        parsers[args.command].error(refusal)
     return args
 
 
@@ -245,6 +261,18 @@ def _misfit(args: argparse.Namespace) -> str | None:
     return None
 
 
+def _misfit_of_check(args: argparse.Namespace) -> str | None:
+    if (args.config is None) == (args.images is None):
+        return "give one of -c FILE (the data of a config) and --images DIR (an own folder)"
+    if (args.images is None) != (args.write_config is None):
+        return "--images DIR and --write-config FILE go together"
+    if args.images is None and args.dicom_key is not None:
+        return "--dicom-key FILE goes with --images; a config has dataset.args.dicom_key"
+    if args.images is not None and args.overrides:
+        return "--set changes a config that is there: it goes with -c"
+    return None
+
+
 def _is_device(text: str) -> bool:
     numbers = text.split(",")
     if not all(re.fullmatch("[0-9]+", number) for number in numbers):
@@ -298,7 +326,9 @@ _KINDS: dict[str, Any] = {
     **dict.fromkeys(("criterion", "selector"), _stage),
     **dict.fromkeys(HELPER_OPTIONS, json_or_text),
     **dict.fromkeys(("budget", "seed", "cycle", "patients", "size"), int),
-    **dict.fromkeys(("out", "links", "md5", "init_from", "results", "images", "dicom_key"), Path),
+    **dict.fromkeys(
+        ("out", "links", "md5", "init_from", "results", "images", "dicom_key", "write_config"), Path
+    ),
     "fps": Literal["0.5", "1", "2", "4", "8", "16"],
     "threshold": Annotated[float, Interval(ge=0, le=1)],
     "window": _window,

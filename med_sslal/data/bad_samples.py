@@ -1,7 +1,7 @@
 """What happens to bad files and boxes found while a dataset is opened."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -12,6 +12,19 @@ logger = logging.getLogger(__name__)
 OnBadSample = Literal["error", "skip"]
 
 MAX_LINES = 20
+
+
+class ListedError(DataError):
+    """Several things that are wrong at once: `problems` are all of them, the message the first."""
+
+    def __init__(self, head: str, problems: Sequence[str]) -> None:
+        more = [f"... and {len(problems) - MAX_LINES} more"] * (len(problems) > MAX_LINES)
+        super().__init__("\n  ".join([*([head] if head else []), *problems[:MAX_LINES], *more]))
+        self.problems = tuple(problems)
+
+
+class BadSamplesError(ListedError):
+    """What `on_bad_sample` "skip" would have left out."""
 
 
 class BadSamples:
@@ -40,14 +53,13 @@ class BadSamples:
             self.add(str(error))
 
     def finish(self) -> None:
-        """Close the collection; under `error` DataError lists what was bad, if anything."""
+        """Close the collection; under `error` BadSamplesError lists what was bad, if anything."""
         count = len(self.problems)
         if count and self.policy == "skip":
             logger.warning("%s: %d bad sample(s) skipped", self.source, count)
         elif count:
-            more = [f"... and {count - MAX_LINES} more"] * (count > MAX_LINES)
-            listing = "\n  ".join(self.problems[:MAX_LINES] + more)
-            raise DataError(
+            raise BadSamplesError(
                 f"{self.source}: {count} bad sample(s); mend them, or leave them out with "
-                f'"on_bad_sample": "skip" in dataset.args:\n  {listing}'
+                '"on_bad_sample": "skip" in dataset.args:',
+                self.problems,
             )

@@ -16,6 +16,7 @@ from med_sslal.data.pictures import (
     picture_size,
 )
 from med_sslal.data.splits import Classes, EvalSplit, FolderInRoot, SplitFiles
+from med_sslal.logger.progress import track
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import inside, read_json, write_json
 
@@ -113,7 +114,8 @@ def load_coco(
     categories = _categories(path, document["categories"])
     by_number: dict[int, ImageInfo] = {}
     infos: dict[str, ImageInfo] = {}
-    for position, entry in enumerate(document["images"]):
+    listed = document["images"]
+    for position, entry in enumerate(track(listed, f"checking {path.name}", len(listed))):
         where = f"{path}, images[{position}]"
         with bad.noted():
             number, name = entry.get("id"), entry.get("file_name")

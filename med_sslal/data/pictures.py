@@ -12,7 +12,7 @@ from annotated_types import Predicate, doc
 
 from med_sslal.base.base_dataset import Images, Labels
 from med_sslal.base.types import Annotation, ImageInfo
-from med_sslal.data.bad_samples import BadSamples
+from med_sslal.data.bad_samples import BadSamples, ListedError
 from med_sslal.data.probe import SUFFIXES, probe_image
 from med_sslal.data.splits import SPLIT_NAMES, split_by_group, splits_by
 from med_sslal.utils.errors import DataError
@@ -82,26 +82,30 @@ def make_labels(
 ) -> Labels:
     """Labels of boxes by image id; a box that is bad is noted and left out.
 
-    A box that reaches over the edge is clipped. Bad are: a class that is not in `classes`, a
-    coordinate that is no finite number, no area, and more than half of the area outside. DataError
-    where there is no class.
+    A box that reaches over the edge is clipped, and noted where that is by over a pixel. Bad are: a
+    class that is not in `classes`, a coordinate that is no finite number, no area, and more than
+    half of the area outside. DataError where there is no class.
     """
     if not classes:
         raise DataError("the data has no class: name them in dataset.args.classes")
     numbers = {name: label for label, name in enumerate(classes, start=1)}
     made: dict[str, Annotation] = {}
+    notes: list[str] = []
     for image_id, boxes in sorted(records.items()):
         good: list[tuple[np.ndarray, int, bool]] = []
         for record in boxes:
             with bad.noted():
                 box = _clipped(record, numbers, infos[image_id].orig_size)
+                if np.abs(box - record.box).max() > 1:
+                    corners = ", ".join(f"{value:g}" for value in record.box)
+                    notes.append(f"{record.where}: box ({corners}) is cut at its image's edge")
                 good.append((box, numbers[record.name], record.ignore))
         made[image_id] = Annotation(
             np.array([box for box, _, _ in good], dtype=np.float32).reshape(-1, 4),
             np.array([number for _, number, _ in good], dtype=np.int64),
             np.array([ignore for _, _, ignore in good], dtype=bool),
         )
-    return Labels(tuple(numbers), made)
+    return Labels(tuple(numbers), made, tuple(notes))
 
 
 def _clipped(record: BoxRecord, labels: Mapping[str, int], size: tuple[int, int]) -> np.ndarray:
@@ -242,6 +246,7 @@ def make_splits(
     if lists is None:
         return split_by_group(infos, eval_split, split_seed)
     side: dict[str, str] = {}
+    torn: dict[tuple[str, str], str] = {}
     for name in SPLIT_NAMES:
         ids = sorted(set(lists[name]) & infos.keys())
         if not ids:
@@ -250,8 +255,9 @@ def make_splits(
             group = infos[image_id].group_id
             if side.setdefault(group, name) != name:
                 what = "image" if group == image_id else "group (patient)"
-                raise DataError(
-                    f"{what} '{group}' is in split '{side[group]}' and in '{name}' (image "
-                    f"'{image_id}'): each must be in one only"
-                )
+                text = f"is in split '{side[group]}' and in '{name}' (image '{image_id}')"
+                text = f"{what} '{group}' {text}: each must be in one only"
+                torn.setdefault((group, name), text)
+    if torn:
+        raise ListedError("", list(torn.values()))
     return splits_by(infos, lambda info: side[info.group_id])

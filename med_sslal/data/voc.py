@@ -16,6 +16,7 @@ from med_sslal.data.pictures import (
     read_infos,
 )
 from med_sslal.data.splits import Classes, EvalSplit, FolderInRoot, GroupPattern, SplitFiles
+from med_sslal.logger.progress import track
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import atomic_write, inside
 
@@ -76,7 +77,10 @@ class PascalVOC(BaseDataset):
             for image_id in [each for each in wanted if each not in there]:
                 bad.add(f"image '{image_id}' has no {kind} in {folder}")
                 wanted.remove(image_id)
-        infos = read_infos(folder, [(name, pictures[name]) for name in wanted], group_pattern, bad)
+        files = track(
+            [(name, pictures[name]) for name in wanted], f"headers of {root}", len(wanted)
+        )
+        infos = read_infos(folder, files, group_pattern, bad)
         records: dict[str, list[BoxRecord]] = {}
         for image_id, info in infos.items():
             with bad.noted():

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from med_sslal.base.types import Annotation, Selected
+from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.base.types import Annotation, Prediction, Selected
 from med_sslal.eval.drawing import marks_of
 from med_sslal.report.run_data import CycleData, RunData
 from med_sslal.utils.errors import DataError
@@ -74,17 +75,25 @@ def _picture(run: RunData, cycle: CycleData, item: Selected) -> Content:
             f"image '{image_id}' of cycle {cycle.number} is not in the data set: give the run the "
             "data it was made on"
         )
+    # A reason names the criterion that decided; the others' values stand before it.
+    others = {name: value for name, value in item.values.items() if name not in item.reason}
+    shown = draw_picture(dataset, image_id, cycle.detections.get(image_id))
+    return {"item": item, "others": others, **shown}
+
+
+def draw_picture(dataset: BaseDataset, image_id: str, found: Prediction | None) -> Content:
+    """An image as a page's gallery has it: its pixels, and marks of its label and detections.
+
+    DataError where its file cannot be decoded.
+    """
     labels, pixels = dataset.labels, dataset.images.picture(image_id)
     height, width = pixels.shape[:2]
     letter = _LETTER * max(height, width)
-    truth, found = labels.annotations.get(image_id), cycle.detections.get(image_id)
+    truth = labels.annotations.get(image_id)
     marks = marks_of(
         truth, found, labels.class_names, (height, width), letter=letter, n_texts=_N_TEXTS
     )
     return {
-        "item": item,
-        # A reason names the criterion that decided; the others' values stand before it.
-        "others": {name: value for name, value in item.values.items() if name not in item.reason},
         "jpeg": base64.b64encode(jpeg(pixels)).decode(),
         "size": (width, height),
         "letter": letter,

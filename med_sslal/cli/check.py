@@ -1,0 +1,180 @@
+"""Look at a data set before a run: files, boxes, groups, and what suits them; or a first config."""
+
+import re
+import shlex
+import sys
+import time
+from argparse import Namespace
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from med_sslal.base.base_dataset import BaseDataset
+from med_sslal.cli.build import image_size_of
+from med_sslal.cli.first_config import config_text, find_form
+from med_sslal.cli.registries import registries
+from med_sslal.config.jsonc import parse
+from med_sslal.config.parse_config import ConfigParser
+from med_sslal.config.signature import signature
+from med_sslal.data.check import (
+    DEEP,
+    WHOLE_RANGE,
+    WINDOW_KEY,
+    Finding,
+    Pixels,
+    look_at_pixels,
+    open_dataset,
+)
+from med_sslal.data.check_labels import Objects, counts, look_at_equal, look_at_labels, objects_of
+from med_sslal.data.suggest import suggest_batch, suggest_image_size, suggest_window
+from med_sslal.data.transforms import EvalTransform
+from med_sslal.logger.logger import setup_logging
+from med_sslal.model.anchors import ANCHOR_RULE, grid_of, reached, suggest_anchors
+from med_sslal.report.check_page import Advice, Check, as_json, check_text, write_check_page
+from med_sslal.trainer.run_folder import new_results
+from med_sslal.utils.errors import ConfigError, UserError
+from med_sslal.utils.util import atomic_write, write_versioned
+
+FORMAT_VERSION = 1
+
+
+def run(args: Namespace) -> int:
+    """Look, write what was found, and print it; returns 2 where something is wrong, else 0."""
+    setup_logging(1)
+    started, text = time.monotonic(), None
+    if args.images is None:
+        config = ConfigParser.from_file(args.config, registries(), args.overrides)
+        save_dir, name, source = config.get("trainer.save_dir"), config["name"], args.config
+        check = _check_config(config, fast=args.fast)
+    else:
+        if args.write_config.exists():
+            raise UserError(f"{args.write_config} exists already: name another file to write")
+        save_dir, name, source = "exp_results", _name_of(args.images), str(args.images)
+        check, text = _check_folder(args, name)
+    out = args.out or Path(save_dir) / name / f"check_{datetime.now():%Y%m%d_%H%M%S}"
+    with new_results(out):
+        page = write_check_page(check, out / "check.html", name, source, fast=args.fast)
+        content = {"source": source, "fast": args.fast, **as_json(check)}
+        write_versioned(out / "check.json", FORMAT_VERSION, content)
+        if text is not None:
+            atomic_write(args.write_config, lambda stream: stream.write(text.encode()))
+    seconds = time.monotonic() - started
+    sys.stdout.write(f"{check_text(check)}\nchecked in {seconds:.0f} s; page: {page}\n")
+    if text is not None:
+        command = f"python train.py -c {shlex.quote(str(args.write_config))}"
+        sys.stdout.write(f"config: {args.write_config}; go on with: {command}\n")
+    return 2 if check.n("error") else 0
+
+
+def _check_config(config: ConfigParser, *, fast: bool) -> Check:
+    """Check the data set of a config against the rest of it."""
+    args = config.get("dataset.args")
+    data, findings = open_dataset(config.init_class("dataset"), args)
+    if data is None:
+        return Check(findings)
+    try:
+        data.check_num_classes(config.get("arch.args.num_classes"))
+    except ConfigError as error:
+        findings.append(Finding("error", "config", str(error)))
+    pixels = look_at_pixels(data.images, fast=fast)
+    size = EvalTransform(image_size_of(config)).size
+    objects = objects_of(data, size)
+    advice = _advice(data, pixels, objects, size)
+    for each in advice:
+        each.now = args.get("window") if each.key == WINDOW_KEY else config[each.key]
+    return _whole(findings, data, pixels, objects, [*advice, *_anchors(config, size, objects)])
+
+
+def _check_folder(args: Namespace, name: str) -> tuple[Check, str | None]:
+    """Check a folder, and make the text of a config for it; None where it cannot be opened."""
+    folder = args.images
+    form = find_form(folder, args.dicom_key)
+    cls = registries()["dataset"][form.type]
+    # Of no effect where there are 8 bits; where there are more, the window is found below. DICOM
+    # has its own.
+    takes = "window" in signature(cls).arguments and not form.has_dicom
+    wide = {"window": list(WHOLE_RANGE)} if takes else {}
+    data, findings = open_dataset(cls, {**form.args, **wide})
+    if data is None:
+        return Check(findings), None
+    pixels = look_at_pixels(data.images, fast=args.fast)
+    advice = _advice(data, pixels, objects_of(data, (1, 1)), None)
+    values = {each.key: each.suggested for each in advice}
+    if DEEP in pixels.kinds and takes:
+        window = values.get(WINDOW_KEY, list(WHOLE_RANGE))
+        form = replace(form, args={**form.args, "window": window})
+    plain = {"image_size": values["image_size"], "batch_size": values["batch_size"]}
+    config = _parsed(config_text(name, form, data, **plain, anchor_sizes=None), folder)
+    size = EvalTransform(image_size_of(config)).size
+    objects = objects_of(data, size)
+    anchors = _anchors(config, size, objects)
+    for each in anchors:
+        # There is no config yet that has any.
+        each.now = each.reached_now = None
+    sides = anchors[0].suggested if anchors else None
+    text = config_text(name, form, data, **plain, anchor_sizes=sides)
+    _parsed(text, folder)
+    return _whole(findings, data, pixels, objects, [*advice, *anchors]), text
+
+
+def _parsed(text: str, folder: Path) -> ConfigParser:
+    """The config that a text is; checked, so that what is written can be used as it is."""
+    return ConfigParser(parse(text, f"config of {folder}").value, registries())
+
+
+def _advice(
+    data: BaseDataset, pixels: Pixels, objects: Objects, size: tuple[int, int] | None
+) -> list[Advice]:
+    """What suits the images; the batch is for a `size` of (height, width), None for the new one."""
+    infos = data.images.infos
+    shapes = np.array([info.orig_size for info in infos.values()], float)
+    longer = np.array([max(infos[image_id].orig_size) for image_id in objects.image_ids], float)
+    shorter = (objects.boxes[:, 2:] - objects.boxes[:, :2]).min(1) / longer[objects.image]
+    shorter = shorter[objects.split != "test"]
+    result = [Advice("image_size", *suggest_image_size(shapes, shorter))]
+    known = data.labels.annotations
+    n_labelled = sum(image_id in known for image_id in data.images.splits["train"])
+    wanted: Any = result[0].suggested
+    batch = suggest_batch(size or EvalTransform(wanted).size, n_labelled)
+    result.append(Advice("batch_size", *batch))
+    if pixels.histogram is not None:
+        result.append(Advice(WINDOW_KEY, *suggest_window(pixels.histogram)))
+    return result
+
+
+def _anchors(config: ConfigParser, size: tuple[int, int], objects: Objects) -> list[Advice]:
+    """Anchor sizes that the objects reach, beside the config's own; none where there is no such."""
+    # Test is for measuring, not for choosing.
+    boxes = objects.framed[objects.split != "test"]
+    if not len(boxes):
+        return []
+    cls = config.init_class("arch")
+    frame_only = {"load_pretrained": False} if "load_pretrained" in signature(cls).arguments else {}
+    grid = grid_of(config.init_obj("arch", **frame_only), size)
+    better = grid and suggest_anchors(grid, boxes)
+    if grid is None or better is None:
+        return []
+    advice = Advice("arch.args.anchor_sizes", better.sizes, ANCHOR_RULE, grid.sizes)
+    advice.reached = reached(better, boxes)
+    advice.reached_now = reached(grid, boxes)
+    return [advice]
+
+
+def _whole(
+    findings: list[Finding],
+    data: BaseDataset,
+    pixels: Pixels,
+    objects: Objects,
+    advice: list[Advice],
+) -> Check:
+    found = [*findings, *look_at_equal(data, pixels), *look_at_labels(data, objects)]
+    found.sort(key=lambda finding: finding.level)
+    return Check(found, data, pixels, counts(data, objects), advice)
+
+
+def _name_of(folder: Path) -> str:
+    """A name for runs on a folder."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", folder.resolve().name).strip("_") or "own"
