@@ -9,8 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from commands import blocks
-from tiny import make_voc, quick_config, run_train, write_config
+from tiny import make_voc, quick_config, run_test, run_train, write_config
+from torchvision.models import resnet18
 
 import med_sslal
 from med_sslal.base.base_dataset import BaseDataset
@@ -106,6 +108,25 @@ def test_sixteen_bits_without_a_window_are_refused(run: med_sslal.Run, tmp_path:
     cv2.imwrite(str(tmp_path / "deep.png"), np.zeros((8, 8), dtype=np.uint16))
     with pytest.raises(DataError, match="16 bits"):
         run.predict([tmp_path / "deep.png"])
+
+
+def test_the_weights_that_a_run_began_with_need_not_be_there(tmp_path: Path) -> None:
+    config = quick_config(make_voc(tmp_path / "data"), tmp_path / "runs")
+    config["arch"] |= {"type": "FasterRCNN"}
+    config["arch"]["args"] |= {"backbone_name": "resnet18", "norm": "frozen"}
+    config["al_settings"]["num_cycles"], config["trainer"]["epochs"] = 0, 1
+    weights = tmp_path / "weights.pth"
+    torch.save(resnet18().state_dict(), weights)
+    config["arch"]["args"]["pretrained"] = str(weights)
+    path = write_config(tmp_path / "config.json", config)
+    assert run_train("-c", path, "--set", "trainer.steps_per_cycle=1", "--run-id", "r") == 0
+    folder = tmp_path / "runs" / config["name"] / "r"
+    image = np.random.default_rng(0).random((64, 64), dtype=np.float32)
+    before = med_sslal.load(folder).predict([image], min_score=0)[0]
+    weights.unlink()
+    found = med_sslal.load(folder).predict([image], min_score=0)[0]
+    np.testing.assert_array_equal(found.boxes, before.boxes)
+    assert run_test("-r", folder) == 0
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,10 @@ def find_model(name: str) -> tuple[Path, dict[str, Any], list[str]]:
         content = load_named(path, require_checksum=False)
     if "config" not in content:
         raise CheckpointError(f"{path} has no config in it: name a checkpoint of a cycle")
+    arch = content["config"].get("arch", {}).get("args", {})
+    if isinstance(arch.get("pretrained"), str) and not Path(arch["pretrained"]).is_file():
+        # Its detector began with a file that need not be here: what it became is.
+        arch["pretrained"] = str(path)
     if not sidecar(path).exists():
         complaints.append(f"{path} has no checksum file beside it: it is taken unverified")
     return path, content, complaints

@@ -35,9 +35,9 @@ class ImageFolder(BaseDataset):
     """Every PNG, JPEG, TIFF and DICOM file below a folder, however deep; hidden ones are not.
 
     The image id is the path below the folder without its ending; that of a DICOM image, its patient
-    and its file name are pseudonyms. The images that a COCO file names
-    are labelled, those without a box there as confirmed empty. val and test are drawn from the
-    groups (patients) all of whose images are labelled; everything else is the pool.
+    and its file name are pseudonyms. The images that a COCO file names are labelled, those without
+    a box there as confirmed empty. val and test are drawn from the groups (patients) all of whose
+    images are labelled; everything else is the pool.
     """
 
     def __init__(
