@@ -51,7 +51,7 @@ def make_run(
         root: Where run and data go.
         queries: Cycles that ended with a query.
         planned: `al_settings.num_cycles`, by default as many.
-        pseudo: Whether each query came with pseudo-labels.
+        pseudo: Whether each cycle with a query had pseudo-labels, whose student was rejected.
         seen: Whether the model detects anything.
         classes: Classes of the data.
         data: Made before, in Pascal VOC form.
@@ -81,11 +81,11 @@ def make_run(
         cycle = folder / f"cycle_{number:02d}"
         cycle.mkdir()
         write_json(cycle / "pool.json", pool.state_dict())
+        if number < queries and pseudo:
+            _pseudo_label(cycle, dataset, pool)
         rows.append(_measure(cycle, dataset, pool, number, seen=seen))
         if number < queries:
             pool = _query(cycle, dataset, pool, number, reason=reason, seen=seen)
-        if number < queries and pseudo:
-            _pseudo_label(cycle, dataset, pool)
     RunFolder(folder).write_summary(
         rows, finished=len(rows) == settings["al_settings"]["num_cycles"] + 1
     )
@@ -118,9 +118,9 @@ def _measure(
         "test_sens_mean_high": high,
         "minutes": 1.5,
     }
-    before, graded = cycle.parent / f"cycle_{number - 1:02d}" / "pseudo_labels.json", {}
-    if before.exists():
-        pseudo = PseudoLabels.read(before).labels
+    own, graded = cycle / "pseudo_labels.json", {}
+    if own.exists():
+        pseudo = PseudoLabels.read(own).labels
         quality = hidden_truth_quality(pseudo, dataset.labels.annotations, names)
         graded = {name: each._asdict() for name, each in quality.items()}
     write_json(cycle / "metrics.json", {"row": row, "test": test, "pseudo_quality": graded})
@@ -203,6 +203,8 @@ def _pseudo_label(cycle: Path, dataset: BaseDataset, pool: Pool) -> None:
         for place, name in enumerate(dataset.labels.class_names)
     }
     PseudoLabels({right: label, wrong: false}, stats).write(cycle / "pseudo_labels.json")
+    verdict = {"accepted": False, "metric": "val_AP50", "supervised": 0.6, "student": 0.5}
+    write_json(cycle / "gate.json", verdict)
 
 
 def make_study(

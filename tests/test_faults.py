@@ -216,7 +216,7 @@ FULL = {
     "start": (["cycle_01/metrics.json"], "config.json"),
     "training": (["cycle_01"], "cycle_01/checkpoint_last.pth"),
     "scoring": (
-        ["cycle_01", "cycle_00/selection.json", "cycle_00/pseudo_labels.json", "cycle_00/record"],
+        ["cycle_01", "cycle_00/selection.json", "cycle_00/record"],
         "cycle_00/record/plain/embeddings.npy",
     ),
 }

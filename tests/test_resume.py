@@ -81,9 +81,10 @@ def stop_at(
 
 
 # The looks of this run, in order: cycle 0 has two epochs of one batch and a validation of two
-# batches each, evaluation of 2 + 2 batches, a look, scoring of 2 + 1 and of 2 of validation, a
-# look, then cycle 1 (2 batches an epoch). In training, those of cycle 1 are 7 to 14.
-MID_EPOCH_OF_CYCLE_1 = 23
+# batches each, a look, for pseudo-labels a validation of 2 and scoring of 2 + 1, a look, the same
+# epochs of the student, 2 for the gate, evaluation of 2 + 2 batches, a look, scoring of 2 + 1 and
+# of 2 of validation, a look; that makes 32. Cycle 1 has 2 batches an epoch, and 1 + 3 to score.
+MID_EPOCH_OF_CYCLE_1 = 54
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +115,11 @@ STOPS = {
     },
     "second": {
         "last validation": ("train", 6),
-        "scoring of validation": ("score", 4),
+        "scoring of validation": ("score", 7),
         "mid-epoch of cycle 1": ("train", 6),
+        "mid-epoch of its student": ("train", 9),
     },
-    "killed": {"scoring": ("score", 2), "mid-epoch of cycle 1": ("train", 6)},
+    "killed": {"scoring": ("score", 2), "mid-epoch of cycle 1": ("train", 12)},
 }
 
 
@@ -146,7 +148,7 @@ def test_stopped_again_and_again(
 
 
 def test_a_kill_before_the_finds_scores_nothing_again(copy: Path, whole: Path) -> None:
-    later = ("finds.json", "selection.json", "selection_detections.json", "pseudo_labels.json")
+    later = ("finds.json", "selection.json", "selection_detections.json")
     cut(copy, "cycle_01", *(f"cycle_00/{name}" for name in later))
     with pytest.MonkeyPatch.context() as patch:
         # The second look comes after the query: a pass would look before it.
@@ -247,13 +249,13 @@ def test_more_cycles_go_on_with_the_same_run(
 def test_more_epochs_continue_a_training_whose_query_is_not_made(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    old = load_checkpoint(copy / "cycle_01" / "checkpoint_last.pth")
+    old = load_checkpoint(copy / "cycle_01" / "supervised" / "checkpoint_last.pth")
     first = (copy / "cycle_00" / "training.json").read_bytes()
     code, said = resume_with(copy, capsys, "trainer.epochs=3")
     assert code == 0
     assert "cycle_01: the training of 2 epochs goes on to 3 epochs" in said
     assert "cycle_00 keeps its training of 2 epochs" in said
-    new = load_checkpoint(copy / "cycle_01" / "checkpoint_last.pth")
+    new = load_checkpoint(copy / "cycle_01" / "supervised" / "checkpoint_last.pth")
     assert (old["epoch"], new["epoch"]) == (2, 3) and new["history"][:2] == old["history"]
     assert (copy / "cycle_00" / "training.json").read_bytes() == first
     rows = read(copy / "summary.json")["cycles"]
@@ -325,6 +327,16 @@ def test_a_run_of_an_older_program_does_not_go_on(
     assert run_train(*line) == 2
     assert "is of an older program" in capsys.readouterr().err
     assert run_test("-r", copy) == 0, "it can be tested"
+
+
+def test_pseudo_labels_of_the_cycle_before_do_not_go_on(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((copy / "config.json").read_text())
+    del content["ssl_settings"]["gate"]
+    (copy / "config.json").write_text(json.dumps(content))
+    assert run_train("--resume", copy) == 2
+    assert "is of an older program, which trained each cycle on" in capsys.readouterr().err
 
 
 def test_a_checkpoint_may_be_named(copy: Path, whole: Path) -> None:

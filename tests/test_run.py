@@ -55,14 +55,16 @@ def test_the_run_folder_holds_what_the_design_says(finished: tuple[Path, str]) -
     wanted = {"config.json", "environment.json", "train.log", "summary.json", "results.csv"}
     wanted |= {f"cycle_{cycle:02d}/{name}" for cycle in (0, 1, 2) for name in every_cycle}
     wanted |= {"cycle_00/selection.json", "cycle_01/selection.json"}
-    wanted |= {"cycle_00/pseudo_labels.json", "cycle_01/record/header.json"}
+    wanted |= {"cycle_00/pseudo_labels.json", "cycle_00/gate.json", "cycle_01/record/header.json"}
+    wanted |= {"cycle_00/supervised/model_best.pth", "cycle_00/supervised/training.json"}
     wanted |= {"cycle_00/finds.json", "cycle_01/finds.json", "cycle_01/record_val/header.json"}
     wanted |= {"learning_curve.png", "froc.png", "overlays.png"}
     assert wanted <= files
     assert {name + ".sha256" for name in files if name.endswith(".pth")} <= files
     # keep_checkpoints best_last, keep_records 1, nothing temporary, and no fourth training.
     assert not [name for name in files if "epoch" in name or "previous" in name]
-    assert not [name for name in files if name.startswith(("cycle_00/record", "cycle_03"))]
+    dropped = ("cycle_00/record", "cycle_01/supervised/record", "cycle_03")
+    assert not [name for name in files if name.startswith(dropped)]
     assert not [name for name in files if Path(name).name.startswith(".")]
     for cycle in ("cycle_00", "cycle_01", "cycle_02"):
         assert any(name.startswith(f"tensorboard/{cycle}/events") for name in files)
@@ -95,10 +97,10 @@ def test_the_labelled_set_grows_by_the_budget_and_ends_with_what_is_left(
 def test_pseudo_labels_never_meet_labels(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     pseudo = set(read(folder / "cycle_00" / "pseudo_labels.json")["labels"])
-    pool = read(folder / "cycle_01" / "pool.json")
+    pool = read(folder / "cycle_00" / "pool.json")
     assert pseudo and pseudo <= set(pool["unlabelled"])
-    assert len(pseudo) == read(folder / "summary.json")["cycles"][1]["pseudo_images"]
-    assert not (folder / "cycle_01" / "pseudo_labels.json").exists(), "nothing is unlabelled then"
+    assert len(pseudo) == read(folder / "summary.json")["cycles"][0]["pseudo_images"]
+    assert not (folder / "cycle_02" / "pseudo_labels.json").exists(), "nothing is unlabelled then"
 
 
 def test_a_selection_gives_every_score_and_reason(finished: tuple[Path, str]) -> None:

@@ -43,6 +43,20 @@ def test_sizes(n, n_pseudo, batch_size, sizes):
     assert all(0 <= i < n + n_pseudo for batch in batches for i in batch)
 
 
+def test_the_tail_has_labelled_images_alone():
+    sampler = EpochBatchSampler(8, 6, 4, 0, tail=3)
+    for epoch, wanted in enumerate([[4, 4], [4, 0], [0, 0]]):
+        sampler.set_epoch(epoch)
+        batches = positions(sampler)
+        assert [sum(i >= 8 for i in batch) for batch in batches] == wanted
+        assert [sampler.counts(number) for number in (0, 1)] == [(4, n) for n in wanted]
+        assert [len(sampler.share(number)) for number in (0, 1)] == [4 + n for n in wanted]
+        assert batches == [
+            batch[: 4 + n]
+            for batch, n in zip(positions(shuffled(8, 6, 4, epoch=epoch)), wanted, strict=True)
+        ]
+
+
 @pytest.mark.parametrize("n_pseudo", [1, 3, 40])
 @pytest.mark.parametrize("per_step", [None, 1, 2, 9])
 @pytest.mark.parametrize(("n", "batch_size"), [(8, 4), (9, 4), (10, 4), (3, 8), (5, 1), (1, 3)])

@@ -268,10 +268,10 @@ def test_reduce_on_plateau_follows_the_validation(tmp_path: Path) -> None:
     ("n_pseudo", "weight", "wanted"),
     [
         pytest.param(0, 1.0, [1.0] * 8, id="no pseudo-labels"),
-        pytest.param(4, 1.0, [1.0, 1.25, *[1.5] * 18], id="the ramp is a tenth of the steps"),
-        pytest.param(4, 2.0, [1.0, 1.5, *[2.0] * 18], id="weighted"),
+        pytest.param(4, 1.0, [1.0, 1.125, 1.25, 1.375, *[1.5] * 16], id="a ramp of a fifth"),
+        pytest.param(4, 2.0, [1.0, 1.25, 1.5, 1.75, *[2.0] * 16], id="weighted"),
         pytest.param(4, 0.0, [1.0] * 20, id="weight 0"),
-        pytest.param(1, 2.0, [1.0, 1.5, *[2.0] * 18], id="one image weighs as much as two"),
+        pytest.param(1, 2.0, [1.0, 1.25, 1.5, 1.75, *[2.0] * 16], id="one weighs as much as two"),
     ],
 )
 def test_weight_of_pseudo_labels(

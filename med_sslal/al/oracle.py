@@ -49,7 +49,8 @@ class SimulatedOracle:
     def audit(self, image_ids: Iterable[str]) -> dict[str, Annotation]:
         """Labels, where there are, of images never asked for, to measure what a simulation can.
 
-        Such a figure is written down for the reader; no part of a run may depend on it.
+        Such a figure is written down for the reader; no part of a run may depend on it, but where
+        `ssl_settings.oracle` asks for the truth by name.
         """
         return {name: self._annotations[name] for name in image_ids if name in self._annotations}
 

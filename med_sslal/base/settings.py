@@ -12,6 +12,7 @@ class TrainerSettings(TrainerKeys):
     lr_interval: str = "epoch"  # or "step": when the scheduler steps
     pseudo_weight: float = 1.0  # weight of the pseudo-labelled loss after its ramp
     per_step: int | None = None  # unlabelled images with each batch; None: as many as labelled ones
+    tail: float = 0.0  # share of the steps, the last ones, that see labelled images alone
     show_progress: bool = False
 
     @property
@@ -21,6 +22,10 @@ class TrainerSettings(TrainerKeys):
             return f"{self.steps_per_cycle} steps"
         return f"{self.epochs} epochs"
 
+    def steps(self, batches: int) -> int:
+        """Of a training of epochs of so many batches."""
+        return self.steps_per_cycle or self.epochs * batches
+
     def half_life(self, batches: int) -> float:
         """Of a weight in the average, in steps: an epoch or 2 % of a training of such epochs."""
-        return max(batches, 0.02 * (self.steps_per_cycle or self.epochs * batches))
+        return max(batches, 0.02 * self.steps(batches))

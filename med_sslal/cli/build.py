@@ -179,5 +179,6 @@ def trainer_settings(config: ConfigParser, *, show_progress: bool) -> TrainerSet
         lr_interval=(config["lr_scheduler"] or {}).get("interval", "epoch"),
         pseudo_weight=config.get("ssl_settings.weight"),
         per_step=config.get("ssl_settings.per_step"),
+        tail=config.get("ssl_settings.tail"),
         show_progress=show_progress,
     )

@@ -16,6 +16,7 @@ from med_sslal.eval.metric import metric_keys
 from med_sslal.model.compiling import check_compiler
 from med_sslal.model.norm import learns_batch_norm
 from med_sslal.trainer.setup import RunSetup
+from med_sslal.trainer.student import gate_metric
 from med_sslal.utils.errors import ConfigError
 from med_sslal.utils.names import unknown
 
@@ -45,6 +46,8 @@ def check_setup(setup: RunSetup) -> None:
         pool = setup.strategy.oracle.known(pool)
     _check_pool(setup, pool)
     _check_untils(setup)
+    if setup.strategy.labeller is not None and setup.strategy.ssl.gate:
+        gate_metric(setup.metrics, setup.strategy.ssl.gate_metric, setup.class_names)
     if num_cycles:
         _check_abilities(config, helper)
     n_shares, name = (world.size, "processes") if world.launched else (len(devices.ids), "devices")

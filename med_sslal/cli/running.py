@@ -229,7 +229,8 @@ def check_weights(
         check_can_go_on(content, path)
         _check_fits(path, content, setup)
     cycles = run.cycles()
-    candidates = cycles[-1].resumable() if cycles else []
+    last = cycles[-1] if cycles else None
+    candidates = (last.resumable() or last.supervised.resumable()) if last else []
     if named and candidates:
         reached, furthest = (
             [content[name] for name in ("cycle", "epoch", "batch")]

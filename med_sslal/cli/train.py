@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from argparse import Namespace
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from med_sslal.cli.checks import check_batch_norm, check_setup
 from med_sslal.cli.registries import registries
 from med_sslal.cli.running import apply_policy, check_weights, help_main, named_checkpoint, run_in
 from med_sslal.config.parse_config import ConfigParser
+from med_sslal.config.schema import SslKeys
 from med_sslal.config.show import help_config, print_config
 from med_sslal.logger.logger import setup_logging
 from med_sslal.study.shared_cycle import check_shared, take_over
@@ -102,11 +103,12 @@ def build_setup(
         step=step_class(config),
     )
     # Strategy.
-    pseudo = config.get("ssl_settings.include_pseudolabels")
+    ssl = SslKeys(**{key.name: config.get(f"ssl_settings.{key.name}") for key in fields(SslKeys)})
     strategy = Strategy(
         helper=config.init_obj("al_settings", seed=seed),
         oracle=SimulatedOracle(labels.of(i for i in splits["train"] if i in labels.annotations)),
-        labeller=config.init_obj("ssl_settings") if pseudo else None,
+        labeller=config.init_obj("ssl_settings") if ssl.include_pseudolabels else None,
+        ssl=ssl,
         num_cycles=config.get("al_settings.num_cycles"),
     )
     setup = RunSetup(
@@ -206,6 +208,11 @@ def resume(args: Namespace) -> int:
             sys.stdout.write(print_config(config) if world.is_main else "")
             return 0
         setup_logging(config.get("trainer.verbosity"), leads=world.is_main)
+        if config.get("ssl_settings.include_pseudolabels") and "gate" not in saved["ssl_settings"]:
+            raise CheckpointError(
+                f"{run} is of an older program, which trained each cycle on the pseudo-labels of "
+                "the one before and knew no student: start a new run"
+            )
         before = ConfigParser(saved, registries(), source=source)
         apply_policy(before.resolved, config)
         devices = devices_of(config, args.device, world)

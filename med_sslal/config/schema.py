@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_type_hints
 
-from annotated_types import Ge, Gt, Interval, Predicate, doc
+from annotated_types import Ge, Gt, Interval, Lt, Predicate, doc
 
 from med_sslal.config.signature import docstring_arguments
 from med_sslal.config.values import Key
@@ -89,18 +89,29 @@ class _Run:
     image_size: Side | tuple[Side, Side] | None = None
 
 
-class _SslSettings:
+@dataclass(frozen=True, kw_only=True)
+class SslKeys:
     """What pseudo-labels are for.
 
     Attributes:
-        include_pseudolabels: train on confident predictions for unlabelled images too
-        weight: weight of the pseudo-labelled loss, reached after a tenth of the steps
+        include_pseudolabels: train a second model of each cycle, the student, on confident
+            predictions of the first one too
+        weight: weight of the pseudo-labelled loss, reached after a fifth of the steps
         per_step: pseudo-labelled images on top of the batch_size labelled ones; null = as many
+        tail: share of the student's steps, the last ones, that see labelled images alone
+        gate: let the student go on only where it is not worse on validation than the first model
+        gate_metric: validation metric of the gate, which is better if higher; null = val_AP50
+            where it is measured, else val_sens_mean
+        oracle: put the truth in place of the pseudo-labels, to see what perfect ones would give
     """
 
     include_pseudolabels: bool = False
-    weight: Amount = 1.0
+    weight: Amount = 0.5
     per_step: Positive | None = None
+    tail: Annotated[float, Ge(0), Lt(1)] = 0.2
+    gate: bool = True
+    gate_metric: str | None = None
+    oracle: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +207,7 @@ SCHEMA: tuple[Key | TypeSection, ...] = (
         required=True,
     ),
     TypeSection("al_settings", "which images get their labels next", ("seed",)),
-    *_keys(_SslSettings, "ssl_settings."),
+    *_keys(SslKeys, "ssl_settings."),
     TypeSection("ssl_settings", "pseudo-labels", has_type=False),
     *_keys(TrainerKeys, "trainer."),
 )

@@ -1,5 +1,6 @@
 """The order of an epoch: a pure function of (seed, epoch), whatever the workers do."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -41,7 +42,8 @@ class EpochBatchSampler(_EpochSampler):
     Positions 0 to n_labelled - 1 are labelled images, those behind them pseudo-labelled ones. The
     labelled images of each batch are the same whether or not pseudo-labelled ones come on top:
     `per_step` of these (fewer where there are not so many: no image comes twice in a batch) in a
-    shuffled order that starts afresh each epoch and goes round when it is used up.
+    shuffled order that starts afresh each epoch and goes round when it is used up. From the step
+    `tail` on none come.
 
     The last batch of an epoch may have fewer labelled images. A single one that would be left for
     it sits out this epoch (another one in the next), because batch norm learns nothing from one
@@ -61,10 +63,12 @@ class EpochBatchSampler(_EpochSampler):
         world: World = ALONE,
         *,
         per_step: int | None = None,
+        tail: int | None = None,
     ) -> None:
         """Take `batch_size` labelled images a batch, over all processes, and `per_step` others.
 
-        None takes as many pseudo-labelled ones. ConfigError where there is no labelled image.
+        None takes as many pseudo-labelled ones; `tail` is a step counted from 0, None for none.
+        ConfigError where there is no labelled image.
         """
         if n_labelled < 1:
             raise ConfigError("training needs one labelled image at least, found none")
@@ -73,11 +77,13 @@ class EpochBatchSampler(_EpochSampler):
         self._per_step = min(batch_size if per_step is None else per_step, n_pseudo)
         full, left = divmod(n_labelled, batch_size)
         self._batches = full + (left > (1 if full else 0))
+        self._tail = math.inf if tail is None else tail
 
     def counts(self, batch: int) -> tuple[int, int]:
-        """Labelled and pseudo-labelled images of a batch (0-based), over all processes."""
+        """Labelled and pseudo-labelled images of a batch of the epoch, in all processes."""
         labelled = min(self._batch_size, self.n_labelled - batch * self._batch_size)
-        return labelled, self._per_step
+        step = self._epoch * len(self) + batch
+        return labelled, self._per_step if step < self._tail else 0
 
     def share(self, batch: int) -> range:
         """This process's part of a batch; it may be empty."""
@@ -91,8 +97,8 @@ class EpochBatchSampler(_EpochSampler):
         pseudo = self.n_labelled + generator.permutation(self.n_pseudo)
         for batch in range(self._start, len(self)):
             positions = labelled[batch * self._batch_size :][: self._batch_size]
-            if self._per_step:
-                positions = np.concatenate([positions, _turn(pseudo, batch, self._per_step)])
+            if more := self.counts(batch)[1]:
+                positions = np.concatenate([positions, _turn(pseudo, batch, more)])
             share = self.share(batch) or range(1)
             yield [(int(positions[place]), epoch) for place in share]
 

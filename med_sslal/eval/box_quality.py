@@ -23,17 +23,22 @@ def box_quality(table: Columns, *, draws: int = 1000, seed: int = 0) -> MetricRe
         `mean_iou`, the mean over the classes, and with several classes `mean_iou/NAME`; None where
         no object is found, which is left out of the mean.
     """
-    objects, overlaps = _found(table)
-    labels = table.gt_labels[objects]
-    per_class = {
-        name: float(overlaps[labels == label].mean()) if (labels == label).any() else None
-        for label, name in enumerate(table.class_names, start=1)
-    }
+    per_class = mean_ious(table)
     defined = [value for value in per_class.values() if value is not None]
     values = {"mean_iou": float(np.mean(defined)) if defined else None}
     if len(table.class_names) > 1:
         values |= {f"mean_iou/{name}": value for name, value in per_class.items()}
     return MetricResult(values)
+
+
+def mean_ious(table: Columns) -> dict[str, float | None]:
+    """The mean IoU of each class, by name; None where none of its objects is found."""
+    objects, overlaps = _found(table)
+    labels = table.gt_labels[objects]
+    return {
+        name: float(overlaps[labels == label].mean()) if (labels == label).any() else None
+        for label, name in enumerate(table.class_names, start=1)
+    }
 
 
 def _found(table: Columns) -> tuple[np.ndarray, np.ndarray]:

@@ -33,7 +33,8 @@ class CycleData:
     detections: Mapping[str, Prediction]
     # Class name to precision and recall of the pseudo-labels of its training.
     pseudo_quality: Mapping[str, Mapping[str, float | None]]
-    pseudo: PseudoLabels | None  # Made at its end, for the next cycle's training.
+    pseudo: PseudoLabels | None  # What its student learned from.
+    gate: Mapping[str, Any] | None  # Whether the student went on, and why; None without one.
     predictions_file: Path | None  # Detections on the test split.
 
     def predictions(self, class_names: Sequence[str]) -> dict[str, Prediction]:
@@ -167,5 +168,6 @@ def _load_cycle(folder: CycleFolder, class_names: tuple[str, ...] | None) -> Cyc
         detections=from_coco_predictions(shown, class_names) if shown and class_names else {},
         pseudo_quality=metrics.get("pseudo_quality", {}),
         pseudo=PseudoLabels.read(pseudo) if pseudo.exists() else None,
+        gate=_optional(folder.gate),
         predictions_file=folder.predictions if folder.predictions.exists() and metrics else None,
     )

@@ -7,7 +7,7 @@ from typing import Any
 from med_sslal.al.finds import MISTAKES
 from med_sslal.eval.calibration import reliability
 from med_sslal.report.charts import to_svg
-from med_sslal.report.colours import FAINT, PALETTE, colour_of
+from med_sslal.report.colours import FAINT, GREY, PALETTE, colour_of
 from med_sslal.report.pages import render, write_page
 from med_sslal.report.plots import (
     MARKS,
@@ -31,6 +31,8 @@ STAGES = {
     "scoring": PALETTE[2],
     "selection": PALETTE[3],
     "pseudo_labels": PALETTE[4],
+    "other_training": PALETTE[1],
+    "gate": GREY,
 }
 
 

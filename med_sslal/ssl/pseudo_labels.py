@@ -6,7 +6,7 @@ They come from the pool record of the cycle's own scoring pass, so they cost no 
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,10 +20,11 @@ from med_sslal.al.record import PLAIN, RECORD_FLOOR, PoolRecord, RecordSection
 from med_sslal.base.types import Annotation, Prediction
 from med_sslal.config.signature import wrong_arguments
 from med_sslal.ssl.quality import found_and_false
+from med_sslal.utils.boxes import paired_iou
 from med_sslal.utils.errors import ConfigError, DataError
 from med_sslal.utils.util import atomic_write, read_versioned, stable_hash
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # Coordinates are rounded to a hundredth of a pixel, far below what a label means.
 BOX_DECIMALS = 2
 Share = Annotated[float, Interval(ge=0, le=1)]
@@ -44,10 +45,16 @@ class ClassStats:
 class PseudoLabels:
     """The pseudo-labels of one cycle."""
 
-    # Image id to label in ORIGINAL pixels, sorted by id; no box teaches regression. An image
-    # without a box is a negative; images left out are not trained on.
+    # Image id to label in ORIGINAL pixels, sorted by id. An image without a box is a negative;
+    # images left out are not trained on.
     labels: Mapping[str, Annotation]
     stats: Mapping[str, ClassStats]  # By class name.
+    # Labelled image id to the ignore regions that its label gets besides (`ignore_unmatched`).
+    regions: Mapping[str, Annotation] = field(default_factory=dict)
+
+    def beside(self, labels: Mapping[str, Annotation]) -> dict[str, Annotation]:
+        """The labels of the labelled images, with the `regions` in them."""
+        return {name: joined(own, self.regions.get(name)) for name, own in labels.items()}
 
     def write(self, path: Path) -> None:
         """Write them as JSON, one line per image, as `atomic_write` does."""
@@ -57,27 +64,33 @@ class PseudoLabels:
         """The file in pieces: a large pool's as one text, or as plain lists, would fill memory."""
         dumps = json.JSONEncoder(allow_nan=False).encode
         stats = {name: asdict(stats) for name, stats in self.stats.items()}
-        yield f'{{"format_version": {FORMAT_VERSION},\n"stats": {dumps(stats)},\n"labels": {{'
-        for place, (name, label) in enumerate(self.labels.items()):
-            image = {
-                # The decimals that coordinates were rounded to.
-                "boxes": np.round(label.boxes.astype(np.float64), BOX_DECIMALS).tolist(),
-                "labels": label.labels.tolist(),
-                "ignore": label.ignore.tolist(),
-            }
-            yield f"{',' if place else ''}\n{dumps(name)}: {dumps(image)}"
-        yield "\n}}\n"
+        yield f'{{"format_version": {FORMAT_VERSION},\n"stats": {dumps(stats)}'
+        for part, labels in (("labels", self.labels), ("regions", self.regions)):
+            yield f',\n"{part}": {{'
+            for place, (name, label) in enumerate(labels.items()):
+                image = {
+                    # The decimals that coordinates were rounded to.
+                    "boxes": np.round(label.boxes.astype(np.float64), BOX_DECIMALS).tolist(),
+                    "labels": label.labels.tolist(),
+                    "ignore": label.ignore.tolist(),
+                    "regress": label.regress.tolist(),
+                }
+                yield f"{',' if place else ''}\n{dumps(name)}: {dumps(image)}"
+            yield "\n}"
+        yield "}\n"
 
     @classmethod
     def read(cls, path: Path) -> "PseudoLabels":
         """Read what `write` wrote, bit for bit; DataError where it is missing, damaged or newer."""
         try:
             content = read_versioned(path, FORMAT_VERSION, _label_or_same)
-            strangers = [n for n, v in content["labels"].items() if not isinstance(v, Annotation)]
+            labels, regions = content["labels"], content.get("regions", {})
+            entries = (*labels.items(), *regions.items())
+            strangers = [n for n, v in entries if not isinstance(v, Annotation)]
             if strangers:
                 raise TypeError(f"the entry of {strangers[0]} is no label")
             stats = {name: ClassStats(**stats) for name, stats in content["stats"].items()}
-            return cls(content["labels"], stats)
+            return cls(labels, stats, regions)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path} holds no pseudo-labels: {error}") from error
 
@@ -88,11 +101,13 @@ class PseudoLabeller:
 
     A class's threshold comes from validation, or is fixed. Boxes from the threshold on are
     pseudo-labels; those between `ignore_floor` and the threshold are ignore regions; the rest is
-    background.
+    background. Each pseudo-label teaches what is there; how it is bounded it teaches only where
+    the box head, given the box in place of a proposal, makes nearly the same box of it again.
 
     Args:
         threshold: Fixed threshold for every class; null = found on validation.
-        target_precision: Precision on validation that a class's threshold must reach.
+        target_precision: Precision on validation that a class's threshold must reach; of those
+            that do, the one with the best F1 is taken.
         min_threshold: Lowest threshold that validation may give.
         max_threshold: Highest one, also taken where no threshold reaches the precision.
         fallback_threshold: Threshold of a class with too few true positives on validation.
@@ -101,20 +116,26 @@ class PseudoLabeller:
             labelled image, class by class; the class's threshold is raised until it holds.
         ignore_floor: Boxes from here to the threshold are ignore regions.
         negative_floor: An image is used as a negative only if its best score is below this.
+        regress_iou: IoU of a box with what the box head makes of it, from which on the box teaches
+            regression; null = none does. Where the detector has no box head, none does.
+        ignore_unmatched: Where labelled images may lack boxes: confident detections on them that
+            meet no label are ignore regions.
 
     Raises:
         ConfigError: An argument is wrong.
     """
 
     threshold: Share | None = None
-    target_precision: Share = 0.9
+    target_precision: Share = 0.8
     min_threshold: Share = 0.5
     max_threshold: Share = 0.95
-    fallback_threshold: Share = 0.8
+    fallback_threshold: Share = 0.7
     min_true_positives: Annotated[int, Ge(1)] = 20
     density_cap: Annotated[float, Gt(0)] = 1.2
     ignore_floor: Recorded = 0.2
     negative_floor: Recorded = RECORD_FLOOR
+    regress_iou: Share | None = 0.85
+    ignore_unmatched: bool = False
 
     def __post_init__(self) -> None:
         wrong = wrong_arguments(type(self), asdict(self))
@@ -145,10 +166,10 @@ class PseudoLabeller:
     ) -> dict[str, float]:
         """The threshold of each class.
 
-        The smallest of `min_threshold` and the scores above it at which the precision on
-        validation reaches the target. Precision counts objects found against detections that meet
-        no object (IoU 0.5); what lies in ignore regions, and repeats on an object, count as
-        neither.
+        Of `min_threshold` and the scores above it at which the precision on validation reaches the
+        target, the one with the best F1, the lowest of equals. Precision counts objects found
+        against detections that meet no object (IoU 0.5); what lies in ignore regions, and repeats
+        on an object, count as neither.
         """
         if self.threshold is not None:
             return dict.fromkeys(class_names, self.threshold)
@@ -166,8 +187,10 @@ class PseudoLabeller:
         n_false = len(false) - np.searchsorted(false, tried)
         # The slack keeps 9 of 10 at 0.9 whatever the last bit of the product says.
         enough = n_found >= self.target_precision * (n_found + n_false) - 1e-9
-        good = tried[enough & (n_found > 0)]
-        return float(good[0]) if len(good) else self.max_threshold
+        f1 = 2 * n_found / (n_found + n_false + len(found))
+        f1[~enough | (n_found == 0)] = -1.0
+        best = int(f1.argmax())
+        return float(tried[best]) if f1[best] >= 0 else self.max_threshold
 
     def make(
         self,
@@ -207,7 +230,7 @@ class PseudoLabeller:
         for block, own, valid in _blocks(section, usable):
             kept = valid & (block.scores >= limits[block.labels - 1])
             ignored = valid & ~kept & (block.scores >= self.ignore_floor)
-            labels |= _annotations(block, kept, ignored)
+            labels |= _annotations(block, kept, ignored, self._settled(block))
             best = np.zeros(len(block))
             np.maximum.at(best, block.owners, block.scores)
             negatives += block.image_ids[own & (best < self.negative_floor)].tolist()
@@ -220,6 +243,12 @@ class PseudoLabeller:
         assert not labels.keys() & set(pool.labelled), "pseudo-labels on labelled images"
         stats = map(_stats, by_class, limits.tolist())
         return PseudoLabels(dict(sorted(labels.items())), dict(zip(names, stats, strict=True)))
+
+    def _settled(self, block: RecordSection) -> np.ndarray:
+        """The boxes that reproduce themselves, and may teach regression: bool [M]."""
+        if self.regress_iou is None or block.refined_boxes is None:
+            return np.zeros(len(block.boxes), dtype=bool)
+        return paired_iou(block.boxes, block.refined_boxes) >= self.regress_iou
 
     def _usable(self, record: PoolRecord, pool: Pool) -> np.ndarray:
         """Which images of the record are unlabelled: bool [N]."""
@@ -259,6 +288,18 @@ class PseudoLabeller:
         return limits
 
 
+def joined(label: Annotation, more: Annotation | None) -> Annotation:
+    """One label with the boxes of another behind its own."""
+    if more is None:
+        return label
+    return Annotation(
+        np.concatenate([label.boxes, more.boxes]),
+        np.concatenate([label.labels, more.labels]),
+        np.concatenate([label.ignore, more.ignore]),
+        np.concatenate([label.regress, more.regress]),
+    )
+
+
 def _stats(scores: np.ndarray, threshold: float) -> ClassStats:
     """The numbers of one class, of whose scores those from the threshold on are pseudo-labels."""
     scores = scores[scores >= threshold]
@@ -279,7 +320,7 @@ def _blocks(
 
 
 def _annotations(
-    block: RecordSection, kept: np.ndarray, ignored: np.ndarray
+    block: RecordSection, kept: np.ndarray, ignored: np.ndarray, settled: np.ndarray
 ) -> dict[str, Annotation]:
     """Labels of the images with a kept box: kept boxes (bool [M]), then the ignore regions."""
     labels = {}
@@ -288,17 +329,17 @@ def _annotations(
         rows = np.concatenate(
             [first + np.flatnonzero(mask[first:last]) for mask in (kept, ignored)]
         )
-        # Nobody checked that these boxes fit tightly.
-        regress = np.zeros(len(rows), dtype=bool)
         labels[str(block.image_ids[row])] = Annotation(
-            block.boxes[rows], block.labels[rows], ignored[rows], regress
+            block.boxes[rows], block.labels[rows], ignored[rows], (settled & kept)[rows]
         )
     return labels
 
 
 def _label_or_same(content: dict[str, Any]) -> Any:
     """The label that an object describes; another object stays."""
-    if content.keys() != {"boxes", "labels", "ignore"} or not isinstance(content["boxes"], list):
+    # Files of version 1 say nothing of regression, because no box taught it.
+    known = content.keys() - {"regress"} == {"boxes", "labels", "ignore"}
+    if not known or not isinstance(content["boxes"], list):
         return content
     n = len(content["labels"])
     try:
@@ -306,7 +347,7 @@ def _label_or_same(content: dict[str, Any]) -> Any:
             boxes=np.array(content["boxes"], dtype=np.float32).reshape(n, 4),
             labels=np.array(content["labels"], dtype=np.int64),
             ignore=np.array(content["ignore"], dtype=bool),
-            regress=np.zeros(n, dtype=bool),
+            regress=np.array(content.get("regress", [False] * n), dtype=bool),
         )
     except (ValueError, OverflowError) as error:
         # To the reader of JSON a ValueError means that it is none.

@@ -7,15 +7,17 @@ import numpy as np
 
 from med_sslal.al.arrays import round_scores
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
-from med_sslal.eval.eval_utils import columns
+from med_sslal.eval.box_quality import mean_ious
+from med_sslal.eval.eval_utils import Columns, columns
 from med_sslal.eval.hits import match
 
 
 class Quality(NamedTuple):
-    """Precision and recall of pseudo-labels; None where nothing could be counted."""
+    """How right pseudo-labels are; None where nothing could be counted."""
 
     precision: float | None
     recall: float | None
+    mean_iou: float | None  # Of the objects met.
 
 
 def found_and_false(
@@ -33,10 +35,7 @@ def found_and_false(
     """
     if not annotations:
         return {name: (np.zeros(0), np.zeros(0)) for name in class_names}
-    complete = {name: predictions.get(name, Prediction.empty()) for name in annotations}
-    # Matching never looks at patients or sizes.
-    infos = {name: ImageInfo(name, name, "", (0, 0)) for name in annotations}
-    table = columns(complete, annotations, infos, class_names)
+    table = _table(predictions, annotations, class_names)
     matches = match(table)
     result = {}
     for number, name in enumerate(class_names, start=1):
@@ -44,6 +43,43 @@ def found_and_false(
         false = table.det_scores[(table.det_labels == number) & matches.false_positive]
         result[name] = round_scores(found), round_scores(false)
     return result
+
+
+def unmatched(
+    predictions: Mapping[str, Prediction],
+    annotations: Mapping[str, Annotation],
+    thresholds: Mapping[str, float],
+) -> dict[str, Annotation]:
+    """Detections from their class's threshold on that meet no object, as ignore regions.
+
+    By image id, of the images of `annotations` that have any; `thresholds` are by class name, in
+    the order of the labels.
+    """
+    if not annotations:
+        return {}
+    table = _table(predictions, annotations, tuple(thresholds))
+    lowest = np.array(list(thresholds.values()))
+    wide = (table.det_boxes[:, 2:] > table.det_boxes[:, :2]).all(1)
+    sure = round_scores(table.det_scores) >= lowest[table.det_labels - 1]
+    free = match(table).false_positive & sure & wide
+    regions = {}
+    for place in np.unique(table.det_image[free]).tolist():
+        rows = np.flatnonzero(free & (table.det_image == place))
+        no, yes = np.zeros(len(rows), dtype=bool), np.ones(len(rows), dtype=bool)
+        boxes = table.det_boxes[rows].astype(np.float32)
+        regions[table.image_ids[place]] = Annotation(boxes, table.det_labels[rows], yes, no)
+    return regions
+
+
+def _table(
+    predictions: Mapping[str, Prediction],
+    annotations: Mapping[str, Annotation],
+    class_names: Sequence[str],
+) -> Columns:
+    """Columns of the images of `annotations`; patients and sizes are made up, and not read."""
+    complete = {name: predictions.get(name, Prediction.empty()) for name in annotations}
+    infos = {name: ImageInfo(name, name, "", (0, 0)) for name in annotations}
+    return columns(complete, annotations, infos, class_names)
 
 
 def hidden_truth_quality(
@@ -54,7 +90,7 @@ def hidden_truth_quality(
     """Grade `PseudoLabels.labels` by the truth that a simulation hides; for the log only.
 
     By class name, over the images of `pseudo`: precision is objects met over objects met plus boxes
-    that meet none; recall is objects met over all objects.
+    that meet none; recall is objects met over all objects; mean IoU is that of `box_quality`.
     """
     predictions = {
         name: Prediction(
@@ -65,11 +101,12 @@ def hidden_truth_quality(
         for name, label in pseudo.items()
     }
     truth = {name: annotations[name] for name in pseudo}
-    result = {}
+    result, fits = {}, mean_ious(_table(predictions, truth, class_names)) if truth else {}
     for name, (found, false) in found_and_false(predictions, truth, class_names).items():
         met = int((found > 0).sum())
         result[name] = Quality(
             met / (met + len(false)) if met + len(false) else None,
             met / len(found) if len(found) else None,
+            fits.get(name),
         )
     return result

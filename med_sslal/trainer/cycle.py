@@ -1,4 +1,4 @@
-"""The cycle loop: train, evaluate, score, select, label, pseudo-label, and again.
+"""The cycle loop: train, with a student or without, evaluate, score, select, label, and again.
 
 Every stage writes its outcome atomically into the cycle's folder and is skipped where the outcome
 is there already, so a resumed run is the same walk over the same files.
@@ -12,11 +12,10 @@ from typing import Any
 
 from med_sslal.al.pool import Pool
 from med_sslal.al.purchase import purchase
-from med_sslal.al.record import PoolRecord
 from med_sslal.al.restrict import slice_positions
 from med_sslal.al.selection_io import read_selection, write_detections, write_selection
 from med_sslal.base.types import Annotation
-from med_sslal.eval.coco_utils import from_coco_predictions, to_coco_predictions
+from med_sslal.eval.coco_utils import to_coco_predictions
 from med_sslal.ssl.pseudo_labels import PseudoLabels
 from med_sslal.trainer.finds import note_finds
 from med_sslal.trainer.inference import header_of, predict_split, score_best
@@ -25,10 +24,11 @@ from med_sslal.trainer.remote_calls import help_out, together
 from med_sslal.trainer.results import measured, write_metrics
 from med_sslal.trainer.run_folder import CycleFolder, RunFolder
 from med_sslal.trainer.setup import RunSetup
+from med_sslal.trainer.student import decide, pseudo_label
 from med_sslal.trainer.train_cycle import train_cycle
 from med_sslal.utils.distributed import naming_lost_peers
 from med_sslal.utils.interrupt import Interrupted, StopRequest
-from med_sslal.utils.util import read_json, stable_hash, write_json
+from med_sslal.utils.util import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,6 @@ class CycleState:
 
     number: int  # 0 for the training on the initial set.
     pool: Pool
-    pseudo: PseudoLabels | None  # Made at the end of the cycle before, None in cycle 0.
 
 
 def run_cycles(setup: RunSetup, run: RunFolder, stop: StopRequest) -> list[dict[str, Any]]:
@@ -76,7 +75,7 @@ class CycleLoop:
         setup, rows = self._setup, []
         pool = Pool((), setup.images.splits["train"])
         initial = initial_set(setup, self._run, pool, self._stop)
-        state = CycleState(0, pool.label(initial), None)
+        state = CycleState(0, pool.label(initial))
         while True:
             folder = self._run.cycle(state.number)
             folder.path.mkdir(exist_ok=True)
@@ -105,20 +104,45 @@ class CycleLoop:
         return self._setup.strategy.oracle.label(state.pool.labelled)
 
     def _train(self, state: CycleState) -> None:
-        """Train, unless the cycle's training has ended already."""
-        folder = self._run.cycle(state.number)
-        if folder.trained and not self._reopened(folder):
+        """Get the cycle's model, unless it is there: trained on labels, or a student's, or that."""
+        setup, folder = self._setup, self._run.cycle(state.number)
+        labels = self._labels(state)
+        if folder.trained or folder.supervised.trained:
+            self._reopen_if_longer(folder)
+        if setup.strategy.labeller is None or not state.pool.unlabelled:
+            self._train_in(folder, state, labels, {})
             return
-        pseudo = state.pseudo.labels if state.pseudo else {}
+        if folder.measured:
+            return
+        folder.supervised.path.mkdir(exist_ok=True)
+        if not folder.pseudo_labels.exists():
+            self._train_in(folder.supervised, state, labels, {})
+            self._stop.check()
+        pseudo = pseudo_label(setup, self._stop, folder, state.pool, labels)
+        if pseudo.labels and not folder.gate.exists():
+            self._stop.check()
+            self._train_in(folder, state, pseudo.beside(labels), pseudo.labels)
+        decide(setup, self._stop, folder, has_student=bool(pseudo.labels))
+
+    def _train_in(
+        self,
+        folder: CycleFolder,
+        state: CycleState,
+        labels: Mapping[str, Annotation],
+        pseudo: Mapping[str, Annotation],
+    ) -> None:
+        """Train in a folder, unless its training has ended already."""
+        if folder.trained:
+            return
         place = (state.number, self._setup.strategy.num_cycles)
         text = "cycle %d/%d: training on %d labelled and %d pseudo-labelled images"
-        logger.info(text, *place, len(state.pool.labelled), len(pseudo))
+        logger.info(text, *place, len(labels), len(pseudo))
         outcome = together(
             train_cycle,
             self._setup,
             self._stop,
             folder=folder,
-            labels=self._labels(state),
+            labels=labels,
             pseudo=pseudo,
             pool=state.pool,
         )
@@ -129,26 +153,27 @@ class CycleLoop:
         if self._setup.settings.keep_checkpoints == "best":
             folder.drop_last()
 
-    def _reopened(self, folder: CycleFolder) -> bool:
-        """Whether an ended training goes on, because a resumed run asks for a longer one.
+    def _reopen_if_longer(self, folder: CycleFolder) -> None:
+        """Let an ended training go on where a resumed run asks for a longer one.
 
         It does where nothing was chosen by its model yet; its outcomes are removed then.
         """
-        planned, now = read_json(folder.training)["planned"], self._setup.settings.length
+        first = folder.supervised if folder.supervised.trained else folder
+        ended = folder if folder.trained else first
+        planned, now = read_json(ended.training)["planned"], self._setup.settings.length
         if planned == now:
-            return False
+            return
         reason = None
         if folder.queried:
             reason = "its query is made"
-        elif not folder.resumable():
+        elif not first.resumable() or (folder.gate.exists() and first is folder):
             reason = "trainer.keep_checkpoints left nothing that it could go on from"
         if reason is not None:
             kept = (folder.path.name, planned, reason)
             logger.warning("%s keeps its training of %s, because %s", *kept)
-            return False
+            return
         logger.info("%s: the training of %s goes on to %s", folder.path.name, planned, now)
         folder.reopen()
-        return True
 
     def _evaluate(self, state: CycleState) -> dict[str, Any]:
         """Measure the best model on val and test; returns the cycle's row."""
@@ -168,15 +193,16 @@ class CycleLoop:
             write_json(path, content)
         seconds = time.monotonic() - started
         folder.note_seconds("evaluation", seconds)
-        return write_metrics(setup, folder, self._labels(state), state.pseudo, results, seconds)
+        pseudo = folder.pseudo_labels
+        made = PseudoLabels.read(pseudo) if pseudo.exists() else None
+        return write_metrics(setup, folder, self._labels(state), made, results, seconds)
 
     def _query(self, state: CycleState, rows: Sequence[Mapping[str, Any]]) -> CycleState | None:
-        """Score the pool, choose the next labels, make pseudo-labels: the next cycle's state.
+        """Score the pool and choose the next labels: the next cycle's state.
 
         `rows` are those of all cycles so far. None where the budget pays for no label.
         """
         setup, folder = self._setup, self._run.cycle(state.number)
-        record = None
         if not folder.queried:
             strategy, oracle = setup.strategy, setup.strategy.oracle
             helper = strategy.helper.at(state.number, strategy.num_cycles, rows)
@@ -184,10 +210,11 @@ class CycleLoop:
                 setup,
                 self._stop,
                 folder,
-                helper,
                 pool=state.pool,
                 path=folder.record,
                 header=lambda best: header_of(setup, best, self._labels(state)),
+                views=helper.views,
+                columns=helper.columns,
             )
             note_finds(setup, self._stop, folder, record, helper)
             started = time.monotonic()
@@ -206,37 +233,8 @@ class CycleLoop:
         pool = state.pool.label(ids)
         counts = (state.number, len(ids), len(pool.unlabelled))
         logger.info("cycle %d: %d images selected, %d stay unlabelled", *counts)
-        pseudo = self._pseudo_label(state, pool, record)
         self._drop_old_records(state.number)
-        return CycleState(state.number + 1, pool, pseudo)
-
-    def _pseudo_label(
-        self, state: CycleState, pool: Pool, record: PoolRecord | None
-    ) -> PseudoLabels | None:
-        """Pseudo-labels for the next cycle, from this cycle's record."""
-        setup, folder = self._setup, self._run.cycle(state.number)
-        if setup.strategy.labeller is None or not pool.unlabelled:
-            return None
-        if folder.pseudo_labels.exists():
-            return PseudoLabels.read(folder.pseudo_labels)
-        names, started = setup.class_names, time.monotonic()
-        found = from_coco_predictions(read_json(folder.val_predictions), names)
-        thresholds = setup.strategy.labeller.thresholds(found, setup.split_labels("val"), names)
-        pseudo = setup.strategy.labeller.make(
-            record or PoolRecord.open(folder.record),
-            pool,
-            thresholds,
-            self._labels(state),
-            seed=stable_hash(setup.seed, "pseudo", state.number),
-        )
-        folder.note_seconds("pseudo_labels", time.monotonic() - started)
-        for name, stats in pseudo.stats.items():
-            found_at, used = thresholds[name], stats.threshold
-            capped = f", raised from {found_at:.3f} by density_cap" if used > found_at else ""
-            text = "cycle %d: %d pseudo-labels of %s, from a score of %.3f on%s"
-            logger.info(text, state.number, stats.count, name, used, capped)
-        pseudo.write(folder.pseudo_labels)
-        return pseudo
+        return CycleState(state.number + 1, pool)
 
     def _drop_old_records(self, cycle: int) -> None:
         for number in range(cycle - self._setup.settings.keep_records + 1):

@@ -36,10 +36,11 @@ def note_finds(
         setup,
         stop,
         folder,
-        helper,
         pool=Pool((), setup.images.splits["val"]),
         path=folder.val_record,
         header=lambda best: pool_record.header,
+        views=helper.views,
+        columns=helper.columns,
         title="scoring the validation images",
         labelled_of=pool_record.path,
     )

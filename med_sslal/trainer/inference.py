@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -11,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.pool import Pool
-from med_sslal.al.record import PoolRecord, RecordHeader
+from med_sslal.al.record import PLAIN, PoolRecord, RecordHeader
 from med_sslal.al.scoring import SeenBatch, record_pool, see
 from med_sslal.base.base_data_loader import BadSample, BaseDataLoader
 from med_sslal.base.checkpoint import weights_hash
@@ -125,6 +125,19 @@ def predict_split(
     return predict(_detector(setup, weights), loader, setup, stop=stop, title=title)
 
 
+def predict_images(
+    setup: RunSetup,
+    *,
+    stop: StopRequest,
+    weights: Mapping[str, Tensor],
+    ids: Sequence[str],
+    title: str,
+) -> dict[str, Prediction]:
+    """`predict` for images whose labels are not looked at; all processes call it."""
+    loader = loader_of(setup, ids, None)
+    return predict(_detector(setup, weights), loader, setup, stop=stop, title=title)[0]
+
+
 def score(
     setup: RunSetup,
     *,
@@ -162,30 +175,37 @@ def score_best(
     setup: RunSetup,
     stop: StopRequest,
     folder: CycleFolder,
-    helper: ActiveLearningHelper,
     *,
     pool: Pool,
     path: Path,
     header: Callable[[Mapping[str, Any]], RecordHeader],
+    views: Sequence[str],
+    columns: Sequence[str],
     **more: Any,
 ) -> PoolRecord:
-    """The record of what a cycle's best model sees for one query, made unless it is there.
+    """The record of what a cycle's best model sees, made unless one with all of that is there.
 
-    `header` is given the model's checkpoint; `more` goes to `score`.
+    `header` is given the model's checkpoint; the others are as of `score`.
     """
     if path.exists():
-        return PoolRecord.open(path)
+        record = PoolRecord.open(path)
+        plain = record.section(PLAIN)
+        if set(views) <= record.sections.keys() and all(
+            getattr(plain, name) is not None for name in columns
+        ):
+            return record
+        shutil.rmtree(path)
     best, started = folder.load_best(), time.monotonic()
     what = {"pool": pool, "path": path, "header": header(best), "weights": best["model"]}
-    what |= {"views": helper.views, "columns": helper.columns, **more}
-    record = together(score, setup, stop, **what)
-    assert record is not None
+    what |= {"views": views, "columns": columns, **more}
+    made = together(score, setup, stop, **what)
+    assert made is not None
     seconds = time.monotonic() - started
     folder.note_seconds("scoring", seconds, more=path != folder.record)
     if path == folder.record:
         done = (folder.number, len(pool.unlabelled), seconds)
         logger.info("cycle %d: scored %d unlabelled images in %.1f s", *done)
-    return record
+    return made
 
 
 def header_of(

@@ -36,6 +36,9 @@ def write_metrics(
         for split in ("val", "test")
         for name, value in results[split]["values"].items()
     }
+    # The stages of the student count: whatever they cost is time that this model took.
+    stages = read_json(folder.timing)["seconds"] if folder.timing.exists() else {}
+    seconds += sum(stages.get(name, 0.0) for name in ("other_training", "pseudo_labels", "gate"))
     found = [each["precision"] for each in quality.values() if each["precision"] is not None]
     interval = results["test"]["intervals"].get("sens_mean") or (None, None)
     row = {
@@ -46,6 +49,7 @@ def write_metrics(
         "pseudo_images": len(added),
         "pseudo_boxes": sum(label.n_objects for label in added.values()),
         "pseudo_precision": sum(found) / len(found) if found else None,
+        "pseudo_accepted": read_json(folder.gate)["accepted"] if folder.gate.exists() else None,
         "steps": training["steps"],
         "best_epoch": training["best_epoch"],
         **values,

@@ -10,9 +10,10 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, BinaryIO
 
 from med_sslal.base.checkpoint import load_checkpoint, newest_good, previous, sidecar
 from med_sslal.utils.errors import CheckpointError, DataError, UserError
@@ -31,6 +32,7 @@ from med_sslal.utils.util import (
 SUMMARY_VERSION = 1
 REPORT = "report.html"
 LATEST = "latest"
+SUPERVISED = "supervised"
 _CYCLE, _NUMBERED = re.compile(r"cycle_(\d+)"), re.compile(r"checkpoint_epoch(\d+)\.pth")
 
 
@@ -74,7 +76,9 @@ class CycleFolder(ResultFolder):
     timing = File("timing.json")  # Seconds of the stages after it.
     val_predictions = File("predictions_val.json")
     detections = File("selection_detections.json")  # On the images that a report shows.
-    pseudo_labels = File("pseudo_labels.json")  # For the next cycle's training.
+    pseudo_labels = File("pseudo_labels.json")  # Of the student's training.
+    gate = File("gate.json")  # Whether the student goes on; says that this is decided.
+    rejected = File("training_rejected.json")  # Outcome of a student's training that does not.
     record = File("record")  # The pool record, itself a folder.
     val_record = File("record_val")  # The same of the validation images.
     finds = File("finds.json")  # What the criterion finds on these.
@@ -84,7 +88,7 @@ class CycleFolder(ResultFolder):
     @classmethod
     def around(cls, path: Path) -> "CycleFolder | None":
         """The cycle of a run that `path` is, or lies in; None where it does neither."""
-        for folder in (path, path.parent):
+        for folder in (path, *list(path.parents)[:2]):
             if _CYCLE.fullmatch(folder.name) and RunFolder(folder.parent).exists:
                 return cls(folder)
         return None
@@ -100,9 +104,14 @@ class CycleFolder(ResultFolder):
         return RunFolder(self.path.parent)
 
     @property
+    def supervised(self) -> "CycleFolder":
+        """Where a cycle with a student trains the model that makes the pseudo-labels."""
+        return SupervisedFolder(self.path / SUPERVISED)
+
+    @property
     def tensorboard(self) -> Path:
         """Where its TensorBoard files go."""
-        return self.path.parent / "tensorboard" / self.path.name
+        return self.run.path / "tensorboard" / self.path.name
 
     @property
     def trained(self) -> bool:
@@ -180,13 +189,53 @@ class CycleFolder(ResultFolder):
         seconds += before.get(stage, 0.0) if more else 0.0
         write_json(self.timing, {"seconds": {**before, stage: round(seconds, 3)}})
 
+    def take_supervised(self) -> None:
+        """Put the supervised model and what it saw in the student's place; again does no harm."""
+        before = self.supervised
+        if self.trained and not self.rejected.exists():
+            self.training.rename(self.rejected)
+        write_json(self.training, read_json(before.training))
+        for own, old in ((sidecar(self.best), sidecar(before.best)), (self.best, before.best)):
+            atomic_write(own, partial(_copy, old))
+        if before.record.exists():
+            before.record.rename(self.record)
+
     def reopen(self) -> None:
-        """Remove the outcomes of an ended training that goes on."""
-        for path in (self.metrics, self.finds):
+        """Remove the outcomes of an ended training that goes on; a student will start anew."""
+        outcomes = [self.metrics, self.finds]
+        if self.supervised.path.exists():
+            outcomes += [self.gate, self.rejected, self.pseudo_labels, self.val_predictions]
+            outcomes += self.path.glob("*.pth*")
+        for path in outcomes:
             path.unlink(missing_ok=True)
         self.drop_records()
+        if self.supervised.path.exists():
+            self.supervised.reopen()
         # Last: a stop before it finds the same case again.
-        self.training.unlink()
+        self.training.unlink(missing_ok=True)
+
+
+def _copy(source: Path, stream: BinaryIO) -> None:
+    stream.write(source.read_bytes())
+
+
+class SupervisedFolder(CycleFolder):
+    """The folder `supervised` of a cycle: the training on labels alone, and what it sees."""
+
+    @property
+    def number(self) -> int:
+        """That of the cycle."""
+        return CycleFolder(self.path.parent).number
+
+    @property
+    def run(self) -> "RunFolder":
+        """The run that it belongs to."""
+        return CycleFolder(self.path.parent).run
+
+    @property
+    def tensorboard(self) -> Path:
+        """Where its TensorBoard files go."""
+        return CycleFolder(self.path.parent).tensorboard / SUPERVISED
 
 
 class RunFolder(Folder):
@@ -262,8 +311,10 @@ class RunFolder(Folder):
             UserError: The folder cannot be written.
         """
         try:
-            for part in (self.path, *(cycle.path for cycle in self.cycles())):
-                remove_unfinished(part)
+            cycles = self.cycles()
+            for part in (self, *cycles, *(cycle.supervised for cycle in cycles)):
+                if part.path.is_dir():
+                    remove_unfinished(part.path)
         except OSError as error:
             raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
 
@@ -369,7 +420,8 @@ def find_run(name: str, save_dir: Path) -> tuple[RunFolder, Path | None]:
             raise CheckpointError(f"{name} is no run folder: it has no {run.config.name}")
         return run, None
     if where.is_file():
-        return RunFolder(where.resolve().parent.parent), where
+        cycle = CycleFolder.around(where.resolve())
+        return cycle.run if cycle else RunFolder(where.resolve().parent.parent), where
     raise CheckpointError(f"there is no checkpoint or run folder {where}")
 
 

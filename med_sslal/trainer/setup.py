@@ -19,6 +19,7 @@ from med_sslal.base.settings import TrainerSettings
 from med_sslal.base.training_step import TrainingStep
 from med_sslal.base.types import Annotation
 from med_sslal.config.parse_config import ConfigParser
+from med_sslal.config.schema import SslKeys
 from med_sslal.model.parallel import ListDataParallel
 from med_sslal.ssl.pseudo_labels import PseudoLabeller
 from med_sslal.utils.distributed import ALONE, World
@@ -51,6 +52,7 @@ class Strategy:
     helper: ActiveLearningHelper  # Chooses the initial set and every query.
     oracle: SimulatedOracle  # The only way from a training image to its label.
     labeller: PseudoLabeller | None  # None trains on labels alone.
+    ssl: SslKeys  # How the student of a cycle learns, where there is a labeller.
     num_cycles: int  # Queries; there is one training more.
 
 

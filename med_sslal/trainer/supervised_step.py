@@ -51,8 +51,8 @@ class SupervisedStep(TrainingStep):
             return torch.zeros(pseudo.shape, device=pseudo.device)
         if not given.n_pseudo:
             return torch.full(pseudo.shape, 1 / given.n_labelled, device=pseudo.device)
-        # The ramp lasts the first tenth of the steps: early pseudo-labels would drown the labels.
-        ramp = min(1.0, given.number / max(0.1 * given.total, 1.0))
+        # The ramp lasts the first fifth of the steps: early pseudo-labels would drown the labels.
+        ramp = min(1.0, given.number / max(0.2 * given.total, 1.0))
         n_labelled, n_pseudo = (
             torch.full((), number, device=pseudo.device)
             for number in (given.n_labelled, given.n_pseudo)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,7 +108,8 @@ def _trainer(
 ) -> Trainer:
     settings, parts, per_step = setup.settings, setup.settings.accumulate, setup.settings.per_step
     cycle, last = folder.number, setup.strategy.num_cycles
-    sampler = EpochBatchSampler(
+    order = partial(
+        EpochBatchSampler,
         len(labels),
         len(pseudo),
         setup.compute.batch_size * parts,
@@ -115,6 +117,8 @@ def _trainer(
         setup.world,
         per_step=per_step and per_step * parts,
     )
+    steps = settings.steps(len(order()))
+    sampler = order(tail=steps - round(settings.tail * steps))
     view = LabelledView(
         setup.images,
         {**labels, **pseudo},
