@@ -119,7 +119,7 @@ class CycleLoop:
             self._train_in(folder.supervised, state, labels, {})
             self._stop.check()
         pseudo = pseudo_label(setup, self._stop, folder, state.pool, labels)
-        if pseudo.labels and not folder.gate.exists():
+        if pseudo.labels and not folder.rejected.exists():
             self._stop.check()
             self._train_in(folder, state, pseudo.beside(labels), pseudo.labels)
         decide(setup, self._stop, folder, has_student=bool(pseudo.labels))

@@ -18,6 +18,8 @@ def disk_estimate(initial: Path, setup: RunSetup) -> str:
     # checkpoint_last has an optimiser that keeps up to two values a weight.
     last = (4 if setup.settings.ema else 3) * weights
     per_cycle = weights + (last if setup.settings.keep_checkpoints != "best" else 0)
+    # A student has a supervised model beside it.
+    per_cycle *= 1 if setup.strategy.labeller is None else 2
     numbered = 0
     if setup.settings.keep_checkpoints == "all" and setup.settings.save_period:
         numbered = sum(epochs // setup.settings.save_period for epochs in _epochs(setup))
