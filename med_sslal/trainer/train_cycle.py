@@ -12,6 +12,7 @@ from med_sslal.al.pool import Pool
 from med_sslal.base.base_data_loader import BaseDataLoader
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.checkpoint import load_checkpoint, sidecar
+from med_sslal.base.learning_rate import tail_start
 from med_sslal.base.optimisation import Optimisation
 from med_sslal.base.training_step import TrainingStep
 from med_sslal.base.types import Annotation, Prediction
@@ -117,8 +118,7 @@ def _trainer(
         setup.world,
         per_step=per_step and per_step * parts,
     )
-    steps = settings.steps(len(order()))
-    sampler = order(tail=steps - round(settings.tail * steps))
+    sampler = order(tail=tail_start(settings.steps(len(order())), settings.tail))
     view = LabelledView(
         setup.images,
         {**labels, **pseudo},
