@@ -162,6 +162,16 @@ def test_confident_detections_beside_the_labels_are_ignore_regions():
     assert beside["c"] is truth["c"]
 
 
+def test_band_negatives_and_cap_can_be_left_out(make):
+    off = {"ignore_floor": None, "negative_floor": None, "density_cap": None}
+    images = {"a": [0.9, 0.8, 0.7, 0.4], "b": [0.9], "n": []}
+    pseudo = make(images, args=off, labelled={"l": label(1), "e": Annotation.empty()})
+    assert {name: label.ignore.tolist() for name, label in pseudo.labels.items()} == {
+        "a": [False] * 3,
+        "b": [False],
+    }
+
+
 def test_each_class_has_its_own_threshold(tmp_path):
     found = detections([0.9, 0.7, 0.6], [1, 2, 1], n_classes=2)
     record = write_record(tmp_path / "record", {"a": found}, n_classes=2)

@@ -14,6 +14,7 @@ from tiny import files_of, make_voc, quick_config, write_config
 from med_sslal.__main__ import main
 from med_sslal.cli.registries import registries
 from med_sslal.study.study_config import StudyConfig
+from med_sslal.study.study_runs import StudyRuns
 
 ROOT = Path(__file__).parents[1]
 
@@ -110,11 +111,12 @@ def test_a_wrong_study_is_told(
     ("arm", "text"),
     [
         ({"optimizer.args.lr": 0.1}, "optimizer.args.lr is no part of the strategy"),
+        ({"trainer.steps_per_cycle": 9}, "trainer.steps_per_cycle is no part of the strategy"),
         ({"al_settings.args.init_num": 5}, "init_num must be the same in all arms"),
         ({"al_settings.args.al_criterion": ["entropi"]}, "Did you mean 'entropy'?"),
         ({"al_settings.args.init_num": "all", "al_settings.num_cycles": 0}, "keep one"),
     ],
-    ids=["another rate", "another initial set", "misspelt", "two ceilings"],
+    ids=["another rate", "longer", "another initial set", "misspelt", "two ceilings"],
 )
 def test_an_unfair_or_wrong_arm_is_told(
     arm: dict[str, Any], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -123,6 +125,32 @@ def test_an_unfair_or_wrong_arm_is_told(
     study["arms"]["odd"] = arm
     lines = refused(tmp_path, study, capsys)
     assert any(text in line for line in lines)
+
+
+def test_other_students_and_longer_baselines_have_a_cycle_0_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on = {"ssl_settings.include_pseudolabels": True}
+    study = make_study(tmp_path) | {"seeds": [0], "baselines": ["random", "longer"]}
+    study["arms"] |= {
+        "longer": {"trainer.steps_per_cycle": 5},
+        "weight": {"ssl_settings.weight": 0.1},
+        "student": on,
+        "oracle": {**on, "ssl_settings.oracle": True},
+    }
+    assert study_command(tmp_path, study, "--print-commands") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [words[-1] for words in lines] == [f"{arm}/s0" for arm in ("cycle0", *study["arms"])]
+    runs = StudyRuns(StudyConfig.from_file(tmp_path / "study.json", registries()))
+    waiting = [job.arm for job in runs.jobs if runs.waits_for(job)]
+    assert waiting == ["random", "entropy", "weight"], "a weight of nothing changes nothing"
+    # Pseudo-labels in all arms are one training of cycle 0 again.
+    study["set"] |= on
+    del study["arms"]["longer"], study["arms"]["weight"]
+    (tmp_path / "study.json").write_text(json.dumps(study | {"baselines": ["random"]}))
+    runs = StudyRuns(StudyConfig.from_file(tmp_path / "study.json", registries()))
+    waiting = [job.arm for job in runs.jobs if runs.waits_for(job)]
+    assert waiting == ["random", "entropy", "student"]
 
 
 def test_all_problems_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

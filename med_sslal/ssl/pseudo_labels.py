@@ -113,9 +113,11 @@ class PseudoLabeller:
         fallback_threshold: Threshold of a class with too few true positives on validation.
         min_true_positives: How many true positives of a class validation needs at least.
         density_cap: Pseudo-labels per unlabelled image are at most this often the boxes per
-            labelled image, class by class; the class's threshold is raised until it holds.
-        ignore_floor: Boxes from here to the threshold are ignore regions.
-        negative_floor: An image is used as a negative only if its best score is below this.
+            labelled image, class by class; the class's threshold is raised until it holds; null =
+            no cap.
+        ignore_floor: Boxes from here to the threshold are ignore regions; null = none are.
+        negative_floor: An image is used as a negative only if its best score is below this; null =
+            none is.
         regress_iou: IoU of a box with what the box head makes of it, from which on the box teaches
             regression; null = none does. Where the detector has no box head, none does.
         ignore_unmatched: Where labelled images may lack boxes: confident detections on them that
@@ -131,9 +133,9 @@ class PseudoLabeller:
     max_threshold: Share = 0.95
     fallback_threshold: Share = 0.7
     min_true_positives: Annotated[int, Ge(1)] = 20
-    density_cap: Annotated[float, Gt(0)] = 1.2
-    ignore_floor: Recorded = 0.2
-    negative_floor: Recorded = RECORD_FLOOR
+    density_cap: Annotated[float, Gt(0)] | None = 1.2
+    ignore_floor: Recorded | None = 0.2
+    negative_floor: Recorded | None = RECORD_FLOOR
     regress_iou: Share | None = 0.85
     ignore_unmatched: bool = False
 
@@ -146,7 +148,7 @@ class PseudoLabeller:
     @classmethod
     def check_args(cls, args: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Find what is wrong between arguments of the right types: (argument, sentence) each."""
-        low, floor = args["min_threshold"], args["ignore_floor"]
+        low, floor = args["min_threshold"], args["ignore_floor"] or 0.0
         problems = [
             (name, f"found {args[name]}; allowed: ignore_floor {floor} or more")
             for name in ("threshold", "min_threshold", "max_threshold", "fallback_threshold")
@@ -229,11 +231,11 @@ class PseudoLabeller:
         negatives: list[str] = []
         for block, own, valid in _blocks(section, usable):
             kept = valid & (block.scores >= limits[block.labels - 1])
-            ignored = valid & ~kept & (block.scores >= self.ignore_floor)
+            ignored = valid & ~kept & (block.scores >= (self.ignore_floor or math.inf))
             labels |= _annotations(block, kept, ignored, self._settled(block))
             best = np.zeros(len(block))
             np.maximum.at(best, block.owners, block.scores)
-            negatives += block.image_ids[own & (best < self.negative_floor)].tolist()
+            negatives += block.image_ids[own & (best < (self.negative_floor or 0.0))].tolist()
         n_empty = sum(label.n_objects == 0 for label in labelled_annotations.values())
         n_filled = len(labelled_annotations) - n_empty
         n_negatives = n_empty * len(labels) // n_filled if n_filled else 0
@@ -259,7 +261,7 @@ class PseudoLabeller:
                 f"record {record.path} lacks {len(missing)} unlabelled image(s), the first is "
                 f"{min(missing)}: score the pool again"
             )
-        floor = min(self.ignore_floor, self.negative_floor)
+        floor = min(self.ignore_floor or 1.0, self.negative_floor or 1.0)
         if record.header.record_floor > floor:
             raise DataError(
                 f"record {record.path} keeps scores from {record.header.record_floor} on, "
@@ -276,6 +278,8 @@ class PseudoLabeller:
     ) -> np.ndarray:
         """Thresholds of the classes, raised where a class would exceed the density cap."""
         limits = thresholds.copy()
+        if self.density_cap is None:
+            return limits
         for number, scores in enumerate(scores_by_class, start=1):
             n_boxes = sum(
                 int(((label.labels == number) & ~label.ignore).sum()) for label in labelled.values()

@@ -12,6 +12,7 @@ from annotated_types import MinLen
 from med_sslal.config import jsonc
 from med_sslal.config.overrides import Override
 from med_sslal.config.parse_config import ConfigParser, Places
+from med_sslal.config.resume import compare_for_resume
 from med_sslal.config.schema import Name
 from med_sslal.config.signature import wrong_members
 from med_sslal.config.validate import Registries
@@ -21,6 +22,10 @@ from med_sslal.utils.errors import ConfigError
 
 # What arms may differ in: the strategy. Everything else must be the same for a fair comparison.
 STRATEGY = ("al_settings.*", "ssl_settings.*", "pseudo_augmentation.*")
+# What the pseudo-labels of a cycle, and what it learns from them, depend on.
+_STUDENT = ("ssl_settings.", "pseudo_augmentation.")
+# What a baseline may differ in besides: trained for as long as another arm takes.
+_LENGTH = "trainer.steps_per_cycle"
 # Strategy that the training of cycle 0 depends on.
 INITIAL = ("al_settings.args.init_num", "al_settings.args.initial")
 _BUDGET = tuple(
@@ -72,6 +77,17 @@ class StudyConfig:
         """The arm of full supervision, the ceiling; None without one."""
         return next((arm for arm, config in self.arms.items() if _is_full(config)), None)
 
+    @property
+    def sharing(self) -> tuple[str, ...]:
+        """The arms whose cycle 0 is one training: all but full supervision and other students."""
+        first = self.run_config(SHARED, self.seeds[0])
+        return tuple(
+            arm
+            for arm, own in self.arms.items()
+            if arm != self.full and own.get(_LENGTH) == first.get(_LENGTH)
+            if other_student(first, own) is None
+        )
+
     def run_config(self, arm: str, seed: int) -> ConfigParser:
         """The config of one run; the arm `cycle0` is the training that the others share."""
         own = {"seed": seed, "name": arm, "trainer.save_dir": str(self.folder)}
@@ -119,6 +135,18 @@ class StudyConfig:
             # What is wrong in all arms is told once.
             raise ConfigError("\n".join(dict.fromkeys(problems)))
         return study
+
+
+def other_student(one: ConfigParser, other: ConfigParser) -> str | None:
+    """The key by which the students of two runs differ, so that cycle 0 does; None where none does.
+
+    Without pseudo-labels in either no such key matters.
+    """
+    if not any(each.get("ssl_settings.include_pseudolabels") for each in (one, other)):
+        return None
+    free, warned, refused = compare_for_resume(one.resolved, other.resolved)
+    keys = [key for key, *_ in (*free, *warned, *refused)]
+    return next((key for key in keys if key.startswith(_STUDENT)), None)
 
 
 def is_strategy(path: str) -> bool:
@@ -178,6 +206,7 @@ def _unfair(study: StudyConfig) -> list[str]:
         for arm, own in study.strategies.items()
         for dotted in (".".join(override.path) for override in own)
         if not is_strategy(dotted) and dotted not in ("al_settings", "ssl_settings")
+        if dotted != _LENGTH or arm not in study.baselines
     ]
     full = [arm for arm, config in arms.items() if _is_full(config)]
     problems += [

@@ -39,8 +39,8 @@ class Job(NamedTuple):
 class StudyRuns:
     """The runs of one study, each an ordinary run in its own folder and process.
 
-    The trainings of cycle 0 are made once per seed, as the runs of an arm `cycle0`; every arm but
-    full supervision takes them over. Outcomes in a results file count as runs that are done.
+    The trainings of cycle 0 are made once per seed, as the runs of an arm `cycle0`; the arms that
+    share it take them over. Outcomes in a results file count as runs that are done.
     ConfigError where the study has not one of the seeds.
     """
 
@@ -55,8 +55,8 @@ class StudyRuns:
         for seed in seeds or ():
             if seed not in study.seeds:
                 raise ConfigError(f"--seeds: the study has no seed {seed}; there are {study.seeds}")
-        shares = any(arm != study.full for arm in study.arms)
-        arms = [*([SHARED] if shares else []), *study.arms]
+        self._sharing = study.sharing
+        arms = [*([SHARED] if self._sharing else []), *study.arms]
         # Seed by seed, so that pairs get complete early.
         self._all = tuple(Job(arm, seed) for seed in study.seeds for arm in arms)
         self.jobs = tuple(job for job in self._all if seeds is None or job.seed in seeds)
@@ -98,7 +98,7 @@ class StudyRuns:
     def waits_for(self, job: Job) -> Job | None:
         """The run whose cycle 0 a run takes over when it starts; None where it needs none."""
         begun = self.folder(job).exists
-        return None if begun or job.arm in (SHARED, self._study.full) else Job(SHARED, job.seed)
+        return Job(SHARED, job.seed) if not begun and job.arm in self._sharing else None
 
     def named(self, name: str) -> Job:
         """The run of a name such as `random/s0`; ConfigError where there is none."""

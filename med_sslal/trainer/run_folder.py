@@ -131,8 +131,9 @@ class CycleFolder(ResultFolder):
     @property
     def until_measured(self) -> tuple[Path, ...]:
         """The small files of a cycle that is measured; the last one says that it is."""
+        student = (self.pseudo_labels, self.gate, self.rejected)
         predicted = (self.predictions, self.val_predictions)
-        return (self.pool, self.timing, *predicted, self.training, self.metrics)
+        return (self.pool, self.timing, *student, *predicted, self.training, self.metrics)
 
     @property
     def checkpoints(self) -> list[Path]:
