@@ -76,6 +76,8 @@ def shipped_equals(config: dict[str, Any]) -> None:
     expected = full()
     expected["name"] = "frcnn_med_alssl"
     expected["dataset"]["args"]["root"] = "data/DeepLesion"
+    # The default would hide faint lesions in this window.
+    expected["pseudo_augmentation"] = {"type": "StrongTransform", "args": {"noise": 0.005}}
     assert config == expected
 
 
