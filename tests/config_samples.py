@@ -95,6 +95,10 @@ class TrainTransform:
     def __init__(self, image_size: int, *, seed: int, mirror: bool = True) -> None: ...
 
 
+class StrongTransform(TrainTransform):
+    def __init__(self, image_size: int, *, noise: float = 0.02, **kwargs: Any) -> None: ...
+
+
 class ActiveLearningHelper:
     CRITERIA = ("entropy", "localization_tightness", "k_means_diversity")
 
@@ -126,7 +130,7 @@ REGISTRIES: dict[str, dict[str, Any]] = {
     "arch": {"FasterRCNN": FasterRCNN},
     "dataset": {"DeepLesion": DeepLesion, "DeepLesionPhantom": DeepLesionPhantom},
     "augmentation": {"TrainTransform": TrainTransform},
-    "pseudo_augmentation": {"StrongTransform": TrainTransform},
+    "pseudo_augmentation": {"StrongTransform": StrongTransform},
     "optimizer": optimizers(),
     "lr_scheduler": {"ConstantThenCosine": ConstantThenCosine, **lr_schedulers()},
     "al_settings": {"ActiveLearningHelper": ActiveLearningHelper},
