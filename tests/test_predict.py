@@ -14,7 +14,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from pycocotools.coco import COCO as ReferenceCOCO
+from safetensors.torch import load_file
+from small_detectors import SmallRCNN
 from test_distributed import free_port
 from tiny import files_of, make_voc, quick_config, run_train, write_config
 
@@ -22,9 +25,10 @@ import med_sslal
 from med_sslal.__main__ import main
 from med_sslal.data.voc import PascalVOC
 from med_sslal.eval.coco_utils import from_coco_predictions
+from med_sslal.trainer.prediction_folder import Journal
 from med_sslal.trainer.run_folder import RunFolder
 from med_sslal.utils.boxes import paired_iou
-from med_sslal.utils.util import read_json
+from med_sslal.utils.util import read_json, sha256_file
 
 RESULTS = ("predictions.json", "predictions.csv", "skipped.txt")
 
@@ -179,6 +183,29 @@ def test_a_folder_of_other_detections_is_left_alone(
     assert "is not empty" in capsys.readouterr().err
 
 
+def test_two_commands_do_not_fill_one_folder(
+    folder: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, fork = ("--threshold", "0.3"), multiprocessing.get_context("fork")
+    assert predict(folder, pictures_of(folder), tmp_path, *words) == 0
+    ready, done = fork.Event(), fork.Event()
+
+    def other() -> None:
+        journal = Journal(tmp_path / "found.jsonl")
+        ready.set()
+        done.wait(300)
+        journal.close()
+
+    process = fork.Process(target=other, daemon=True)
+    process.start()
+    assert ready.wait(300)
+    assert predict(folder, pictures_of(folder), tmp_path, *words) == 2
+    assert f"another process is at work in {tmp_path}" in capsys.readouterr().err
+    done.set()
+    process.join()
+    assert predict(folder, pictures_of(folder), tmp_path, *words) == 0
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
@@ -222,6 +249,37 @@ def test_sixteen_bits_by_a_window(folder: RunFolder, tmp_path: Path) -> None:
         content = read_json(out / "predictions.json")
         found.append([each["bbox"] for each in content["annotations"]])
     assert found[0] and np.allclose(*found, atol=0.01)
+
+
+def test_an_exported_detector_is_the_same(
+    folder: RunFolder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ["export", "-r", str(folder), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    content = read_json(tmp_path / "out" / "model.json")
+    assert content["class_names"] == ["class0", "class1"] and content["window"] is None
+    assert content["image_size"] == [64, 64] and content["image_std"] == [0.229, 0.224, 0.225]
+    weights = tmp_path / "out" / content["weights"]
+    assert sha256_file(weights) == content["sha256"]
+    model = SmallRCNN(**content["arch"]["args"], load_pretrained=False).eval()
+    model.load_state_dict(load_file(weights))
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        own = med_sslal.load(folder.path).model
+        pairs = (each(images).detections for each in (model, own))
+        for found, wanted in zip(*pairs, strict=True):
+            assert len(found.scores)
+            torch.testing.assert_close(found.boxes, wanted.boxes)
+    before = weights.read_bytes()
+    assert main(words) == 2 and "is not empty" in capsys.readouterr().err
+    assert weights.read_bytes() == before
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    assert main([*words[:-1], str(tmp_path / "other")]) == 2
+    assert "pip install safetensors" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.slow

@@ -129,7 +129,7 @@ PARSED: dict[str, Callable[[str], None]] = {
     r"git clone https://github\.com/\S+ data/\S+": stands_for_itself,
     r"python -m pip install .*": names_files_that_pip_takes,
     r"python -m pytest .*": is_known_to_pytest,
-    r"python -m med_sslal (download|predict|check --images) .*": parses_as_command,
+    r"python -m med_sslal (download|predict|export|check --images) .*": parses_as_command,
     r"python -m med_sslal study .*": parses_as_study,
     r"python train\.py .*--device (cuda|[\d,]+)": parses_as_training,
     r"(srun |CUDA_VISIBLE_DEVICES=\S+ )?torchrun .*": is_known_to_torchrun,

@@ -93,6 +93,11 @@ examples:
   python -m med_sslal check -c config.json                          the data of a config
   python -m med_sslal check --images DIR --write-config my.json     a first config
 """,
+    "export": """Write a run's detector as safetensors, with classes, sizes and window as JSON.
+  -r --resume PATH  a checkpoint, a run folder (its last finished cycle's best model) or 'latest'
+    [required]
+  --out DIR  where model.safetensors and model.json go [required]
+""",
     "criteria": """List the criteria and second stages, or explain one of them.
   NAME?  explain this one: formula, source and arguments; also your own package.module.Class
 """,

@@ -30,6 +30,8 @@ from med_sslal.data.pictures import Window, to_unit
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import atomic_write
 
+logger = logging.getLogger(__name__)
+
 SUFFIXES = (".dcm", ".dicom", ".ima")
 _TAGS = (
     "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "InstanceNumber",
@@ -79,6 +81,7 @@ class Pseudonyms:
                 handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with os.fdopen(handle, "w") as stream:
                     stream.write(f"{secrets.token_hex(32)}\n")
+                logger.info("made the key of DICOM pseudonyms %s: keep it, and to yourself", path)
             mode, text = path.stat().st_mode, path.read_bytes()
         except OSError as error:
             raise DataError(

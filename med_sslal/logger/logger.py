@@ -1,7 +1,5 @@
 """Logging set-up: short lines on the console, all levels in the run's train.log."""
 
-import errno
-import fcntl
 import json
 import logging
 import logging.config
@@ -13,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from med_sslal.utils.errors import UserError
+from med_sslal.utils.util import take_alone
 
 
 class ConsoleHandler(logging.Handler):
@@ -87,16 +86,15 @@ def add_log_file(path: Path) -> logging.Handler:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     assert handler.stream is not None
     try:
-        # The kernel frees this lock however the process ends, and no loader process inherits it.
-        fcntl.lockf(handler.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        alone = take_alone(handler.stream)
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            handler.close()
-            raise UserError(
-                f"another process is at work in {path.parent}: wait for it, or stop it first"
-            ) from error
-        # Some network disks have no locks.
+        alone = True
         logging.getLogger(__name__).warning("cannot lock %s: %s", path, error.strerror)
+    if not alone:
+        handler.close()
+        raise UserError(
+            f"another process is at work in {path.parent}: wait for it, or stop it first"
+        )
     handler.setLevel(logging.DEBUG)
     text = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     handler.setFormatter(logging.Formatter(text, datefmt="%Y-%m-%d %H:%M:%S"))

@@ -1,9 +1,9 @@
 """The folder of detections on new images: filled batch by batch, and gone on with after a stop."""
 
 import csv
-import fcntl
 import io
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,15 @@ from med_sslal.base.types import ImageInfo, Prediction
 from med_sslal.eval.coco_utils import FORMAT_VERSION, categories, coco_detections
 from med_sslal.trainer.run_folder import File, Folder
 from med_sslal.utils.errors import UserError
-from med_sslal.utils.util import atomic_write, read_versioned, remove_unfinished, write_versioned
+from med_sslal.utils.util import (
+    atomic_write,
+    read_versioned,
+    remove_unfinished,
+    take_alone,
+    write_versioned,
+)
+
+logger = logging.getLogger(__name__)
 
 REQUEST_VERSION = 1
 # A file name need not be text.
@@ -72,10 +80,15 @@ class Journal:
         self._path = path
         try:
             self._stream = path.open("a+b")
-            fcntl.lockf(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            why = error.strerror or error
-            raise UserError(f"cannot write {path} ({why}): is another process at it?") from error
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        try:
+            alone = take_alone(self._stream)
+        except OSError as error:
+            alone = True
+            logger.warning("cannot lock %s: %s", path, error.strerror)
+        if not alone:
+            raise UserError(f"another process is at work in {path.parent}: wait for it, or stop it")
         self.done, good = 0, 0  # Batches.
         self._stream.seek(0)
         for line in self._stream:

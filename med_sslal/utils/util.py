@@ -1,6 +1,8 @@
 """Atomic and versioned files, hashes, seeds derived from names, cores."""
 
 import csv
+import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -10,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
@@ -42,6 +44,21 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object], mode: int = 0o
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def take_alone(stream: IO[Any]) -> bool:
+    """Lock an open file for this process; False where another one has it.
+
+    The kernel frees the lock however the process ends, and no child inherits it. OSError where the
+    disk knows no locks, as some network disks do.
+    """
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        raise
+    return True
 
 
 def remove_unfinished(folder: Path) -> None:
