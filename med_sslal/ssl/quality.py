@@ -89,8 +89,9 @@ def hidden_truth_quality(
 ) -> dict[str, Quality]:
     """Grade `PseudoLabels.labels` by the truth that a simulation hides; for the log only.
 
-    By class name, over the images of `pseudo`: precision is objects met over objects met plus boxes
-    that meet none; recall is objects met over all objects; mean IoU is that of `box_quality`.
+    By class name, over the images of `pseudo` whose truth is known: precision is objects met over
+    objects met plus boxes that meet none; recall is objects met over all objects; mean IoU is that
+    of `box_quality`.
     """
     predictions = {
         name: Prediction(
@@ -100,7 +101,7 @@ def hidden_truth_quality(
         )
         for name, label in pseudo.items()
     }
-    truth = {name: annotations[name] for name in pseudo}
+    truth = {name: annotations[name] for name in pseudo if name in annotations}
     result, fits = {}, mean_ious(_table(predictions, truth, class_names)) if truth else {}
     for name, (found, false) in found_and_false(predictions, truth, class_names).items():
         met = int((found > 0).sum())
