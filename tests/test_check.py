@@ -149,6 +149,7 @@ WARNINGS = {
     "covers": "i04: <b>cyst</b> box (0, 0, 63, 64) covers 98% of its image",
     "drawn twice": "i08: <b>cyst</b> box (10, 12, 30, 30) is there twice",
     "small": "i09: <b>cyst</b> box (1, 1, 2.5, 31) is 1.5 px wide or high at image_size, under 2",
+    "groups": "for the rest of this check each image stands by itself",
     "flat": "i03: all pixels have one value",
 }
 
@@ -295,6 +296,7 @@ def test_a_first_config_trains(
 
     before = (tmp_path / "my.json").read_text()
     assert main(words) == 2, "nothing is overwritten"
+    assert main([*words[:-1], "nowhere/my.json"]) == 2
     assert (tmp_path / "my.json").read_text() == before
     assert list(tmp_path.glob("exp_results/my_lab/check_*/check.html")) == [page]
 
@@ -308,6 +310,10 @@ def test_a_first_config_without_a_label(tmp_path: Path, monkeypatch, capsys) -> 
     config = ConfigParser.from_file(tmp_path / "my.json", registries())
     assert config.get("dataset.args.group_pattern") == "^([^/]+)/"
     assert "a guess: 6 patients" in (tmp_path / "my.json").read_text()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.png").write_bytes(b"no picture")
+    assert main(["check", "--images", "bad", "--write-config", "other.json"]) == 2
+    assert "x.png is empty, damaged, or neither PNG" in capsys.readouterr().out
     (tmp_path / "lab" / "labels.json").write_text('{"images": [')
     assert main(["check", "--images", "lab", "--write-config", "other.json"]) == 2
     assert "labels.json is not valid JSON" in capsys.readouterr().err

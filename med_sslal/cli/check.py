@@ -5,8 +5,10 @@ import shlex
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.cli.build import image_size_of
-from med_sslal.cli.first_config import config_text, find_form
+from med_sslal.cli.first_config import Form, config_text, find_form
 from med_sslal.cli.registries import registries
 from med_sslal.config.jsonc import parse
 from med_sslal.config.parse_config import ConfigParser
@@ -44,37 +46,42 @@ FORMAT_VERSION = 1
 def run(args: Namespace) -> int:
     """Look, write what was found, and print it; returns 2 where something is wrong, else 0."""
     setup_logging(1)
-    started, text = time.monotonic(), None
+    started, target = time.monotonic(), args.write_config
+    look: Callable[[], tuple[Check, str | None]]
     if args.images is None:
         config = ConfigParser.from_file(args.config, registries(), args.overrides)
         save_dir, name, source = config.get("trainer.save_dir"), config["name"], args.config
-        check = _check_config(config, fast=args.fast)
+        look = partial(_check_config, config, fast=args.fast)
     else:
-        if args.write_config.exists():
-            raise UserError(f"{args.write_config} exists already: name another file to write")
+        if target.exists():
+            raise UserError(f"{target} exists already: name another file with --write-config")
+        if not target.parent.is_dir():
+            raise UserError(f"there is no folder {target.parent} to write {target.name} into")
         save_dir, name, source = "exp_results", _name_of(args.images), str(args.images)
-        check, text = _check_folder(args, name)
+        form = find_form(args.images, args.dicom_key)
+        look = partial(_check_folder, form, name, fast=args.fast)
     out = args.out or Path(save_dir) / name / f"check_{datetime.now():%Y%m%d_%H%M%S}"
     with new_results(out):
+        check, text = look()
         page = write_check_page(check, out / "check.html", name, source, fast=args.fast)
         content = {"source": source, "fast": args.fast, **as_json(check)}
         write_versioned(out / "check.json", FORMAT_VERSION, content)
         if text is not None:
-            atomic_write(args.write_config, lambda stream: stream.write(text.encode()))
+            atomic_write(target, lambda stream: stream.write(text.encode()))
     seconds = time.monotonic() - started
     sys.stdout.write(f"{check_text(check)}\nchecked in {seconds:.0f} s; page: {page}\n")
     if text is not None:
-        command = f"python train.py -c {shlex.quote(str(args.write_config))}"
-        sys.stdout.write(f"config: {args.write_config}; go on with: {command}\n")
+        command = f"python train.py -c {shlex.quote(str(target))}"
+        sys.stdout.write(f"config: {target}; go on with: {command}\n")
     return 2 if check.n("error") else 0
 
 
-def _check_config(config: ConfigParser, *, fast: bool) -> Check:
-    """Check the data set of a config against the rest of it."""
+def _check_config(config: ConfigParser, *, fast: bool) -> tuple[Check, None]:
+    """Check the data set of a config against the rest of it; there is no new config."""
     args = config.get("dataset.args")
     data, findings = open_dataset(config.init_class("dataset"), args)
     if data is None:
-        return Check(findings)
+        return Check(findings), None
     try:
         data.check_num_classes(config.get("arch.args.num_classes"))
     except ConfigError as error:
@@ -85,13 +92,12 @@ def _check_config(config: ConfigParser, *, fast: bool) -> Check:
     advice = _advice(data, pixels, objects, size)
     for each in advice:
         each.now = args.get("window") if each.key == WINDOW_KEY else config[each.key]
-    return _whole(findings, data, pixels, objects, [*advice, *_anchors(config, size, objects)])
+    advice += _anchors(config, size, objects)
+    return _whole(findings, data, pixels, objects, advice), None
 
 
-def _check_folder(args: Namespace, name: str) -> tuple[Check, str | None]:
+def _check_folder(form: Form, name: str, *, fast: bool) -> tuple[Check, str | None]:
     """Check a folder, and make the text of a config for it; None where it cannot be opened."""
-    folder = args.images
-    form = find_form(folder, args.dicom_key)
     cls = registries()["dataset"][form.type]
     # Of no effect where there are 8 bits; where there are more, the window is found below. DICOM
     # has its own.
@@ -100,14 +106,14 @@ def _check_folder(args: Namespace, name: str) -> tuple[Check, str | None]:
     data, findings = open_dataset(cls, {**form.args, **wide})
     if data is None:
         return Check(findings), None
-    pixels = look_at_pixels(data.images, fast=args.fast)
+    pixels = look_at_pixels(data.images, fast=fast)
     advice = _advice(data, pixels, objects_of(data, (1, 1)), None)
     values = {each.key: each.suggested for each in advice}
     if DEEP in pixels.kinds and takes:
         window = values.get(WINDOW_KEY, list(WHOLE_RANGE))
         form = replace(form, args={**form.args, "window": window})
     plain = {"image_size": values["image_size"], "batch_size": values["batch_size"]}
-    config = _parsed(config_text(name, form, data, **plain, anchor_sizes=None), folder)
+    config = _parsed(config_text(name, form, data, **plain, anchor_sizes=None))
     size = EvalTransform(image_size_of(config)).size
     objects = objects_of(data, size)
     anchors = _anchors(config, size, objects)
@@ -116,13 +122,13 @@ def _check_folder(args: Namespace, name: str) -> tuple[Check, str | None]:
         each.now = each.reached_now = None
     sides = anchors[0].suggested if anchors else None
     text = config_text(name, form, data, **plain, anchor_sizes=sides)
-    _parsed(text, folder)
+    _parsed(text)
     return _whole(findings, data, pixels, objects, [*advice, *anchors]), text
 
 
-def _parsed(text: str, folder: Path) -> ConfigParser:
+def _parsed(text: str) -> ConfigParser:
     """The config that a text is; checked, so that what is written can be used as it is."""
-    return ConfigParser(parse(text, f"config of {folder}").value, registries())
+    return ConfigParser(parse(text, "the first config").value, registries())
 
 
 def _advice(

@@ -152,13 +152,13 @@ def _nobody(key: str) -> str:
     return f"no patient was found, so each image stands by itself: set {key} where one has several"
 
 
-def strategy(data: BaseDataset) -> dict[str, Any]:
-    """Numbers of the first set and the queries that the pool can feed."""
+def strategy(data: BaseDataset, batch_size: int) -> dict[str, Any]:
+    """Numbers of the first set, a batch at least, and of the queries that the pool can feed."""
     pool = data.images.splits["train"]
     n_labelled = sum(image_id in data.labels.annotations for image_id in pool)
     if n_labelled < len(pool):
         return {"num_cycles": 0, "init_num": "labelled", "budget_num": 20}
-    first = max(1, min(40, len(pool) // 4))
+    first = min(len(pool), max(batch_size, min(40, len(pool) // 4)))
     budget = max(1, first // 2)
     queries = min(3, (len(pool) - first) // budget)
     return {"num_cycles": queries, "init_num": first, "budget_num": budget}
@@ -176,7 +176,7 @@ def config_text(
     """A commented config for a data set that a form describes."""
     classes = data.labels.class_names
     args = {"type": form.type, "args": {k: v for k, v in form.args.items() if v is not None}}
-    cycles = strategy(data)
+    cycles = strategy(data, batch_size)
     values: dict[str, Any] = {
         "name": name,
         "image_size": image_size,

@@ -27,6 +27,7 @@ from med_sslal.utils.util import usable_cores
 WHOLE_RANGE = (0.0, 65535.0)
 DEEP = "16-bit grey"
 WINDOW_KEY = "dataset.args.window"
+_UNGROUPED = "for the rest of this check each image stands by itself"
 # Images that a thread looks at before it reports.
 _AT_ONCE = 32
 
@@ -61,7 +62,8 @@ def open_dataset(
     """Open a data set however much is wrong with it, and say what is.
 
     `args` are `dataset.args` of a config. What stops it is left out step by step: bad files and
-    boxes (and a missing window), then groups. None where it cannot be opened even so.
+    boxes (and a missing window), then groups, which is told. None where it cannot be opened even
+    so.
     """
     known, given = signature(cls).arguments, dict(args)
     skips = given.get("on_bad_sample") == "skip"
@@ -77,12 +79,18 @@ def open_dataset(
             given["window"] = list(WHOLE_RANGE)
         try:
             with _silent():
-                return cls(**convert_arguments(cls, given)), list(findings.values())
+                data = cls(**convert_arguments(cls, given))
+            if changes is steps[-1]:
+                findings["groups"] = Finding("warning", "groups", _UNGROUPED)
+            # Of bad files alone nothing is left to look at.
+            return (data if data.images.infos else None), list(findings.values())
         except UserError as error:
+            torn = isinstance(error, ListedError) and not isinstance(error, BadSamplesError)
             left_out = skips and isinstance(error, BadSamplesError)
             level, rest = ("warning", " (left out)") if left_out else ("error", "")
+            kind = "groups" if torn else "files and labels"
             for text in error.problems if isinstance(error, ListedError) else [str(error)]:
-                findings.setdefault(text, Finding(level, "files and labels", f"{text}{rest}"))
+                findings.setdefault(text, Finding(level, kind, f"{text}{rest}"))
     return None, list(findings.values())
 
 
@@ -118,13 +126,17 @@ def look_at_pixels(images: Images, *, fast: bool) -> Pixels:
     blocks = [ids[start : start + _AT_ONCE] for start in range(0, len(ids), _AT_ONCE)]
     name = "reading headers" if fast else "decoding images"
     with ThreadPoolExecutor(usable_cores()) as threads, Progress(name, len(ids)) as progress:
-        for looks, histogram in threads.map(partial(_look_at, images, fast), blocks):
-            if histogram is not None:
-                before = result.histogram
-                result.histogram = histogram if before is None else before + histogram
-            for look in looks:
-                _note(result, look)
-                progress.advance()
+        try:
+            for looks, histogram in threads.map(partial(_look_at, images, fast), blocks):
+                if histogram is not None:
+                    before = result.histogram
+                    result.histogram = histogram if before is None else before + histogram
+                for look in looks:
+                    _note(result, look)
+                    progress.advance()
+        finally:
+            # Ctrl-C does not wait for what is left.
+            threads.shutdown(cancel_futures=True)
     return result
 
 

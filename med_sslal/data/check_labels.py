@@ -19,6 +19,8 @@ from med_sslal.utils.boxes import areas, paired_iou, pairs
 COVERS = 0.9
 # Two boxes that overlap so much are rather one object, drawn twice.
 TWICE = 0.95
+# Images that one sentence names.
+_MOST_IDS = 10
 # Limits of the classes of size, in pixels of the run's image_size.
 SIZES = (0, 8, 16, 32, 64, 128)
 SIZE_NAMES = (*(f"{low}-{high}" for low, high in pairwise(SIZES)), f"{SIZES[-1]}+")
@@ -178,7 +180,8 @@ def look_at_equal(data: BaseDataset, pixels: Pixels) -> Iterator[Finding]:
             continue
         sides = sorted({of_split[image_id] for image_id in ids if image_id in of_split})
         across = len(sides) > 1
-        text = f"{len(ids)} images are the same picture: {', '.join(ids)}"
+        more = [f"and {len(ids) - _MOST_IDS} more"] * (len(ids) > _MOST_IDS)
+        text = f"{len(ids)} images are the same picture: {', '.join(ids[:_MOST_IDS] + more)}"
         if across:
             text += f"; they are in {' and '.join(sides)}, so that a measured image was trained on"
         known = data.labels.annotations
