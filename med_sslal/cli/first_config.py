@@ -211,6 +211,7 @@ _TEXT = """{{
         "args": {{
             "backbone_name": "resnet18",
             "fpn": true,
+            "fpn_channels": 64,         // 256 where time allows
             "pretrained": false,        // true downloads ImageNet's weights: better with few labels
             "norm": {norm},
             "num_classes": {num_classes},           // with background
