@@ -357,6 +357,31 @@ def test_two_processes_do_what_one_does(
     assert weights[0]["model"].keys() == weights[1]["model"].keys()
 
 
+@pytest.mark.slow
+def test_two_processes_have_a_mean_teacher_as_one_does(
+    config: Path, torchrun: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """One that stays for ten steps, then follows; with two batches to a step, and a tail."""
+    keys = ("ssl_settings.mode=mean_teacher", "ssl_settings.tail=0.25", "ssl_settings.gate=false")
+    keys += ("trainer.ema=true", "al_settings.num_cycles=0")
+    words = ("-c", config, *(word for key in keys for word in ("--set", key)))
+    assert run_train(*words, "--run-id", "taught") == 0
+    run = torchrun(*words, "--run-id", "taught_by_two")
+    text, _ = run.communicate()
+    assert run.returncode == 0, text
+    cycles = [
+        config.parent / "runs" / "tiny" / name / "cycle_00" for name in ("taught", "taught_by_two")
+    ]
+    histories = [read_json(cycle / "training.json")["history"] for cycle in cycles]
+    assert [values["step"] for values in histories[0]] == list(range(1, STEPS + 1))
+    for one, two in zip(*histories, strict=True):
+        names = [name for name in one if "loss" in name or name.startswith("teacher")]
+        assert len(names) == (9 if one["step"] <= 15 else 5)
+        for name in names:
+            assert two[name] == pytest.approx(one[name], abs=1e-4), (name, one["step"])
+    assert histories[0][0]["teacher_boxes"] > 1, "without boxes the test shows less"
+
+
 def worker(run: subprocess.Popen[str], rank: int) -> int:
     """The process id of a rank of torchrun's."""
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()

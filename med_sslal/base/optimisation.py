@@ -23,6 +23,7 @@ class Optimisation:
         optimizer: Over its parameters.
         kept: What is validated, kept and scored with: `model`, or the average of its weights, in
             which a weight counts half after `half_life` steps (`settings.ema`).
+        half_life: Of a weight in the average, in steps.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Optimisation:
         self._scheduler, self._scaler, self._settings = scheduler, scaler, settings
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._base_lrs = [float(g.get("initial_lr", g["lr"])) for g in optimizer.param_groups]
-        self._decay = 1 - math.log(2) / half_life
+        self.half_life = half_life
         self._average = None
         if settings.ema:
             self._average = AveragedModel(model, multi_avg_fn=self._blend, use_buffers=True)
@@ -103,7 +104,8 @@ class Optimisation:
             return
         # On the CPU, wherever the weights are: no step waits for the device.
         done = int(self._average.n_averaged)
-        get_ema_multi_avg_fn(min(self._decay, (1 + done) / (10 + done)))(averaged, current, 0)
+        decay = min(1 - math.log(2) / self.half_life, (1 + done) / (10 + done))
+        get_ema_multi_avg_fn(decay)(averaged, current, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the kept weights; they lie in the checkpoint as its model."""

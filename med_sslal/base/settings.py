@@ -13,6 +13,7 @@ class TrainerSettings(TrainerKeys):
     pseudo_weight: float = 1.0  # weight of the pseudo-labelled loss after its ramp
     per_step: int | None = None  # unlabelled images with each batch; None: as many as labelled ones
     tail: float = 0.0  # share of the steps, the last ones, that see labelled images alone
+    teacher_fixed: float = 0.5  # share of the steps in which a mean teacher does not change
     show_progress: bool = False
 
     @property

@@ -32,6 +32,7 @@ class StepInput:
     n_unlabelled: int  # unlabelled images of the step, in all processes
     number: int  # steps before this one
     total: int  # steps of the training
+    first: bool = False  # whether an epoch begins with it
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,13 @@ class TrainingStep(ABC):
     @abstractmethod
     def __call__(self, given: StepInput) -> StepOutcome:
         """Do one optimiser step; the detector is in training mode."""
+
+    def end_epoch(self) -> dict[str, float | None]:
+        """What the log shows of an epoch beside its losses; asked again where a stop came then.
+
+        UserError where the training must not go on.
+        """
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What an identical continuation needs besides the optimisation; plain values, tensors."""

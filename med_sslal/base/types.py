@@ -226,6 +226,14 @@ class Detections:
 
 
 @dataclass(frozen=True)
+class Rois:
+    """The proposals of an image that a box head learnt from in one pass."""
+
+    boxes: Tensor  # float32 [S, 4] in pixels of the given image
+    logits: Tensor  # float32 [S, C], background first, with gradients
+
+
+@dataclass(frozen=True)
 class ModelOutput:
     """What a detector returns."""
 
@@ -241,6 +249,7 @@ class ModelOutput:
     class_quality: Tensor | None = None
     # One list of B entries for each of `Extras.head_passes`.
     head_passes: tuple[list[Detections], ...] = ()
+    rois: tuple[Rois, ...] = ()  # B entries in training mode, where there is a box head
 
 
 @dataclass(frozen=True)

@@ -180,5 +180,6 @@ def trainer_settings(config: ConfigParser, *, show_progress: bool) -> TrainerSet
         pseudo_weight=config.get("ssl_settings.weight"),
         per_step=config.get("ssl_settings.per_step"),
         tail=config.get("ssl_settings.tail"),
+        teacher_fixed=config.get("ssl_settings.teacher_fixed"),
         show_progress=show_progress,
     )

@@ -11,9 +11,12 @@ from med_sslal.al.pool import Pool
 from med_sslal.al.restrict import check_groups, check_pool, check_positions, slice_positions
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.base_model import ABILITIES
+from med_sslal.base.learning_rate import tail_start
 from med_sslal.config.parse_config import ConfigParser
+from med_sslal.data.sampler import EpochBatchSampler
 from med_sslal.eval.metric import metric_keys
 from med_sslal.model.compiling import check_compiler
+from med_sslal.model.detectors import FasterRCNN
 from med_sslal.model.norm import learns_batch_norm
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.student import gate_metric
@@ -48,6 +51,8 @@ def check_setup(setup: RunSetup) -> None:
     _check_untils(setup)
     if setup.strategy.labeller is not None and setup.strategy.ssl.gate:
         gate_metric(setup.metrics, setup.strategy.ssl.gate_metric, setup.class_names)
+    if setup.strategy.labeller is not None and setup.strategy.ssl.mode == "mean_teacher":
+        _check_teacher(setup, helper.n_initial(len(pool)))
     if num_cycles:
         _check_abilities(config, helper)
     n_shares, name = (world.size, "processes") if world.launched else (len(devices.ids), "devices")
@@ -81,6 +86,43 @@ def check_batch_norm(setup: RunSetup) -> None:
     if n_images == 1:
         raise ConfigError(text)
     logger.warning("%s", text)
+
+
+def _check_teacher(setup: RunSetup, n_initial: int) -> None:
+    """Refuse a mean teacher that cannot work, or has nothing to do, in the first cycle."""
+    config, settings, labeller = setup.config, setup.settings, setup.strategy.labeller
+    mode = 'ssl_settings.mode "mean_teacher"'
+    if not issubclass(config.init_class("arch"), FasterRCNN):
+        raise ConfigError(
+            f"{mode} needs proposals that teacher and student both look at, which the detector "
+            f'{config.get("arch.type")} does not have: take FasterRCNN, or mode "offline"'
+        )
+    if not settings.ema:
+        raise ConfigError(
+            f"{mode}: its teacher becomes the average of the student's weights: set trainer.ema to "
+            "true"
+        )
+    for name, asked in (
+        ("oracle", setup.strategy.ssl.oracle),
+        ("args.ignore_unmatched", labeller is not None and labeller.ignore_unmatched),
+    ):
+        if asked:
+            raise ConfigError(f'ssl_settings.{name} goes with mode "offline": set it to false')
+    n_unlabelled, n_needed = len(setup.images.splits["train"]) - n_initial, setup.world.size
+    if n_unlabelled < n_needed:
+        raise ConfigError(
+            f"{mode} needs {n_needed} unlabelled image(s), one for each process, and "
+            f"al_settings.args.init_num leaves {n_unlabelled}: set it lower, or "
+            "ssl_settings.include_pseudolabels to false"
+        )
+    batches = EpochBatchSampler(n_initial, 0, setup.compute.batch_size * settings.accumulate, 0)
+    steps = settings.steps(len(batches))
+    # The weight of the first step is 0.
+    if tail_start(steps, settings.tail) < 2:
+        raise ConfigError(
+            f"ssl_settings.tail {settings.tail} leaves the mean teacher nothing of a training of "
+            f"{steps} step(s), the first of which has weight 0: set it lower, or train longer"
+        )
 
 
 def _check_labels(setup: RunSetup, train: Sequence[str]) -> None:

@@ -96,6 +96,10 @@ class SslKeys:
     Attributes:
         include_pseudolabels: train a second model of each cycle, the student, on confident
             predictions of the first one too
+        mode: offline = the first model labels the pool once, before the student; mean_teacher = it
+            labels the images of each step, and later the student's average does
+        teacher_fixed: share of the student's steps, at least a half-life of its average, in which
+            the first model is the mean teacher
         weight: weight of the pseudo-labelled loss, reached after a fifth of the steps
         per_step: pseudo-labelled images on top of the batch_size labelled ones; null = as many
         tail: share of the student's steps, the last ones, that see labelled images alone
@@ -106,6 +110,8 @@ class SslKeys:
     """
 
     include_pseudolabels: bool = False
+    mode: Literal["offline", "mean_teacher"] = "offline"
+    teacher_fixed: Share = 0.5
     weight: Amount = 0.5
     per_step: Positive | None = None
     tail: Annotated[float, Ge(0), Lt(1)] = 0.2

@@ -217,19 +217,26 @@ class Detector(BaseModel):
         """
         if self.training and targets is None:
             raise DataError("training needs a target for every image")
+        with torch.autocast(images[0].device.type, enabled=False):
+            return self.look(self.see(images, targets, frames))
+
+    def see(
+        self,
+        images: Tensor | Sequence[Tensor],
+        targets: Sequence[Target] | None = None,
+        frames: Sequence[Frame] | None = None,
+    ) -> Seen:
+        """Run the backbone alone: what `forward`, with the same arguments, gives to `look`."""
         device_type, dtype = images[0].device.type, self.autocast_dtype
-        with torch.autocast(device_type, enabled=False):
-            # A training view may turn and crop: what its frame maps outside is not blank.
-            batch = self.transform(images, None if self.training else frames)
-            truths = None
-            if targets is not None:
-                names = None if frames is None else [frame.info.image_id for frame in frames]
-                truths = read_targets(targets, self.num_classes, names)
-            with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
-                features, c5 = self.backbone(
-                    batch.tensors.contiguous(memory_format=self.memory_format)
-                )
-            return self.look(Seen(batch, features, c5, truths, frames, dtype))
+        # A training view may turn and crop: what its frame maps outside is not blank.
+        batch = self.transform(images, None if self.training else frames)
+        truths = None
+        if targets is not None:
+            names = None if frames is None else [frame.info.image_id for frame in frames]
+            truths = read_targets(targets, self.num_classes, names)
+        with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
+            features, c5 = self.backbone(batch.tensors.contiguous(memory_format=self.memory_format))
+        return Seen(batch, features, c5, truths, frames, dtype)
 
     def generators(self, seen: Seen) -> list[torch.Generator | None]:
         """What samples each image's losses at random; None is the global generator.

@@ -95,10 +95,10 @@ class FasterRCNN(Detector):
         """Propose, classify and refine."""
         generators = [] if seen.truths is None else self.generators(seen)
         proposals, objectness, rpn_losses, rpn_logits = self.rpn(seen, generators)
-        found, roi_losses, class_logits, class_quality = self.roi_heads(seen, proposals, generators)
+        found, roi_losses, class_logits, quality, rois = self.roi_heads(seen, proposals, generators)
         losses = {**roi_losses, **rpn_losses}
         if self.training:
-            return ModelOutput(losses, [], class_quality)
+            return ModelOutput(losses, [], quality, rois=rois)
         check_finite(seen, rpn_logits, class_logits)
         if "refined_boxes" in self.extras.columns:
             found = self.roi_heads.refine(seen, found)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from med_sslal.base.base_model import BaseModel
-from med_sslal.base.types import Detections, Frame, ModelOutput, Target
+from med_sslal.base.types import Detections, Frame, ModelOutput, Rois, Target
 from med_sslal.model.norm import share_batch_norm
 from med_sslal.utils.distributed import World
 from med_sslal.utils.errors import DeviceError
@@ -138,6 +138,7 @@ def gather_outputs(outputs: Sequence[ModelOutput], device: torch.device) -> Mode
         [item for out in moved for item in out.detections],
         torch.cat(qualities) if qualities else None,
         tuple([item for part in parts for item in part] for parts in passes),
+        tuple(item for out in moved for item in out.rois),
     )
 
 
@@ -147,7 +148,8 @@ def output_to(output: ModelOutput, device: torch.device) -> ModelOutput:
     quality = None if output.class_quality is None else output.class_quality.to(device)
     detections = _detections_to(output.detections, device)
     passes = tuple(_detections_to(found, device) for found in output.head_passes)
-    return ModelOutput(losses, detections, quality, passes)
+    rois = tuple(Rois(item.boxes.to(device), item.logits.to(device)) for item in output.rois)
+    return ModelOutput(losses, detections, quality, passes, rois)
 
 
 def _detections_to(detections: list[Detections], device: torch.device) -> list[Detections]:

@@ -15,6 +15,7 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.roi_heads import RoIHeads as StockRoIHeads
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
+from med_sslal.base.types import Rois
 from med_sslal.model.detector import Found, Seen, kept_rows
 from med_sslal.model.targets import Sampler, Samples, class_quality, draw_samples, stage_losses
 from med_sslal.utils.util import stable_hash
@@ -81,7 +82,7 @@ class RoIHeads(StockRoIHeads):
 
     def forward(
         self, seen: Seen, proposals: Sequence[Tensor], generators: Sequence[torch.Generator | None]
-    ) -> tuple[list[Found], dict[str, Tensor], Tensor, Tensor | None]:
+    ) -> tuple[list[Found], dict[str, Tensor], Tensor, Tensor | None, tuple[Rois, ...]]:
         """Classify and refine the proposals, B tensors float32 [*, 4].
 
         Losses are computed where the batch has truths (training mode needs them), with B private
@@ -89,7 +90,7 @@ class RoIHeads(StockRoIHeads):
 
         Returns:
             B results (none in training mode); losses by name, float32 [B]; the class logits; the
-            class quality of ModelOutput (None in eval mode).
+            class quality and the RoIs of ModelOutput (None and none in eval mode).
         """
         candidates, samples = list(proposals), None
         if seen.truths is not None:
@@ -103,9 +104,11 @@ class RoIHeads(StockRoIHeads):
         if self.training:
             assert samples is not None
             sampled = torch.cat(candidates)[samples.rows]
-            _, logits, deltas = self._predict(seen, sampled.split(samples.counts))
+            boxes = sampled.split(samples.counts)
+            _, logits, deltas = self._predict(seen, boxes)
             losses, quality = self._losses(logits, deltas, sampled, samples)
-            return [], losses, logits, quality
+            rois = map(Rois, boxes, logits.split(samples.counts))
+            return [], losses, logits, quality, tuple(rois)
         roi_features, logits, deltas = self._predict(seen, candidates)
         losses = {}
         if samples is not None:
@@ -121,7 +124,12 @@ class RoIHeads(StockRoIHeads):
             seen.images.image_sizes,
             strict=True,
         )
-        return [self._detect(*part) for part in parts], losses, logits, None
+        return [self._detect(*part) for part in parts], losses, logits, None, ()
+
+    def class_probs(self, seen: Seen, boxes: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What is in B images' boxes, float32 [*, 4] in pixels of the given image: [*, C] each."""
+        _, logits, _ = self._predict(seen, boxes)
+        return logits.softmax(-1).split([len(of_image) for of_image in boxes])
 
     def sample(
         self, seen: Seen, results: Sequence[Found], numbers: Sequence[int]

@@ -24,7 +24,7 @@ from med_sslal.trainer.remote_calls import help_out, together
 from med_sslal.trainer.results import measured, write_metrics
 from med_sslal.trainer.run_folder import CycleFolder, RunFolder
 from med_sslal.trainer.setup import RunSetup
-from med_sslal.trainer.student import decide, pseudo_label
+from med_sslal.trainer.student import decide, pseudo_label, teacher_thresholds
 from med_sslal.trainer.train_cycle import train_cycle
 from med_sslal.utils.distributed import naming_lost_peers
 from med_sslal.utils.interrupt import Interrupted, StopRequest
@@ -109,12 +109,23 @@ class CycleLoop:
         labels = self._labels(state)
         if folder.trained or folder.supervised.trained:
             self._reopen_if_longer(folder)
-        if setup.strategy.labeller is None or not state.pool.unlabelled:
+        online = setup.strategy.ssl.mode == "mean_teacher"
+        # A mean teacher needs an image for each process.
+        least = setup.world.size if online else 1
+        if setup.strategy.labeller is None or len(state.pool.unlabelled) < least:
             self._train_in(folder, state, labels, {})
             return
         if folder.measured:
             return
         folder.supervised.path.mkdir(exist_ok=True)
+        if online:
+            self._train_in(folder.supervised, state, labels, {})
+            self._stop.check()
+            if not folder.trained and not folder.rejected.exists():
+                sure = teacher_thresholds(setup, self._stop, folder)
+                self._train_in(folder, state, labels, {}, sure)
+            decide(setup, self._stop, folder, has_student=True)
+            return
         if not folder.pseudo_labels.exists():
             self._train_in(folder.supervised, state, labels, {})
             self._stop.check()
@@ -130,13 +141,17 @@ class CycleLoop:
         state: CycleState,
         labels: Mapping[str, Annotation],
         pseudo: Mapping[str, Annotation],
+        thresholds: Mapping[str, float] | None = None,
     ) -> None:
-        """Train in a folder, unless its training has ended already."""
+        """Train in a folder, with a mean teacher or none, unless its training has ended already."""
         if folder.trained:
             return
         place = (state.number, self._setup.strategy.num_cycles)
         text = "cycle %d/%d: training on %d labelled and %d pseudo-labelled images"
-        logger.info(text, *place, len(labels), len(pseudo))
+        if thresholds is not None:
+            text = "cycle %d/%d: training on %d labelled and, with a mean teacher, %d other images"
+        others = pseudo if thresholds is None else state.pool.unlabelled
+        logger.info(text, *place, len(labels), len(others))
         outcome = together(
             train_cycle,
             self._setup,
@@ -145,6 +160,7 @@ class CycleLoop:
             labels=labels,
             pseudo=pseudo,
             pool=state.pool,
+            thresholds=thresholds,
         )
         # First: nothing comes back to them once the training has ended.
         if self._setup.settings.keep_checkpoints != "all":

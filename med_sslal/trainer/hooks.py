@@ -73,10 +73,11 @@ class ShowProgress(Hook):
     def after_epoch(self, trainer: BaseTrainer, values: Mapping[str, float | None]) -> None:
         """Log the epoch's values, those of the classes apart."""
         validated = {name for name in values if name.startswith("val_")}
+        shown_names = {"loss", "lr", "teacher_boxes", *validated}
         shown = ", ".join(
             f"{name} {value:.4g}"
             for name, value in values.items()
-            if value is not None and name in {"loss", "lr", *validated} and "/" not in name
+            if value is not None and name in shown_names and "/" not in name
         )
         level = logging.INFO if validated and self._show else logging.DEBUG
         text = f"{self._title} epoch {trainer.epoch}/{trainer.epochs}"

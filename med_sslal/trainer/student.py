@@ -76,6 +76,20 @@ def pseudo_label(
     return made
 
 
+def teacher_thresholds(setup: RunSetup, stop: StopRequest, folder: CycleFolder) -> dict[str, float]:
+    """Scores from which on the cycle's supervised model is sure of a class, as mean teacher."""
+    labeller, before = setup.strategy.labeller, folder.supervised
+    assert labeller is not None
+    started, measured = time.monotonic(), before.val_predictions.exists()
+    seen = _on_validation(setup, stop, before)
+    thresholds = labeller.thresholds(seen, _truth(setup), setup.class_names)
+    if not measured:
+        folder.note_seconds("pseudo_labels", time.monotonic() - started)
+    told = ", ".join(f"{name} from {score:.3f} on" for name, score in thresholds.items())
+    logger.info("cycle %d: the mean teacher is sure of %s", folder.number, told)
+    return thresholds
+
+
 def columns_of(setup: RunSetup, labeller: PseudoLabeller) -> tuple[str, ...]:
     """Those of OPTIONAL_COLUMNS that pseudo-labels need and the detector gives."""
     detector = setup.config.init_class("arch")

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -22,11 +22,14 @@ from med_sslal.data.sampler import EpochBatchSampler, RoundSampler
 from med_sslal.eval.drawing import above, draw_boxes
 from med_sslal.eval.metric import evaluate
 from med_sslal.logger.visualization import TensorboardWriter
+from med_sslal.model.detectors import FasterRCNN
 from med_sslal.model.parallel import distribute
+from med_sslal.ssl.mean_teacher import Teacher
 from med_sslal.trainer.hooks import ClassDifficulty, ShowProgress, WriteTensorboard
 from med_sslal.trainer.inference import loader_of, predict
 from med_sslal.trainer.run_folder import CycleFolder
 from med_sslal.trainer.setup import RunSetup
+from med_sslal.trainer.teacher_step import TeacherStep
 from med_sslal.trainer.trainer import Trainer
 from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.train_util import seed_everything
@@ -46,11 +49,13 @@ def train_cycle(
     pseudo: Mapping[str, Annotation],
     pool: Pool,
     stop: StopRequest,
+    thresholds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Train the model of one cycle, continuing where an interrupted training stopped.
 
     All processes of the run call it; only rank 0 reads and writes files. The `folder` exists, the
-    `labels` stand in the order of labelling, and none of their images is in `pseudo`. Returns what
+    `labels` stand in the order of labelling, and none of their images is in `pseudo`. With
+    `thresholds` of the classes the cycle's supervised model is the mean teacher. Returns what
     `training.json` says of it; nothing in other ranks than 0.
 
     Raises:
@@ -71,9 +76,18 @@ def train_cycle(
 
     model.load_state_dict(world.from_main(lambda: weights()["model"]))
     model.to(setup.compute.devices.main)
+    teacher = None
+    if thresholds is not None:
+        labeller = setup.strategy.labeller
+        assert labeller is not None
+        first = setup.detector.model()
+        best = world.from_main(lambda: folder.supervised.load_best()["model"])
+        first.load_state_dict(best)
+        first.to(setup.compute.devices.main)
+        teacher = Teacher(cast(FasterRCNN, first), thresholds, labeller.ignore_floor)
     show = setup.settings.tensorboard and world.is_main
     with TensorboardWriter(folder.tensorboard, enabled=show) as writer:
-        trainer = _trainer(setup, folder, model, labels, pseudo, pool, writer, stop)
+        trainer = _trainer(setup, folder, model, labels, pseudo, pool, writer, stop, teacher)
         restored = trainer.resume()
         # From the start too: a run that was killed before its first checkpoint may have written.
         writer.hide_from(trainer.step + 1)
@@ -106,6 +120,7 @@ def _trainer(
     pool: Pool,
     writer: TensorboardWriter,
     stop: StopRequest,
+    teacher: Teacher | None,
 ) -> Trainer:
     settings, parts, per_step = setup.settings, setup.settings.accumulate, setup.settings.per_step
     cycle, last = folder.number, setup.strategy.num_cycles
@@ -127,7 +142,7 @@ def _trainer(
         frozenset(pseudo),
         setup.transforms.pseudo,
     )
-    step, validated = make_step(setup, model, len(sampler))
+    step, validated = make_step(setup, model, len(sampler), teacher)
     return Trainer(
         folder,
         training_step=step,
@@ -152,7 +167,9 @@ def _trainer(
     )
 
 
-def make_step(setup: RunSetup, model: BaseModel, batches: int) -> tuple[TrainingStep, nn.Module]:
+def make_step(
+    setup: RunSetup, model: BaseModel, batches: int, teacher: Teacher | None = None
+) -> tuple[TrainingStep, nn.Module]:
     """The step of a training with such epochs, and what is validated, both on all devices."""
     optimizer, settings = setup.detector.optimizer(model), setup.settings
     optimisation = Optimisation(
@@ -166,7 +183,10 @@ def make_step(setup: RunSetup, model: BaseModel, batches: int) -> tuple[Training
         settings.half_life(batches),
     )
     parallel, world = setup.compute.parallel(model), setup.world
-    step = setup.detector.step(
+    kind: Callable[..., TrainingStep] = setup.detector.step
+    if teacher is not None:
+        kind = partial(TeacherStep, teacher=teacher)
+    step = kind(
         model=parallel if world.size == 1 else distribute(model, world),
         optimisation=optimisation,
         settings=settings,

@@ -93,6 +93,7 @@ class Trainer(BaseTrainer):
                 hook.after_steps(self)
         return {
             **self.mean_losses(),
+            **self.training_step.end_epoch(),
             "lr": self.optimisation.lr,
             "epoch": self.epoch + 1,
             "step": self.step,
@@ -116,6 +117,7 @@ class Trainer(BaseTrainer):
             self._n_unlabelled,
             self.step,
             self.total_steps,
+            self.batch == 0,
         )
 
     def _moved(self, batch: Batch) -> Batch:
