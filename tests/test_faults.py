@@ -16,7 +16,7 @@ from same_run import assert_same_run
 from tiny import files_of, make_voc, quick_config, run_test, run_train, wait_for, write_config
 
 from med_sslal.base.checkpoint import load_checkpoint, save_checkpoint, sidecar
-from med_sslal.trainer.run_folder import filled_first
+from med_sslal.trainer.new_folder import filled_first
 from med_sslal.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]

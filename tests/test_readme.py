@@ -25,7 +25,7 @@ from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.schema import SCHEMA, Key
 from med_sslal.config.signature import signature
 from med_sslal.study.study_config import StudyConfig
-from med_sslal.trainer.run_folder import point_to
+from med_sslal.trainer.new_folder import point_to
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -36,7 +36,7 @@ from med_sslal.data.transforms import EvalTransform
 from med_sslal.logger.logger import setup_logging
 from med_sslal.model.anchors import ANCHOR_RULE, grid_of, reached, suggest_anchors
 from med_sslal.report.check_page import Advice, Check, as_json, check_text, write_check_page
-from med_sslal.trainer.run_folder import new_results
+from med_sslal.trainer.new_folder import new_results
 from med_sslal.utils.errors import ConfigError, UserError
 from med_sslal.utils.util import atomic_write, write_versioned
 

@@ -6,7 +6,7 @@ from argparse import Namespace
 from importlib.util import find_spec
 
 from med_sslal.cli.trained import load_trained
-from med_sslal.trainer.run_folder import new_results
+from med_sslal.trainer.new_folder import new_results
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import atomic_write, sha256_file, write_versioned
 

@@ -34,7 +34,7 @@ from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.signature import convert_arguments, wrong_arguments
 from med_sslal.report.selection import draw_selection, selection_table
 from med_sslal.report.table import finds_table
-from med_sslal.trainer.run_folder import new_results
+from med_sslal.trainer.new_folder import new_results
 from med_sslal.utils.errors import ConfigError, DataError
 from med_sslal.utils.util import read_json
 

@@ -17,8 +17,9 @@ from med_sslal.logger.logger import setup_logging
 from med_sslal.report.overlays import write_evaluation_pictures
 from med_sslal.report.table import metric_table
 from med_sslal.trainer.inference import predict_split
+from med_sslal.trainer.new_folder import new_results
 from med_sslal.trainer.results import measured
-from med_sslal.trainer.run_folder import CycleFolder, find_run, load_named, new_results
+from med_sslal.trainer.run_folder import CycleFolder, find_run, load_named
 from med_sslal.utils.deterministic import deterministic_algorithms
 from med_sslal.utils.distributed import World
 from med_sslal.utils.errors import CheckpointError

@@ -37,7 +37,8 @@ from med_sslal.config.show import help_config, print_config
 from med_sslal.logger.logger import setup_logging
 from med_sslal.study.shared_cycle import check_shared, take_over
 from med_sslal.trainer.cycle import run_cycles
-from med_sslal.trainer.run_folder import RunFolder, filled_first, find_run, new_run_folder, point_to
+from med_sslal.trainer.new_folder import filled_first, new_run_folder, point_to
+from med_sslal.trainer.run_folder import RunFolder, find_run
 from med_sslal.trainer.setup import Compute, DetectorParts, RunSetup, Strategy
 from med_sslal.utils.deterministic import deterministic_algorithms
 from med_sslal.utils.distributed import ALONE, World
