@@ -60,6 +60,7 @@ PLACES = {
     "write_detections": "label",
     "write_selection": "label",
     "pseudo_label": "pseudo-label",
+    "teacher_thresholds": "pseudo-label",
     "decide": "gate",
     "CycleLoop._drop_old_records": "between",
     "_write_pictures": "report",
@@ -153,10 +154,12 @@ def _child(words: list[str], folder: str, instant: Instant, end: Connection, log
 class Killer:
     """Starts one config again and again, and kills it."""
 
-    def __init__(self, folder: Path, seed: int, *, cycles: int) -> None:
+    def __init__(self, folder: Path, seed: int, *, cycles: int, mode: str = "offline") -> None:
         """Make data and config in `folder`, and the run that all others are compared with."""
         config = quick_config(make_voc(folder / "voc"), folder / "runs")
         config["al_settings"]["num_cycles"] = cycles
+        config["ssl_settings"]["mode"] = mode
+        config["trainer"]["ema"] = mode == "mean_teacher"
         config["trainer"]["checkpoint_seconds"] = 0.2
         self._folder, self._random, self._trainings = folder, random.Random(seed), cycles + 1
         self._config = write_config(folder / "config.json", config)
@@ -229,10 +232,11 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cycles", type=int, default=2, help="queries of the run")
+    parser.add_argument("--mode", default="offline", help="ssl_settings.mode")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        killer = Killer(Path(folder), args.seed, cycles=args.cycles)
+        killer = Killer(Path(folder), args.seed, cycles=args.cycles, mode=args.mode)
         hit = killer.run(
             args.kills, lambda text: sys.stdout.write(f"{text}\n") and sys.stdout.flush()
         )

@@ -1,6 +1,7 @@
 """A mean teacher: what it tells its student, when it is let go, and runs of it."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from small_detectors import SmallRCNN
 from tiny import make_voc, run_train, small_config, write_config
 
 from med_sslal.base.checkpoint import load_checkpoint
+from med_sslal.base.optimisation import Optimisation
+from med_sslal.base.settings import TrainerSettings
 from med_sslal.base.training_step import StepInput, StepOutcome
 from med_sslal.base.types import Batch, Frame, Hole, ImageInfo, Target
 from med_sslal.ssl.mean_teacher import BoxCounts, Teacher
 from med_sslal.trainer.teacher_step import TeacherStep
+from med_sslal.utils.distributed import ALONE
 from med_sslal.utils.errors import UserError
 from med_sslal.utils.util import read_json
 
@@ -135,6 +139,78 @@ def test_soft_targets_are_the_teachers_for_the_same_proposals(views: dict[str, B
     assert moved.cls_score.weight.grad.abs().sum() > 0 and moved.bbox_pred.weight.grad is None
 
 
+def half_sure(views: dict[str, Batch]) -> Teacher:
+    """A teacher that is sure of a box in one image of the two."""
+    scores = detector(0).eval()(views["weak"].images, None, views["weak"].frames).detections
+    for score in torch.cat([each.scores for each in scores]).sort(descending=True)[0].tolist():
+        teacher = Teacher(detector(0), {"a": score, "b": score}, 0.3)
+        if teacher.look(**views).sure.sum() == 1:
+            return teacher
+    raise AssertionError("no such threshold")
+
+
+def taught(
+    views: dict[str, Batch], number: int, *, accumulate: int = 1, counts: bool = True
+) -> tuple[TeacherStep, StepOutcome]:
+    """A step, with two labelled images and two others, of a training of 20 with a tail of 4."""
+    settings = TrainerSettings(
+        ema=True, pseudo_weight=0.5, tail=0.2, teacher_fixed=0.5, accumulate=accumulate
+    )
+    model = detector(1).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    step = TeacherStep(
+        model=model,
+        optimisation=Optimisation(model, optimizer, None, scaler, settings, half_life=12.0),
+        settings=settings,
+        world=ALONE,
+        teacher=half_sure(views),
+    )
+    strong, no = views["strong"], torch.zeros(1, dtype=torch.bool)
+    target = Target(torch.tensor([[8.0, 10, 30, 28]]), torch.ones(1).long(), no, ~no)
+    batch = replace(strong, images=strong.images.flip(2), targets=(target, target))
+    return step, step(StepInput(batch, counts, 2, 0, views, 2, number, 20, True))
+
+
+def test_a_step_adds_what_the_teacher_says_but_in_the_tail(views: dict[str, Batch]) -> None:
+    _, outcome = taught(views, 2)
+    assert outcome.pseudo.tolist() == [False, False, True, True] and outcome.share == 1
+    losses = outcome.losses
+    for name in ("loss_box_reg", "loss_rpn_box_reg"):
+        assert losses[name][:2].gt(0).any() and not losses[name][2:].any()
+    # Half of the ramp of four steps.
+    total = torch.stack(list(losses.values())).sum(0)
+    torch.testing.assert_close(outcome.loss, total[:2].mean() + 0.5 * 0.5 * total[2:].mean())
+    sure = half_sure(views).look(**views).sure
+    assert (losses["loss_objectness"][2:] > 0).float().tolist() == sure.tolist()
+    # In parts, the images are taught the same; a process without a labelled image has the others.
+    for accumulate in (2, 4):
+        _, parts = taught(views, 2, accumulate=accumulate)
+        for name, value in losses.items():
+            torch.testing.assert_close(parts.losses[name], value)
+        torch.testing.assert_close(parts.loss, outcome.loss)
+    _, alone = taught(views, 2, counts=False)
+    assert alone.pseudo.tolist() == [True, True] and alone.share == 0.5
+    torch.testing.assert_close(alone.losses["loss_classifier"], losses["loss_classifier"][2:])
+    step, tail = taught(views, 16)
+    assert tail.pseudo.tolist() == [False, False] and step.end_epoch() == {}
+    for name, value in losses.items():
+        torch.testing.assert_close(tail.losses[name], value[:2])
+
+
+def test_the_teacher_stays_for_half_of_the_steps_and_a_half_life(views: dict[str, Batch]) -> None:
+    for number, follows in ((11, False), (12, True)):
+        step, _ = taught(views, number)
+        assert step.teacher.follows == follows
+        assert (step.teacher.model is step.optimisation.kept) == follows
+        values = step.end_epoch()
+        assert values["teacher_boxes"] == values["teacher_boxes/a"] + values["teacher_boxes/b"]
+        again, _ = taught(views, 2)
+        again.load_state_dict(step.state_dict())
+        assert again.teacher.follows == follows and again.end_epoch() == values
+        assert (again.teacher.model is again.optimisation.kept) == follows
+
+
 def epoch(counts: BoxCounts, boxes: list[int], *, images: int = 40, followed: int = 40) -> Any:
     counts.begin_epoch()
     counts.add(torch.tensor([images, followed, *boxes, 2.0, 1.0], dtype=torch.float64))
@@ -217,6 +293,8 @@ def test_a_run_with_a_mean_teacher(whole: Path) -> None:
         assert state == {"model": None, "follows": True}
     assert (whole / "cycle_00" / "selection.json").exists()
     assert "with a mean teacher" in (whole / "train.log").read_text()
+    page = (whole / "report.html").read_text()
+    assert "A mean teacher labels the images of each step" in page and "Went on" in page
 
 
 @pytest.mark.slow
