@@ -133,6 +133,17 @@ def test_soft_targets_are_the_teachers_for_the_same_proposals(views: dict[str, B
     torch.testing.assert_close(loss, torch.stack([torch.as_tensor(w) for w in wanted]))
     # A part of the batch gives the part of the losses.
     torch.testing.assert_close(lesson.soft_loss(output.rois[1:], 1), loss[1:])
+    # What is not sure is left out by the proposals, and not by the box head.
+    unsure = replace(
+        targets[0], boxes=torch.tensor([[-SIDE, -SIDE, 2.0 * SIDE, 2 * SIDE]]), ignore=flags
+    )
+    none, soft = (
+        student(strong.images, [replace(unsure, soft=each)] * 2, strong.frames)
+        for each in (False, True)
+    )
+    assert not any(len(rois.boxes) for rois in none.rois)
+    assert all(len(rois.boxes) for rois in soft.rois)
+    assert not soft.losses["loss_objectness"].any()
     loss.sum().backward()
     assert all(p.grad is None for p in model.parameters())
     moved = student.roi_heads.box_predictor

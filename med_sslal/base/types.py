@@ -8,7 +8,7 @@ model's frame (the fixed shape of a run). Labels are int64, 0 is background. N m
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NoReturn
 
 import numpy as np
@@ -110,10 +110,13 @@ class Target:
     labels: Tensor  # int64 [N]
     ignore: Tensor  # bool [N]
     regress: Tensor  # bool [N]; False where the box teaches classification only
+    # A teacher says what is in the proposals, so that the box head looks into ignore regions too.
+    soft: bool = field(default=False, kw_only=True)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Target":
         """A copy with its tensors changed, such as moved to a device."""
-        return Target(*map(change, (self.boxes, self.labels, self.ignore, self.regress)))
+        tensors = map(change, (self.boxes, self.labels, self.ignore, self.regress))
+        return Target(*tensors, soft=self.soft)
 
 
 @dataclass(frozen=True)

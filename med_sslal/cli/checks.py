@@ -115,6 +115,11 @@ def _check_teacher(setup: RunSetup, n_initial: int) -> None:
             f"al_settings.args.init_num leaves {n_unlabelled}: set it lower, or "
             "ssl_settings.include_pseudolabels to false"
         )
+    if settings.per_step is not None and settings.per_step * settings.accumulate < n_needed:
+        raise ConfigError(
+            f"ssl_settings.per_step is {settings.per_step} for {n_needed} processes: each needs an "
+            "unlabelled image in every step"
+        )
     batches = EpochBatchSampler(n_initial, 0, setup.compute.batch_size * settings.accumulate, 0)
     steps = settings.steps(len(batches))
     # The weight of the first step is 0.

@@ -94,12 +94,13 @@ class RoIHeads(StockRoIHeads):
         """
         candidates, samples = list(proposals), None
         if seen.truths is not None:
+            truths = [truth.of_proposals for truth in seen.truths]
             candidates = [
                 torch.cat([boxes, truth.boxes])
-                for boxes, truth in zip(proposals, seen.truths, strict=True)
+                for boxes, truth in zip(proposals, truths, strict=True)
             ]
             samples = draw_samples(
-                self.proposal_matcher, self.fg_bg_sampler, seen.truths, candidates, generators
+                self.proposal_matcher, self.fg_bg_sampler, truths, candidates, generators
             )
         if self.training:
             assert samples is not None

@@ -5,7 +5,7 @@ an image, S samples of the whole batch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,12 @@ class Truth:
     labels: Tensor  # int64 [M].
     regress: Tensor  # float32 [M], 0 where the box teaches no regression, else 1.
     ignored: Tensor  # float32 [K, 4].
+    soft: bool = False  # As of the Target.
+
+    @property
+    def of_proposals(self) -> "Truth":
+        """As the second stage learns it."""
+        return replace(self, ignored=self.ignored[:0]) if self.soft else self
 
 
 def read_targets(
@@ -70,7 +76,13 @@ def read_targets(
         )
         regress = target.regress.to(boxes.dtype)[real]
         truths.append(
-            Truth(target.boxes[real], target.labels[real], regress, target.boxes[ignored])
+            Truth(
+                target.boxes[real],
+                target.labels[real],
+                regress,
+                target.boxes[ignored],
+                target.soft,
+            )
         )
     return truths
 

@@ -59,7 +59,7 @@ class Teacher:
             unsure = ~sure[kept]
             # They teach what is there, and not where its borders are.
             no = torch.zeros_like(unsure)
-            targets.append(Target(boxes[kept], found.labels[kept], unsure, no))
+            targets.append(Target(boxes[kept], found.labels[kept], unsure, no, soft=True))
         return Lesson(model, seen, weak, strong, tuple(targets))
 
     def state_dict(self) -> dict[str, Any]:
