@@ -98,6 +98,7 @@ def config_of(args: argparse.Namespace) -> ConfigParser:
         "args": {"images": args.images, "classes": args.classes, **replay},
     }
     config["al_settings"]["args"] |= {"init_num": LABELLED, "budget_num": args.budget}
+    config["ssl_settings"]["include_pseudolabels"] = True
     changes = {"n_gpu": 0, "n_workers": args.workers, "batch_size": 32, "image_size": 32}
     return ConfigParser({**config, **changes}, registries(), source=str(CONFIG))
 
