@@ -76,15 +76,7 @@ def train_cycle(
 
     model.load_state_dict(world.from_main(lambda: weights()["model"]))
     model.to(setup.compute.devices.main)
-    teacher = None
-    if thresholds is not None:
-        labeller = setup.strategy.labeller
-        assert labeller is not None
-        first = setup.detector.model()
-        best = world.from_main(lambda: folder.supervised.load_best()["model"])
-        first.load_state_dict(best)
-        first.to(setup.compute.devices.main)
-        teacher = Teacher(cast(FasterRCNN, first), thresholds, labeller.ignore_floor)
+    teacher = None if thresholds is None else _teacher(setup, folder, thresholds)
     show = setup.settings.tensorboard and world.is_main
     with TensorboardWriter(folder.tensorboard, enabled=show) as writer:
         trainer = _trainer(setup, folder, model, labels, pseudo, pool, writer, stop, teacher)
@@ -109,6 +101,15 @@ def train_cycle(
         "best_checkpoint": folder.best.name,
         "sha256": sidecar(folder.best).read_text().split()[0],
     }
+
+
+def _teacher(setup: RunSetup, folder: CycleFolder, thresholds: Mapping[str, float]) -> Teacher:
+    """The cycle's supervised model, as it teaches at first."""
+    labeller, model = setup.strategy.labeller, setup.detector.model()
+    assert labeller is not None
+    model.load_state_dict(setup.world.from_main(lambda: folder.supervised.load_best()["model"]))
+    model.to(setup.compute.devices.main)
+    return Teacher(cast(FasterRCNN, model), thresholds, labeller.ignore_floor)
 
 
 def _trainer(
