@@ -47,7 +47,9 @@ def test_the_detections_are_those_of_the_run(folder: RunFolder, run: med_sslal.R
             np.testing.assert_allclose(each.boxes, wanted.boxes, atol=0.01)
             np.testing.assert_allclose(each.scores, wanted.scores, atol=1e-4)
             assert (each.labels == wanted.labels).all()
-    best = run.predict([root / names[0]], min_score=float(as_files[0].scores[0]))[0]
+    # Alone an image is rounded otherwise than among others.
+    least = float(as_files[0].scores[0]) - 1e-5
+    best = run.predict([root / names[0]], min_score=least)[0]
     assert 1 <= len(best.boxes) < len(as_files[0].boxes)
 
 
