@@ -443,6 +443,7 @@ def test_tensorboard_shows_no_step_twice(
 ) -> None:
     folder = config.parent / "runs" / "tiny" / f"board_{kept}"
     line = ["--set", "trainer.tensorboard=true", "--set", "al_settings.num_cycles=0"]
+    line += ["--set", "ssl_settings.include_pseudolabels=false"]
     with pytest.MonkeyPatch.context() as patch:
         # Killed in epoch 3, with the checkpoint of epoch 1 as the newest, or none.
         stop_at(patch, 7, MemoryError)
