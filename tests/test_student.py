@@ -67,7 +67,9 @@ def test_noise_is_rejected_and_leaves_the_supervised_run(
         return PseudoLabels({name: Annotation(own, ones, no) for name, own in pairs}, made.stats)
 
     monkeypatch.setattr(PseudoLabeller, "make", noise)
-    assert run_train("-c", config, "--run-id", "noise") == 0
+    # So heavy that a model of a minute learns nothing beside it.
+    heavy = ["--set", "ssl_settings.weight=20.0"]
+    assert run_train("-c", config, "--run-id", "noise", *heavy) == 0
     run = supervised.parent / "noise"
     for cycle in ("cycle_00", "cycle_01"):
         own, pure = run / cycle, supervised / cycle
