@@ -51,7 +51,7 @@ def check_setup(setup: RunSetup) -> None:
     _check_untils(setup)
     if setup.strategy.labeller is not None and setup.strategy.ssl.gate:
         gate_metric(setup.metrics, setup.strategy.ssl.gate_metric, setup.class_names)
-    if setup.strategy.labeller is not None and setup.strategy.ssl.mode == "mean_teacher":
+    if setup.strategy.mean_teacher:
         _check_teacher(setup, helper.n_initial(len(pool)))
     if num_cycles:
         _check_abilities(config, helper)

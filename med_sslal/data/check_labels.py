@@ -10,9 +10,9 @@ import numpy as np
 
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.types import Annotation
+from med_sslal.base.views import MIN_SIDE
 from med_sslal.data.check import Finding, Pixels
 from med_sslal.data.splits import SPLIT_NAMES
-from med_sslal.data.transforms import MIN_SIDE
 from med_sslal.utils.boxes import areas, paired_iou, pairs
 
 # A box over so much of its image is rather a slip than an object.

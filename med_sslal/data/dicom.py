@@ -193,17 +193,15 @@ def _frames(
     with _discreet(where, "it is damaged, or no DICOM file"):
         header = _header(path, where)
         series, instance, group = _identity(header, inside, where, names, pattern)
-        position, n_frames = (
-            _whole(header.get("InstanceNumber")),
-            _whole(header.get("NumberOfFrames")),
-        )
+        position = _whole(header.get("InstanceNumber"))
+        n_frames = _whole(header.get("NumberOfFrames")) or 1
         size, spacing = (int(header.Rows), int(header.Columns)), header.get("PixelSpacing")
         same = spacing is not None and len(spacing) == 2 and float(spacing[0]) == float(spacing[1])
-        for number in range(n_frames or 1):
+        for number in range(n_frames):
             image_id = instance if position is None else f"{position:05d}_{instance}"
             image_id = image_id if series is None else f"{series}/{image_id}"
             place = (series, position)
-            if (n_frames or 1) > 1:
+            if n_frames > 1:
                 place = (image_id, number)
                 image_id = f"{image_id}_{number + 1:04d}"
             info = ImageInfo(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-from annotated_types import Ge, Gt, Interval, MinLen
+from annotated_types import Ge, Gt, MinLen
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
@@ -22,6 +22,7 @@ from torchvision.ops import batched_nms, remove_small_boxes
 
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.types import Detections, Frame, ModelOutput, Target
+from med_sslal.config.schema import Share
 from med_sslal.model.arguments import problems_of
 from med_sslal.model.backbone import BACKBONES, Backbone, BackboneSpec, Features
 from med_sslal.model.norm import NormName, norm_layer
@@ -32,7 +33,6 @@ from med_sslal.utils.errors import ConfigError, DataError, UserError
 from med_sslal.utils.util import stable_hash
 
 Count = Annotated[int, Ge(1)]
-Share = Annotated[float, Interval(ge=0, le=1)]
 Positive = Annotated[float, Gt(0)]
 Sides = Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)]
 Deviation = tuple[Positive, Positive, Positive]

@@ -18,6 +18,7 @@ from med_sslal.al.criteria.base import BLOCK_IMAGES
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import PLAIN, RECORD_FLOOR, PoolRecord, RecordSection
 from med_sslal.base.types import Annotation, Prediction
+from med_sslal.config.schema import Share
 from med_sslal.config.signature import wrong_arguments
 from med_sslal.ssl.quality import found_and_false
 from med_sslal.utils.boxes import paired_iou
@@ -27,7 +28,6 @@ from med_sslal.utils.util import atomic_write, read_versioned, stable_hash
 FORMAT_VERSION = 2
 # Coordinates are rounded to a hundredth of a pixel, far below what a label means.
 BOX_DECIMALS = 2
-Share = Annotated[float, Interval(ge=0, le=1)]
 # A record holds no score below it.
 Recorded = Annotated[float, Interval(ge=RECORD_FLOOR, le=1)]
 
@@ -54,7 +54,7 @@ class PseudoLabels:
 
     def beside(self, labels: Mapping[str, Annotation]) -> dict[str, Annotation]:
         """The labels of the labelled images, with the `regions` in them."""
-        return {name: joined(own, self.regions.get(name)) for name, own in labels.items()}
+        return {name: _joined(own, self.regions.get(name)) for name, own in labels.items()}
 
     def write(self, path: Path) -> None:
         """Write them as JSON, one line per image, as `atomic_write` does."""
@@ -292,7 +292,7 @@ class PseudoLabeller:
         return limits
 
 
-def joined(label: Annotation, more: Annotation | None) -> Annotation:
+def _joined(label: Annotation, more: Annotation | None) -> Annotation:
     """One label with the boxes of another behind its own."""
     if more is None:
         return label

@@ -109,7 +109,7 @@ class CycleLoop:
         labels = self._labels(state)
         if folder.trained or folder.supervised.trained:
             self._reopen_if_longer(folder)
-        online = setup.strategy.ssl.mode == "mean_teacher"
+        online = setup.strategy.mean_teacher
         # A mean teacher needs an image for each process.
         least = setup.world.size if online else 1
         if setup.strategy.labeller is None or len(state.pool.unlabelled) < least:

@@ -17,7 +17,7 @@ def disk_estimate(initial: Path, setup: RunSetup) -> str:
     weights = initial.stat().st_size
     # checkpoint_last has an optimiser that keeps up to two values a weight.
     last = (4 if setup.settings.ema else 3) * weights
-    if setup.strategy.labeller is not None and setup.strategy.ssl.mode == "mean_teacher":
+    if setup.strategy.mean_teacher:
         last += weights
     per_cycle = weights + (last if setup.settings.keep_checkpoints != "best" else 0)
     # A student has a supervised model beside it.

@@ -189,8 +189,12 @@ class CycleFolder(ResultFolder):
         before = self.supervised
         if self.trained and not self.rejected.exists():
             self.training.rename(self.rejected)
-        write_json(self.training, read_json(before.training))
-        for own, old in ((sidecar(self.best), sidecar(before.best)), (self.best, before.best)):
+        pairs = (
+            (self.training, before.training),
+            (sidecar(self.best), sidecar(before.best)),
+            (self.best, before.best),
+        )
+        for own, old in pairs:
             atomic_write(own, partial(_copy, old))
         if before.record.exists():
             before.record.rename(self.record)

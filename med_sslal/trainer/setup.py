@@ -55,6 +55,11 @@ class Strategy:
     ssl: SslKeys  # How the student of a cycle learns, where there is a labeller.
     num_cycles: int  # Queries; there is one training more.
 
+    @property
+    def mean_teacher(self) -> bool:
+        """Whether a student learns from a mean teacher."""
+        return self.labeller is not None and self.ssl.mode == "mean_teacher"
+
 
 @dataclass(frozen=True)
 class Compute:

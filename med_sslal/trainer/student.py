@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from med_sslal.al.pool import Pool
-from med_sslal.al.record import OPTIONAL_COLUMNS, PLAIN
+from med_sslal.al.record import PLAIN
 from med_sslal.base.types import Annotation, Prediction
 from med_sslal.eval.coco_utils import from_coco_predictions, to_coco_predictions
 from med_sslal.eval.metric import evaluate, metric_keys
@@ -45,7 +45,8 @@ def pseudo_label(
     started, before = time.monotonic(), folder.supervised
     labeller, names = setup.strategy.labeller, setup.class_names
     assert labeller is not None
-    thresholds = labeller.thresholds(_on_validation(setup, stop, before), _truth(setup), names)
+    seen = _on_validation(setup, stop, before)
+    thresholds = labeller.thresholds(seen, setup.split_labels("val"), names)
     record = score_best(
         setup,
         stop,
@@ -60,8 +61,8 @@ def pseudo_label(
     made = labeller.make(record, pool, thresholds, labels, seed=seed)
     if labeller.ignore_unmatched:
         what = {"weights": before.load_best()["model"], "ids": tuple(labels)}
-        seen = together(predict_images, setup, stop, title="labelled images", **what)
-        made = replace(made, regions=unmatched(seen, labels, thresholds))
+        found = together(predict_images, setup, stop, title="labelled images", **what)
+        made = replace(made, regions=unmatched(found, labels, thresholds))
     for name, stats in made.stats.items():
         found_at, used = thresholds[name], stats.threshold
         capped = f", raised from {found_at:.3f} by density_cap" if used > found_at else ""
@@ -82,7 +83,7 @@ def teacher_thresholds(setup: RunSetup, stop: StopRequest, folder: CycleFolder) 
     assert labeller is not None
     started, measured = time.monotonic(), before.val_predictions.exists()
     seen = _on_validation(setup, stop, before)
-    thresholds = labeller.thresholds(seen, _truth(setup), setup.class_names)
+    thresholds = labeller.thresholds(seen, setup.split_labels("val"), setup.class_names)
     if not measured:
         folder.note_seconds("pseudo_labels", time.monotonic() - started)
     told = ", ".join(f"{name} from {score:.3f} on" for name, score in thresholds.items())
@@ -94,8 +95,8 @@ def columns_of(setup: RunSetup, labeller: PseudoLabeller) -> tuple[str, ...]:
     """Those of OPTIONAL_COLUMNS that pseudo-labels need and the detector gives."""
     detector = setup.config.init_class("arch")
     given = detector.abilities(setup.config.get("arch.args"))
-    wanted = {"refined_boxes"} if labeller.regress_iou is not None else set()
-    return tuple(name for name in OPTIONAL_COLUMNS if name in wanted & given)
+    asked = labeller.regress_iou is not None
+    return ("refined_boxes",) if asked and "refined_boxes" in given else ()
 
 
 def gate_metric(metrics: tuple[str, ...], named: str | None, class_names: tuple[str, ...]) -> str:
@@ -153,11 +154,8 @@ def _verdict(
         supervised is not None and student is not None and student >= supervised - GATE_MARGIN
     )
     shown = ["undefined" if each is None else f"{each:.4f}" for each in (student, supervised)]
-    if accepted:
-        text = "cycle %d: pseudo-labels accepted: %s %s of the student, %s without them"
-    else:
-        text = "cycle %d: pseudo-labels rejected: %s %s of the student, %s without them"
-    logger.info(text, number, metric, *shown)
+    text = "cycle %d: pseudo-labels %s: %s %s of the student, %s without them"
+    logger.info(text, number, "accepted" if accepted else "rejected", metric, *shown)
     values = {"supervised": supervised, "student": student}
     return {"accepted": accepted, "metric": metric, **values}
 
@@ -175,13 +173,8 @@ def _on_validation(
     return from_coco_predictions(read_json(folder.val_predictions), names)
 
 
-def _truth(setup: RunSetup) -> dict[str, Annotation]:
-    return setup.split_labels("val")
-
-
 def _value(setup: RunSetup, found: Mapping[str, Prediction], metric: str) -> float | None:
-    result = evaluate(
-        setup.metrics, found, _truth(setup), setup.images.infos, setup.class_names, draws=0
-    )
+    truth, infos = setup.split_labels("val"), setup.images.infos
+    result = evaluate(setup.metrics, found, truth, infos, setup.class_names, draws=0)
     value: float | None = result["values"][metric.removeprefix("val_")]
     return value
