@@ -1,0 +1,1 @@
+"""Queries that go to a person, and the answers that come back."""
