@@ -202,7 +202,9 @@ def _pseudo_label(cycle: Path, dataset: BaseDataset, pool: Pool) -> None:
         name: ClassStats(2 if place == 0 else 1, 0.9, 0.8)
         for place, name in enumerate(dataset.labels.class_names)
     }
-    PseudoLabels({right: label, wrong: false}, stats).write(cycle / "pseudo_labels.json")
+    examples = {right: [0.95] * label.n_objects, wrong: [0.81]}
+    labels = {right: label, wrong: false}
+    PseudoLabels(labels, stats, examples=examples).write(cycle / "pseudo_labels.json")
     verdict = {"accepted": False, "metric": "val_AP50", "supervised": 0.6, "student": 0.5}
     write_json(cycle / "gate.json", verdict)
 

@@ -192,6 +192,17 @@ def test_density_cap_raises_the_threshold(make):
     assert pseudo.labels["b"].ignore.tolist() == [False, True], "what the cap drops is ignored"
 
 
+def test_examples_are_the_surest_and_the_least_sure_images(make, tmp_path):
+    images = {f"i{n:02d}": [0.95, 0.9 - 0.02 * n] for n in range(12)} | {"left": [0.4]}
+    pseudo = make(images)
+    surest, least = [f"i{n:02d}" for n in range(5)], [f"i{n:02d}" for n in range(7, 12)]
+    assert list(pseudo.examples) == surest + least
+    assert pseudo.examples["i11"] == pytest.approx([0.95, 0.68])
+    pseudo.write(tmp_path / "made.json")
+    assert PseudoLabels.read(tmp_path / "made.json").examples == pseudo.examples
+    assert list(make({"a": [0.9], "b": [0.8]}).examples) == ["a", "b"]
+
+
 def test_density_cap_drops_ties_together(make):
     pseudo = make({name: [0.9, 0.7] for name in "abcde"}, labelled={"l": label(1)})
     assert pseudo.stats["class1"].count == 5

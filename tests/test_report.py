@@ -184,9 +184,9 @@ def test_the_gallery_shows_queries_by_rank_and_contrast(run: Path, page: Page) -
     # and of these, all of them at the upper edge of a small picture, three have room for it.
     assert "class0 0.90 class0 0.40 class0 0.30 image" in text and "class0 0.15" not in text
     kinds = [attrs.get("class") for name, attrs in page.elements if name == "rect"]
-    n = page.pictures()
-    assert n == (3 + 5) + (3 + 2)
-    assert kinds.count("found") == 3 * n + 1 and kinds.count("faint") == 2 * n
+    n, n_pseudo = (3 + 5) + (3 + 2), 2
+    assert page.pictures() == n + n_pseudo
+    assert kinds.count("found") == 3 * n + 1 + (2 + 1) and kinds.count("faint") == 2 * n
     # Truth of what was bought alone: both queries, and those of the contrast bought later.
     assert kinds.count("truth") == 2 * (3 + 3 + 3) + 1
 
@@ -234,6 +234,7 @@ def test_pseudo_labels_are_graded_by_the_truth(page: Page) -> None:
     assert {g["Mean IoU"] for g in graded} == {"1.00"}
     verdict = ["without pseudo-labels", "val_AP50", "0.600", "0.500"]
     assert page.tables["pseudo-labels"][1][1:] == [["0", *verdict], ["1", *verdict]]
+    assert "least score 0.95" in page.texts["pseudo-labels"]
 
 
 def test_calibration_is_that_of_the_test_images(page: Page) -> None:
@@ -401,7 +402,7 @@ def test_a_run_of_before_detections_were_kept(copy: Path) -> None:
         path.unlink()
     assert report(copy) == 0
     page = Page(copy / "report.html")
-    assert page.pictures() == (3 + 5) + (3 + 2)
+    assert page.pictures() == (3 + 5) + (3 + 2) + 2
     assert "were not kept" in page.texts["queries"]
     assert not [a for name, a in page.elements if name == "rect" and a.get("class") == "found"]
 

@@ -81,6 +81,22 @@ def _picture(run: RunData, cycle: CycleData, item: Selected) -> Content:
     return {"item": item, "others": others, **shown}
 
 
+def pseudo_labelled(run: RunData) -> Content:
+    """Images with the surest and the least sure pseudo-labels of the newest cycle that has any."""
+    made = [cycle.pseudo for cycle in run.cycles if cycle.pseudo is not None]
+    if run.dataset is None or not made:
+        return {"pictures": ()}
+    pictures = []
+    for image_id, scores in made[-1].examples.items():
+        label = made[-1].labels[image_id]
+        boxes, labels = label.boxes[~label.ignore], label.labels[~label.ignore]
+        item = Selected(image_id, 0, "", {}, f"least score {min(scores):.2f}")
+        found = Prediction(boxes, labels, np.array(scores, np.float32))
+        shown = draw_picture(run.dataset, image_id, found)
+        pictures.append({"item": item, "others": {}, **shown})
+    return {"pictures": pictures}
+
+
 def draw_picture(dataset: BaseDataset, image_id: str, found: Prediction | None) -> Content:
     """An image as a page's gallery has it: its pixels, and marks of its label and detections.
 

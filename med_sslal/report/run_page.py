@@ -17,7 +17,7 @@ from med_sslal.report.plots import (
     learning_curve,
     reliability_chart,
 )
-from med_sslal.report.run_choices import bought, queries
+from med_sslal.report.run_choices import bought, pseudo_labelled, queries
 from med_sslal.report.run_data import RunData
 
 Content = Mapping[str, Any]
@@ -49,7 +49,7 @@ def write_run_report(run: RunData) -> Path:
         "queries": ("Queried images", queries),
         "finds": ("What the criterion finds on validation", _finds),
         "bought": ("What was bought", bought),
-        "pseudo-labels": ("Pseudo-labels", lambda run: {}),
+        "pseudo-labels": ("Pseudo-labels", pseudo_labelled),
         "calibration": ("Calibration", _calibration),
         "time": ("Time per stage", _time),
         "reproduce": ("How to reproduce", lambda run: {}),

@@ -28,6 +28,8 @@ from med_sslal.utils.util import atomic_write, read_versioned, stable_hash
 FORMAT_VERSION = 2
 # Coordinates are rounded to a hundredth of a pixel, far below what a label means.
 BOX_DECIMALS = 2
+# Images with the surest, and as many with the least sure, pseudo-labels that are told apart.
+N_EXAMPLES = 5
 # A record holds no score below it.
 Recorded = Annotated[float, Interval(ge=RECORD_FLOOR, le=1)]
 
@@ -51,6 +53,9 @@ class PseudoLabels:
     stats: Mapping[str, ClassStats]  # By class name.
     # Labelled image id to the ignore regions that its label gets besides (`ignore_unmatched`).
     regions: Mapping[str, Annotation] = field(default_factory=dict)
+    # Image id to the scores of its pseudo-labels, of the images whose least sure box is the surest
+    # and then of those where it is the least sure.
+    examples: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def beside(self, labels: Mapping[str, Annotation]) -> dict[str, Annotation]:
         """The labels of the labelled images, with the `regions` in them."""
@@ -77,7 +82,7 @@ class PseudoLabels:
                 }
                 yield f"{',' if place else ''}\n{dumps(name)}: {dumps(image)}"
             yield "\n}"
-        yield "}\n"
+        yield f',\n"examples": {dumps(dict(self.examples))}}}\n'
 
     @classmethod
     def read(cls, path: Path) -> "PseudoLabels":
@@ -90,7 +95,7 @@ class PseudoLabels:
             if strangers:
                 raise TypeError(f"the entry of {strangers[0]} is no label")
             stats = {name: ClassStats(**stats) for name, stats in content["stats"].items()}
-            return cls(labels, stats, regions)
+            return cls(labels, stats, regions, content.get("examples", {}))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path} holds no pseudo-labels: {error}") from error
 
@@ -229,10 +234,12 @@ class PseudoLabeller:
         limits = self._limits(by_class, lowest, labelled_annotations, usable.sum())
         labels: dict[str, Annotation] = {}
         negatives: list[str] = []
+        scored: dict[str, list[float]] = {}
         for block, own, valid in _blocks(section, usable):
             kept = valid & (block.scores >= limits[block.labels - 1])
             ignored = valid & ~kept & (block.scores >= (self.ignore_floor or math.inf))
             labels |= _annotations(block, kept, ignored, self._settled(block))
+            scored |= _scores(block, kept)
             best = np.zeros(len(block))
             np.maximum.at(best, block.owners, block.scores)
             negatives += block.image_ids[own & (best < (self.negative_floor or 0.0))].tolist()
@@ -244,7 +251,11 @@ class PseudoLabeller:
             labels[image_id] = Annotation.empty()
         assert not labels.keys() & set(pool.labelled), "pseudo-labels on labelled images"
         stats = map(_stats, by_class, limits.tolist())
-        return PseudoLabels(dict(sorted(labels.items())), dict(zip(names, stats, strict=True)))
+        return PseudoLabels(
+            dict(sorted(labels.items())),
+            dict(zip(names, stats, strict=True)),
+            examples=_ends(scored),
+        )
 
     def _settled(self, block: RecordSection) -> np.ndarray:
         """The boxes that reproduce themselves, and may teach regression: bool [M]."""
@@ -337,6 +348,21 @@ def _annotations(
             block.boxes[rows], block.labels[rows], ignored[rows], (settled & kept)[rows]
         )
     return labels
+
+
+def _scores(block: RecordSection, kept: np.ndarray) -> dict[str, list[float]]:
+    """Image id to the scores of its kept boxes (bool [M]), of the images that have one."""
+    found = {}
+    for row in np.unique(block.owners[kept]).tolist():
+        rows = slice(block.offsets[row], block.offsets[row + 1])
+        found[str(block.image_ids[row])] = block.scores[rows][kept[rows]].tolist()
+    return found
+
+
+def _ends(scores: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    """The few images whose lowest score is the highest, and those where it is the lowest."""
+    ranked = sorted(scores.items(), key=lambda entry: (-min(entry[1]), entry[0]))
+    return dict(ranked[:N_EXAMPLES] + ranked[N_EXAMPLES:][-N_EXAMPLES:])
 
 
 def _label_or_same(content: dict[str, Any]) -> Any:
