@@ -195,6 +195,11 @@ class SliceImages(Images):
         """Decode a key slice and its neighbours; channels from the lower slice index up."""
         return read_stack(self.stacks[image_id], self.window, self.decode)
 
+    def path(self, image_id: str) -> Path:
+        """The file of a key slice."""
+        stack = self.stacks[image_id]
+        return stack.files[round(stack.positions[1])]
+
     def picture(self, image_id: str) -> np.ndarray:
         """The key slice in grey between -1000 and 400 HU, where lung and soft tissue both show.
 

@@ -19,6 +19,7 @@ from med_sslal.data.splits import Classes, EvalSplit, FolderInRoot, GroupPattern
 from med_sslal.logger.progress import track
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import atomic_write, inside
+from med_sslal.utils.xml_files import parse_xml
 
 logger = logging.getLogger(__name__)
 
@@ -99,12 +100,10 @@ def load_voc(path: Path, size: tuple[int, int], bad: BadSamples) -> list[BoxReco
     DataError where the file is not such XML, or tells another image size.
     """
     try:
-        document = ElementTree.parse(path, ElementTree.XMLParser(target=_NoDoctype()))
-    except ElementTree.ParseError as error:
-        raise DataError(f"{path} is not valid XML: {error}") from error
-    except (OSError, DataError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    tree = document.getroot()
+    tree = parse_xml(content, path)
     told = (tree.findtext("size/height"), tree.findtext("size/width"))
     # Some tools write no size, or 0.
     if all(told) and told != ("0", "0") and told != tuple(map(str, size)):
@@ -159,13 +158,6 @@ def save_voc(folder: Path, images: Images, labels: Labels) -> None:
         text = ElementTree.tostring(root, encoding="utf-8")
         path = folder / f"{image_id}.xml"
         atomic_write(path, lambda stream, text=text: stream.write(text))  # type: ignore[misc]
-
-
-class _NoDoctype(ElementTree.TreeBuilder):
-    """Refuses the declaration that entities (bombs, files of this machine) come in."""
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise DataError("it declares a DOCTYPE, which an annotation file does not need")
 
 
 def _xml_files(root: Path, folder: Path) -> dict[str, Path]:
