@@ -176,8 +176,9 @@ def test_a_key_slice_is_the_source_of_its_copy(tmp_path: Path) -> None:
     image = query.images[0]
     (source,) = (tmp_path / "set").glob(f"**/{image.source}")
     assert image.source_sha256 == sha256_file(source)
-    copy = QueryFolder.named(tmp_path / "queries", query.query_id).images / image.file_name
-    pixels = cv2.imread(str(copy), cv2.IMREAD_UNCHANGED)
+    folder = QueryFolder.named(tmp_path / "queries", query.query_id)
+    assert json.loads(folder.manifest.read_text())["window"] == [-1000, 400]
+    pixels = cv2.imread(str(folder.images / image.file_name), cv2.IMREAD_UNCHANGED)
     assert pixels.shape == (image.height, image.width) and pixels.dtype == np.uint8
 
 

@@ -186,6 +186,7 @@ LABEL_STUDIO: list[tuple[str, Change, str]] = [
     ("nan", side("x", float("nan")), "not finite"),
     ("infinite", side("width", float("inf")), "not finite"),
     ("text", side("y", "3"), "must be numbers"),
+    ("truth", side("y", True), "must be numbers"),
     ("huge", side("y", 10**400), "must be numbers"),
 ]
 

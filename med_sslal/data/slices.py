@@ -207,6 +207,11 @@ class SliceImages(Images):
         """
         low, high = self.window
         values = self.read(image_id)[..., 1] * (high - low) + low
+        return np.repeat(to_unit(values, self.shown_window)[..., None], 3, axis=2)
+
+    @property
+    def shown_window(self) -> tuple[float, float]:
+        """The HU that `picture` shows."""
+        low, high = self.window
         shown = max(low, DISPLAY_WINDOW[0]), min(high, DISPLAY_WINDOW[1])
-        grey = to_unit(values, shown if shown[0] < shown[1] else self.window)
-        return np.repeat(grey[..., None], 3, axis=2)
+        return shown if shown[0] < shown[1] else self.window

@@ -104,7 +104,8 @@ def write_query(
             "a person needs some"
         )
     ids = selection.image_ids
-    drawn = python_generator(selection.seed, "blind", cycle).sample(ids, round(blind * len(ids)))
+    generator = python_generator(selection.seed, "blind", cycle)
+    drawn = set(generator.sample(ids, round(blind * len(ids))))
     query_id = secrets.token_hex(6)
     final = QueryFolder.named(parent, query_id)
     labels = cvat_labels(class_names)
@@ -130,7 +131,10 @@ def write_query(
         _put(folder.labeling_config, labeling_config(class_names))
         write_json(folder.cvat_labels, labels)
         _put(folder.readme, query_readme(query, final.path.name).encode())
-        write_versioned(folder.manifest, FORMAT_VERSION, _manifest(query))
+        window = images.shown_window if isinstance(images, SliceImages) else images.window
+        # What the copies show of the values, for who looks at them later.
+        content = {"window": window, **_manifest(query)}
+        write_versioned(folder.manifest, FORMAT_VERSION, content)
     return query
 
 

@@ -1,7 +1,7 @@
 """What every reader of a returned file does: is it known, inside, and answered once?"""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +96,12 @@ def entries(holder: Any, key: str, where: str) -> Iterator[dict[str, Any]]:
 
 def numbers(source: Any, keys: Sequence[str], where: str) -> list[float]:
     """Values of an object as numbers, finite or not; DataError where they are none."""
-    values = [source.get(key) if isinstance(source, Mapping) else None for key in keys]
-    try:
-        # A text has no sum with a number.
-        return [float(value + 0) for value in values]  # type: ignore[operator]
-    except (TypeError, OverflowError) as error:
-        raise DataError(f"{where}: {', '.join(keys)} must be numbers, found {values}") from error
+    values: list[Any] = [source.get(key) if isinstance(source, Mapping) else None for key in keys]
+    # A whole number of JSON can be too large for a float.
+    with suppress(OverflowError):
+        if all(type(value) in (int, float) for value in values):
+            return [float(value) for value in values]
+    raise DataError(f"{where}: {', '.join(keys)} must be numbers, found {values}")
 
 
 def check_size(told: tuple[Any, Any], image: QueryImage, where: str) -> None:
