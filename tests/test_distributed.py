@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from same_run import assert_same_run
-from tiny import make_voc, quick_config, run_train, wait_for, write_config
+from tiny import SUPERVISED, make_voc, quick_config, run_train, wait_for, write_config
 from torch import nn
 from torch.distributed import TCPStore
 
@@ -391,7 +391,10 @@ def worker(run: subprocess.Popen[str], rank: int) -> int:
     raise AssertionError(f"no rank {rank} among {children}")
 
 
-LONG = ("--set", "trainer.steps_per_cycle=100000", "--set", "trainer.checkpoint_seconds=0.5")
+LONG = (
+    *SUPERVISED,
+    *("--set", "trainer.steps_per_cycle=100000", "--set", "trainer.checkpoint_seconds=0.5"),
+)
 
 
 def end(run: subprocess.Popen[str], number: signal.Signals) -> str:
@@ -426,8 +429,9 @@ def test_a_killed_process_ends_the_other_and_averaged_weights_go_on_as_unbroken(
 ) -> None:
     """`trainer.ema` with a model that every process keeps, gone on with in as many of them."""
     keys = ("trainer.ema=true", "al_settings.num_cycles=0", "trainer.checkpoint_seconds=0.000001")
+    keys += SUPERVISED[1:]
     # So many that the signal comes before the last one.
-    keys += ("trainer.steps_per_cycle=60",)
+    keys += ("trainer.steps_per_cycle=30",)
     words = ("-c", config, *(word for key in keys for word in ("--set", key)))
     whole = torchrun(*words, "--run-id", "whole")
     assert whole.wait() == 0, whole.communicate()[0]

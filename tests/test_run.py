@@ -13,7 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import files_of, make_voc, quick_config, run_test, run_train, wait_for, write_config
+from tiny import (
+    SUPERVISED,
+    files_of,
+    make_voc,
+    quick_config,
+    run_test,
+    run_train,
+    wait_for,
+    write_config,
+)
 
 from med_sslal.base.checkpoint import load_checkpoint
 
@@ -370,7 +379,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
     config: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     words = command(ROOT / "train.py", "-c", config, "--run-id", "x")
-    words += ["--set", "trainer.epochs=200", "--set", "n_workers=1"]
+    words += ["--set", "trainer.epochs=200", "--set", "n_workers=1", *SUPERVISED]
     run = tmp_path / "runs" / "tiny" / "x"
     with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         wait_for(run / "cycle_00" / "checkpoint_last.pth.sha256", process)

@@ -120,6 +120,10 @@ def quick_config(data: Path, save_dir: Path) -> dict[str, Any]:
     return config
 
 
+# Beside `-c CONFIG`: no second training of each cycle.
+SUPERVISED = ("--set", "ssl_settings.include_pseudolabels=false")
+
+
 def run_train(*argv: str | Path) -> int:
     """`python train.py ARGV` in this process; returns the exit code."""
     return main(["train", *map(str, argv)])
@@ -131,9 +135,13 @@ def run_test(*argv: str | Path) -> int:
 
 
 def wait_for(path: Path, process: subprocess.Popen[Any]) -> None:
-    """Wait until a process has made a file, which it must do before it ends."""
+    """Wait up to five minutes until a process has made a file, which it must do before it ends."""
+    latest = time.monotonic() + 300
     while not path.exists():
         assert process.poll() is None, process.communicate()[0]
+        if time.monotonic() > latest:
+            process.kill()
+            raise AssertionError(f"{path} is not there after five minutes")
         time.sleep(0.02)
 
 
