@@ -208,14 +208,14 @@ def test_the_reader_who_counts(tmp_path: Path) -> None:
     other_reader(tasks)
     text = json.dumps(tasks)
     for reader, state in (("5", "confirmed_empty"), ("ann@clinic", "labelled"), ("4", "labelled"),
-                          ("latest", "confirmed_empty")):  # fmt: skip
+                          ("newest", "confirmed_empty")):  # fmt: skip
         found = read(tmp_path, text, reader=reader)
         assert (found[0].state, found[1].state) == ("labelled", state)
     with pytest.raises(DataError, match="0 of them by reader 'bob'"):
         read(tmp_path, text, reader="bob")
     tasks[1]["annotations"][1]["updated_at"] = "yesterday"
     with pytest.raises(DataError, match="no updated_at that tells"):
-        read(tmp_path, json.dumps(tasks), reader="latest")
+        read(tmp_path, json.dumps(tasks), reader="newest")
     # What another one has cancelled does not count beside an answer.
     tasks[1]["annotations"][1]["was_cancelled"] = True
     assert read(tmp_path, json.dumps(tasks))[1].state == "labelled"

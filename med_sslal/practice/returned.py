@@ -34,7 +34,7 @@ def read_returned(
         path: The file, which nothing is written to.
         query: What was asked.
         unmarked: What an image without a box is in plain COCO, which does not tell.
-        reader: Whose annotation counts where a task of Label Studio has several, or "latest".
+        reader: Whose annotation counts where a task of Label Studio has several, or "newest".
         max_bytes: Larger files are refused.
 
     Raises:

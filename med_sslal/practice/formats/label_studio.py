@@ -17,7 +17,7 @@ from med_sslal.practice.formats.rows import (
 )
 from med_sslal.utils.errors import DataError
 
-LATEST = "latest"
+NEWEST = "newest"
 # Percent of the image's sides.
 SIDES = ("x", "y", "width", "height")
 
@@ -87,7 +87,7 @@ def read_label_studio(
     """The answers in an export "JSON" of all tasks; ListedError of all rows that are wrong.
 
     Where a task has several annotations, that of `reader` (an e-mail address or a number) counts,
-    or the one that was changed last where that is "latest".
+    or the one that was changed last where that is "newest".
     """
     rows = Rows(path, query)
     for position, task in enumerate(tasks):
@@ -130,7 +130,7 @@ def _chosen(given: list[dict[str, Any]], reader: str | None, where: str) -> dict
     """The annotation that counts, of some that are not cancelled."""
     if len(given) == 1:
         return given[0]
-    if reader == LATEST:
+    if reader == NEWEST:
         try:
             return max(given, key=lambda each: datetime.fromisoformat(each["updated_at"]))
         except (KeyError, TypeError, ValueError) as error:
@@ -142,7 +142,7 @@ def _chosen(given: list[dict[str, Any]], reader: str | None, where: str) -> dict
     told = "" if reader is None else f", {len(own)} of them by reader '{reader}'"
     raise DataError(
         f"{where}: it has {len(given)} annotations, by {names}{told}: name the reader whose one "
-        f'annotation counts, or "{LATEST}"'
+        f'annotation counts, or "{NEWEST}"'
     )
 
 
