@@ -89,7 +89,7 @@ def test_the_copies_are_the_pictures(images: PictureImages, tmp_path: Path) -> N
         original = images.path(image.image_id)
         assert (pixels == cv2.imread(str(original), cv2.IMREAD_UNCHANGED)).all()
         assert image.file_name.startswith(f"{rank:04d}_") and len(image.file_name) <= 100
-        assert image.file_name.isascii() and image.rank == rank
+        assert image.file_name.isascii() and ".." not in image.file_name and image.rank == rank
         assert image.sha256 == sha256_file(copy)
         assert image.source_sha256 == sha256_file(original)
         assert image.source == images.infos[image.image_id].file_name
@@ -150,7 +150,7 @@ def test_the_readme_names_the_steps_and_no_place(images: PictureImages, tmp_path
     ):
         assert words in text
     task = json.loads(folder.label_studio.read_text())[0]
-    assert task["data"]["image"] == f"/data/local-files/?d={name}/images/0001_.._plain.png"
+    assert task["data"]["image"] == f"/data/local-files/?d={name}/images/0001__._plain.png"
     for path in folder.path.rglob("*.*"):
         assert str(tmp_path).encode() not in path.read_bytes()
 

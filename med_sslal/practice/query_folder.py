@@ -38,7 +38,9 @@ from med_sslal.utils.util import (
 
 FORMAT_VERSION = 1
 MAX_NAME = 100
-_ID, _UNSAFE = re.compile(r"[0-9a-f]{12}"), re.compile(r"[^A-Za-z0-9._-]")
+_ID = re.compile(r"[0-9a-f]{12}")
+# Two dots as well, which some tools take for a way out of their folder.
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]|\.(?=\.)")
 _FILE_NAME = re.compile(r"[0-9]+_[A-Za-z0-9._-]*\.png")
 _COLUMNS = {"boxes": np.float32, "labels": np.int64, "scores": np.float32}
 

@@ -89,8 +89,8 @@ def _refuse_min(path: Path, tasks: list[Any]) -> None:
     flat = [each for each in tasks if isinstance(each, dict) and "data" not in each]
     if any("annotation_id" in each or "annotator" in each for each in flat):
         raise DataError(
-            f"{path} is Label Studio's JSON_MIN, which leaves skipped images out and loses the "
-            f"sizes that boxes are checked by: {_EXPORT}"
+            f"{path} is Label Studio's JSON_MIN, which leaves skipped images out as it does those "
+            f"that nobody has looked at: {_EXPORT}"
         )
 
 
