@@ -3,7 +3,7 @@
 import numpy as np
 
 from med_sslal.eval.eval_utils import Columns, MetricResult, on_columns
-from med_sslal.eval.hits import overlapping
+from med_sslal.eval.hits import one_to_one, overlapping
 
 _BEST_COUNT = 100
 
@@ -54,10 +54,6 @@ def _found(table: Columns) -> tuple[np.ndarray, np.ndarray]:
     for pairs in overlapping(table, counted, np.flatnonzero(~table.gt_ignore)):
         rows += zip(*(column.tolist() for column in pairs), strict=True)
     rows.sort(key=lambda row: (-table.det_scores[row[0]], row[0], -row[2]))
-    used: set[int] = set()
-    taken: dict[int, float] = {}
-    for detection, target, overlap in rows:
-        if detection not in used and target not in taken:
-            used.add(detection)
-            taken[target] = overlap
-    return np.array(list(taken), dtype=np.int64), np.array(list(taken.values()))
+    taken = one_to_one(rows)
+    overlaps = np.array([overlap for _, overlap in taken.values()])
+    return np.array(list(taken), dtype=np.int64), overlaps

@@ -4,7 +4,7 @@ Shape shorthand: D detections, G annotated boxes, over all images of a split. A 
 annotated box that is no ignore region.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -80,3 +80,18 @@ def overlapping(
         # Written as a product: a box of no area has no quotient, and touches nothing.
         enough = (shared > 0) & (shared >= least * whole)
         yield det[enough], gt[enough], shared[enough] / whole[enough]
+
+
+def one_to_one(rows: Iterable[tuple[int, int, float]]) -> dict[int, tuple[int, float]]:
+    """Take pairs (detection, annotated box, overlap) in their order, no box of either in two.
+
+    Returns:
+        Annotated box to its detection and their overlap, in the order in which they were taken.
+    """
+    used: set[int] = set()
+    taken: dict[int, tuple[int, float]] = {}
+    for detection, target, overlap in rows:
+        if detection not in used and target not in taken:
+            used.add(detection)
+            taken[target] = detection, overlap
+    return taken

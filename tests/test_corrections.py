@@ -1,0 +1,201 @@
+"""The correction report: what a reader did with the boxes that a query showed, worked by hand."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from med_sslal.base.types import Prediction
+from med_sslal.practice.answers import Answer, Query, QueryImage
+from med_sslal.practice.corrections import Corrections, corrections
+
+Box = tuple[float, float, float, float]
+# x1, y1, x2, y2, label and, of a shown box, its score.
+Row = tuple[float, ...]
+CLASSES = ("mass & more", "nodule")
+SQUARE: Box = (10, 10, 20, 20)
+
+
+def boxes_of(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    table = np.array(rows, np.float32).reshape(len(rows), len(rows[0]) if rows else 6)
+    boxes = table[:, :4].reshape(-1, 4)
+    return boxes, table[:, 4:5].reshape(-1).astype(np.int64), table[:, 5:6].reshape(-1)
+
+
+def query_of(shown: Mapping[str, Sequence[Row] | None]) -> Query:
+    """A query of images of 100x80 pixels; None is a blind one."""
+    images = tuple(
+        QueryImage(
+            name, f"{rank}_.png", name, "s", "c", 100, 80, rank, rows is None,
+            Prediction(*boxes_of(rows or ())),
+        )
+        for rank, (name, rows) in enumerate(shown.items(), start=1)
+    )  # fmt: skip
+    return Query("0123456789ab", "r", 1, 3, "m" * 64, "c" * 64, CLASSES, images)
+
+
+def answer_of(name: str, rows: Sequence[Row] | str, **more: Any) -> Answer:
+    """Boxes, none of which are a confirmed empty image; or a state."""
+    state = rows if isinstance(rows, str) else "labelled" if rows else "confirmed_empty"
+    boxes, labels, _ = boxes_of(() if isinstance(rows, str) else rows)
+    return Answer(name, state, boxes, labels, **more)  # type: ignore[arg-type]
+
+
+def compare(shown: Sequence[Row], answered: Sequence[Row]) -> list[tuple[Any, ...]]:
+    """Kind, labels, score and IoU of the changes of one image."""
+    found = corrections(query_of({"a": shown}), {"a": answer_of("a", answered)})
+    return [
+        (
+            change.kind,
+            change.label,
+            change.answered,
+            None if change.score is None else round(change.score, 4),
+            None if change.iou is None else round(change.iou, 4),
+        )
+        for change in found.changes
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shown", "answered", "changes"),
+    [
+        ([], [], []),
+        ([(*SQUARE, 1, 0.5)], [(*SQUARE, 1)], [("untouched", 1, 1, 0.5, 1.0)]),
+        # Half a pixel is rounding (9.5 x 10 of 10 x 10), a little more is not (9.25 of 10).
+        ([(*SQUARE, 1, 0.5)], [(10.5, 10, 20, 20, 1)], [("untouched", 1, 1, 0.5, 0.95)]),
+        ([(*SQUARE, 1, 0.5)], [(10.75, 10, 20, 20, 1)], [("moved", 1, 1, 0.5, 0.925)]),
+        # IoU of a pixel's box that is rounded by a half each way: 0.25 / 1.75.
+        ([(5, 5, 6, 6, 1, 0.5)], [(5.5, 5.5, 6.5, 6.5, 1)], [("untouched", 1, 1, 0.5, 0.1429)]),
+        # Half of the box is IoU 0.5, and a match; a little less is none.
+        ([(*SQUARE, 1, 0.5)], [(10, 10, 20, 15, 1)], [("moved", 1, 1, 0.5, 0.5)]),
+        (
+            [(*SQUARE, 1, 0.5)],
+            [(10, 10, 20, 14.75, 1)],
+            [("deleted", 1, None, 0.5, None), ("added", None, 1, None, None)],
+        ),
+        ([(*SQUARE, 2, 0.5)], [(*SQUARE, 1)], [("relabelled", 2, 1, 0.5, 1.0)]),
+        ([(*SQUARE, 2, 0.5)], [(10, 10, 20, 16, 1)], [("relabelled", 2, 1, 0.5, 0.6)]),
+        ([(*SQUARE, 1, 0.5)], [], [("deleted", 1, None, 0.5, None)]),
+        ([], [(*SQUARE, 2)], [("added", None, 2, None, None)]),
+        # Two shown boxes on one place: the class decides, whatever the score.
+        (
+            [(*SQUARE, 1, 0.9), (*SQUARE, 2, 0.4)],
+            [(*SQUARE, 2)],
+            [("deleted", 1, None, 0.9, None), ("untouched", 2, 2, 0.4, 1.0)],
+        ),
+        # Of one class and equal IoU the score decides, whatever the order.
+        (
+            [(*SQUARE, 1, 0.4), (*SQUARE, 1, 0.9)],
+            [(*SQUARE, 1)],
+            [("deleted", 1, None, 0.4, None), ("untouched", 1, 1, 0.9, 1.0)],
+        ),
+        # The box that fits better is met, not the first one; the other one is left.
+        (
+            [(10, 10, 20, 16, 1, 0.9), (10, 10, 20, 18, 1, 0.4)],
+            [(*SQUARE, 1)],
+            [("deleted", 1, None, 0.9, None), ("moved", 1, 1, 0.4, 0.8)],
+        ),
+        # One shown box stands for two objects: the better one.
+        (
+            [(*SQUARE, 1, 0.9)],
+            [(10, 10, 20, 16, 1), (10, 10, 20, 17, 1)],
+            [("moved", 1, 1, 0.9, 0.7), ("added", None, 1, None, None)],
+        ),
+        # A box of the class is met before a better one of the other.
+        (
+            [(*SQUARE, 2, 0.9), (10, 10, 20, 16, 1, 0.4)],
+            [(*SQUARE, 1)],
+            [("deleted", 2, None, 0.9, None), ("moved", 1, 1, 0.4, 0.6)],
+        ),
+    ],
+)  # fmt: skip
+def test_what_became_of_a_box(
+    shown: list[Row], answered: list[Row], changes: list[tuple[Any, ...]]
+) -> None:
+    assert compare(shown, answered) == changes
+
+
+@pytest.fixture
+def read() -> Corrections:
+    """Two readers, two classes, blind images, and every state."""
+    query = query_of(
+        {
+            "z": [(*SQUARE, 1, 0.9), (30, 10, 40, 20, 1, 0.7), (50, 10, 60, 20, 2, 0.3)],
+            "empty": [(*SQUARE, 2, 0.2)],
+            "blind": None,
+            "blind too": None,
+            "skipped": [(*SQUARE, 1, 0.9)],
+            "draft": [(*SQUARE, 1, 0.9)],
+            "withdrawn": [(*SQUARE, 1, 0.9)],
+            "pending": [(*SQUARE, 1, 0.9)],
+            "long": [(*SQUARE, 2, 1.0)],
+        }
+    )
+    first: list[Row] = [
+        (*SQUARE, 1), (30, 10, 40, 18, 1), (50, 10, 60, 20, 1), (70, 10, 80, 20, 2)
+    ]  # fmt: skip
+    answers = [
+        answer_of("z", first, reader="ada", seconds=40),
+        answer_of("empty", [], reader="ada", seconds=600),
+        answer_of("blind", [(*SQUARE, 1)], reader="ada", seconds=9),
+        answer_of("blind too", [(*SQUARE, 1), (30, 10, 40, 20, 2)], reader="ben"),
+        answer_of("skipped", "skipped", reader="ada", seconds=1),
+        answer_of("draft", "in_progress"),
+        answer_of("withdrawn", "withdrawn"),
+        answer_of("long", [(*SQUARE, 2)], reader="ben", seconds=600.5),
+        answer_of("of another query", [(*SQUARE, 1)]),
+    ]
+    return corrections(query, {answer.image_id: answer for answer in answers})
+
+
+def test_counts_have_their_shares_beside_them(read: Corrections) -> None:
+    content = read.to_json()
+    assert content["images"] == {
+        "labelled": 4, "confirmed_empty": 1, "skipped": 1, "in_progress": 1, "pending": 2,
+    }  # fmt: skip
+    assert [(c["image_id"], c["kind"]) for c in content["changes"]] == [
+        ("z", "untouched"), ("z", "moved"), ("z", "relabelled"), ("z", "added"),
+        ("empty", "deleted"), ("long", "untouched"),
+    ]  # fmt: skip
+    assert content["boxes"] == {
+        "shown": 5, "kept": 3, "untouched": 2, "moved": 1, "relabelled": 1, "deleted": 1,
+        "precision": 0.6, "mean_iou_moved": pytest.approx(0.8),
+        "added": 1, "answered": 5, "recall": 0.6,
+    }  # fmt: skip
+    mass, nodule = (content["classes"][name] for name in CLASSES)
+    keys = ("shown", "kept", "relabelled", "deleted", "added", "answered", "precision", "recall")
+    # The relabelled nodule is a wrong nodule, and a mass that was missed.
+    assert [mass[key] for key in keys] == [2, 2, 0, 0, 0, 3, 1.0, 2 / 3]
+    assert [nodule[key] for key in keys] == [3, 1, 1, 1, 1, 2, 1 / 3, 0.5]
+    bands = content["bands"]
+    assert [(band["from"], band["to"]) for band in bands] == [
+        (0.0, 0.3), (0.3, 0.5), (0.5, 0.7), (0.7, 0.9), (0.9, 1.0),
+    ]  # fmt: skip
+    assert [band["shown"] for band in bands] == [1, 1, 0, 1, 2]
+    assert [band["precision"] for band in bands] == [0.0, 0.0, None, 1.0, 1.0]
+
+
+def test_blind_images_are_counted_apart(read: Corrections) -> None:
+    content = read.to_json()
+    assert content["shown"] == {
+        "images": 3, "boxes": 5, "boxes_per_image": 5 / 3,
+        "timed_images": 2, "seconds_per_image": 320,
+        "timed_images_with_box": 1, "seconds_per_box": 10,
+    }  # fmt: skip
+    assert content["blind"]["boxes_per_image"] == 1.5 and content["blind"]["timed_images"] == 1
+    ada, ben = content["readers"].values()
+    assert list(content["readers"]) == ["ada", "ben"]
+    assert ada["boxes"]["shown"] == 4 and ben["boxes"]["shown"] == 1
+    assert ben["shown"]["images"] == 1 and ben["shown"]["seconds_per_image"] is None
+    assert ben["blind"]["boxes"] == 2 and ada["blind"]["boxes"] == 1
+
+
+def test_nothing_answered_has_no_shares() -> None:
+    query = query_of({"a": [(*SQUARE, 1, 0.9)], "b": None})
+    for answers in ({}, {name: answer_of(name, "skipped") for name in "ab"}):
+        content = corrections(query, answers).to_json()
+        assert content["images"]["skipped"] == len(answers)
+        assert content["boxes"]["shown"] == content["boxes"]["answered"] == 0
+        assert content["boxes"]["precision"] is content["boxes"]["recall"] is None
+        assert content["blind"]["boxes_per_image"] is None and content["readers"] == {}
