@@ -270,6 +270,7 @@ def test_a_stopped_run_goes_on_to_the_bit(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = retina_config(data, tmp_path / "runs")
+    config["ssl_settings"]["include_pseudolabels"] = False
     path = write_config(tmp_path / "c.json", config)
     assert run_train("-c", path, "--run-id", "whole") == 0
     with monkeypatch.context() as patch:
