@@ -12,8 +12,10 @@ from med_sslal.cli.errors import run_reported
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = parse(argv, Path(sys.argv[0]).name)
+    # A word of Python is no name of a module.
+    name = {"import": "import_answers"}.get(args.command, args.command)
     # A command's module is imported here: torch takes seconds, and `--help` must not wait.
-    return run_reported(lambda: import_module(f"med_sslal.cli.{args.command}").run(args))
+    return run_reported(lambda: import_module(f"med_sslal.cli.{name}").run(args))
 
 
 def console() -> int:

@@ -122,6 +122,10 @@ class ActiveLearningHelper:
         ]
 
 
+class Oracle:
+    def __init__(self, annotations: Any) -> None: ...
+
+
 class PseudoLabeller:
     def __init__(self, threshold: float | None = None) -> None: ...
 
@@ -134,6 +138,7 @@ REGISTRIES: dict[str, dict[str, Any]] = {
     "optimizer": optimizers(),
     "lr_scheduler": {"ConstantThenCosine": ConstantThenCosine, **lr_schedulers()},
     "al_settings": {"ActiveLearningHelper": ActiveLearningHelper},
+    "oracle": {"simulated": Oracle},
     "ssl_settings": {"PseudoLabeller": PseudoLabeller},
     "metrics": {"sensitivity_k_fps": None, "coco_ap": None},
 }

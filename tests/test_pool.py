@@ -48,9 +48,9 @@ def test_only_unlabelled_images_can_be_labelled_once(ids):
 
 
 def test_state_is_made_of_plain_containers_and_restores_the_pool():
-    pool = Pool(("z", "a"), ("b", "c"))
+    pool = Pool(("z", "a"), ("b", "c"), 2)
     state = json.loads(json.dumps(pool.state_dict()))
-    assert Pool(**state) == pool
+    assert Pool(**state) == pool and state.pop("answers") == 2
     texts = [text for names in state.values() for text in names]
     assert sorted(texts) == ["a", "b", "c", "z"], "ids and nothing else"
 

@@ -35,7 +35,7 @@ GUIDE = (
     README,
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("check", "config", "data", "gpus", "predict", "studies")
+        for name in ("check", "config", "data", "gpus", "practice", "predict", "studies")
     ),
 )
 LINES = [line for page in GUIDE for block in blocks(page, "sh") for line in block.splitlines()]
@@ -129,7 +129,11 @@ PARSED: dict[str, Callable[[str], None]] = {
     r"git clone https://github\.com/\S+ data/\S+": stands_for_itself,
     r"python -m pip install .*": names_files_that_pip_takes,
     r"python -m pytest .*": is_known_to_pytest,
-    r"python -m med_sslal (download|predict|export|check --images) .*": parses_as_command,
+    r"python -m med_sslal (download|predict|export|check --images|import|status) .*": (
+        parses_as_command
+    ),
+    # The folder's own; tests/test_practice.py goes this way.
+    r"python train\.py -c my\.json": lambda command: train_args(shlex.split(command)[2:]),
     r"python -m med_sslal study .*": parses_as_study,
     r"python train\.py .*--device (cuda|[\d,]+)": parses_as_training,
     r"(srun |CUDA_VISIBLE_DEVICES=\S+ )?torchrun .*": is_known_to_torchrun,

@@ -1,7 +1,8 @@
 """Which images are labelled and which are not: ids only, so no label can leak through it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -10,6 +11,7 @@ class Pool:
 
     labelled: tuple[str, ...]  # In the order of labelling.
     unlabelled: tuple[str, ...]  # The others, sorted, whatever order they came in.
+    answers: int = 0  # Imports of a person's answers that it stands on; see `Journal`.
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labelled", tuple(self.labelled))
@@ -29,8 +31,9 @@ class Pool:
         if strangers or len(moved) != len(image_ids):
             raise ValueError(f"only unlabelled images can be labelled, once each: {strangers}")
         rest = (image_id for image_id in self.unlabelled if image_id not in moved)
-        return Pool((*self.labelled, *image_ids), tuple(rest))
+        return replace(self, labelled=(*self.labelled, *image_ids), unlabelled=tuple(rest))
 
-    def state_dict(self) -> dict[str, list[str]]:
+    def state_dict(self) -> dict[str, Any]:
         """Plain containers, for a checkpoint."""
-        return {"labelled": list(self.labelled), "unlabelled": list(self.unlabelled)}
+        ids = {"labelled": list(self.labelled), "unlabelled": list(self.unlabelled)}
+        return {**ids, "answers": self.answers}

@@ -3,7 +3,7 @@
 And, beside it: what the model saw on the images that a report shows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -67,19 +67,27 @@ def write_detections(
     The file holds, in COCO's form (see `coco_utils.to_coco_predictions`), those worth showing on
     the images taken and on a few others, drawn by the run's seed.
     """
-    section = record.section(PLAIN)
     taken = set(selection.image_ids)
-    others = [name for name in section.image_ids.tolist() if name not in taken]
+    others = [name for name in record.image_ids.tolist() if name not in taken]
     contrast = python_generator(selection.seed, "contrast", cycle).sample(
         others, min(N_CONTRAST, len(others))
     )
-    shown = {}
-    for name in (*selection.image_ids, *contrast):
+    names = (*selection.image_ids, *contrast)
+    shown = detections_of(record, names, SHOWN_SCORE, at_least=SHOWN_AT_LEAST)
+    write_json(path, to_coco_predictions(shown, infos, record.header.class_names))
+
+
+def detections_of(
+    record: PoolRecord, image_ids: Iterable[str], score: float, *, at_least: int = 0
+) -> dict[str, Prediction]:
+    """What the model saw on images of a record, from a score on and the best few in any case."""
+    section, shown = record.section(PLAIN), {}
+    for name in image_ids:
         row = int(np.searchsorted(section.image_ids, name))
         first, last = int(section.offsets[row]), int(section.offsets[row + 1])
         # Detections lie best first.
-        n = max(SHOWN_AT_LEAST, int((section.scores[first:last] >= SHOWN_SCORE).sum()))
+        n = max(at_least, int((section.scores[first:last] >= score).sum()))
         rows = slice(first, min(first + n, last))
         found = (section.boxes, section.labels, section.scores)
         shown[name] = Prediction(*(np.array(column[rows]) for column in found))
-    write_json(path, to_coco_predictions(shown, infos, record.header.class_names))
+    return shown

@@ -9,7 +9,7 @@ from inspect import isfunction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Interval, Predicate, doc
+from annotated_types import Ge, Interval, Predicate, doc
 
 from med_sslal.config.overrides import Override, json_or_text, parse_set
 from med_sslal.config.schema import Count, Name, Positive
@@ -139,6 +139,26 @@ instead of the whole study:
   --print-commands  print one command for each run that is not done, those that others wait for
     first
 """,
+    "import": """Take a person's answers to a query of a run: all that the files have, or nothing.
+  QUERY  the query's folder in its run, <run>/cycle_NN/query_<id>
+  FILE*  exports of an annotation tool: Label Studio's JSON of all tasks, CVAT's XML 1.1, COCO
+how they are read:
+  The query's README tells how to export. The last answer of an image holds; what is imported
+  already changes nothing.
+  --unmarked empty|pending  what an image without a box means in COCO, which does not say
+  --reader NAME  who answered, where the file names nobody; of several readers of an image, the one
+    whose answer is taken
+  --pad PIXELS  widen each box by so much on every side, where the other labels are padded [0]
+  --dry-run  check and count, change nothing
+in place of files:
+  --withdraw ID+  take the answers to these images of the query back
+examples:
+  python -m med_sslal import exp_results/latest/cycle_00/query_1a2b3c answers.json
+  python -m med_sslal import exp_results/latest/cycle_00/query_1a2b3c --withdraw patient3/scan2
+""",
+    "status": """Say where a run stands: its cycle, its queries and their answers, what comes next.
+  RUN  a run folder, or 'latest' for the newest run
+""",
     "report": """Write the report of runs and studies: one HTML file each that needs no network.
   PATH+  run folders and study folders, or 'latest' for the newest run; each gets its own page
 """,
@@ -183,7 +203,7 @@ def parse(argv: Sequence[str] | None, started: str = "") -> argparse.Namespace:
         )
         add_options(parsers[name], options)
     args = parser.parse_args(argv)
-    refusals = {"train": _misfit, "check": _misfit_of_check}
+    refusals = {"train": _misfit, "check": _misfit_of_check, "import": _misfit_of_import}
     if args.command in refusals and (refusal := refusals[args.command](args)) is not None:
         parsers[args.command].error(refusal)
     return args
@@ -212,14 +232,16 @@ def _add_option(to: argparse._ActionsContainer, words: str, meaning: str) -> Non
     if last.startswith("-"):
         to.add_argument(*flags, last, action="store_true", help=meaning)
         return
-    name = (flags[-1] if flags else last).strip("-+?").replace("-", "_").lower()
+    name = (flags[-1] if flags else last).strip("-+?*").replace("-", "_").lower()
     meaning, _, default = meaning.removesuffix("]").partition(" [")
     # A word may stand for two things: a folder of images, and how many.
     kind = _KINDS.get(f"{name} {last}", _KINDS.get(name, str))
     more: dict[str, Any] = {"help": meaning, "type": _reader(kind)}
-    more["metavar"] = last.strip("+?")
+    more["metavar"] = last.strip("+?*")
+    if last[-1] in "+?*":
+        more["nargs"] = last[-1]
     if not flags:
-        more |= {"nargs": last[-1]} if last[-1] in "+?" else {}
+        pass
     elif default == "required":
         more["required"] = True
     elif default:
@@ -278,6 +300,12 @@ def _misfit_of_check(args: argparse.Namespace) -> str | None:
     return None
 
 
+def _misfit_of_import(args: argparse.Namespace) -> str | None:
+    if bool(args.file) == bool(args.withdraw):
+        return "give one of FILE (answers) and --withdraw ID (to take some back)"
+    return None
+
+
 def _is_device(text: str) -> bool:
     numbers = text.split(",")
     if not all(re.fullmatch("[0-9]+", number) for number in numbers):
@@ -332,7 +360,19 @@ _KINDS: dict[str, Any] = {
     **dict.fromkeys(HELPER_OPTIONS, json_or_text),
     **dict.fromkeys(("budget", "seed", "cycle", "patients", "size"), int),
     **dict.fromkeys(
-        ("out", "links", "md5", "init_from", "results", "images", "dicom_key", "write_config"), Path
+        (
+            "out",
+            "links",
+            "md5",
+            "init_from",
+            "results",
+            "images",
+            "dicom_key",
+            "write_config",
+            "query",
+            "file",
+        ),
+        Path,
     ),
     "fps": Literal["0.5", "1", "2", "4", "8", "16"],
     "threshold": Annotated[float, Interval(ge=0, le=1)],
@@ -343,4 +383,6 @@ _KINDS: dict[str, Any] = {
     "hidden_fraction": float,
     "dataset": Literal["deeplesion"],
     "split": Literal["test", "val"],
+    "unmarked": Literal["empty", "pending"],
+    "pad": Annotated[float, Ge(0)],
 }

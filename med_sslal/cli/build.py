@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn, optim
 
+from med_sslal.al.oracle import Oracle
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.checkpoint import load_checkpoint, sidecar
@@ -20,10 +22,13 @@ from med_sslal.config.signature import signature
 from med_sslal.data.transforms import EvalTransform
 from med_sslal.model.compiling import compile_parts
 from med_sslal.model.weights import read_weights
+from med_sslal.practice.journal import Journal, read_journal
+from med_sslal.practice.oracle import HumanOracle
+from med_sslal.trainer.run_folder import CycleFolder
 from med_sslal.trainer.setup import RunSetup, Transforms
 from med_sslal.trainer.supervised_step import SupervisedStep
 from med_sslal.utils.distributed import ALONE, World
-from med_sslal.utils.errors import CheckpointError, ConfigError, DeviceError
+from med_sslal.utils.errors import CheckpointError, ConfigError, DataError, DeviceError
 from med_sslal.utils.train_util import (
     Devices,
     process_device,
@@ -31,7 +36,7 @@ from med_sslal.utils.train_util import (
     restrict_visible_devices,
     seed_everything,
 )
-from med_sslal.utils.util import stable_hash
+from med_sslal.utils.util import read_json, stable_hash
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +70,23 @@ def build_dataset(
     dataset.check_num_classes(config.get("arch.args.num_classes"))
     check_monitor(config, dataset)
     return dataset
+
+
+def oracle_of(config: ConfigParser, dataset: BaseDataset, journal: Journal) -> Oracle:
+    """The oracle of a run: it alone has the labels of training images, and a person's answers."""
+    labels, train = dataset.labels, dataset.images.splits["train"]
+    known = labels.of(name for name in train if name in labels.annotations)
+    human = issubclass(config.init_class("oracle"), HumanOracle)
+    oracle: Oracle = config.init_obj("oracle", known, **({"journal": journal} if human else {}))
+    return oracle
+
+
+def with_answers(dataset: BaseDataset, cycle: CycleFolder) -> BaseDataset:
+    """A run's data set with the answers of a person that a cycle stands on, if there are any."""
+    names, n_imports = dataset.labels.class_names, read_json(cycle.pool).get("answers", 0)
+    answered = read_journal(cycle.run.answers, names).labels(n_imports)
+    labels = replace(dataset.labels, annotations={**dataset.labels.annotations, **answered})
+    return BaseDataset(dataset.images, labels)
 
 
 def image_size_of(config: ConfigParser) -> Any:
@@ -104,9 +126,12 @@ def data_difference(content: Mapping[str, Any], setup: RunSetup) -> str | None:
     """
     if "images_fingerprint" not in content:
         return "it is of an older program, which noted images and labels as one"
-    fingerprints = setup.fingerprints(
-        setup.strategy.oracle.label(content.get("pool", {}).get("labelled", ()))
-    )
+    pool = content.get("pool", {})
+    try:
+        used = setup.strategy.oracle.label(pool.get("labelled", ()), pool.get("answers", 0))
+    except DataError as error:
+        return str(error)
+    fingerprints = setup.fingerprints(used)
     if content["images_fingerprint"] != fingerprints["images_fingerprint"]:
         return "its images or their split have changed"
     if content["labels_fingerprint"] != fingerprints["labels_fingerprint"]:

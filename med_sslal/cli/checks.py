@@ -13,11 +13,15 @@ from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.base.base_model import ABILITIES
 from med_sslal.base.learning_rate import tail_start
 from med_sslal.config.parse_config import ConfigParser
+from med_sslal.data.coco import COCO
+from med_sslal.data.image_folder import ImageFolder
 from med_sslal.data.sampler import EpochBatchSampler
+from med_sslal.data.voc import PascalVOC
 from med_sslal.eval.metric import metric_keys
 from med_sslal.model.compiling import check_compiler
 from med_sslal.model.detectors import FasterRCNN
 from med_sslal.model.norm import learns_batch_norm
+from med_sslal.practice.oracle import HumanOracle
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.student import gate_metric
 from med_sslal.utils.errors import ConfigError
@@ -45,14 +49,18 @@ def check_setup(setup: RunSetup) -> None:
     helper, num_cycles = setup.strategy.helper, setup.strategy.num_cycles
     pool = setup.images.splits["train"]
     _check_labels(setup, pool)
-    if helper.starts_labelled:
-        pool = setup.strategy.oracle.known(pool)
-    _check_pool(setup, pool)
+    known = setup.strategy.oracle.known(pool)
+    if isinstance(setup.strategy.oracle, HumanOracle):
+        _check_human(setup)
+    elif helper.starts_labelled:
+        pool = known
+    n_initial = len(known) if helper.starts_labelled else helper.n_initial(len(pool))
+    _check_pool(setup, pool, n_initial)
     _check_untils(setup)
     if setup.strategy.labeller is not None and setup.strategy.ssl.gate:
         gate_metric(setup.metrics, setup.strategy.ssl.gate_metric, setup.class_names)
     if setup.strategy.mean_teacher:
-        _check_teacher(setup, helper.n_initial(len(pool)))
+        _check_teacher(setup, n_initial)
     if num_cycles:
         _check_abilities(config, helper)
     n_shares, name = (world.size, "processes") if world.launched else (len(devices.ids), "devices")
@@ -68,7 +76,7 @@ def check_setup(setup: RunSetup) -> None:
                 "of the model cannot be compiled: use one GPU, or set it to false"
             )
         check_compiler(devices.main)
-    _check_schedule(config, helper, len(pool))
+    _check_schedule(config, helper, len(pool), n_initial)
 
 
 def check_batch_norm(setup: RunSetup) -> None:
@@ -139,10 +147,12 @@ def _check_labels(setup: RunSetup, train: Sequence[str]) -> None:
         )
     n_missing = len(train) - len(setup.strategy.oracle.known(train))
     missing = f"{n_missing} of {len(train)} training images have no label"
-    if n_missing and setup.strategy.num_cycles:
+    human = isinstance(setup.strategy.oracle, HumanOracle)
+    if n_missing and setup.strategy.num_cycles and not human:
         raise ConfigError(
             f"al_settings.num_cycles is {setup.strategy.num_cycles}, but {missing} and there is "
-            "nobody to ask for it: set it to 0 to train on the labelled images"
+            'nobody to ask for it: set oracle.type to "human" to ask a person, or this to 0 to '
+            "train on the labelled images"
         )
     if n_missing and not setup.strategy.helper.starts_labelled:
         raise ConfigError(
@@ -151,11 +161,28 @@ def _check_labels(setup: RunSetup, train: Sequence[str]) -> None:
         )
 
 
-def _check_pool(setup: RunSetup, train: Sequence[str]) -> None:
+def _check_human(setup: RunSetup) -> None:
+    """Refuse to ask a person about what cannot be sent out, or in a run that knows the truth."""
+    human = 'oracle.type "human"'
+    if not issubclass(setup.config.init_class("dataset"), COCO | PascalVOC | ImageFolder):
+        raise ConfigError(
+            f"{human} needs a data set of picture files (ImageFolder, COCO, PascalVOC), and "
+            f"dataset.type is {setup.config.get('dataset.type')}"
+        )
+    if not setup.strategy.helper.starts_labelled:
+        raise ConfigError(
+            f"{human}: the run begins with the images that have a label: set "
+            'al_settings.args.init_num to "labelled"'
+        )
+    if setup.strategy.ssl.oracle:
+        raise ConfigError(f"ssl_settings.oracle asks for a truth that {human} does not have")
+
+
+def _check_pool(setup: RunSetup, train: Sequence[str], n_initial: int) -> None:
     """Refuse an initial set and a first query that the pool cannot give."""
     helper, num_cycles = setup.strategy.helper, setup.strategy.num_cycles
     pool, infos = Pool((), tuple(train)), setup.images.infos
-    n_initial, in_images = helper.n_initial(len(pool)), helper.costs.unit == "images"
+    in_images = helper.costs.unit == "images"
     if not num_cycles:
         check_pool(n_initial, 0, len(pool))
         return
@@ -163,7 +190,9 @@ def _check_pool(setup: RunSetup, train: Sequence[str]) -> None:
     check_positions(pool.unlabelled, slice_positions(infos), helper.suppress_adjacent)
     if in_images:
         # What a cold start picks is not known yet; more than the whole pool cannot be had.
-        left = pool if helper.cold_start else pool.label(helper.initial(pool))
+        known = setup.strategy.oracle.known(train)
+        first = known if helper.starts_labelled else helper.initial(pool)
+        left = pool if helper.cold_start else pool.label(first)
         groups = [infos[image_id].group_id for image_id in left.unlabelled]
         check_groups(groups, helper.budget_num, helper.max_per_group)
         enough = math.ceil((len(pool) - n_initial) / helper.budget_num)
@@ -207,7 +236,9 @@ def _check_abilities(config: ConfigParser, helper: ActiveLearningHelper) -> None
     )
 
 
-def _check_schedule(config: ConfigParser, helper: ActiveLearningHelper, pool_size: int) -> None:
+def _check_schedule(
+    config: ConfigParser, helper: ActiveLearningHelper, pool_size: int, n_initial: int
+) -> None:
     """Refuse a learning-rate schedule that would break off, do nothing or work backwards."""
     if not config["lr_scheduler"]:
         return
@@ -228,23 +259,25 @@ def _check_schedule(config: ConfigParser, helper: ActiveLearningHelper, pool_siz
         )
     if cls is OneCycleLR:
         end = args.get("total_steps") or args["epochs"] * args["steps_per_epoch"]
-        if (moves := _most_moves(config, helper, pool_size)) > end:
+        if (moves := _most_moves(config, helper, pool_size, n_initial)) > end:
             raise ConfigError(
                 f"OneCycleLR ends after {end} moves (lr_scheduler.args), but a cycle may take "
                 f"{moves}: set total_steps to {moves}"
             )
 
 
-def _most_moves(config: ConfigParser, helper: ActiveLearningHelper, pool_size: int) -> int:
+def _most_moves(
+    config: ConfigParser, helper: ActiveLearningHelper, pool_size: int, n_initial: int
+) -> int:
     """How often the scheduler moves in the longest cycle, at most."""
     trainer = config["trainer"]
     batch_size = config["batch_size"] * trainer["accumulate"]
     by_step = config["lr_scheduler"]["interval"] == "step"
     if trainer["steps_per_cycle"]:
-        batches = max(1, helper.n_initial(pool_size) // batch_size)
+        batches = max(1, n_initial // batch_size)
         steps = trainer["steps_per_cycle"]
         return steps if by_step else math.ceil(steps / batches)
     queries = config.get("al_settings.num_cycles")
-    labelled = helper.n_initial(pool_size) + queries * helper.costs.most_images(helper.budget_num)
+    labelled = n_initial + queries * helper.costs.most_images(helper.budget_num)
     batches = math.ceil(min(labelled, pool_size) / batch_size)
     return trainer["epochs"] * (batches if by_step else 1)

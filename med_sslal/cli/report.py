@@ -5,8 +5,9 @@ from argparse import Namespace
 from pathlib import Path
 
 from med_sslal.base.base_dataset import BaseDataset
-from med_sslal.cli.build import build_dataset
+from med_sslal.cli.build import build_dataset, with_answers
 from med_sslal.cli.registries import registries
+from med_sslal.cli.status import progress_of, query_out
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.report.run_data import load_run
 from med_sslal.report.run_page import write_run_report
@@ -47,7 +48,10 @@ def write_run(run: RunFolder, dataset: BaseDataset | None = None) -> Path:
     `dataset` are the run's images with the labels that it has used. None opens its data set; where
     that cannot be done the page says so and does without pictures and truth.
     """
-    source, differences, remarks = run.config, None, []
+    source, differences = run.config, None
+    remarks: list[str] = []
+    if (query := query_out(run)) is not None:
+        remarks.append(f"A person is asked: {progress_of(query, run)[0]}.")
     try:
         config = ConfigParser(read_json(source), registries(), source=str(source))
         differences = config.differences()
@@ -56,7 +60,8 @@ def write_run(run: RunFolder, dataset: BaseDataset | None = None) -> Path:
             opened = build_dataset(config, own)
             if {name: list(ids) for name, ids in opened.images.splits.items()} != own:
                 raise DataError("Its images or its split have changed since.")
-            dataset = opened
+            begun = [cycle for cycle in run.cycles() if cycle.pool.is_file()]
+            dataset = with_answers(opened, begun[-1]) if begun else opened
     except UserError as error:
         remarks.append(f"{_NO_DATA} {error}")
     return write_run_report(load_run(run, dataset, differences, tuple(remarks)))

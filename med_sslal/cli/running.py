@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
+from med_sslal.al.pool import Pool
 from med_sslal.base.base_dataset import BaseDataset, Labels
 from med_sslal.base.checkpoint import check_can_go_on, load_checkpoint, newest_good
 from med_sslal.cli.build import data_difference, load_weights
 from med_sslal.cli.report import write_run
+from med_sslal.cli.status import next_steps
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import compare_for_resume
 from med_sslal.eval.coco_utils import from_coco_predictions
@@ -64,16 +66,19 @@ def run_in(run: RunFolder, setup: RunSetup) -> int:
             # Seconds, with nothing left to go on with: a request to stop waits for their end.
             _write_pictures(run, setup, rows)
             sys.stdout.write(cycle_table(rows) + "\n")
-            if before == _measured_at(run):
+            if before == _measured_at(run) and run.finished:
                 sys.stdout.write(_nothing_left(run, setup, rows))
             else:
                 minutes = (time.monotonic() - started) / 60
                 memory = peak_memory(setup.compute.devices.main)
-                logger.info("finished after %.1f minutes; peak memory %s", minutes, memory)
+                done = "finished" if run.finished else "waiting for answers"
+                logger.info("%s after %.1f minutes; peak memory %s", done, minutes, memory)
             logger.info("results: %s", run)
             seen = _seen(run.cycle(rows[-1]["cycle"]), setup)
             # Last, when everything else is on disk: an error in it loses nothing of the run.
             sys.stdout.write(f"report: {write_run(run, seen)}\n")
+            if not run.finished:
+                sys.stdout.write(next_steps(run, resume_command(run.path, setup.world)))
     except Interrupted as request:
         logger.debug("%s", request)
         # Not logged: it is told at every verbosity.
@@ -115,7 +120,8 @@ def help_main(setup: RunSetup) -> int:
 
 def _seen(cycle: CycleFolder, setup: RunSetup) -> BaseDataset:
     """The images of a run with the labels that it has used: what its report may show."""
-    bought = setup.strategy.oracle.label(read_json(cycle.pool)["labelled"])
+    pool = Pool(**read_json(cycle.pool))
+    bought = setup.strategy.oracle.label(pool.labelled, pool.answers)
     labels = {**bought, **setup.eval_labels.annotations}
     return BaseDataset(setup.images, Labels(setup.class_names, labels))
 

@@ -22,6 +22,7 @@ from med_sslal.al.stages import unused_defaults
 from med_sslal.base.base_dataset import Labels
 from med_sslal.base.types import Annotation, ImageInfo
 from med_sslal.cli.args import HELPER_OPTIONS
+from med_sslal.cli.build import with_answers
 from med_sslal.cli.origin import (
     NoImagesError,
     Origin,
@@ -134,7 +135,7 @@ def _truth(
     except NoImagesError as reason:
         raise DataError(f"--explain needs the run's labels, but {reason}") from reason
     assert origin.cycle is not None
-    splits, labels = dataset.images.splits, dataset.labels
+    splits, labels = dataset.images.splits, with_answers(dataset, origin.cycle).labels
     bought = read_json(origin.cycle.pool)["labelled"]
     used = labels.of((*splits["val"], *splits["test"], *bought))
     if Labels(labels.class_names, used).fingerprint() != record.header.labels_fingerprint:

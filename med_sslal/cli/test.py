@@ -14,6 +14,7 @@ from med_sslal.cli.train import build_setup
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.eval.coco_utils import to_coco_predictions
 from med_sslal.logger.logger import setup_logging
+from med_sslal.practice.journal import read_journal
 from med_sslal.report.overlays import write_evaluation_pictures
 from med_sslal.report.table import metric_table
 from med_sslal.trainer.inference import predict_split
@@ -45,7 +46,11 @@ def run(args: Namespace) -> int:
         devices = devices_of(config, args.device, world)
         with deterministic_algorithms(config["deterministic"]), StopRequest() as stop:
             dataset = world.local_first(lambda: build_dataset(config, split))
-            setup = build_setup(config, dataset, devices, show_progress=world.is_main, world=world)
+            journal, shown = None, {"show_progress": world.is_main}
+            if cycle is not None:
+                names, answers = dataset.labels.class_names, cycle.run.answers
+                journal = world.from_main(lambda: read_journal(answers, names))
+            setup = build_setup(config, dataset, devices, **shown, world=world, journal=journal)
             if (difference := data_difference(content, setup)) is not None:
                 logger.warning("the data is not that of the training: %s", difference)
             load_weights(setup.detector.model(), content, path)

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from med_sslal.al.oracle import SimulatedOracle
 from med_sslal.base.base_dataset import BaseDataset, Labels
 from med_sslal.base.checkpoint import save_checkpoint
 from med_sslal.cli.build import (
@@ -25,6 +24,7 @@ from med_sslal.cli.build import (
     devices_of,
     initial_weights,
     optimizer_of,
+    oracle_of,
     step_class,
     trainer_settings,
 )
@@ -35,6 +35,7 @@ from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.schema import SslKeys
 from med_sslal.config.show import help_config, print_config
 from med_sslal.logger.logger import setup_logging
+from med_sslal.practice.journal import Journal, read_journal
 from med_sslal.study.shared_cycle import check_shared, take_over
 from med_sslal.trainer.cycle import run_cycles
 from med_sslal.trainer.new_folder import filled_first, new_run_folder, point_to
@@ -90,8 +91,12 @@ def build_setup(
     *,
     show_progress: bool,
     world: World = ALONE,
+    journal: Journal | None = None,
 ) -> RunSetup:
-    """Everything a run is made of; ConfigError where the parts do not fit each other."""
+    """Everything a run is made of; ConfigError where the parts do not fit each other.
+
+    `journal` is what a person has answered until now; None for nothing.
+    """
     seed = config["seed"]
     # Data. The labels of training images are the oracle's alone.
     labels, splits = dataset.labels, dataset.images.splits
@@ -107,7 +112,7 @@ def build_setup(
     ssl = SslKeys(**{key.name: config.get(f"ssl_settings.{key.name}") for key in fields(SslKeys)})
     strategy = Strategy(
         helper=config.init_obj("al_settings", seed=seed),
-        oracle=SimulatedOracle(labels.of(i for i in splits["train"] if i in labels.annotations)),
+        oracle=oracle_of(config, dataset, journal or Journal()),
         labeller=config.init_obj("ssl_settings") if ssl.include_pseudolabels else None,
         ssl=ssl,
         num_cycles=config.get("al_settings.num_cycles"),
@@ -169,7 +174,10 @@ def dry_run(setup: RunSetup, init_from: Path | None) -> int:
     splits = {name: ids[: sizes[name]] for name, ids in setup.images.splits.items()}
     strategy = setup.strategy
     if strategy.helper.starts_labelled:
-        splits["train"] = strategy.oracle.known(setup.images.splits["train"])[:DRY_POOL]
+        known = strategy.oracle.known(setup.images.splits["train"])
+        others = sorted(set(setup.images.splits["train"]) - set(known))
+        # Who answers queries is asked about images without a label.
+        splits["train"] = (*known[:DRY_POOL], *(others[:DRY_POOL] if strategy.num_cycles else ()))
     n_initial = max(1, min(DRY_INIT, len(splits["train"]) - 1))
     small = replace(
         setup,
@@ -220,7 +228,10 @@ def resume(args: Namespace) -> int:
         with deterministic_algorithms(config["deterministic"]):
             split = world.from_main(lambda: read_json(run.split))
             dataset = world.local_first(lambda: build_dataset(config, split))
-            setup = build_setup(config, dataset, devices, show_progress=world.is_main, world=world)
+            names = dataset.labels.class_names
+            journal = world.from_main(lambda: read_journal(run.answers, names))
+            shown = {"show_progress": world.is_main}
+            setup = build_setup(config, dataset, devices, **shown, world=world, journal=journal)
             check_batch_norm(setup)
             if not world.is_main:
                 return help_main(setup)

@@ -10,7 +10,7 @@ Change = tuple[str, Any, Any]
 _FREE = (
     "n_workers", "trainer.save_dir", "trainer.save_period", "trainer.checkpoint_seconds",
     "trainer.val_period", "trainer.val_steps", "trainer.keep_checkpoints", "trainer.keep_records",
-    "trainer.verbosity", "trainer.tensorboard",
+    "trainer.verbosity", "trainer.tensorboard", "oracle.args.min_answered",
 )  # fmt: skip
 # May only grow: what is done already stays part of the run.
 _FREE_UPWARD = ("trainer.epochs", "trainer.steps_per_cycle", "al_settings.num_cycles")
@@ -21,6 +21,7 @@ _WARNED = (
     "ssl_settings.per_step", "dataset.args.root", "dataset.args.cache*", "dataset.args.labels",
     "trainer.monitor", "trainer.early_stop", "trainer.precision", "trainer.channels_last",
     "trainer.compile", "trainer.grad_clip", "trainer.accumulate", "trainer.warmup_steps",
+    "oracle.args.*",
 )  # fmt: skip
 
 

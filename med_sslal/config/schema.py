@@ -213,6 +213,13 @@ SCHEMA: tuple[Key | TypeSection, ...] = (
         required=True,
     ),
     TypeSection("al_settings", "which images get their labels next", ("seed",)),
+    TypeSection(
+        "oracle",
+        "who gives the labels of a query: simulated = the data has them; human = a person, in an "
+        "annotation tool",
+        ("annotations", "journal"),
+        "simulated",
+    ),
     *_keys(SslKeys, "ssl_settings."),
     TypeSection("ssl_settings", "pseudo-labels", has_type=False),
     *_keys(TrainerKeys, "trainer."),

@@ -142,7 +142,11 @@ def bought(run: RunData) -> Content | None:
     groups: dict[str, Sequence[str]] = {"initial set": run.cycles[0].pool.labelled}
     for cycle in run.cycles:
         if cycle.selection is not None:
-            groups[f"query after cycle {cycle.number}"] = cycle.selection.image_ids
+            # A person has not answered all, or none yet.
+            told = [
+                name for name in cycle.selection.image_ids if name in dataset.labels.annotations
+            ]
+            groups[f"query after cycle {cycle.number}"] = told
     groups["validation and test"] = held_out
     rows = []
     for group, ids in groups.items():

@@ -219,6 +219,8 @@ def _unfair(study: StudyConfig) -> list[str]:
         problems.append(
             f"{source} arms: {' and '.join(full)} both label everything (init_num all): keep one"
         )
+    if any(config.get("oracle.type") == "human" for config in arms.values()):
+        problems.append(f'{source}: oracle.type "human" waits for a person: a study cannot')
     if any(config.get("trainer.steps_per_cycle") is None for config in arms.values()):
         problems.append(
             f"{source}: trainer.steps_per_cycle is null, so that arms with more labels would train "

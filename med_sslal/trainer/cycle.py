@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from med_sslal.al.oracle import SimulatedOracle
 from med_sslal.al.pool import Pool
 from med_sslal.al.purchase import purchase
 from med_sslal.al.restrict import slice_positions
 from med_sslal.al.selection_io import read_selection, write_detections, write_selection
 from med_sslal.base.types import Annotation
 from med_sslal.eval.coco_utils import to_coco_predictions
+from med_sslal.practice.oracle import HumanOracle, Progress
 from med_sslal.ssl.pseudo_labels import PseudoLabels
 from med_sslal.trainer.finds import note_finds
 from med_sslal.trainer.inference import header_of, predict_split, score_best
@@ -23,6 +25,7 @@ from med_sslal.trainer.initial_set import initial_set
 from med_sslal.trainer.remote_calls import help_out, together
 from med_sslal.trainer.results import measured, write_metrics
 from med_sslal.trainer.run_folder import CycleFolder, RunFolder
+from med_sslal.trainer.send_query import send_query
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.student import decide, pseudo_label, teacher_thresholds
 from med_sslal.trainer.train_cycle import train_cycle
@@ -93,15 +96,18 @@ class CycleLoop:
                 logger.info(text, state.number, setup.strategy.num_cycles)
             if last:
                 return rows
-            following = self._query(state, rows)
+            query = self._query(state, rows)
             self._stop.check()
-            if following is None:
+            if not query:
                 self._run.write_summary(rows, finished=True)
                 return rows
-            state = following
+            after = self._pool_after(state, query)
+            if after is None:
+                return rows
+            state = CycleState(state.number + 1, after)
 
     def _labels(self, state: CycleState) -> dict[str, Annotation]:
-        return self._setup.strategy.oracle.label(state.pool.labelled)
+        return self._setup.strategy.oracle.label(state.pool.labelled, state.pool.answers)
 
     def _train(self, state: CycleState) -> None:
         """Get the cycle's model, unless it is there: trained on labels, or a student's, or that."""
@@ -213,14 +219,14 @@ class CycleLoop:
         made = PseudoLabels.read(pseudo) if pseudo.exists() else None
         return write_metrics(setup, folder, self._labels(state), made, results, seconds)
 
-    def _query(self, state: CycleState, rows: Sequence[Mapping[str, Any]]) -> CycleState | None:
-        """Score the pool and choose the next labels: the next cycle's state.
+    def _query(self, state: CycleState, rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+        """Score the pool and choose the next labels: the images to label, in order.
 
-        `rows` are those of all cycles so far. None where the budget pays for no label.
+        `rows` are those of all cycles so far. None are chosen where the budget pays for no label.
         """
         setup, folder = self._setup, self._run.cycle(state.number)
+        strategy, oracle = setup.strategy, setup.strategy.oracle
         if not folder.queried:
-            strategy, oracle = setup.strategy, setup.strategy.oracle
             helper = strategy.helper.at(state.number, strategy.num_cycles, rows)
             record = score_best(
                 setup,
@@ -235,7 +241,12 @@ class CycleLoop:
             note_finds(setup, self._stop, folder, record, helper)
             started = time.monotonic()
             positions = slice_positions(setup.images.infos)
-            selection = purchase(helper, oracle, record, state.pool, state.number, positions)
+            asked = (record, state.pool, state.number, positions)
+            if isinstance(oracle, SimulatedOracle):
+                selection = purchase(helper, oracle, *asked)
+            else:
+                # What a person will find is not known: the plan is all there is.
+                selection = helper.query(*asked[:2], helper.budget_num, *asked[2:])
             folder.note_seconds("selection", time.monotonic() - started)
             # First: where a selection is, what the report shows of it is there too.
             write_detections(folder.detections, selection, record, setup.images.infos, state.number)
@@ -243,14 +254,27 @@ class CycleLoop:
         ids = read_selection(folder.selection).image_ids
         if not ids:
             text = "cycle %d is the last: budget_num %d %s pays for none of the unlabelled images"
-            own = setup.strategy.helper
+            own = strategy.helper
             logger.warning(text, state.number, own.budget_num, own.costs.unit)
-            return None
-        pool = state.pool.label(ids)
-        counts = (state.number, len(ids), len(pool.unlabelled))
+            return ids
+        if isinstance(oracle, HumanOracle):
+            send_query(setup, folder, oracle)
+        counts = (state.number, len(ids), len(state.pool.unlabelled) - len(ids))
         logger.info("cycle %d: %d images selected, %d stay unlabelled", *counts)
         self._drop_old_records(state.number)
-        return CycleState(state.number + 1, pool)
+        return ids
+
+    def _pool_after(self, state: CycleState, query: Sequence[str]) -> Pool | None:
+        """The pool with the labels of a query; None where the run waits for a person's answers."""
+        oracle, following = self._setup.strategy.oracle, self._run.cycle(state.number + 1).pool
+        if not isinstance(oracle, HumanOracle):
+            return state.pool.label(query)
+        if following.exists():
+            # A cycle stands on what was answered when it began.
+            return Pool(**read_json(following))
+        if Progress.of(query, oracle.journal).missing(oracle.min_answered):
+            return None
+        return oracle.pool_after(state.pool, query, self._setup.images.splits["train"])
 
     def _drop_old_records(self, cycle: int) -> None:
         for number in range(cycle - self._setup.settings.keep_records + 1):

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,13 +16,11 @@ from med_sslal.trainer.run_folder import File, Folder
 from med_sslal.utils.errors import UserError
 from med_sslal.utils.util import (
     atomic_write,
+    open_alone,
     read_versioned,
     remove_unfinished,
-    take_alone,
     write_versioned,
 )
-
-logger = logging.getLogger(__name__)
 
 REQUEST_VERSION = 1
 # A file name need not be text.
@@ -78,17 +75,8 @@ class Journal:
     def __init__(self, path: Path) -> None:
         """Open or make it, for this process alone; UserError where another one has it."""
         self._path = path
-        try:
-            self._stream = path.open("a+b")
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-        try:
-            alone = take_alone(self._stream)
-        except OSError as error:
-            alone = True
-            logger.warning("cannot lock %s: %s", path, error.strerror)
-        if not alone:
-            raise UserError(f"another process is at work in {path.parent}: wait for it, or stop it")
+        busy = f"another process is at work in {path.parent}: wait for it, or stop it"
+        self._stream = open_alone(path, busy)
         self.done, good = 0, 0  # Batches.
         self._stream.seek(0)
         for line in self._stream:

@@ -118,6 +118,11 @@ class CycleFolder(ResultFolder):
         return self.metrics.exists()
 
     @property
+    def query(self) -> Path | None:
+        """The folder of its query that goes out to a person; None where there is none."""
+        return next((path for path in sorted(self.path.glob("query_*")) if path.is_dir()), None)
+
+    @property
     def queried(self) -> bool:
         """Whether its query is made: nothing before it may change any more."""
         return self.selection.exists()
@@ -251,6 +256,7 @@ class RunFolder(Folder):
     table = File("results.csv")  # The table alone.
     report = File(REPORT)  # Its page.
     learning_curve = File("learning_curve.png")
+    answers = File("answers.jsonl")  # The journal of what a person answered.
 
     @property
     def exists(self) -> bool:

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
 
 from med_sslal.al.al_helpers import ActiveLearningHelper
-from med_sslal.al.oracle import SimulatedOracle
+from med_sslal.al.oracle import Oracle
 from med_sslal.base.base_data_loader import BaseDataLoader, collate
 from med_sslal.base.base_dataset import Images, Labels
 from med_sslal.base.base_model import BaseModel
@@ -50,7 +50,7 @@ class Strategy:
     """Where labels come from."""
 
     helper: ActiveLearningHelper  # Chooses the initial set and every query.
-    oracle: SimulatedOracle  # The only way from a training image to its label.
+    oracle: Oracle  # The only way from a training image to its label.
     labeller: PseudoLabeller | None  # None trains on labels alone.
     ssl: SslKeys  # How the student of a cycle learns, where there is a labeller.
     num_cycles: int  # Queries; there is one training more.

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
 import random
 import shutil
@@ -20,6 +21,8 @@ from med_sslal.utils.errors import DataError, UserError
 
 # What is written under another name first ends in it, so that what a kill left can be told.
 UNFINISHED = ".partial"
+
+logger = logging.getLogger(__name__)
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], object], mode: int = 0o644) -> None:
@@ -59,6 +62,27 @@ def take_alone(stream: IO[Any]) -> bool:
             return False
         raise
     return True
+
+
+def open_alone(path: Path, busy: str) -> BinaryIO:
+    """Open a file, made where it is missing, to be read and added to by this process alone.
+
+    UserError where it cannot be written, and, with the sentence `busy`, where another process has
+    it. A disk that knows no locks is warned of.
+    """
+    try:
+        stream = path.open("a+b")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        alone = take_alone(stream)
+    except OSError as error:
+        alone = True
+        logger.warning("cannot lock %s: %s", path, error.strerror)
+    if not alone:
+        stream.close()
+        raise UserError(busy)
+    return stream
 
 
 def remove_unfinished(folder: Path) -> None:
