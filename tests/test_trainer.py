@@ -592,8 +592,8 @@ def test_a_detector_learns_bright_rectangles(detector: str, tmp_path: Path) -> N
     config["al_settings"] |= {"num_cycles": 0}
     config["al_settings"]["args"]["init_num"] = 20
     config["ssl_settings"]["include_pseudolabels"] = False
-    config["lr_scheduler"] |= {"args": {"T_max": 150}, "interval": "step"}
-    config["trainer"] |= {"steps_per_cycle": 150, "val_steps": 50, "monitor": "max val_AP50"}
+    config["lr_scheduler"] |= {"args": {"T_max": 90}, "interval": "step"}
+    config["trainer"] |= {"steps_per_cycle": 90, "val_steps": 30, "monitor": "max val_AP50"}
     path = write_config(tmp_path / "config.json", config)
     assert run_train("-c", path, "--run-id", "x") == 0
     cycle = tmp_path / "runs" / "tiny" / "x" / "cycle_00"
