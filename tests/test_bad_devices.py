@@ -139,7 +139,7 @@ def test_a_gpu_that_the_environment_hides(
     [
         (("arch.args.norm=batch", "batch_size=2"), True),
         (("arch.args.norm=group", "batch_size=1"), False),
-        (("arch.args.norm=batch", "batch_size=8"), False),
+        (("arch.args.norm=batch", "batch_size=8", "ssl_settings.include_pseudolabels=true"), False),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, tuple) else "",
 )
@@ -148,7 +148,9 @@ def test_few_images_for_batch_norm(
 ) -> None:
     words = settings(*pairs, "trainer.verbosity=1")
     assert run_train("-c", config, *words, "--dry-run") == 0
-    assert ("2 image(s) a device, and it wants 8" in capsys.readouterr().out) is warned
+    said = capsys.readouterr().out
+    assert ("2 image(s) a device, and it wants 8" in said) is warned
+    assert ("the strong views of the student" in said) is (len(pairs) == 3)
 
 
 def test_batch_norm_of_a_resumed_run(

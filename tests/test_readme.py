@@ -306,3 +306,12 @@ def test_link_leads_somewhere(page: Path, target: str) -> None:
         assert anchor in [
             re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings
         ]
+
+
+def test_configs_that_are_named_are_there() -> None:
+    named = {
+        name
+        for page in (README, *DOCS)
+        for name in re.findall(r"configs/\w+\.json", page.read_text())
+    }
+    assert named and not [name for name in sorted(named) if not (ROOT / name).is_file()]

@@ -80,11 +80,22 @@ def check_setup(setup: RunSetup) -> None:
 
 
 def check_batch_norm(setup: RunSetup) -> None:
-    """Refuse to train where batch norm would learn from single images, warn where from few."""
+    """Refuse to train where batch norm would learn from single images, warn where from few.
+
+    And where it would learn from the strong views of a student beside the labelled images.
+    """
+    if not learns_batch_norm(setup.detector.model()):
+        return
+    if setup.strategy.labeller is not None:
+        logger.warning(
+            "ssl_settings.include_pseudolabels: the strong views of the student change the "
+            "statistics of batch norm, and so what it makes of labelled images: set "
+            'arch.args.norm to "group" ("frozen" with pretrained weights)'
+        )
     # Processes share their statistics, devices of one process do not.
     batch_size, n_devices = setup.compute.batch_size, max(len(setup.compute.devices.ids), 1)
     n_images = batch_size // n_devices
-    if n_images >= ENOUGH_FOR_BATCH_NORM or not learns_batch_norm(setup.detector.model()):
+    if n_images >= ENOUGH_FOR_BATCH_NORM:
         return
     text = (
         f"batch_size {batch_size} gives batch norm {n_images} image(s) a device, and it "
