@@ -1,14 +1,26 @@
 """The correction report: what a reader did with the boxes that a query showed, worked by hand."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from annotator import answer_label_studio
+from report_runs import make_run
+from test_query_folder import pictures_of, selection_of
+from test_report import Page, assert_alone
 
+from med_sslal.__main__ import main
 from med_sslal.base.types import Prediction
+from med_sslal.data.voc import PascalVOC
 from med_sslal.practice.answers import Answer, Query, QueryImage
 from med_sslal.practice.corrections import Corrections, corrections
+from med_sslal.practice.query_folder import QueryFolder, read_query, write_query
+from med_sslal.report.correction_page import write_corrections
+from med_sslal.trainer.run_folder import RunFolder
+from med_sslal.utils.errors import UserError
 
 Box = tuple[float, float, float, float]
 # x1, y1, x2, y2, label and, of a shown box, its score.
@@ -49,7 +61,7 @@ def compare(shown: Sequence[Row], answered: Sequence[Row]) -> list[tuple[Any, ..
         (
             change.kind,
             change.label,
-            change.answered,
+            change.answered_label,
             None if change.score is None else round(change.score, 4),
             None if change.iou is None else round(change.iou, 4),
         )
@@ -199,3 +211,149 @@ def test_nothing_answered_has_no_shares() -> None:
         assert content["boxes"]["shown"] == content["boxes"]["answered"] == 0
         assert content["boxes"]["precision"] is content["boxes"]["recall"] is None
         assert content["blind"]["boxes_per_image"] is None and content["readers"] == {}
+
+
+NAMES = ("<b>", "moved", "right", "empty", "pending")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """That of a query whose images are all shown with the same boxes."""
+    shown = Prediction(*boxes_of([(5, 5, 15, 15, 1, 0.9), (20, 5, 30, 15, 2, 0.6)]))
+    query = write_query(
+        tmp_path, pictures_of(tmp_path / "data", NAMES), selection_of(NAMES),
+        dict.fromkeys(NAMES, shown), run="r", cycle=1, model_hash="m", config_hash="c",
+        class_names=CLASSES,
+    )  # fmt: skip
+    return QueryFolder.named(tmp_path, query.query_id).path
+
+
+def answers_to_it() -> dict[str, Answer]:
+    right: list[Row] = [(5, 5, 15, 15, 1), (20, 5, 30, 15, 2)]
+    rows: dict[str, list[Row]] = {
+        "<b>": [(5, 5, 15, 15, 2), (30, 20, 35, 25, 1)],
+        "moved": [(5, 5, 15, 13, 1), right[1]],
+        "right": right,
+        "empty": [],
+    }
+    return {
+        name: answer_of(name, own, reader="<i>ada" if name == "<b>" else "", seconds=30)
+        for name, own in rows.items()
+    }
+
+
+def test_the_page_has_the_figures_and_the_pictures_corrected_most(folder: Path) -> None:
+    path = write_corrections(folder, read_query(folder), answers_to_it())
+    content = json.loads((folder / "corrections.json").read_text())
+    assert content.pop("format_version") == 1
+    assert content == json.loads(
+        json.dumps(corrections(read_query(folder), answers_to_it()).to_json())
+    )
+    page = Page(path)
+    assert_alone(page)
+    assert path.parent == folder and page.sections == ["boxes", "reading", "pictures"]
+    assert "1 pending" in page.text
+    assert "Readers kept 4 of the 8 boxes that they were shown on 4 image(s)." in page.text
+    classes, bands, readers = page.tables["boxes"]
+    assert classes[-1] == [
+        "all", "8", "3", "1", "1", "3", "1", "0.50 4 of 8", "0.67 4 of 6", "0.80 of 1"
+    ]  # fmt: skip
+    assert [row[:2] for row in bands[1:]] == [
+        ["0.3 to 0.5", "0"], ["0.5 to 0.7", "4"], ["0.7 to 0.9", "0"], ["0.9 to 1.0", "4"]
+    ]  # fmt: skip
+    assert bands[1][-2:] == ["\N{EN DASH} 0 of 0", "\N{EN DASH} of 0"]
+    assert [row[0] for row in readers[1:]] == ["not named", "<i>ada"]
+    pace = page.tables["reading"][0]
+    assert pace[-2] == ["all", "shown", "4", "6", "1.50 on 4", "30.00 of 4", "15.00 of 3"]
+    assert pace[-1][2:5] == ["0", "0", "\N{EN DASH} on 0"]
+    text, places = page.texts["pictures"], []
+    for caption in (
+        "<b> 1 relabelled (mass & more to nodule), 1 deleted, 1 added",
+        "empty 2 deleted",
+        "moved 1 moved (IoU 0.80)",
+    ):
+        places.append(text.index(caption))
+    assert places == sorted(places) and page.pictures() == 3
+    kinds = [attrs.get("class") for name, attrs in page.elements if name == "rect"]
+    # Of what was changed alone, and one of each in the key.
+    assert kinds.count("found") == 5 + 1 and kinds.count("truth") == 3 + 1
+
+
+def test_a_page_without_copies_or_answers_is_whole(folder: Path) -> None:
+    query = read_query(folder)
+    (folder / "images" / query.images[0].file_name).unlink()
+    (folder / "images" / query.images[1].file_name).write_bytes(b"no picture")
+    page = Page(write_corrections(folder, query, answers_to_it()))
+    assert page.pictures() == 1 and "2 more image(s)" in page.texts["pictures"]
+    # A later report takes the place of an earlier one.
+    page = Page(write_corrections(folder, query, {}))
+    assert "No image is answered yet." in page.text and page.pictures() == 0
+    blind = query_of({"a": None})
+    page = Page(write_corrections(folder, blind, {"a": answer_of("a", [(*SQUARE, 1)])}))
+    assert "All answered images are blind" in page.text
+
+
+def test_a_folder_that_is_gone_is_told(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot write .*corrections\.json: No such file"):
+        write_corrections(tmp_path / "gone", read_query(folder), {})
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has asked two queries with one image in both, which other boxes were shown on."""
+    root = tmp_path_factory.mktemp("asked")
+    run = make_run(
+        root, classes=2, pseudo=False, config_changes={"oracle": {"type": "human", "args": {}}}
+    )
+    images = PascalVOC(str(root / "voc")).images
+    names = RunFolder(run).cycle(0).pool
+    left = json.loads(names.read_text())["unlabelled"][:2]
+    for cycle, box in enumerate((SQUARE, (30, 30, 50, 50))):
+        shown = Prediction(*boxes_of([(*box, 1, 0.8)]))
+        write_query(
+            RunFolder(run).cycle(cycle).path, images, selection_of(tuple(left)),
+            dict.fromkeys(left, shown), run=run.name, cycle=cycle, model_hash="m",
+            config_hash="c", class_names=("class0", "class1"),
+        )  # fmt: skip
+    return run
+
+
+def test_an_import_writes_the_report_and_the_run_page_tells_of_it(
+    asked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def take(cycle: int, *rows: Sequence[Row] | str) -> Path:
+        folder = RunFolder(asked).cycle(cycle).query
+        assert folder is not None
+        query = read_query(folder)
+        file = asked.parent / "answers.json"
+        answers = [
+            answer_of(image.image_id, own) for image, own in zip(query.images, rows, strict=False)
+        ]
+        file.write_text(answer_label_studio(query, answers))
+        assert main(["import", str(folder), str(file)]) == 0
+        page = folder / "corrections.html"
+        assert f"what was corrected: {page}\n" in capsys.readouterr().out
+        return page
+
+    def section() -> list[list[str]]:
+        assert main(["report", str(asked)]) == 0
+        page = Page(asked / "report.html")
+        assert_alone(page)
+        return page.tables["corrections"][0][1:] if "corrections" in page.sections else []
+
+    assert section() == []
+    assert Page(take(0, [(*SQUARE, 1)])).tables["boxes"][0][-1][:3] == ["all", "1", "1"]
+    # The later query's answer to the same image is no answer to the boxes of the first one.
+    page = Page(take(1, [(30, 30, 50, 50, 1), (*SQUARE, 1)], "skipped"))
+    assert page.tables["boxes"][0][-1][:8] == ["all", "1", "1", "0", "0", "0", "1", "1.00 1 of 1"]
+    assert [row[:10] for row in section()] == [
+        ["0", "1 of 2", "0", "1", "1", "1", "0", "0", "0", "0"],
+        ["1", "1 of 2", "1", "0", "1", "1", "0", "0", "0", "1"],
+    ]
+    # Taken back, and imported again from what the journal has.
+    folder = RunFolder(asked).cycle(1).query
+    assert folder is not None
+    name = read_query(folder).images[0].image_id
+    assert main(["import", str(folder), "--withdraw", name]) == 0
+    assert section()[1][:5] == ["1", "0 of 2", "1", "1", "0"]
+    assert "No image is answered yet." in (folder / "corrections.html").read_text()

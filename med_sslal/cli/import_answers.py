@@ -20,6 +20,7 @@ from med_sslal.practice.journal import Journal, Told, open_journal, read_journal
 from med_sslal.practice.oracle import Progress
 from med_sslal.practice.query_folder import read_query
 from med_sslal.practice.returned import read_returned
+from med_sslal.report.correction_page import write_corrections
 from med_sslal.trainer.run_folder import CycleFolder, RunFolder
 from med_sslal.utils.errors import DataError, UserError
 from med_sslal.utils.util import read_json, sha256_file
@@ -61,6 +62,10 @@ def run(args: Namespace) -> int:
                 told = Told(query.query_id, tuple(returned.files), tuple(new))
                 writer.add(told, returned.sources)
     sys.stdout.write(f"{_summary(new, journal)}\n")
+    # Even if nothing is new: a kill may have come before it.
+    own = read_journal(run.answers, query.class_names).of(query.query_id)
+    page = write_corrections(folder, query, own.standing())
+    sys.stdout.write(f"what was corrected: {page}\n")
     newest = [cycle.query for cycle in run.cycles() if cycle.query is not None][-1]
     if newest != folder:
         sys.stdout.write(f"{progress_of(folder, run)[0]}\n")

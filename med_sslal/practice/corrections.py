@@ -38,11 +38,14 @@ class Change:
 
     image_id: str
     kind: Kind
-    box: tuple[float, ...]  # as shown, of an added one as answered: xyxy in ORIGINAL pixels
-    label: int | None  # as shown
-    score: float | None  # as shown
-    answered: int | None  # label as answered
-    iou: float | None  # of both boxes; None where there is only one
+    # Box (xyxy, ORIGINAL pixels), label and score as shown; None of an added one.
+    box: tuple[float, ...] | None = None
+    label: int | None = None
+    score: float | None = None
+    # Box and label as answered; None of a deleted one.
+    answered_box: tuple[float, ...] | None = None
+    answered_label: int | None = None
+    iou: float | None = None  # of both boxes; None where there is only one
 
 
 @dataclass(frozen=True)
@@ -159,18 +162,19 @@ def _changes(
         for det in np.flatnonzero(table.det_image == position[image.image_id]).tolist():
             gt, overlap = partner.get(det, (None, None))
             yield Change(
-                image.image_id,
-                "deleted" if gt is None else _kind(table, det, gt),
-                tuple(table.det_boxes[det].tolist()),
-                int(table.det_labels[det]),
-                float(table.det_scores[det]),
-                None if gt is None else int(table.gt_labels[gt]),
-                overlap,
+                image_id=image.image_id,
+                kind="deleted" if gt is None else _kind(table, det, gt),
+                box=tuple(table.det_boxes[det].tolist()),
+                label=int(table.det_labels[det]),
+                score=float(table.det_scores[det]),
+                answered_box=None if gt is None else tuple(table.gt_boxes[gt].tolist()),
+                answered_label=None if gt is None else int(table.gt_labels[gt]),
+                iou=overlap,
             )
         for gt in np.flatnonzero(table.gt_image == position[image.image_id]).tolist():
             if gt not in met:
                 box, label = tuple(table.gt_boxes[gt].tolist()), int(table.gt_labels[gt])
-                yield Change(image.image_id, "added", box, None, None, label, None)
+                yield Change(image.image_id, "added", answered_box=box, answered_label=label)
 
 
 def _candidates(table: Columns) -> list[tuple[int, int, float]]:
@@ -216,7 +220,11 @@ def _sums(changes: Sequence[Change], label: int | None = None) -> dict[str, Any]
     A relabelled box is a wrong one of the class that was shown, and a missed one of the other.
     """
     shown = [c for c in changes if c.label is not None and label in (None, c.label)]
-    answered = [c for c in changes if c.answered is not None and label in (None, c.answered)]
+    answered = [
+        each
+        for each in changes
+        if each.answered_label is not None and label in (None, each.answered_label)
+    ]
     result = _of_shown(shown)
     return result | {
         "added": sum(change.kind == "added" for change in answered),

@@ -41,6 +41,10 @@ class Journal:
     def __len__(self) -> int:
         return len(self.imports)
 
+    def of(self, query_id: str) -> "Journal":
+        """What was told of one query alone."""
+        return Journal(tuple(told for told in self.imports if told.query_id == query_id))
+
     def standing(self, n_imports: int | None = None) -> dict[str, Answer]:
         """The answer of each image that holds after so many imports, or all: the last one.
 

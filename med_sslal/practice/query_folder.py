@@ -57,6 +57,8 @@ class QueryFolder:
         self.cvat_labels = path / "cvat_labels.json"
         self.readme = path / "README.md"
         self.images = path / "images"  # The copies.
+        self.corrections = path / "corrections.json"  # What readers did, and its page.
+        self.correction_page = path / "corrections.html"
 
     @classmethod
     def named(cls, parent: Path, query_id: str) -> "QueryFolder":

@@ -103,12 +103,19 @@ def draw_picture(dataset: BaseDataset, image_id: str, found: Prediction | None) 
     DataError where its file cannot be decoded.
     """
     labels, pixels = dataset.labels, dataset.images.picture(image_id)
+    return draw_pixels(pixels, labels.annotations.get(image_id), found, labels.class_names)
+
+
+def draw_pixels(
+    pixels: np.ndarray,
+    truth: Annotation | None,
+    found: Prediction | None,
+    class_names: Sequence[str],
+) -> Content:
+    """The same of float [H, W, 3] RGB in [0, 1], a label and detections."""
     height, width = pixels.shape[:2]
     letter = _LETTER * max(height, width)
-    truth = labels.annotations.get(image_id)
-    marks = marks_of(
-        truth, found, labels.class_names, (height, width), letter=letter, n_texts=_N_TEXTS
-    )
+    marks = marks_of(truth, found, class_names, (height, width), letter=letter, n_texts=_N_TEXTS)
     return {
         "jpeg": base64.b64encode(jpeg(pixels)).decode(),
         "size": (width, height),

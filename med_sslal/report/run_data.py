@@ -12,6 +12,9 @@ from med_sslal.al.selection_io import read_selection
 from med_sslal.base.base_dataset import BaseDataset, Labels
 from med_sslal.base.types import Prediction, Selection
 from med_sslal.eval.coco_utils import from_coco_predictions
+from med_sslal.practice.corrections import Corrections, corrections
+from med_sslal.practice.journal import read_journal
+from med_sslal.practice.query_folder import read_query
 from med_sslal.ssl.pseudo_labels import PseudoLabels
 from med_sslal.trainer.run_folder import CycleFolder, RunFolder
 from med_sslal.utils.errors import DataError
@@ -29,6 +32,7 @@ class CycleData:
     seconds: Mapping[str, float]  # Stage to seconds, the training's among them.
     finds: Finds | None  # What its criterion finds on the validation images.
     selection: Selection | None  # What was chosen at its end.
+    corrections: Corrections | None  # What readers did with it; None where nobody has answered.
     # Image id to the detections worth showing, of images taken and of some others.
     detections: Mapping[str, Prediction]
     # Class name to precision and recall of the pseudo-labels of its training.
@@ -165,9 +169,18 @@ def _load_cycle(folder: CycleFolder, class_names: tuple[str, ...] | None) -> Cyc
         seconds=seconds,
         finds=read_finds(folder.finds) if folder.finds.exists() else None,
         selection=read_selection(folder.selection) if folder.queried else None,
+        corrections=_corrections(folder),
         detections=from_coco_predictions(shown, class_names) if shown and class_names else {},
         pseudo_quality=metrics.get("pseudo_quality", {}),
         pseudo=PseudoLabels.read(pseudo) if pseudo.exists() else None,
         gate=_optional(folder.gate),
         predictions_file=folder.predictions if folder.predictions.exists() and metrics else None,
     )
+
+
+def _corrections(folder: CycleFolder) -> Corrections | None:
+    if folder.query is None:
+        return None
+    query = read_query(folder.query)
+    told = read_journal(folder.run.answers, query.class_names).of(query.query_id)
+    return corrections(query, told.standing()) if told.imports else None

@@ -47,6 +47,7 @@ def write_run_report(run: RunData) -> Path:
         "label-efficiency": ("Label efficiency", _curves),
         "froc": ("Sensitivity and false positives (FROC)", _froc),
         "queries": ("Queried images", queries),
+        "corrections": ("Corrections", _corrections),
         "finds": ("What the criterion finds on validation", _finds),
         "bought": ("What was bought", bought),
         "pseudo-labels": ("Pseudo-labels", pseudo_labelled),
@@ -137,6 +138,16 @@ def _calibration(run: RunData) -> Content | None:
         "found": found,
         "rule": "IoBB" if overlap == "iobb" else "IoU",
     }
+
+
+def _corrections(run: RunData) -> Content | None:
+    """What readers did with each query that is answered; None where none is."""
+    queries = {
+        cycle.number: cycle.corrections.to_json()
+        for cycle in run.cycles
+        if cycle.corrections is not None
+    }
+    return {"queries": queries} if queries else None
 
 
 def _finds(run: RunData) -> Content | None:
