@@ -49,12 +49,11 @@ def check_setup(setup: RunSetup) -> None:
     helper, num_cycles = setup.strategy.helper, setup.strategy.num_cycles
     pool = setup.images.splits["train"]
     _check_labels(setup, pool)
-    known = setup.strategy.oracle.known(pool)
     if isinstance(setup.strategy.oracle, HumanOracle):
         _check_human(setup)
     elif helper.starts_labelled:
-        pool = known
-    n_initial = len(known) if helper.starts_labelled else helper.n_initial(len(pool))
+        pool = setup.strategy.oracle.known(pool)
+    n_initial = setup.n_initial
     _check_pool(setup, pool, n_initial)
     _check_untils(setup)
     if setup.strategy.labeller is not None and setup.strategy.ssl.gate:

@@ -191,7 +191,10 @@ def config_text(
     dataset = json.dumps(args, indent=4, ensure_ascii=False).replace("\n", "\n    ")
     remarks = [f"{len(data.images.infos)} images; classes: {', '.join(classes)}", *form.notes]
     if cycles["init_num"] == "labelled":
-        remarks.append("what has a label is trained on, and no query is made: num_cycles is 0")
+        remarks.append(
+            "what has a label is trained on, and no query is made: num_cycles is 0; with "
+            '"oracle": {"type": "human"} a person is asked (docs/practice.md)'
+        )
     comments = "".join(f"    // {' '.join(remark.split())}\n" for remark in remarks)
     return _TEXT.format(**parts, dataset=dataset, comments=comments)
 

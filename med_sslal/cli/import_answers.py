@@ -16,6 +16,7 @@ from med_sslal.config.parse_config import ConfigParser
 from med_sslal.data.bad_samples import ListedError
 from med_sslal.data.pictures import PictureImages
 from med_sslal.practice.answers import Answer, Query
+from med_sslal.practice.formats.label_studio import NEWEST
 from med_sslal.practice.journal import Journal, Told, open_journal, read_journal
 from med_sslal.practice.oracle import Progress
 from med_sslal.practice.query_folder import read_query
@@ -130,7 +131,8 @@ def _adapted(answer: Answer, query: Query, args: Namespace) -> Answer:
     image = next(image for image in query.images if image.image_id == answer.image_id)
     grown = answer.boxes + np.array([-1, -1, 1, 1], np.float32) * np.float32(args.pad)
     boxes = np.clip(grown, 0, np.array([image.width, image.height] * 2, np.float32))
-    return replace(answer, boxes=boxes, reader=answer.reader or args.reader or "")
+    named = "" if args.reader in (None, NEWEST) else args.reader
+    return replace(answer, boxes=boxes, reader=answer.reader or named)
 
 
 def _changed_sources(answers: Mapping[str, Answer], query: Query, run: RunFolder) -> list[str]:

@@ -46,6 +46,6 @@ def _epochs(setup: RunSetup) -> list[int]:
     # How many images another unit pays for is not known.
     more = helper.budget_num if helper.costs.unit == "images" else 0
     pool, cycles = len(setup.images.splits["train"]), range(setup.strategy.num_cycles + 1)
-    labelled = [min(helper.n_initial(pool) + cycle * more, pool) for cycle in cycles]
+    labelled = [min(setup.n_initial + cycle * more, pool) for cycle in cycles]
     batch_size = setup.compute.batch_size * settings.accumulate
     return [math.ceil(settings.steps_per_cycle / max(n // batch_size, 1)) for n in labelled]

@@ -109,6 +109,14 @@ class RunSetup:
         """Names without background."""
         return self.eval_labels.class_names
 
+    @property
+    def n_initial(self) -> int:
+        """Images of the initial set."""
+        train, strategy = self.images.splits["train"], self.strategy
+        if strategy.helper.starts_labelled:
+            return len(strategy.oracle.known(train))
+        return strategy.helper.n_initial(len(train))
+
     def split_labels(self, split: str) -> dict[str, Annotation]:
         """The labels of val or test, in the order of the split."""
         return self.eval_labels.of(self.images.splits[split])
