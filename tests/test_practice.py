@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import random
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from med_sslal.practice.answers import Answer
 from med_sslal.practice.journal import Journal, Told, open_journal, read_journal
 from med_sslal.practice.oracle import HumanOracle, Progress
 from med_sslal.trainer.run_folder import RunFolder
-from med_sslal.utils.errors import DataError
+from med_sslal.utils.errors import DataError, UserError
 
 Capture = pytest.CaptureFixture[str]
 
@@ -250,6 +251,24 @@ def test_a_torn_tail_is_ignored_and_cut(tmp_path: Path) -> None:
     path.write_bytes(whole.replace(b'"skipped"', b'"skipped'))
     with pytest.raises(DataError, match="line 1 is damaged"):
         read_journal(path, names)
+
+
+def test_a_full_disk_takes_no_part_of_an_import(tmp_path: Path) -> None:
+    path, names = tmp_path / "answers.jsonl", ("x",)
+    with open_journal(path, names) as writer:
+        writer.add(told(answer("c", "skipped")), {})
+        writer.add(told(answer("a", "skipped")), {})
+    assert list(read_journal(path, names).standing()) == ["c", "a"]
+    whole = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with open_journal(path, names) as writer:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, hard))
+        try:
+            with pytest.raises(UserError, match=r"cannot write .*answers\.jsonl"):
+                writer.add(told(answer("b", "skipped")), {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == whole
 
 
 def hold(path: Path, opened: Any, release: Any) -> None:

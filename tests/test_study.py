@@ -95,6 +95,7 @@ def changed(study: dict[str, Any], **changes: Any) -> dict[str, Any]:
         ),
         ({"set": {"trainer.steps_per_cycle": None}}, "trainer.steps_per_cycle is null"),
         ({"set": {"trainer.early_stop": 3, "trainer.monitor": "min val_loss"}}, "early_stop"),
+        ({"set": {"oracle.type": "human"}}, 'oracle.type "human" waits for a person'),
         ({"set": {"trainer.epoch": 3}}, "set trainer.epoch: unknown key. Did you mean 'epochs'"),
     ],
     ids=lambda value: str(value)[:30],

@@ -7,7 +7,7 @@ a line without an end was cut by a kill. It is left out, and removed by the next
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,15 +114,20 @@ class JournalWriter:
                 for answer in told.answers
             ],
         }
-        text = json.dumps(line, allow_nan=False).encode() + b"\n"
+        text, file = json.dumps(line, allow_nan=False).encode() + b"\n", self._stream.fileno()
+        left = text
         try:
-            self._stream.truncate(self._end)
-            self._stream.write(text)
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
+            os.ftruncate(file, self._end)
+            # Not by the stream, which would try again to write what a full disk did not take.
+            while left:
+                left = left[os.write(file, left) :]
+            os.fsync(file)
             fsync_folder(self._path.parent)
         except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(file, self._end)
             raise UserError(f"cannot write {self._path}: {error.strerror or error}") from error
+        self._end += len(text)
 
 
 @contextmanager
