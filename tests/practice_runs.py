@@ -155,7 +155,7 @@ def touches(name: str) -> Stop:
     return lambda event, args: (
         event in ("open", "os.rename", "os.mkdir", "tempfile.mkstemp")
         and bool(args)
-        and name in str(args[-1 if event == "os.rename" else 0])
+        and name in str(args[event == "os.rename"])
     )
 
 

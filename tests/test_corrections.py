@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from annotator import answer_label_studio
+from practice_runs import killed, newest_query
 from report_runs import make_run
 from test_query_folder import pictures_of, selection_of
 from test_report import Page, assert_alone
@@ -357,3 +358,22 @@ def test_an_import_writes_the_report_and_the_run_page_tells_of_it(
     assert main(["import", str(folder), "--withdraw", name]) == 0
     assert section()[1][:5] == ["1", "0 of 2", "1", "1", "0"]
     assert "No image is answered yet." in (folder / "corrections.html").read_text()
+
+
+def test_what_a_killed_import_leaves_is_removed(asked: Path) -> None:
+    """It is killed between writing the report and giving it its name."""
+    folder, query = newest_query(asked)
+    file = asked.parent / "last.json"
+    file.write_text(
+        answer_label_studio(query, [answer_of(query.images[1].image_id, [(*SQUARE, 2)])])
+    )
+    assert killed(
+        ["import", folder, file],
+        lambda event, args: event == "os.rename" and "corrections.json" in str(args[1]),
+    )
+    assert list(folder.glob(".corrections*"))
+    RunFolder(asked).clear_unfinished()
+    assert not list(folder.glob(".*"))
+    # The journal has the answers, and the same import again writes the report.
+    assert main(["import", str(folder), str(file)]) == 0
+    assert "<span>1 labelled</span>" in (folder / "corrections.html").read_text()

@@ -317,9 +317,11 @@ class RunFolder(Folder):
         """
         try:
             cycles = self.cycles()
-            for part in (self, *cycles, *(cycle.supervised for cycle in cycles)):
-                if part.path.is_dir():
-                    remove_unfinished(part.path)
+            parts = (self, *cycles, *(cycle.supervised for cycle in cycles))
+            queries = (cycle.query for cycle in cycles)
+            for path in (*(part.path for part in parts), *queries):
+                if path is not None and path.is_dir():
+                    remove_unfinished(path)
         except OSError as error:
             raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
 
