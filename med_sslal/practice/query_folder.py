@@ -124,22 +124,35 @@ def write_query(
             query_id, run, cycle, selection.seed, model_hash, config_hash, tuple(class_names),
             tuple(copies),
         )  # fmt: skip
-        write_json(folder.coco, coco_document(query, _values(selection)))
-        pictures = {
-            image.image_id: _data_uri(folder.images / image.file_name)
-            if embed
-            else f"/data/local-files/?d={final.path.name}/images/{image.file_name}"
-            for image in query.images
-        }
-        write_json(folder.label_studio, label_studio_tasks(query, pictures))
-        _put(folder.labeling_config, labeling_config(class_names))
-        write_json(folder.cvat_labels, labels)
-        _put(folder.readme, query_readme(query, final.path.name).encode())
+        _write_files(folder, final.path.name, query, selection, labels, embed=embed)
         window = images.shown_window if isinstance(images, SliceImages) else images.window
         # What the copies show of the values, for who looks at them later.
         content = {"window": window, **_manifest(query)}
         write_versioned(folder.manifest, FORMAT_VERSION, content)
     return query
+
+
+def _write_files(
+    folder: QueryFolder,
+    name: str,
+    query: Query,
+    selection: Selection,
+    labels: Sequence[Mapping[str, Any]],
+    *,
+    embed: bool,
+) -> None:
+    """Write what the annotation tools read, and the README, of a folder that will have the name."""
+    write_json(folder.coco, coco_document(query, _values(selection)))
+    pictures = {
+        image.image_id: _data_uri(folder.images / image.file_name)
+        if embed
+        else f"/data/local-files/?d={name}/images/{image.file_name}"
+        for image in query.images
+    }
+    write_json(folder.label_studio, label_studio_tasks(query, pictures))
+    _put(folder.labeling_config, labeling_config(query.class_names))
+    write_json(folder.cvat_labels, labels)
+    _put(folder.readme, query_readme(query, name).encode())
 
 
 def read_query(folder: Path) -> Query:
