@@ -17,7 +17,7 @@ from med_sslal.__main__ import main
 from med_sslal.base.types import Prediction
 from med_sslal.data.voc import PascalVOC
 from med_sslal.practice.answers import Answer, Query, QueryImage
-from med_sslal.practice.corrections import Corrections, corrections
+from med_sslal.practice.corrections import Corrections, corrections, left_as_shown
 from med_sslal.practice.query_folder import QueryFolder, read_query, write_query
 from med_sslal.report.correction_page import write_corrections
 from med_sslal.trainer.run_folder import RunFolder
@@ -68,6 +68,17 @@ def compare(shown: Sequence[Row], answered: Sequence[Row]) -> list[tuple[Any, ..
         )
         for change in found.changes
     ]
+
+
+def test_a_box_left_as_it_was_shown_is_known() -> None:
+    image = query_of({"a": [(*SQUARE, 1, 0.9), (40, 40, 60, 60, 2, 0.8)]}).images[0]
+    near, wider = (10.4, 10, 20, 19.6), (9, 10, 20, 20)
+    given = [(*near, 1), (*SQUARE, 2), (*wider, 1), (40, 40, 60, 60, 2), (70, 70, 80, 80, 1)]
+    left = left_as_shown(image, answer_of("a", given))
+    assert left.tolist() == [True, False, False, True, False]
+    assert left_as_shown(image, answer_of("a", [])).tolist() == []
+    (blind,) = query_of({"a": None}).images
+    assert left_as_shown(blind, answer_of("a", given)).tolist() == [False] * 5
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,16 @@ def test_boxes_are_padded_inside_the_image_and_the_reader_is_noted(practice: Pra
     assert practice.standing()[a].reader == "4"
 
 
+def test_a_box_left_as_it_was_shown_is_not_padded(practice: Practice) -> None:
+    image = next(image for image in newest_query(practice.run)[1].images if len(image.shown.labels))
+    boxes = np.concatenate([image.shown.boxes[:1], np.array([[20, 20, 40, 40]], np.float32)])
+    kept = Annotation(boxes, np.array([image.shown.labels[0], 1]), np.zeros(2, bool))
+    assert practice.take(practice.export(**{image.image_id: kept}), "--pad", "5") == 0
+    left, drawn = practice.standing()[image.image_id].boxes
+    assert left == pytest.approx(boxes[0], abs=0.01)
+    assert drawn.tolist() == [15, 15, 45, 45]
+
+
 def test_all_that_is_wrong_is_listed_and_nothing_is_taken(
     practice: Practice, capsys: Capture, begun: Path
 ) -> None:

@@ -148,7 +148,8 @@ how they are read:
   --unmarked empty|pending  what an image without a box means in COCO, which does not say
   --reader NAME  who answered, where the file names nobody; of several readers of an image the one
     whose answer is taken, or 'newest' for the latest of them
-  --pad PIXELS  widen each box by so much on every side, where the other labels are padded [0]
+  --pad PIXELS  widen each box that is not left as it was shown by so much on every side, where the
+    other labels are padded [0]
   --dry-run  check and count, change nothing
 in place of files:
   --withdraw ID+  take the answers to these images of the query back

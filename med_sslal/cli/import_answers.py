@@ -16,6 +16,7 @@ from med_sslal.config.parse_config import ConfigParser
 from med_sslal.data.bad_samples import ListedError
 from med_sslal.data.pictures import PictureImages
 from med_sslal.practice.answers import Answer, Query
+from med_sslal.practice.corrections import left_as_shown
 from med_sslal.practice.formats.label_studio import NEWEST
 from med_sslal.practice.journal import Journal, Told, open_journal, read_journal
 from med_sslal.practice.oracle import Progress
@@ -127,9 +128,13 @@ def _returned(args: Namespace, query: Query, run: RunFolder, journal: Journal) -
 
 
 def _adapted(answer: Answer, query: Query, args: Namespace) -> Answer:
-    """An answer with the reader that the command names, and its boxes padded within the image."""
+    """An answer with the reader that the command names, and its boxes padded within the image.
+
+    Boxes left as they were shown are not: they are as wide as those that training began with.
+    """
     image = next(image for image in query.images if image.image_id == answer.image_id)
-    grown = answer.boxes + np.array([-1, -1, 1, 1], np.float32) * np.float32(args.pad)
+    pad = np.where(left_as_shown(image, answer), np.float32(0), np.float32(args.pad))[:, None]
+    grown = answer.boxes + np.array([-1, -1, 1, 1], np.float32) * pad
     boxes = np.clip(grown, 0, np.array([image.width, image.height] * 2, np.float32))
     named = "" if args.reader in (None, NEWEST) else args.reader
     return replace(answer, boxes=boxes, reader=answer.reader or named)

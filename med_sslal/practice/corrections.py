@@ -138,6 +138,14 @@ def corrections(query: Query, answers: Mapping[str, Answer]) -> Corrections:
     )
 
 
+def left_as_shown(image: QueryImage, answer: Answer) -> np.ndarray:
+    """The boxes of an answer that a shown one of the class is, but for rounding: bool [N]."""
+    shown = image.shown
+    near = _near(answer.boxes[:, None], shown.boxes[None])
+    left: np.ndarray = (near & (answer.labels[:, None] == shown.labels[None])).any(1)
+    return left
+
+
 def _state(answer: Answer | None) -> str:
     return "pending" if answer is None or answer.state == "withdrawn" else answer.state
 
