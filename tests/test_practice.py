@@ -5,6 +5,7 @@ import multiprocessing
 import random
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ from practice_runs import (
     touches,
     truth_of,
 )
+from records import detections, write_record
 from same_run import read, same
 from tiny import files_of, run_train, write_config
 
 from med_sslal.__main__ import main
+from med_sslal.al.al_helpers import ActiveLearningHelper
+from med_sslal.al.budget import CostModel
 from med_sslal.al.pool import Pool
 from med_sslal.base.checkpoint import load_checkpoint
 from med_sslal.base.types import Annotation
@@ -434,3 +438,25 @@ def test_killed_at_twenty_instants_nothing_is_lost_or_doubled(
         assert len(folder.answers.read_text().splitlines()) == 2
         assert [len(list(each.path.glob("*query_*"))) for each in folder.cycles()] == [1, 1, 0]
         assert not [name for name in files_of(run) if name.endswith(".partial")]
+
+
+def test_seconds_are_those_of_the_reader_once_twenty_answers_have_a_time(tmp_path: Path) -> None:
+    costs = CostModel("seconds", seconds_per_image=10, seconds_per_box=20)
+    box, one = np.array([[1, 1, 9, 9]], np.float32), np.array([1])
+
+    def of(n: int, **more: Any) -> CostModel:
+        # Half as long as is said of an image with a box, and lunch.
+        answers = [Answer(f"i{k}", "labelled", box, one, seconds=15.0) for k in range(n)]
+        answers += [Answer("lunch", "labelled", box, one, seconds=3000.0)]
+        answers += [Answer("skipped", "skipped", box[:0], one[:0], seconds=1.0)]
+        journal = Journal((Told("q", (), tuple(answers)),))
+        return HumanOracle({}, journal).paced(replace(costs, **more), 1)
+
+    assert of(19) == costs
+    assert of(20) == CostModel("seconds", 5.0, 10.0)
+    assert of(20, unit="boxes").seconds_per_box == 20
+    helper = ActiveLearningHelper(2, 60, ["entropy"], seed=3, budget_unit="seconds").costing(of(20))
+    record = write_record(tmp_path / "r", {n: detections([0.9]) for n in "abcdefgh"})
+    # Of a box each: 15 seconds an image.
+    chosen = helper.query(record, Pool((), tuple("abcdefgh")), 60, 0, {})
+    assert len(chosen.items) == 4

@@ -246,15 +246,19 @@ class ActiveLearningHelper:
 
     def handful(self, n_initial: int, n_query: int) -> "ActiveLearningHelper":
         """A copy that labels at most so few images, of any patient, to try a config out."""
-        small = copy(self)
+        small = self.costing(replace(self.costs, unit="images"))
         if isinstance(self.init_num, int):
             small.init_num = min(self.init_num, n_initial)
-        small.budget_num, small.costs = n_query, replace(self.costs, unit="images")
-        small.max_per_group = None
-        small._queries = [
-            replace(query, costs=small.costs, max_per_group=None) for query in self._queries
-        ]
+        small.budget_num, small.max_per_group = n_query, None
+        small._queries = [replace(query, max_per_group=None) for query in small._queries]
         return small
+
+    def costing(self, costs: CostModel) -> "ActiveLearningHelper":
+        """A copy that plans with other costs."""
+        other = copy(self)
+        other.costs = costs
+        other._queries = [replace(query, costs=costs) for query in self._queries]
+        return other
 
     def rate(self, record: PoolRecord, cycle: int) -> Rating:
         """Rate the images of any record by the criterion, as the cycle's query does its own.

@@ -1,18 +1,27 @@
 """Where labels come from in practice: a person answers queries, over days."""
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Annotated
 
 from annotated_types import Gt, Le
 
+from med_sslal.al.budget import CostModel
 from med_sslal.al.oracle import Oracle
 from med_sslal.al.pool import Pool
 from med_sslal.base.types import Annotation
 from med_sslal.config.schema import Share
+from med_sslal.practice.corrections import MAX_SECONDS
 from med_sslal.practice.journal import Journal
 from med_sslal.utils.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+# Answers with a time from which on these tell the pace of who answers.
+ENOUGH_TIMES = 20
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,28 @@ class HumanOracle(Oracle):
                 f"{len(self.journal)}: put back a copy of answers.jsonl that has them"
             )
         return {**self._annotations, **self.journal.labels(answers)}
+
+    def paced(self, costs: CostModel, answers: int) -> CostModel:
+        """Costs in seconds at the pace of who has answered, after so many imports.
+
+        Both seconds are multiplied by the median, over images labelled or confirmed empty, of the
+        time that was taken over what `costs` says of as many boxes; times over `MAX_SECONDS` are
+        left out. Where fewer than `ENOUGH_TIMES` are known, the costs stay.
+        """
+        factors = [
+            answer.seconds / costs.seconds(1, len(answer.labels))
+            for answer in self.journal.standing(answers).values()
+            if answer.state in ("labelled", "confirmed_empty")
+            and answer.seconds
+            and answer.seconds <= MAX_SECONDS
+        ]
+        if costs.unit != "seconds" or len(factors) < ENOUGH_TIMES:
+            return costs
+        factor = median(factors)
+        text = "%d answers took %.2f times as long as seconds_per_image and seconds_per_box say"
+        logger.info(text, len(factors), factor)
+        seconds = (costs.seconds_per_image * factor, costs.seconds_per_box * factor)
+        return CostModel(costs.unit, *seconds)
 
     def pool_after(self, pool: Pool, query: Iterable[str], train: Iterable[str]) -> Pool:
         """The pool of the cycle after a query, by all answers until now.

@@ -228,6 +228,8 @@ class CycleLoop:
         strategy, oracle = setup.strategy, setup.strategy.oracle
         if not folder.queried:
             helper = strategy.helper.at(state.number, strategy.num_cycles, rows)
+            if isinstance(oracle, HumanOracle):
+                helper = helper.costing(oracle.paced(helper.costs, state.pool.answers))
             record = score_best(
                 setup,
                 self._stop,
