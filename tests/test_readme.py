@@ -129,7 +129,7 @@ PARSED: dict[str, Callable[[str], None]] = {
     r"git clone https://github\.com/\S+ data/\S+": stands_for_itself,
     r"python -m pip install .*": names_files_that_pip_takes,
     r"python -m pytest .*": is_known_to_pytest,
-    r"python -m med_sslal (download|predict|export|check --images|import|status) .*": (
+    r"python -m med_sslal (download|predict|export|check --images|import|query|status) .*": (
         parses_as_command
     ),
     # The folder's own; tests/test_practice.py goes this way.

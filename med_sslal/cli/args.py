@@ -157,6 +157,17 @@ examples:
   python -m med_sslal import exp_results/latest/cycle_00/query_1a2b3c answers.json
   python -m med_sslal import exp_results/latest/cycle_00/query_1a2b3c --withdraw patient3/scan2
 """,
+    "query": """Put a query into a project of Label Studio, or fetch the tasks of that project.
+  ACTION  push (a new project query_<id>, with the predictions) or pull (answered or not)
+  QUERY  the query's folder in its run, <run>/cycle_NN/query_<id>
+where Label Studio is:
+  --url URL  address of its first page, such as http://localhost:8080 [required]
+  --token TOKEN  a user's access token (default the environment variable LABEL_STUDIO_TOKEN)
+  --project ID  number of a project, in place of the one named query_<id>; to push, an empty one
+  --local-root DIR  push: its LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT, in which the query lies, to
+    read the pictures from; left out, the tasks hold them
+  --out FILE  pull: where the tasks go (default answers_<id>.json)
+""",
     "status": """Say where a run stands: its cycle, its queries and their answers, what comes next.
   RUN  a run folder, or 'latest' for the newest run
 """,
@@ -185,6 +196,11 @@ HELPER_OPTIONS = (
     "budget_unit",
 )  # fmt: skip
 
+_FILES = (
+    "out", "links", "md5", "init_from", "results", "images", "dicom_key", "write_config", "query",
+    "file", "local_root",
+)  # fmt: skip
+
 
 def parse(argv: Sequence[str] | None, started: str = "") -> argparse.Namespace:
     """Read a command line; the parser ends the program where there is something wrong with it.
@@ -205,6 +221,7 @@ def parse(argv: Sequence[str] | None, started: str = "") -> argparse.Namespace:
         add_options(parsers[name], options)
     args = parser.parse_args(argv)
     refusals = {"train": _misfit, "check": _misfit_of_check, "import": _misfit_of_import}
+    refusals["query"] = _misfit_of_query
     if args.command in refusals and (refusal := refusals[args.command](args)) is not None:
         parsers[args.command].error(refusal)
     return args
@@ -307,6 +324,12 @@ def _misfit_of_import(args: argparse.Namespace) -> str | None:
     return None
 
 
+def _misfit_of_query(args: argparse.Namespace) -> str | None:
+    if args.out if args.action == "push" else args.local_root:
+        return "--local-root DIR goes with push, and --out FILE with pull"
+    return None
+
+
 def _is_device(text: str) -> bool:
     numbers = text.split(",")
     if not all(re.fullmatch("[0-9]+", number) for number in numbers):
@@ -360,27 +383,14 @@ _KINDS: dict[str, Any] = {
     **dict.fromkeys(("criterion", "selector"), _stage),
     **dict.fromkeys(HELPER_OPTIONS, json_or_text),
     **dict.fromkeys(("budget", "seed", "cycle", "patients", "size"), int),
-    **dict.fromkeys(
-        (
-            "out",
-            "links",
-            "md5",
-            "init_from",
-            "results",
-            "images",
-            "dicom_key",
-            "write_config",
-            "query",
-            "file",
-        ),
-        Path,
-    ),
+    **dict.fromkeys(_FILES, Path),
     "fps": Literal["0.5", "1", "2", "4", "8", "16"],
     "threshold": Annotated[float, Interval(ge=0, le=1)],
     "window": _window,
     "seeds": _seeds,
     **dict.fromkeys(("first", "overlays"), Count),
-    **dict.fromkeys(("jobs", "images N"), Positive),
+    **dict.fromkeys(("jobs", "images N", "project"), Positive),
+    "action": Literal["push", "pull"],
     "hidden_fraction": float,
     "dataset": Literal["deeplesion"],
     "split": Literal["test", "val"],

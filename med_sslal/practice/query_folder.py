@@ -144,7 +144,7 @@ def _write_files(
     """Write what the annotation tools read, and the README, of a folder that will have the name."""
     write_json(folder.coco, coco_document(query, _values(selection)))
     pictures = {
-        image.image_id: _data_uri(folder.images / image.file_name)
+        image.image_id: data_uri(folder.images / image.file_name)
         if embed
         else f"/data/local-files/?d={name}/images/{image.file_name}"
         for image in query.images
@@ -236,7 +236,8 @@ def _put(path: Path, content: bytes) -> None:
     atomic_write(path, lambda stream: stream.write(content))
 
 
-def _data_uri(path: Path) -> str:
+def data_uri(path: Path) -> str:
+    """A picture's file as an address that holds it."""
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 

@@ -19,6 +19,13 @@ An image without a mark stays pending: it is never taken for an empty one.
 
 ## Label Studio
 
+Two commands do all of it, with a token of yours from Account & Settings in LABEL_STUDIO_TOKEN:
+
+    python -m med_sslal query push {folder} --url http://localhost:8080
+    python -m med_sslal query pull {folder} --url http://localhost:8080
+
+By hand:
+
 1. Put this folder into a folder ROOT, and start Label Studio with the environment variables
    `LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true` and
    `LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=ROOT`.
