@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from med_sslal.model.backbone import BACKBONES, BackboneSpec
-from med_sslal.model.detectors import FasterRCNN
+from med_sslal.model.detectors import FasterRCNN, RetinaNet
 
 CHANNELS = (3, 16, 16, 32, 32, 64)
 
@@ -35,3 +35,9 @@ class SmallRCNN(FasterRCNN):
     """Faster R-CNN that knows a small backbone too."""
 
     backbones: ClassVar = {**BACKBONES, "small": SMALL}
+
+
+class SmallRetinaNet(RetinaNet):
+    """RetinaNet that knows it too."""
+
+    backbones: ClassVar = SmallRCNN.backbones

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from onnxruntime import InferenceSession
 from pycocotools.coco import COCO as ReferenceCOCO
 from safetensors.torch import load_file
 from small_detectors import SmallRCNN
@@ -25,6 +26,8 @@ import med_sslal
 from med_sslal.__main__ import main
 from med_sslal.data.voc import PascalVOC
 from med_sslal.eval.coco_utils import from_coco_predictions
+from med_sslal.model.detectors import FasterRCNN
+from med_sslal.model.onnx_file import write_onnx
 from med_sslal.trainer.prediction_folder import Journal
 from med_sslal.trainer.run_folder import RunFolder
 from med_sslal.utils.boxes import paired_iou
@@ -257,7 +260,7 @@ def test_an_exported_detector_is_the_same(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    words = ["export", "-r", str(folder), "--out", str(tmp_path / "out")]
+    words = ["export", "-r", str(folder), "--onnx", "--out", str(tmp_path / "out")]
     assert main(words) == 0
     content = read_json(tmp_path / "out" / "model.json")
     assert content["class_names"] == ["class0", "class1"] and content["window"] is None
@@ -273,13 +276,42 @@ def test_an_exported_detector_is_the_same(
         for found, wanted in zip(*pairs, strict=True):
             assert len(found.scores)
             torch.testing.assert_close(found.boxes, wanted.boxes)
+    graph = tmp_path / "out" / content["onnx"]["file"]
+    assert sha256_file(graph) == content["onnx"]["sha256"]
+    (given,) = InferenceSession(graph, providers=["CPUExecutionProvider"]).get_inputs()
+    assert {given.name: given.shape} == content["onnx"]["input"]
     before = weights.read_bytes()
     assert main(words) == 2 and "is not empty" in capsys.readouterr().err
     assert weights.read_bytes() == before
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    assert main([*words[:-1], str(tmp_path / "other")]) == 2
-    assert "pip install safetensors" in capsys.readouterr().err
+    for package in ("onnx", "safetensors"):
+        monkeypatch.setitem(sys.modules, package, None)
+        assert main([*words[:-1], str(tmp_path / "other")]) == 2
+        assert f"pip install {package}" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_an_onnx_file_finds_the_same(tmp_path: Path) -> None:
+    """However many boxes an image has, none among them."""
+    args: dict[str, Any] = {"num_classes": 3, "backbone_name": "resnet18", "norm": "group"}
+    args |= {"fpn_channels": 16, "box_head_size": 16}
+    torch.manual_seed(0)
+    model = FasterRCNN(**args, box_score_thresh=0.0).eval()
+    images = torch.rand(5, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        best = sorted(float(found.scores.max()) for found in model(images).detections)
+        # What the best detection of one image does not reach.
+        above = FasterRCNN(**args, box_score_thresh=(best[0] + best[1]) / 2).eval()
+        above.load_state_dict(model.state_dict())
+        detections = above(images).detections
+    counts = {len(found.scores) for found in detections}
+    assert 0 in counts and len(counts) > 2
+    write_onnx(tmp_path / "model.onnx", above, (64, 96))
+    session = InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for image, wanted in zip(images, detections, strict=True):
+        boxes, labels, scores = session.run(None, {"image": image[None].numpy()})
+        np.testing.assert_allclose(boxes, wanted.boxes, atol=1e-3)
+        np.testing.assert_array_equal(labels, wanted.labels)
+        np.testing.assert_allclose(scores, wanted.scores, atol=1e-5)
 
 
 @pytest.mark.slow

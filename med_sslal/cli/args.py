@@ -97,6 +97,7 @@ examples:
   -r --resume PATH  a checkpoint, a run folder (its last finished cycle's best model) or 'latest'
     [required]
   --out DIR  where model.safetensors and model.json go [required]
+  --onnx  write model.onnx too: of one image of the run's size, opset 18
 """,
     "criteria": """List the criteria and second stages, or explain one of them.
   NAME?  explain this one: formula, source and arguments; also your own package.module.Class
