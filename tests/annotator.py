@@ -101,15 +101,9 @@ def answer_cvat(query: Query, answers: Sequence[Answer]) -> str:
         elif answer is not None and answer.state == "labelled":
             for box, label in zip(answer.boxes.tolist(), answer.labels.tolist(), strict=True):
                 corners = zip(("xtl", "ytl", "xbr", "ybr"), box, strict=True)
-                ElementTree.SubElement(
-                    element,
-                    "box",
-                    label=query.class_names[label - 1],
-                    source="manual",
-                    occluded="0",
-                    **{name: f"{value:.2f}" for name, value in corners},
-                    z_order="0",
-                )
+                place = {name: f"{value:.2f}" for name, value in corners}
+                kind = {"label": query.class_names[label - 1], "source": "manual", "occluded": "0"}
+                ElementTree.SubElement(element, "box", {**kind, **place, "z_order": "0"})
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
 

@@ -108,6 +108,18 @@ def test_pictures_from_the_server_s_disk_and_a_project_that_is_there(
     assert len(read_json(Path("here.json"))) == 5
 
 
+def test_a_project_that_was_left_empty_is_filled(
+    server: Server, folder: QueryFolder, capsys: Capture
+) -> None:
+    server.project(folder.path.name)
+    assert ask("push", folder, server.url) == 0
+    assert [len(tasks) for tasks in server.tasks] == [5]
+    server.project(folder.path.name)
+    for action in ("push", "pull"):
+        assert ask(action, folder, server.url) == 2
+        assert "2 projects are named" in capsys.readouterr().err
+
+
 WEB_PAGE = (200, {}, b"<html>")
 ECHO = (500, {}, f"no\n such   {LEGACY}".encode())
 ELSEWHERE = (302, {"Location": "https://other.example/"}, b"")

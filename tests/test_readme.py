@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,15 @@ def names_files_that_pip_takes(command: str) -> None:
     assert not args.packages or args.packages in known
 
 
+def is_a_program_of_examples(command: str) -> None:
+    program, *words = shlex.split(command)
+    if program == "bash":
+        done = subprocess.run(["bash", "-n", str(ROOT / words[0])], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return
+    import_module(words[1]).options().parse_args(words[2:])
+
+
 def is_known_to_make(command: str) -> None:
     done = subprocess.run(
         ["make", "-n", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True
@@ -132,6 +142,8 @@ PARSED: dict[str, Callable[[str], None]] = {
     r"python -m med_sslal (download|predict|export|check --images|import|query|status) .*": (
         parses_as_command
     ),
+    # Run in test_examples.py.
+    r"(bash examples/|python -m examples\.)\w+.*": is_a_program_of_examples,
     # The folder's own; tests/test_practice.py goes this way.
     r"python train\.py -c my\.json": lambda command: train_args(shlex.split(command)[2:]),
     r"python -m med_sslal study .*": parses_as_study,
