@@ -120,6 +120,18 @@ def test_a_project_that_was_left_empty_is_filled(
         assert "2 projects are named" in capsys.readouterr().err
 
 
+def test_a_picture_that_is_gone_or_another_one_goes_nowhere(
+    server: Server, folder: QueryFolder, capsys: Capture
+) -> None:
+    picture = sorted(folder.images.iterdir())[1]
+    picture.write_bytes(picture.read_bytes() + b" ")
+    assert ask("push", folder, server.url) == 2
+    picture.unlink()
+    assert ask("push", folder, server.url) == 2
+    told = f"error: {picture} is not the picture that the query was written with\n"
+    assert capsys.readouterr().err == told * 2 and not server.projects
+
+
 WEB_PAGE = (200, {}, b"<html>")
 ECHO = (500, {}, f"no\n such   {LEGACY}".encode())
 ELSEWHERE = (302, {"Location": "https://other.example/"}, b"")

@@ -12,9 +12,11 @@ from urllib.parse import quote, urlencode
 
 from med_sslal.practice.formats.label_studio import label_studio_tasks, labeling_config
 from med_sslal.practice.query_folder import QueryFolder, data_uri, read_query
-from med_sslal.utils.errors import UserError
+from med_sslal.utils.errors import DataError, UserError
+from med_sslal.utils.util import sha256_file
 
-TIMEOUT_S = 60.0
+# An import is answered when all its tasks are stored.
+TIMEOUT_S = 120.0
 # What the server takes in one request.
 MAX_BYTES = 200_000_000
 # No name and password in it, which messages would show.
@@ -118,10 +120,14 @@ def push_query(
             None: the tasks hold the pictures themselves.
 
     Raises:
-        DataError: The query's folder is damaged.
+        DataError: The query's folder is damaged, or a picture in it is another one.
         UserError: It lies elsewhere, the project has tasks, or the server refuses.
     """
     query, place = read_query(folder), QueryFolder(folder.resolve())
+    for image in query.images:
+        file = place.images / image.file_name
+        if not file.is_file() or sha256_file(file) != image.sha256:
+            raise DataError(f"{file} is not the picture that the query was written with")
     title = f"query_{query.query_id}"
     start = None if local_root is None else _served_as(place.path, local_root.resolve())
     pictures = {
