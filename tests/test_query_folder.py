@@ -21,7 +21,7 @@ from med_sslal.data.deeplesion import DeepLesion
 from med_sslal.data.pictures import PictureImages
 from med_sslal.phantom import generate
 from med_sslal.practice.answers import Query
-from med_sslal.practice.query_folder import QueryFolder, read_query, write_query
+from med_sslal.practice.query_folder import QueryFolder, data_uri, read_query, write_query
 from med_sslal.utils.errors import ConfigError, DataError, UserError
 from med_sslal.utils.util import remove_unfinished, sha256_file
 
@@ -107,7 +107,7 @@ def test_the_manifest_reads_back(images: PictureImages, tmp_path: Path) -> None:
 
 
 def test_the_tools_are_given_the_same_boxes(images: PictureImages, tmp_path: Path) -> None:
-    query = write(tmp_path, images, embed=True)
+    query = write(tmp_path, images)
     folder = QueryFolder.named(tmp_path, query.query_id)
     coco = json.loads(folder.coco.read_text())
     assert [row["bbox"] for row in coco["annotations"][:2]] == [[1.5, 2, 9.75, 12], [0, 0, 5, 5]]
@@ -123,10 +123,11 @@ def test_the_tools_are_given_the_same_boxes(images: PictureImages, tmp_path: Pat
         **{"x": 3.75, "y": pytest.approx(20 / 3), "width": 24.375, "height": 40},
         **{"rotation": 0, "rectanglelabels": ["nodule"]},
     }
-    kind, _, code = first["data"]["image"].partition(",")
-    assert kind == "data:image/png;base64"
     copy = folder.images / query.images[0].file_name
-    assert base64.b64decode(code) == copy.read_bytes()
+    where = f"query_{query.query_id}/images/{copy.name}"
+    assert first["data"]["image"] == f"/data/local-files/?d={where}"
+    kind, _, code = data_uri(copy).partition(",")
+    assert kind == "data:image/png;base64" and base64.b64decode(code) == copy.read_bytes()
     view = ElementTree.fromstring(folder.labeling_config.read_text())
     assert [label.get("value") for label in view.iter("Label")] == list(CLASSES)
     labels = json.loads(folder.cvat_labels.read_text())
@@ -206,9 +207,9 @@ def test_a_full_disk_leaves_nothing(images: PictureImages, tmp_path: Path) -> No
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         # Room for the copies, and for no more.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4500, before[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
         with pytest.raises(UserError, match=r"cannot write .*\.json: File too large"):
-            write(tmp_path / "queries", images, embed=True)
+            write(tmp_path / "queries", images)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not any((tmp_path / "queries").iterdir())

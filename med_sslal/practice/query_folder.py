@@ -78,7 +78,6 @@ def write_query(
     config_hash: str,
     class_names: Sequence[str],
     blind: float = 0.0,
-    embed: bool = False,
 ) -> Query:
     """Write the folder `query_<id>` into `parent`, which is made.
 
@@ -86,7 +85,7 @@ def write_query(
 
     Args:
         parent: Folder of the queries.
-        images: Images of a data set whose images lie in files.
+        images: Those of a data set in files.
         selection: What to ask, in this order.
         shown: Detections that the reader is shown, by image id; an image without an entry has none.
         run: Name of the run.
@@ -95,7 +94,6 @@ def write_query(
         config_hash: Of the run's config.
         class_names: Without background.
         blind: Share of the images, drawn by the run's seed, whose reader is shown nothing.
-        embed: Whether the tasks of Label Studio hold the pictures themselves.
 
     Raises:
         ConfigError: The images lie in no files, or a class cannot be a label in CVAT.
@@ -124,7 +122,7 @@ def write_query(
             query_id, run, cycle, selection.seed, model_hash, config_hash, tuple(class_names),
             tuple(copies),
         )  # fmt: skip
-        _write_files(folder, final.path.name, query, selection, labels, embed=embed)
+        _write_files(folder, final.path.name, query, selection, labels)
         window = images.shown_window if isinstance(images, SliceImages) else images.window
         # What the copies show of the values, for who looks at them later.
         content = {"window": window, **_manifest(query)}
@@ -138,15 +136,11 @@ def _write_files(
     query: Query,
     selection: Selection,
     labels: Sequence[Mapping[str, Any]],
-    *,
-    embed: bool,
 ) -> None:
     """Write what the annotation tools read, and the README, of a folder that will have the name."""
     write_json(folder.coco, coco_document(query, _values(selection)))
     pictures = {
-        image.image_id: data_uri(folder.images / image.file_name)
-        if embed
-        else f"/data/local-files/?d={name}/images/{image.file_name}"
+        image.image_id: f"/data/local-files/?d={name}/images/{image.file_name}"
         for image in query.images
     }
     write_json(folder.label_studio, label_studio_tasks(query, pictures))
