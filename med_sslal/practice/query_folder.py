@@ -105,8 +105,7 @@ def write_query(
             "dataset.type is of a data set whose images lie in no files of their own: a query for "
             "a person needs some"
         )
-    ids = selection.image_ids
-    generator = python_generator(selection.seed, "blind", cycle)
+    ids, generator = selection.image_ids, python_generator(selection.seed, "blind", cycle)
     drawn = set(generator.sample(ids, round(blind * len(ids))))
     query_id = secrets.token_hex(6)
     final = QueryFolder.named(parent, query_id)
@@ -118,10 +117,8 @@ def write_query(
             is_blind = item.image_id in drawn
             seen = Prediction.empty() if is_blind else shown.get(item.image_id, Prediction.empty())
             copies.append(_copy(folder, images, item, is_blind, seen))
-        query = Query(
-            query_id, run, cycle, selection.seed, model_hash, config_hash, tuple(class_names),
-            tuple(copies),
-        )  # fmt: skip
+        told = (query_id, run, cycle, selection.seed, model_hash, config_hash)
+        query = Query(*told, tuple(class_names), tuple(copies))
         _write_files(folder, final.path.name, query, selection, labels)
         window = images.shown_window if isinstance(images, SliceImages) else images.window
         # What the copies show of the values, for who looks at them later.
