@@ -3,6 +3,7 @@
 import csv
 import errno
 import hashlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -354,6 +355,24 @@ def test_dataset_of_one_type_by_the_phantoms_own_split(tmp_path):
         "lung"
     }
     assert all(dataset.images.splits[name] for name in ("train", "val", "test"))
+
+
+def test_a_phantom_that_another_process_has_just_finished_is_taken(tmp_path, caplog):
+    class Other(logging.Handler):
+        """Makes it between the look and the making."""
+
+        def emit(self, record):
+            if "making a phantom" in record.getMessage():
+                generate(Path(record.args[1]), patients=3, size=64, seed=0)
+
+    other, logger = Other(), logging.getLogger("med_sslal.phantom.dataset")
+    logger.addHandler(other)
+    try:
+        with caplog.at_level(logging.INFO, logger=logger.name):
+            found = DeepLesionPhantom(root=str(tmp_path), patients=3, size=64, eval_split=0.6)
+    finally:
+        logger.removeHandler(other)
+    assert found.images.infos
 
 
 def _open(root: str, queue: multiprocessing.Queue) -> None:

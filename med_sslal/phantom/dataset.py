@@ -9,6 +9,7 @@ from annotated_types import Ge, Interval
 from med_sslal.data.deeplesion import DeepLesion
 from med_sslal.logger.progress import Progress
 from med_sslal.phantom.writer import GENERATOR_VERSION, describe, generate, is_complete
+from med_sslal.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,14 @@ class DeepLesionPhantom(DeepLesion):
         """
         name = f"v{GENERATOR_VERSION}_patients{patients}_size{size}_seed{seed}"
         folder = Path(root).expanduser() / name
-        if not is_complete(folder, describe(patients=patients, size=size, seed=seed)):
+        text = describe(patients=patients, size=size, seed=seed)
+        if not is_complete(folder, text):
             logger.info("making a phantom of %d patients in %s (once)", patients, folder)
-            make(folder, patients=patients, size=size, seed=seed)
+            try:
+                make(folder, patients=patients, size=size, seed=seed)
+            except ConfigError:
+                # Another process may have finished it since the look.
+                if not is_complete(folder, text):
+                    raise
         logger.info("phantom: synthetic CT in %s; say 'phantom' beside every result", folder)
         super().__init__(str(folder), **loading)
