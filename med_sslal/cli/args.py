@@ -221,8 +221,8 @@ def parse(argv: Sequence[str] | None, started: str = "") -> argparse.Namespace:
         )
         add_options(parsers[name], options)
     args = parser.parse_args(argv)
-    refusals = {"train": _misfit, "check": _misfit_of_check, "import": _misfit_of_import}
-    refusals["query"] = _misfit_of_query
+    refusals = {"train": _misfit, "check": _misfit_of_check}
+    refusals |= {"import": _misfit_of_import, "query": _misfit_of_query}
     if args.command in refusals and (refusal := refusals[args.command](args)) is not None:
         parsers[args.command].error(refusal)
     return args
@@ -259,11 +259,9 @@ def _add_option(to: argparse._ActionsContainer, words: str, meaning: str) -> Non
     more["metavar"] = last.strip("+?*")
     if last[-1] in "+?*":
         more["nargs"] = last[-1]
-    if not flags:
-        pass
-    elif default == "required":
+    if flags and default == "required":
         more["required"] = True
-    elif default:
+    elif flags and default:
         more |= {"default": default, "help": f"{meaning} (default {default})"}
     elif name in ("set", "lr", "bs", "switch"):
         dest = "switches" if name == "switch" else "overrides"

@@ -46,15 +46,14 @@ def run(args: Namespace) -> int:
         returned = _withdrawn(args, query, journal)
     else:
         returned = _returned(args, query, run, journal)
+    new = _changes(returned, journal)
     if args.dry_run:
-        new = _changes(returned, journal)
         told = Told(query.query_id, tuple(returned.files), tuple(new))
         after = Journal((*journal.imports, told))
         progress = Progress.of([image.image_id for image in query.images], after)
         sys.stdout.write(f"{_summary(new, journal)}; so far nothing is changed (--dry-run)\n")
         sys.stdout.write(f"query {query.query_id} of cycle {query.cycle}: {progress}\n")
         return 0
-    new = _changes(returned, journal)
     if new:
         with open_journal(run.answers, query.class_names) as writer:
             # Another import may have come in between.

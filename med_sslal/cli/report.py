@@ -60,7 +60,7 @@ def write_run(run: RunFolder, dataset: BaseDataset | None = None) -> Path:
             opened = build_dataset(config, own)
             if {name: list(ids) for name, ids in opened.images.splits.items()} != own:
                 raise DataError("Its images or its split have changed since.")
-            begun = [cycle for cycle in run.cycles() if cycle.pool.is_file()]
+            begun = run.begun()
             dataset = with_answers(opened, begun[-1]) if begun else opened
     except UserError as error:
         remarks.append(f"{_NO_DATA} {error}")

@@ -2,12 +2,13 @@
 
 import sys
 from argparse import Namespace
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from med_sslal.practice.journal import read_journal
 from med_sslal.practice.oracle import Progress
 from med_sslal.practice.query_folder import read_query
-from med_sslal.trainer.run_folder import CycleFolder, RunFolder, named_path
+from med_sslal.trainer.run_folder import RunFolder, named_path
 from med_sslal.utils.errors import UserError
 from med_sslal.utils.text_table import text_table
 from med_sslal.utils.util import read_json
@@ -24,7 +25,7 @@ def run(args: Namespace) -> int:
 
 def query_out(run: RunFolder) -> Path | None:
     """The folder of the query whose answers the next cycle of a run needs; None without one."""
-    cycles = _begun(run)
+    cycles = run.begun()
     return cycles[-1].query if cycles and not run.finished else None
 
 
@@ -55,13 +56,8 @@ def progress_of(folder: Path, run: RunFolder) -> tuple[str, Progress]:
     return f"query {query.query_id} of cycle {query.cycle}: {progress}", progress
 
 
-def _begun(run: RunFolder) -> list[CycleFolder]:
-    """The cycles that have a pool."""
-    return [cycle for cycle in run.cycles() if cycle.pool.is_file()]
-
-
 def _standing(run: RunFolder) -> str:
-    cycles, planned = _begun(run), read_json(run.config)["al_settings"]["num_cycles"]
+    cycles, planned = run.begun(), read_json(run.config)["al_settings"]["num_cycles"]
     if not cycles:
         return "no training has begun\n"
     last = cycles[-1]
@@ -75,11 +71,11 @@ def _standing(run: RunFolder) -> str:
     ]
     sent = [cycle.query for cycle in cycles if cycle.query is not None]
     if sent:
-        names = ("labelled", "confirmed_empty", "skipped", "in_progress", "pending")
-        rows = [["query", "images", *(name.replace("_", " ") for name in names)]]
+        names = [each.name.replace("_", " ") for each in fields(Progress)]
+        rows = [["query", "images", *names]]
         for folder in sent:
             progress = progress_of(folder, run)[1]
-            counts = (progress.total, *(getattr(progress, name) for name in names))
+            counts = (progress.total, *asdict(progress).values())
             rows.append([f"{folder.parent.name}/{folder.name}", *map(str, counts)])
         lines.append(text_table(rows, "<>"))
     return "\n".join(lines) + "\n"

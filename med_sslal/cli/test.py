@@ -46,11 +46,18 @@ def run(args: Namespace) -> int:
         devices = devices_of(config, args.device, world)
         with deterministic_algorithms(config["deterministic"]), StopRequest() as stop:
             dataset = world.local_first(lambda: build_dataset(config, split))
-            journal, shown = None, {"show_progress": world.is_main}
+            journal = None
             if cycle is not None:
                 names, answers = dataset.labels.class_names, cycle.run.answers
                 journal = world.from_main(lambda: read_journal(answers, names))
-            setup = build_setup(config, dataset, devices, **shown, world=world, journal=journal)
+            setup = build_setup(
+                config,
+                dataset,
+                devices,
+                show_progress=world.is_main,
+                world=world,
+                journal=journal,
+            )
             if (difference := data_difference(content, setup)) is not None:
                 logger.warning("the data is not that of the training: %s", difference)
             load_weights(setup.detector.model(), content, path)

@@ -230,8 +230,14 @@ def resume(args: Namespace) -> int:
             dataset = world.local_first(lambda: build_dataset(config, split))
             names = dataset.labels.class_names
             journal = world.from_main(lambda: read_journal(run.answers, names))
-            shown = {"show_progress": world.is_main}
-            setup = build_setup(config, dataset, devices, **shown, world=world, journal=journal)
+            setup = build_setup(
+                config,
+                dataset,
+                devices,
+                show_progress=world.is_main,
+                world=world,
+                journal=journal,
+            )
             check_batch_norm(setup)
             if not world.is_main:
                 return help_main(setup)

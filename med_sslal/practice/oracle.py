@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import median
 from typing import Annotated
 
@@ -39,8 +39,7 @@ class Progress:
         """That of the images of a query; answers to another query with them count too."""
         held = journal.standing()
         states = [held[name].state if name in held else "pending" for name in image_ids]
-        names = ("labelled", "confirmed_empty", "skipped", "in_progress", "pending")
-        return cls(*(states.count(name) for name in names))
+        return cls(**{each.name: states.count(each.name) for each in fields(cls)})
 
     @property
     def answered(self) -> int:

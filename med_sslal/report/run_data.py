@@ -115,7 +115,7 @@ def load_run(
     """
     config = read_json(folder.config)
     names = dataset.labels.class_names if dataset is not None else None
-    cycles = [_load_cycle(cycle, names) for cycle in folder.cycles() if cycle.pool.is_file()]
+    cycles = [_load_cycle(cycle, names) for cycle in folder.begun()]
     return RunData(
         folder=folder,
         config=config,

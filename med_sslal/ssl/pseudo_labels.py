@@ -238,8 +238,8 @@ class PseudoLabeller:
         for block, own, valid in _blocks(section, usable):
             kept = valid & (block.scores >= limits[block.labels - 1])
             ignored = valid & ~kept & (block.scores >= (self.ignore_floor or math.inf))
-            labels |= _annotations(block, kept, ignored, self._settled(block))
-            scored |= _scores(block, kept)
+            for name, label, sure in _annotations(block, kept, ignored, self._settled(block)):
+                labels[name], scored[name] = label, sure
             best = np.zeros(len(block))
             np.maximum.at(best, block.owners, block.scores)
             negatives += block.image_ids[own & (best < (self.negative_floor or 0.0))].tolist()
@@ -336,27 +336,18 @@ def _blocks(
 
 def _annotations(
     block: RecordSection, kept: np.ndarray, ignored: np.ndarray, settled: np.ndarray
-) -> dict[str, Annotation]:
-    """Labels of the images with a kept box: kept boxes (bool [M]), then the ignore regions."""
-    labels = {}
+) -> Iterator[tuple[str, Annotation, list[float]]]:
+    """Images with a kept box: the label, kept boxes (bool [M]) first, and the scores of these."""
     for row in np.unique(block.owners[kept]).tolist():
         first, last = block.offsets[row], block.offsets[row + 1]
         rows = np.concatenate(
             [first + np.flatnonzero(mask[first:last]) for mask in (kept, ignored)]
         )
-        labels[str(block.image_ids[row])] = Annotation(
+        label = Annotation(
             block.boxes[rows], block.labels[rows], ignored[rows], (settled & kept)[rows]
         )
-    return labels
-
-
-def _scores(block: RecordSection, kept: np.ndarray) -> dict[str, list[float]]:
-    """Image id to the scores of its kept boxes (bool [M]), of the images that have one."""
-    found = {}
-    for row in np.unique(block.owners[kept]).tolist():
-        rows = slice(block.offsets[row], block.offsets[row + 1])
-        found[str(block.image_ids[row])] = block.scores[rows][kept[rows]].tolist()
-    return found
+        scores = block.scores[first:last][kept[first:last]].tolist()
+        yield str(block.image_ids[row]), label, scores
 
 
 def _ends(scores: Mapping[str, list[float]]) -> dict[str, list[float]]:

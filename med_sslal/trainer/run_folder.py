@@ -277,6 +277,10 @@ class RunFolder(Folder):
         found = [path for path in self.path.glob("cycle_*") if _CYCLE.fullmatch(path.name)]
         return sorted(map(CycleFolder, found), key=lambda cycle: cycle.number)
 
+    def begun(self) -> list[CycleFolder]:
+        """Those that have a pool, by number."""
+        return [cycle for cycle in self.cycles() if cycle.pool.is_file()]
+
     def write_summary(self, rows: Sequence[Mapping[str, Any]], *, finished: bool) -> None:
         """Write the rows of the measured cycles to `summary` and `table`."""
         content = {"finished": finished, "cycles": list(rows)}
