@@ -110,10 +110,21 @@ def test_a_student_starts_anew_and_goes_on(config: Path, supervised: Path) -> No
     assert row["pseudo_images"] > 0 and row["pseudo_accepted"]
     assert row["steps"] == 60, "as many labelled images as the supervised model has seen"
 
+    # The same where the supervised model is another run's: its training is not made again.
+    assert run_train("-c", config, "--run-id", "taken", *line, "--cycle0-from", supervised) == 0
+    taken = supervised.parent / "taken" / "cycle_00"
+    assert (taken / "supervised" / "model_best.pth").samefile(pure / "model_best.pth")
+    assert equal(taken / "model_best.pth", cycle / "model_best.pth")
+    for name in ("predictions.json", "predictions_val.json", "pseudo_labels.json", "pool.json"):
+        assert (taken / name).read_bytes() == (cycle / name).read_bytes(), name
+
 
 @pytest.mark.slow
-def test_the_oracle_puts_the_truth_in_place_of_pseudo_labels(config: Path) -> None:
+def test_the_oracle_puts_the_truth_in_place_of_pseudo_labels(
+    config: Path, supervised: Path
+) -> None:
     line = ["--set", "ssl_settings.oracle=true", "--set", "al_settings.num_cycles=0"]
+    line += ["--cycle0-from", supervised]
     assert run_train("-c", config, "--run-id", "oracle", *line) == 0
     cycle = config.parent / "runs" / "tiny" / "oracle" / "cycle_00"
     quality = read(cycle / "metrics.json")["pseudo_quality"]["class0"]

@@ -128,7 +128,7 @@ def test_an_unfair_or_wrong_arm_is_told(
     assert any(text in line for line in lines)
 
 
-def test_other_students_and_longer_baselines_have_a_cycle_0_of_their_own(
+def test_arms_begin_with_the_training_that_they_have_in_common(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     on = {"ssl_settings.include_pseudolabels": True}
@@ -138,14 +138,17 @@ def test_other_students_and_longer_baselines_have_a_cycle_0_of_their_own(
         "weight": {"ssl_settings.weight": 0.1},
         "student": on,
         "oracle": {**on, "ssl_settings.oracle": True},
+        "online": {**on, "ssl_settings.mode": "mean_teacher"},
+        "no_tail": {**on, "ssl_settings.tail": 0.0},
     }
     assert study_command(tmp_path, study, "--print-commands") == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [words[-1] for words in lines] == [f"{arm}/s0" for arm in ("cycle0", *study["arms"])]
     runs = StudyRuns(StudyConfig.from_file(tmp_path / "study.json", registries()))
     waiting = [job.arm for job in runs.jobs if runs.waits_for(job)]
-    assert waiting == ["random", "entropy", "weight"], "a weight of nothing changes nothing"
-    # Pseudo-labels in all arms are one training of cycle 0 again.
+    # A weight of nothing changes nothing; students have one supervised model but for its tail.
+    assert waiting == ["random", "entropy", "weight", "student", "oracle", "online"]
+    # Pseudo-labels in all arms are one training of cycle 0, with one student.
     study["set"] |= on
     del study["arms"]["longer"], study["arms"]["weight"]
     (tmp_path / "study.json").write_text(json.dumps(study | {"baselines": ["random"]}))

@@ -149,7 +149,7 @@ def new_run(args: Namespace, setup: RunSetup) -> RunFolder:
         if source is None:
             save_initial(new, setup, weights, args.init_from)
         else:
-            take_over(source, new)
+            take_over(source, new, config)
         write_json(new.split, {name: list(ids) for name, ids in setup.images.splits.items()})
         write_json(new.config, config.resolved)
     try:

@@ -11,7 +11,7 @@ from med_sslal.base.checkpoint import check_can_go_on, load_checkpoint, sidecar
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import compare_for_resume
 from med_sslal.config.validate import Registries
-from med_sslal.study.study_config import INITIAL, is_strategy, other_student
+from med_sslal.study.study_config import INITIAL, has_student, is_strategy, other_student
 from med_sslal.trainer.run_folder import RunFolder
 from med_sslal.utils.errors import CheckpointError, ConfigError
 from med_sslal.utils.util import read_json
@@ -66,17 +66,22 @@ def check_shared(
             )
 
 
-def take_over(source: RunFolder, new: RunFolder) -> None:
-    """Put initial weights and cycle 0 of the run `source` into the run `new`.
+def take_over(source: RunFolder, new: RunFolder, config: ConfigParser) -> None:
+    """Put initial weights and cycle 0 of the run `source` into the run `new`, which has a config.
 
-    Weights are hard links where the disk can: no program file is ever changed in place.
+    As its supervised model where `new` alone has a student. Weights are hard links where the disk
+    can: no program file is ever changed in place.
     """
     _link(source.initial, new.initial)
     before, after = source.cycle(0), new.cycle(0)
-    after.path.mkdir()
+    if has_student(config.resolved) and not has_student(read_json(source.config)):
+        after = after.supervised
+        pairs = [(before.training, after.training), (before.val_predictions, after.val_predictions)]
+    else:
+        pairs = list(zip(before.until_measured, after.until_measured, strict=True))
+    after.path.mkdir(parents=True)
     for path in before.checkpoints:
         _link(path, after.path / path.name)
-    pairs = zip(before.until_measured, after.until_measured, strict=True)
     for old, own in ((source.initial_selection, new.initial_selection), *pairs):
         if old.exists():
             shutil.copy2(old, own)

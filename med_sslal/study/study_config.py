@@ -24,6 +24,8 @@ from med_sslal.utils.errors import ConfigError
 STRATEGY = ("al_settings.*", "ssl_settings.*", "pseudo_augmentation.*")
 # What the pseudo-labels of a cycle, and what it learns from them, depend on.
 _STUDENT = ("ssl_settings.", "pseudo_augmentation.")
+# The one of them that a training on labels alone depends on.
+_TAIL = "ssl_settings.tail"
 # What a baseline may differ in besides: trained for as long as another arm takes.
 _LENGTH = "trainer.steps_per_cycle"
 # Strategy that the training of cycle 0 depends on.
@@ -79,7 +81,7 @@ class StudyConfig:
 
     @property
     def sharing(self) -> tuple[str, ...]:
-        """The arms whose cycle 0 is one training: all but full supervision and other students."""
+        """The arms that begin with one training: not the ceiling, nor students that forbid it."""
         first = self.run_config(SHARED, self.seeds[0])
         return tuple(
             arm
@@ -138,15 +140,22 @@ class StudyConfig:
 
 
 def other_student(one: ConfigParser, other: ConfigParser) -> str | None:
-    """The key by which the students of two runs differ, so that cycle 0 does; None where none does.
+    """The key that forbids `other` to begin with cycle 0 of `one`; None where no student does.
 
-    Without pseudo-labels in either no such key matters.
+    Without pseudo-labels in either no such key matters; with them in `other` alone its supervised
+    model is that of `one`.
     """
-    if not any(each.get("ssl_settings.include_pseudolabels") for each in (one, other)):
+    if not has_student(one.resolved) and not has_student(other.resolved):
         return None
     free, warned, refused = compare_for_resume(one.resolved, other.resolved)
     keys = [key for key, *_ in (*free, *warned, *refused)]
-    return next((key for key in keys if key.startswith(_STUDENT)), None)
+    decisive = _STUDENT if has_student(one.resolved) else _TAIL
+    return next((key for key in keys if key.startswith(decisive)), None)
+
+
+def has_student(resolved: Mapping[str, Any]) -> bool:
+    """Whether a run of this config has pseudo-labels."""
+    return bool(resolved["ssl_settings"]["include_pseudolabels"])
 
 
 def is_strategy(path: str) -> bool:
