@@ -108,6 +108,21 @@ def answer_cvat(query: Query, answers: Sequence[Answer]) -> str:
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
 
 
+def answer_deeplesion(query: Query, answers: Sequence[Answer]) -> str:
+    """A table with DeepLesion's columns: two diameters that cross, from 1 on; empty ones too."""
+    names = {image.image_id: image.file_name for image in query.images}
+    lines = ["File_name,Lesion_diameters_Pixel_,Measurement_coordinates,Class"]
+    for answer in answers:
+        name = names[answer.image_id]
+        if answer.state == "confirmed_empty":
+            lines.append(f"{name},,,")
+        for (x1, y1, x2, y2), label in zip(answer.boxes + 1.0, answer.labels, strict=True):
+            ends = ((x1, y2), (x2, (y1 + y2) / 2), ((x1 + x2) / 2, y1), ((x1 + x2) / 2, y2))
+            points = ", ".join(f"{value:.3f}" for point in ends for value in point)
+            lines.append(f'{name},"9, 5","{points}",{query.class_names[label - 1]}')
+    return "\r\n".join(lines)
+
+
 def answer_coco(query: Query, answers: Sequence[Answer]) -> str:
     """Plain COCO of the images that are labelled or empty: it has no other state."""
     ranks = {image.image_id: image for image in query.images}

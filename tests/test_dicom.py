@@ -155,6 +155,9 @@ def test_values_become_grey(
     images = folder_of(tmp_path, window=window).images
     found = [images.read(image_id) for image_id in images.infos]
     assert len(found) == len(expected)
+    if window is not None:
+        other = folder_of(tmp_path, window=(-7, 8)).images.windowed(window)
+        assert all(map(np.array_equal, found, map(other.read, other.infos)))
     for each, wanted in zip(found, expected, strict=True):
         wanted = wanted if wanted.ndim == 3 else np.repeat(wanted[..., None], 3, axis=2)
         assert each.dtype == np.float32

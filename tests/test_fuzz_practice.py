@@ -1,6 +1,9 @@
 """Made-up damage of what comes back from annotation tools, and of a query's manifest."""
 
 import copy
+import csv
+import io
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -41,6 +44,27 @@ def odd_xml(draw: st.DrawFn, text: str) -> bytes:
     return ElementTree.tostring(root, encoding="utf-8")
 
 
+@st.composite
+def odd_table(draw: st.DrawFn, text: str) -> bytes:
+    """A table with one to three fields changed, removed, or given twice."""
+    rows = list(csv.reader(io.StringIO(text)))
+    for _ in range(draw(st.integers(1, 3))):
+        row = draw(st.sampled_from([row for row in rows if row]))
+        place = draw(st.integers(0, len(row) - 1))
+        row[place : place + 1] = draw(
+            st.sampled_from([[], [row[place]] * 2, *([str(odd)] for odd in ODD)])
+        )
+    made = io.StringIO()
+    csv.writer(made).writerows(rows)
+    return made.getvalue().encode(errors="surrogatepass")
+
+
+ODD_VALUES: dict[str, Callable[[str], st.SearchStrategy[str | bytes]]] = {
+    "cvat": odd_xml,
+    "deeplesion": odd_table,
+}
+
+
 @pytest.mark.parametrize("kind", ["values", "bytes"])
 @pytest.mark.parametrize("name", FORMATS)
 @fuzz
@@ -50,7 +74,7 @@ def test_damage_is_refused_or_harmless(
 ) -> None:
     made: st.SearchStrategy[str | bytes] = odd_bytes(TEXTS[name].encode())
     if kind == "values":
-        made = odd_xml(TEXTS[name]) if name == "cvat" else odd_json(TEXTS[name])
+        made = ODD_VALUES.get(name, odd_json)(TEXTS[name])
     try:
         found = read(tmp_path, data.draw(made), QUERY, **FORMATS[name][1])
     except UserError as error:

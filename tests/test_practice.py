@@ -348,6 +348,12 @@ def test_a_share_of_the_answers_is_enough() -> None:
         (["al_settings.args.budget_num=13"], "budget_num"),
         (["oracle.type=simulated", "oracle.args={}"], 'set oracle.type to "human"'),
         (["dataset.type=tests.practice_runs.NoFiles"], "needs a data set of picture files"),
+        (["oracle.args.windows=[[-175, 275]]"], "oracle.args.windows: pictures of 8 bits"),
+        (
+            ["oracle.args.windows=[[275, -175]]"],
+            "windows: found the list [[275, -175]]",
+        ),
+        (["oracle.args.neighbours=1"], "oracle.args.neighbours: no image has a place in a series"),
     ],
 )
 def test_a_config_that_cannot_ask_a_person(

@@ -17,10 +17,9 @@ import pytest
 
 from med_sslal.base.base_dataset import Images
 from med_sslal.base.types import ImageInfo, Prediction, Selected, Selection
-from med_sslal.data.deeplesion import DeepLesion
 from med_sslal.data.pictures import PictureImages
-from med_sslal.phantom import generate
 from med_sslal.practice.answers import Query
+from med_sslal.practice.beside import Beside
 from med_sslal.practice.query_folder import QueryFolder, data_uri, read_query, write_query
 from med_sslal.utils.errors import ConfigError, DataError, UserError
 from med_sslal.utils.util import remove_unfinished, sha256_file
@@ -170,17 +169,57 @@ def test_a_share_is_shown_nothing(images: PictureImages, tmp_path: Path) -> None
     assert len(drawn) > 1
 
 
-def test_a_key_slice_is_the_source_of_its_copy(tmp_path: Path) -> None:
-    generate(tmp_path / "set", patients=4, size=64, seed=5)
-    images = DeepLesion(str(tmp_path / "set"), eval_split=0.5).images
-    query = write(tmp_path / "queries", images, class_names=("lesion",), shown={})
-    image = query.images[0]
-    (source,) = (tmp_path / "set").glob(f"**/{image.source}")
-    assert image.source_sha256 == sha256_file(source)
-    folder = QueryFolder.named(tmp_path / "queries", query.query_id)
-    assert json.loads(folder.manifest.read_text())["window"] == [-1000, 400]
-    pixels = cv2.imread(str(folder.images / image.file_name), cv2.IMREAD_UNCHANGED)
-    assert pixels.shape == (image.height, image.width) and pixels.dtype == np.uint8
+def series_of(root: Path) -> PictureImages:
+    """Three slices of a series in 16-bit grey, the first of which is missing; and one of none."""
+    root.mkdir()
+    infos = {}
+    for name, place in {"b": ("s", 2), "c": ("s", 3), "d": ("s", 4), "x": (None, None)}.items():
+        pixels = np.full((30, 40), 900 + 100 * (place[1] or 0), np.uint16)
+        cv2.imwrite(str(root / f"{name}.png"), pixels)
+        infos[name] = ImageInfo(name, "p", f"{name}.png", (30, 40), None, *place)
+    return PictureImages(root, infos, {}, (0, 2000))
+
+
+def test_there_is_more_to_look_at_beside_an_image(tmp_path: Path) -> None:
+    images = series_of(tmp_path / "data")
+    beside = Beside([(1000, 1300), (-500.5, 1500)], neighbours=1)
+    query = write(tmp_path, images, beside=beside, box_padding_px=5.0)
+    folder = QueryFolder.named(tmp_path, query.query_id)
+    windows = {"window_1000_1300", "window_-500.5_1500"}
+    expected = {
+        "b": {"slice_+1"},
+        "c": {"slice_-1", "slice_+1"},
+        "d": {"slice_-1"},
+        "x": set[str](),
+    }
+    values = {"b": 1100, "c": 1200, "d": 1300, "x": 900}
+
+    def grey(path: Path) -> int:
+        return int(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[15, 20])
+
+    for image in query.images:
+        # As CVAT looks for them: the file's name with underscores, beside the images.
+        place = folder.images / "related_images" / image.file_name.replace(".", "_")
+        own = values[image.image_id]
+        assert grey(folder.images / image.file_name) == round(own / 2000 * 255)
+        assert {path.stem for path in place.iterdir()} == windows | expected[image.image_id]
+        assert grey(place / "window_1000_1300.png") == round(max(0, own - 1000) / 300 * 255)
+        assert grey(place / "window_-500.5_1500.png") == round((own + 500.5) / 2000.5 * 255)
+        for name in expected[image.image_id]:
+            there = own + 100 * int(name.removeprefix("slice_"))
+            assert grey(place / f"{name}.png") == round(there / 2000 * 255)
+    assert json.loads(folder.manifest.read_text())["window"] == [0, 2000]
+    assert read_query(folder.path).box_padding_px == 5
+    assert "widened by 5 pixels" in folder.readme.read_text()
+    assert "related_images" in folder.readme.read_text()
+
+
+def test_nothing_lies_beside_unless_it_is_asked_for(images: PictureImages, tmp_path: Path) -> None:
+    query = write(tmp_path, images)
+    folder = QueryFolder.named(tmp_path, query.query_id)
+    assert not folder.related_images.exists()
+    text = folder.readme.read_text()
+    assert "related_images" not in text and "widened" not in text
 
 
 class Drawn(Images):
@@ -249,6 +288,7 @@ def test_a_kill_leaves_nothing_that_is_taken_for_a_query(
         pytest.param(("format_version",), 2, "update the program", id="newer"),
         pytest.param(("query_id",), "../x", "no id of a query", id="id"),
         pytest.param(("seed",), "3", "no int", id="type"),
+        pytest.param(("box_padding_px",), -1, "box_padding_px is -1", id="padding"),
         pytest.param(("class_names",), ["x", "x"], "comes twice", id="class twice"),
         pytest.param(("class_names",), ["x"], "unknown class", id="class gone"),
         pytest.param(("images", 0, "file_name"), "../x.png", "no file name", id="file name"),

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from annotator import answer_coco, answer_cvat, answer_label_studio
+from annotator import answer_coco, answer_cvat, answer_deeplesion, answer_label_studio
 
 from med_sslal.base.types import Prediction
 from med_sslal.data.bad_samples import ListedError
@@ -85,7 +85,9 @@ FORMATS: dict[str, tuple[Play, dict[str, Any], float]] = {
     "label_studio": (answer_label_studio, {}, 0.01),
     "cvat": (answer_cvat, {}, 0.0051),
     "coco": (answer_coco, {"unmarked": "empty"}, 0.01),
+    "deeplesion": (answer_deeplesion, {"unmarked": "empty"}, 0.01),
 }
+STATELESS = ("coco", "deeplesion")
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -94,8 +96,8 @@ def test_what_was_entered_comes_back(name: str, seed: int, tmp_path: Path) -> No
     play, more, tolerance = FORMATS[name]
     entered = answers_of(np.random.default_rng(seed))
     found = read(tmp_path, play(QUERY, entered), **more)
-    # COCO has no state for what is skipped.
-    kept = [each for each in entered if name != "coco" or each.state != "skipped"]
+    # Neither COCO nor a table has a state for what is skipped.
+    kept = [each for each in entered if name not in STATELESS or each.state != "skipped"]
     assert [(each.image_id, each.state) for each in found] == [
         (each.image_id, each.state) for each in kept
     ]
@@ -104,7 +106,7 @@ def test_what_was_entered_comes_back(name: str, seed: int, tmp_path: Path) -> No
         assert back.boxes.dtype == np.float32 and back.boxes.shape == given_.boxes.shape
         np.testing.assert_allclose(back.boxes, given_.boxes, rtol=0, atol=tolerance)
         assert back.annotation.n_objects == len(given_.labels)
-        assert back.reader == ("" if name == "coco" else "ann@clinic")
+        assert back.reader == ("" if name in STATELESS else "ann@clinic")
         assert back.seconds == (given_.seconds if name == "label_studio" else None)
 
 
@@ -123,7 +125,7 @@ def test_no_mark_is_pending_and_never_empty(name: str, tmp_path: Path) -> None:
         assert states == ["labelled", "confirmed_empty"]
         with pytest.raises(DataError, match=r"1 image\(s\) have no box .*say --unmarked empty or"):
             read(tmp_path, text)
-    found = read(tmp_path, text, unmarked="pending" if name == "coco" else None)
+    found = read(tmp_path, text, unmarked="pending" if name in STATELESS else None)
     states = [each.state for each in found]
     assert states == ["labelled", *["in_progress"] * (name == "label_studio")]
 
@@ -137,7 +139,7 @@ TEXTS = {name: play(QUERY, answers_of(np.random.default_rng(0))) for name, (play
 def test_any_unicode_is_read(name: str, code: str, tmp_path: Path) -> None:
     text = TEXTS[name].replace("encoding='utf-8'", f"encoding='{code.removesuffix('-sig')}'")
     found = read(tmp_path, text.encode(code), **FORMATS[name][1])
-    assert len(found) == (4 if name == "coco" else 5)
+    assert len(found) == (4 if name in STATELESS else 5)
 
 
 Change = Callable[[Any], object]
@@ -338,7 +340,7 @@ LEAK = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]><annotations>&x;
     ("text", "message"),
     [
         pytest.param("", "neither JSON of", id="empty"),
-        pytest.param("a,b\n1,2\n", "neither JSON of Label Studio or COCO nor XML", id="table"),
+        pytest.param("a,b\n1,2\n", "neither JSON of Label Studio or COCO, nor XML", id="table"),
         pytest.param(b"PK\x03\x04", "unpack it", id="archive"),
         pytest.param("[1, 2", "not valid JSON", id="cut JSON"),
         pytest.param("[" * 200_000, "not valid JSON", id="deep JSON"),

@@ -142,15 +142,16 @@ instead of the whole study:
 """,
     "import": """Take a person's answers to a query of a run: all that the files have, or nothing.
   QUERY  the query's folder in its run, <run>/cycle_NN/query_<id>
-  FILE*  exports of an annotation tool: Label Studio's JSON of all tasks, CVAT's XML 1.1, COCO
+  FILE*  exports of an annotation tool: Label Studio's JSON of all tasks, CVAT's XML 1.1, COCO, or
+    a CSV table with DeepLesion's columns
 how they are read:
   The query's README tells how to export. The last answer of an image holds; what is imported
   already changes nothing.
-  --unmarked empty|pending  what an image without a box means in COCO, which does not say
+  --unmarked empty|pending  what an image without a box means in COCO or a table, which do not say
   --reader NAME  who answered, where the file names nobody; of several readers of an image the one
     whose answer is taken, or 'newest' for the latest of them
-  --pad PIXELS  widen each box that is not left as it was shown by so much on every side, where the
-    other labels are padded [0]
+  --pad PIXELS  widen each box that is not left as it was shown by so much on every side, in place
+    of the run's oracle.args.box_padding_px
   --dry-run  check and count, change nothing
 in place of files:
   --withdraw ID+  take the answers to these images of the query back

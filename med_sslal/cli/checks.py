@@ -15,6 +15,7 @@ from med_sslal.base.learning_rate import tail_start
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.data.coco import COCO
 from med_sslal.data.image_folder import ImageFolder
+from med_sslal.data.pictures import PictureImages
 from med_sslal.data.sampler import EpochBatchSampler
 from med_sslal.data.voc import PascalVOC
 from med_sslal.eval.metric import metric_keys
@@ -184,6 +185,9 @@ def _check_human(setup: RunSetup) -> None:
             f"{human}: the run begins with the images that have a label: set "
             'al_settings.args.init_num to "labelled"'
         )
+    oracle, images = setup.strategy.oracle, setup.images
+    if isinstance(oracle, HumanOracle) and isinstance(images, PictureImages):
+        oracle.beside.check(images)
     if setup.strategy.ssl.oracle:
         raise ConfigError(f"ssl_settings.oracle asks for a truth that {human} does not have")
 

@@ -98,7 +98,7 @@ def _returned(args: Namespace, query: Query, run: RunFolder, journal: Journal) -
         if not path.is_file():
             problems.append(f"there is no file {path}")
             continue
-        how = {"unmarked": args.unmarked, "reader": args.reader, "pad": args.pad}
+        how = {"unmarked": args.unmarked, "reader": args.reader, "pad": _padding(args, query)}
         file = {"sha256": sha256_file(path), **how}
         if file in known:
             sys.stdout.write(f"{path} was imported before: nothing in it is taken again\n")
@@ -126,14 +126,19 @@ def _returned(args: Namespace, query: Query, run: RunFolder, journal: Journal) -
     return returned
 
 
+def _padding(args: Namespace, query: Query) -> float:
+    """Pixels by which boxes are widened: as the command says, or else the query."""
+    return query.box_padding_px if args.pad is None else args.pad
+
+
 def _adapted(answer: Answer, query: Query, args: Namespace) -> Answer:
     """An answer with the reader that the command names, and its boxes padded within the image.
 
     Boxes left as they were shown are not: they are as wide as those that training began with.
     """
     image = next(image for image in query.images if image.image_id == answer.image_id)
-    pad = np.where(left_as_shown(image, answer), np.float32(0), np.float32(args.pad))[:, None]
-    grown = answer.boxes + np.array([-1, -1, 1, 1], np.float32) * pad
+    pad = np.where(left_as_shown(image, answer), 0, _padding(args, query)).astype(np.float32)
+    grown = answer.boxes + np.array([-1, -1, 1, 1], np.float32) * pad[:, None]
     boxes = np.clip(grown, 0, np.array([image.width, image.height] * 2, np.float32))
     named = "" if args.reader in (None, NEWEST) else args.reader
     return replace(answer, boxes=boxes, reader=answer.reader or named)

@@ -16,7 +16,7 @@ import secrets
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,11 @@ class DicomFrame:
     intercept: float
     window: Window | None  # Of these; None for colours.
     inverted: bool  # Whether the lowest value is white.
+    whole: bool  # Whether the window is all that 8 bits hold, and no other one is asked for.
+
+    def windowed(self, window: Window) -> "DicomFrame":
+        """The same frame in another window of its values; of 8 bits or in colour as it is."""
+        return self if self.window is None or self.whole else replace(self, window=window)
 
     def read(self, image_id: str, size: tuple[int, int]) -> np.ndarray:
         """Decode it: float32 [H, W, 3] RGB in [0, 1]; DataError where that is not possible."""
@@ -281,11 +286,11 @@ def _identity(
 
 def _grey(
     header: Any, number: int, window: Window | None, where: str
-) -> tuple[float, float, Window | None, bool]:
-    """Slope, intercept, window and inversion of a frame."""
+) -> tuple[float, float, Window | None, bool, bool]:
+    """Slope, intercept, window and inversion of a frame, and whether it has 8 bits."""
     kind, bits = header.get("PhotometricInterpretation"), int(header.BitsAllocated)
     if kind in _COLOURS and bits == 8:
-        return 1.0, 0.0, None, False
+        return 1.0, 0.0, None, False, True
     if kind not in _GREY:
         raise DataError(f"{where} has neither grey values nor colours of 8 bits: convert it")
     place = _place(header, number, "PixelValueTransformationSequence")
@@ -300,7 +305,7 @@ def _grey(
         window = (low, high)
     elif window is None:
         window = _own_window(_place(header, number, "FrameVOILUTSequence"), bits, where)
-    return slope, intercept, window, kind == "MONOCHROME1"
+    return slope, intercept, window, kind == "MONOCHROME1", bits <= 8
 
 
 def _own_window(place: Any, bits: int, where: str) -> Window:

@@ -39,6 +39,9 @@ class PictureFrame(Protocol):
     def path(self) -> Path:
         """Its file."""
 
+    def windowed(self, window: Window) -> "PictureFrame":
+        """The same image in another window of its values."""
+
     def read(self, image_id: str, size: tuple[int, int]) -> np.ndarray:
         """As of `Images`, of an image of (height, width)."""
 
@@ -66,6 +69,11 @@ class PictureImages(Images):
         if image_id in self.frames:
             return self.frames[image_id].read(image_id, size)
         return read_picture(self.path(image_id), size, self.window)
+
+    def windowed(self, window: Window) -> "PictureImages":
+        """The same in another window of their values; of 8 bits or in colour as they are."""
+        frames = {name: frame.windowed(window) for name, frame in self.frames.items()}
+        return PictureImages(self.root, self.infos, self.splits, window, frames)
 
     def path(self, image_id: str) -> Path:
         """The file of an image."""

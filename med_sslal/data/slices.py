@@ -195,11 +195,6 @@ class SliceImages(Images):
         """Decode a key slice and its neighbours; channels from the lower slice index up."""
         return read_stack(self.stacks[image_id], self.window, self.decode)
 
-    def path(self, image_id: str) -> Path:
-        """The file of a key slice."""
-        stack = self.stacks[image_id]
-        return stack.files[round(stack.positions[1])]
-
     def picture(self, image_id: str) -> np.ndarray:
         """The key slice in grey between -1000 and 400 HU, where lung and soft tissue both show.
 
@@ -207,11 +202,6 @@ class SliceImages(Images):
         """
         low, high = self.window
         values = self.read(image_id)[..., 1] * (high - low) + low
-        return np.repeat(to_unit(values, self.shown_window)[..., None], 3, axis=2)
-
-    @property
-    def shown_window(self) -> tuple[float, float]:
-        """The HU that `picture` shows."""
-        low, high = self.window
         shown = max(low, DISPLAY_WINDOW[0]), min(high, DISPLAY_WINDOW[1])
-        return shown if shown[0] < shown[1] else self.window
+        grey = to_unit(values, shown if shown[0] < shown[1] else self.window)
+        return np.repeat(grey[..., None], 3, axis=2)

@@ -43,6 +43,8 @@ class Query:
     config_hash: str
     class_names: tuple[str, ...]  # without background
     images: tuple[QueryImage, ...]  # in order of selection
+    # Pixels by which the labels that training began with are wider than their object, on each side.
+    box_padding_px: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,15 @@ from dataclasses import dataclass, fields
 from statistics import median
 from typing import Annotated
 
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le
 
 from med_sslal.al.budget import CostModel
 from med_sslal.al.oracle import Oracle
 from med_sslal.al.pool import Pool
 from med_sslal.base.types import Annotation
 from med_sslal.config.schema import Share
+from med_sslal.data.pictures import Window
+from med_sslal.practice.beside import Beside
 from med_sslal.practice.corrections import MAX_SECONDS
 from med_sslal.practice.journal import Journal
 from med_sslal.utils.errors import DataError
@@ -74,6 +76,11 @@ class HumanOracle(Oracle):
             images count as answered.
         blind: Share of a query's images that are shown without predictions.
         shown_score: Predictions from this score on are shown.
+        box_padding_px: Pixels by which the labels of the data are wider than their objects on each
+            side; boxes that come back are widened so.
+        windows: Copies of each image in these windows of its values, lowest and highest, to be
+            looked at beside it, such as [[-175, 275], [-1500, 500]] in CT.
+        neighbours: Slices before and after each image in its series, to be looked at beside it.
     """
 
     def __init__(
@@ -84,10 +91,14 @@ class HumanOracle(Oracle):
         min_answered: Annotated[float, Gt(0), Le(1)] = 1.0,
         blind: Share = 0.0,
         shown_score: Share = 0.3,
+        box_padding_px: Annotated[float, Ge(0)] = 0.0,
+        windows: Sequence[Window] = (),
+        neighbours: Annotated[int, Ge(0)] = 0,
     ) -> None:
         super().__init__(annotations)
         self.journal, self.min_answered = journal, min_answered
-        self.blind, self.shown_score = blind, shown_score
+        self.blind, self.shown_score, self.box_padding_px = blind, shown_score, box_padding_px
+        self.beside = Beside([(low, high) for low, high in windows], neighbours)
 
     def _as_of(self, answers: int) -> dict[str, Annotation]:
         if answers > len(self.journal):

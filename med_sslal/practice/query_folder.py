@@ -18,8 +18,8 @@ import numpy as np
 from med_sslal.base.base_dataset import Images
 from med_sslal.base.types import Prediction, Selected, Selection
 from med_sslal.data.pictures import PictureImages
-from med_sslal.data.slices import SliceImages
 from med_sslal.practice.answers import Query, QueryImage
+from med_sslal.practice.beside import Beside, Views
 from med_sslal.practice.formats.coco import coco_document
 from med_sslal.practice.formats.cvat import cvat_labels
 from med_sslal.practice.formats.label_studio import label_studio_tasks, labeling_config
@@ -57,6 +57,7 @@ class QueryFolder:
         self.cvat_labels = path / "cvat_labels.json"
         self.readme = path / "README.md"
         self.images = path / "images"  # The copies.
+        self.related_images = self.images / "related_images"  # By copy, what is to be seen beside.
         self.corrections = path / "corrections.json"  # What readers did, and its page.
         self.correction_page = path / "corrections.html"
 
@@ -78,6 +79,8 @@ def write_query(
     config_hash: str,
     class_names: Sequence[str],
     blind: float = 0.0,
+    box_padding_px: float = 0.0,
+    beside: Beside | None = None,
 ) -> Query:
     """Write the folder `query_<id>` into `parent`, which is made.
 
@@ -94,13 +97,15 @@ def write_query(
         config_hash: Of the run's config.
         class_names: Without background.
         blind: Share of the images, drawn by the run's seed, whose reader is shown nothing.
+        box_padding_px: Padding of the labels that training began with.
+        beside: What there is to look at beside each image; None for nothing.
 
     Raises:
         ConfigError: The images lie in no files, or a class cannot be a label in CVAT.
         DataError: An image cannot be read.
         UserError: The folder cannot be written; nothing is left of it.
     """
-    if not isinstance(images, PictureImages | SliceImages):
+    if not isinstance(images, PictureImages):
         raise ConfigError(
             "dataset.type is of a data set whose images lie in no files of their own: a query for "
             "a person needs some"
@@ -112,17 +117,17 @@ def write_query(
     labels = cvat_labels(class_names)
     with _whole(final.path) as partial:
         folder = QueryFolder(partial)
-        copies = []
+        copies, views = [], (beside or Beside()).of(images)
         for item in selection.items:
             is_blind = item.image_id in drawn
             seen = Prediction.empty() if is_blind else shown.get(item.image_id, Prediction.empty())
             copies.append(_copy(folder, images, item, is_blind, seen))
+            _put_views(folder, copies[-1], views)
         told = (query_id, run, cycle, selection.seed, model_hash, config_hash)
-        query = Query(*told, tuple(class_names), tuple(copies))
+        query = Query(*told, tuple(class_names), tuple(copies), box_padding_px)
         _write_files(folder, final.path.name, query, selection, labels)
-        window = images.shown_window if isinstance(images, SliceImages) else images.window
         # What the copies show of the values, for who looks at them later.
-        content = {"window": window, **_manifest(query)}
+        content = {"window": images.window, **_manifest(query)}
         write_versioned(folder.manifest, FORMAT_VERSION, content)
     return query
 
@@ -143,7 +148,8 @@ def _write_files(
     write_json(folder.label_studio, label_studio_tasks(query, pictures))
     _put(folder.labeling_config, labeling_config(query.class_names))
     write_json(folder.cvat_labels, labels)
-    _put(folder.readme, query_readme(query, name).encode())
+    has_views = folder.related_images.exists()
+    _put(folder.readme, query_readme(query, name, has_views=has_views).encode())
 
 
 def read_query(folder: Path) -> Query:
@@ -156,7 +162,11 @@ def read_query(folder: Path) -> Query:
         texts = [_typed(content[key], str) for key in ("query_id", "run")]
         whole = [_typed(content[key], int) for key in ("cycle", "seed")]
         hashes = [_typed(content[key], str) for key in ("model_hash", "config_hash")]
-        query = Query(texts[0], texts[1], whole[0], whole[1], hashes[0], hashes[1], names, images)
+        padding = float(content.get("box_padding_px", 0))
+        if not 0 <= padding < math.inf:
+            raise ValueError(f"box_padding_px is {padding}")
+        told = (*texts, *whole, *hashes, names, images, padding)
+        query = Query(*told)
         if not _ID.fullmatch(query.query_id):
             raise ValueError(f"'{query.query_id}' is no id of a query")
         for keys in (names, [i.image_id for i in images], [i.file_name for i in images]):
@@ -192,19 +202,17 @@ def _whole(folder: Path) -> Iterator[Path]:
 
 def _copy(
     folder: QueryFolder,
-    images: PictureImages | SliceImages,
+    images: PictureImages,
     item: Selected,
     blind: bool,
     shown: Prediction,
 ) -> QueryImage:
     """Write the 8-bit copy of an image."""
     info, source = images.infos[item.image_id], images.path(item.image_id)
-    pixels = np.rint(images.picture(item.image_id) * 255).clip(0, 255).astype(np.uint8)
-    grey = bool((pixels == pixels[..., :1]).all())
-    encoded = cv2.imencode(".png", pixels[..., 0] if grey else pixels[..., ::-1])[1].tobytes()
     stem = f"{item.rank:04d}_{_UNSAFE.sub('_', item.image_id)}"
     name = f"{stem[: MAX_NAME - len('.png')]}.png"
-    _put(folder.images / name, encoded)
+    picture = images.picture(item.image_id)
+    _put(folder.images / name, _png(picture))
     try:
         source_hash = sha256_file(source)
     except OSError as error:
@@ -215,12 +223,27 @@ def _copy(
         source=info.file_name,
         source_sha256=source_hash,
         sha256=sha256_file(folder.images / name),
-        width=pixels.shape[1],
-        height=pixels.shape[0],
+        width=picture.shape[1],
+        height=picture.shape[0],
         rank=item.rank,
         blind=blind,
         shown=shown,
     )
+
+
+def _put_views(folder: QueryFolder, image: QueryImage, views: Views) -> None:
+    """Write what there is to look at beside an image, where CVAT shows it beside that."""
+    place = folder.related_images / image.file_name.replace(".", "_")
+    for name, picture in views.of(image.image_id):
+        place.mkdir(parents=True, exist_ok=True)
+        _put(place / f"{name}.png", _png(picture))
+
+
+def _png(picture: np.ndarray) -> bytes:
+    """The file of a picture in [0, 1]: 8 bits, in grey where it is grey."""
+    pixels = np.rint(picture * 255).clip(0, 255).astype(np.uint8)
+    grey = bool((pixels == pixels[..., :1]).all())
+    return cv2.imencode(".png", pixels[..., 0] if grey else pixels[..., ::-1])[1].tobytes()
 
 
 def _put(path: Path, content: bytes) -> None:

@@ -6,7 +6,8 @@ _TEXT = """# Query {query_id}: {number} image(s) to be looked at
 
 Classes: {classes}. Draw a tight, upright rectangle around every object. The copies in `images/`
 have the pixel size of the originals; boxes that are there already are a model's predictions, to be
-corrected, and on some images none is shown on purpose. What comes back is one of four states:
+corrected, and on some images none is shown on purpose.{padding} What comes back is one of four
+states:
 
 | state | what it means | Label Studio | CVAT |
 |---|---|---|---|
@@ -17,7 +18,7 @@ corrected, and on some images none is shown on purpose. What comes back is one o
 
 An image without a mark stays pending: it is never taken for an empty one.
 
-## Label Studio
+{beside}## Label Studio
 
 Two commands do all of it, with a token of yours from Account & Settings in LABEL_STUDIO_TOKEN:
 
@@ -66,9 +67,28 @@ must stay as it is.
 """
 
 
-def query_readme(query: Query, folder: str) -> str:
-    """The steps for each tool, for the query in a folder of that name."""
+_PADDING = """
+The labels of this run are wider than their objects: your boxes are widened by {:g} pixels on each
+side when they come back, those that you leave as they are shown are not."""
+
+_BESIDE = """## To look at beside an image
+
+`images/related_images` has a folder for each image: it in other windows of its values, and the
+slices before and after it in its series. Draw on the images alone. CVAT shows them beside the image
+where the task is made of an archive: zip what is in `images/`, and upload that.
+
+"""
+
+
+def query_readme(query: Query, folder: str, *, has_views: bool) -> str:
+    """The steps for each tool, for the query in a folder of that name.
+
+    `has_views` where there is more to look at beside the images.
+    """
+    padding = _PADDING.format(query.box_padding_px) if query.box_padding_px else ""
     return _TEXT.format(
+        padding=padding,
+        beside=_BESIDE if has_views else "",
         query_id=query.query_id,
         number=len(query.images),
         classes=", ".join(query.class_names),

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from med_sslal.practice.answers import Answer, Query
-from med_sslal.practice.formats.coco import Unmarked, read_coco
+from med_sslal.practice.formats.coco import read_coco
 from med_sslal.practice.formats.cvat import read_cvat
+from med_sslal.practice.formats.deeplesion import is_deeplesion, read_deeplesion
 from med_sslal.practice.formats.label_studio import read_label_studio
+from med_sslal.practice.formats.rows import Unmarked
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.xml_files import parse_xml
 
@@ -26,14 +28,16 @@ def read_returned(
     reader: str | None = None,
     max_bytes: int = 500_000_000,
 ) -> list[Answer]:
-    """The answers in a file of Label Studio, CVAT or plain COCO, told apart by what is in it.
+    """The answers in a file, told apart by what is in it.
+
+    Of Label Studio, of CVAT, in plain COCO, or a table with DeepLesion's columns.
 
     Images that are pending have none.
 
     Args:
         path: The file, which nothing is written to.
         query: What was asked.
-        unmarked: What an image without a box is in plain COCO, which does not tell.
+        unmarked: What an image without a box is in COCO and tables, which do not tell.
         reader: Whose annotation counts where a task of Label Studio has several, or "newest".
         max_bytes: Larger files are refused.
 
@@ -49,9 +53,14 @@ def read_returned(
             raise DataError(f"{path} is no XML of CVAT: it is about '{root.tag}'")
         _refuse(unmarked, path, "CVAT")
         return read_cvat(path, root, query)
+    if is_deeplesion(content):
+        return read_deeplesion(path, _text(path, content), query, unmarked)
     if start not in (b"[", b"{"):
         more = ": unpack it, and give the file in it" if content.startswith(b"PK") else ""
-        raise DataError(f"{path} is neither JSON of Label Studio or COCO nor XML of CVAT{more}")
+        raise DataError(
+            f"{path} is neither JSON of Label Studio or COCO, nor XML of CVAT, nor a table with "
+            f"DeepLesion's columns{more}"
+        )
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -82,6 +91,15 @@ def _content(path: Path, max_bytes: int) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _text(path: Path, content: bytes) -> str:
+    """Of UTF-8, or of UTF-16 where the file begins with its mark."""
+    code = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return content.decode(code)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text: {error}") from error
 
 
 def _refuse_min(path: Path, tasks: list[Any]) -> None:

@@ -28,5 +28,7 @@ def send_query(setup: RunSetup, folder: CycleFolder, oracle: HumanOracle) -> Non
         config_hash=record.header.config_hash,
         class_names=setup.class_names,
         blind=oracle.blind,
+        box_padding_px=oracle.box_padding_px,
+        beside=oracle.beside,
     )
     logger.info("cycle %d: query %s is written", folder.number, query.query_id)

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from med_sslal.eval.coco_utils import categories, coco_detections
 from med_sslal.practice.answers import Answer, Query, QueryImage
 from med_sslal.practice.formats.rows import (
     Box,
     Rows,
+    Unmarked,
     check_size,
     corners_inside,
     entries,
@@ -16,8 +17,6 @@ from med_sslal.practice.formats.rows import (
 )
 from med_sslal.utils.errors import DataError
 
-# What an image without a box is.
-Unmarked = Literal["empty", "pending"]
 SIDES = ("x", "y", "width", "height")
 
 
@@ -96,13 +95,7 @@ def read_coco(
                 image = images[number]
                 found.append(_box(rows, entry, image, names, f"{where} ('{image.file_name}')"))
     bare = [image.file_name for number, image in images.items() if number not in boxes]
-    if bare and unmarked is None:
-        with rows.noted():
-            raise DataError(
-                f"{path}: {len(bare)} image(s) have no box ('{bare[0]}'{', ...' * (len(bare) > 1)})"
-                ", and COCO does not tell whether somebody has looked: say --unmarked empty or "
-                "--unmarked pending"
-            )
+    rows.check_bare(bare, unmarked, "COCO")
     for number, image in images.items():
         if number in boxes:
             rows.add(image, "labelled", boxes[number])

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,8 @@ OVER_THE_EDGE = 0.001
 # Pixels; a side of one pixel between corners that were rounded to two decimals can come to this.
 LEAST_SIDE = 0.99
 
+# What an image without a box is, in a file that does not tell.
+Unmarked = Literal["empty", "pending"]
 # Corners x1, y1, x2, y2 in ORIGINAL pixels, and a label.
 Box = tuple[list[float], int]
 
@@ -64,6 +66,16 @@ class Rows:
             raise DataError(
                 f"{where}: it belongs to query '{query_id}' and not to {self.query.query_id}"
             )
+
+    def check_bare(self, names: Sequence[str], unmarked: Unmarked | None, kind: str) -> None:
+        """Note that images have no box, where nobody has said what that means."""
+        if names and unmarked is None:
+            with self.noted():
+                raise DataError(
+                    f"{self.path}: {len(names)} image(s) have no box ('{names[0]}'"
+                    f"{', ...' * (len(names) > 1)}), and {kind} does not tell whether somebody has "
+                    "looked: say --unmarked empty or --unmarked pending"
+                )
 
     def add(
         self,
