@@ -187,9 +187,9 @@ def test_there_is_more_to_look_at_beside_an_image(tmp_path: Path) -> None:
     folder = QueryFolder.named(tmp_path, query.query_id)
     windows = {"window_1000_1300", "window_-500.5_1500"}
     expected = {
-        "b": {"slice_+1"},
-        "c": {"slice_-1", "slice_+1"},
-        "d": {"slice_-1"},
+        "b": {"slice_after_1"},
+        "c": {"slice_before_1", "slice_after_1"},
+        "d": {"slice_before_1"},
         "x": set[str](),
     }
     values = {"b": 1100, "c": 1200, "d": 1300, "x": 900}
@@ -206,8 +206,17 @@ def test_there_is_more_to_look_at_beside_an_image(tmp_path: Path) -> None:
         assert grey(place / "window_1000_1300.png") == round(max(0, own - 1000) / 300 * 255)
         assert grey(place / "window_-500.5_1500.png") == round((own + 500.5) / 2000.5 * 255)
         for name in expected[image.image_id]:
-            there = own + 100 * int(name.removeprefix("slice_"))
+            there = own + (100 if name == "slice_after_1" else -100)
             assert grey(place / f"{name}.png") == round(there / 2000 * 255)
+    tasks = json.loads(folder.label_studio.read_text())
+    for image, task in zip(query.images, tasks, strict=True):
+        place = f"query_{query.query_id}/images/related_images"
+        names = sorted(windows | expected[image.image_id])
+        stem = image.file_name.replace(".", "_")
+        wanted = [f"/data/local-files/?d={place}/{stem}/{name}.png" for name in names]
+        assert task["data"]["beside"] == wanted
+    view = ElementTree.fromstring(folder.labeling_config.read_text())
+    assert [image.get("valueList") for image in view.iter("Image")] == [None, "$beside"]
     assert json.loads(folder.manifest.read_text())["window"] == [0, 2000]
     assert read_query(folder.path).box_padding_px == 5
     assert "widened by 5 pixels" in folder.readme.read_text()

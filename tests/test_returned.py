@@ -363,7 +363,7 @@ LEAK = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]><annotations>&x;
             id="coco.json",
         ),
         pytest.param(
-            json.dumps(label_studio_tasks(QUERY, dict.fromkeys(IDS, ""))),
+            json.dumps(label_studio_tasks(QUERY, {key: [""] for key in IDS})),
             "a list of objects 'annotations'",
             id="label_studio.json",
         ),

@@ -60,4 +60,5 @@ class Views:
         for offset in self._offsets:
             other = self._at.get((series, index + offset))
             if other is not None:
-                yield f"slice_{offset:+d}", self._images.picture(other)
+                side = "before" if offset < 0 else "after"
+                yield f"slice_{side}_{abs(offset)}", self._images.picture(other)

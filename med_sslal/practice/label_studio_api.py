@@ -131,13 +131,14 @@ def push_query(
     title = f"query_{query.query_id}"
     start = None if local_root is None else _served_as(place.path, local_root.resolve())
     pictures = {
-        image.image_id: f"{start}/{image.file_name}"
-        if start
-        else data_uri(place.images / image.file_name)
+        image.image_id: [
+            f"{start}/{path.relative_to(place.path).as_posix()}" if start else data_uri(path)
+            for path in place.pictures(image)
+        ]
         for image in query.images
     }
     tasks = label_studio_tasks(query, pictures)
-    interface = {"label_config": labeling_config(query.class_names).decode()}
+    interface = {"label_config": labeling_config(query.class_names, pictures).decode()}
     if project is None:
         project = server.project_titled(title)
     if project is None:
@@ -154,7 +155,7 @@ def push_query(
         storage = {"project": project, "path": str(place.path), "use_blob_urls": True}
         server.ask("POST", "/api/storages/localfiles", {"title": title, **storage})
         first = query.images[0]
-        _check_served(server, pictures[first.image_id], first.sha256)
+        _check_served(server, pictures[first.image_id][0], first.sha256)
     server.ask("POST", f"/api/projects/{project}/import", tasks)
     return project
 
@@ -186,7 +187,7 @@ def _served_as(folder: Path, root: Path) -> str:
             f"{folder} is not below {root}: --local-root takes the folder that Label Studio has as "
             "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT, and the query must lie in it"
         )
-    return f"/data/local-files/?d={quote(folder.relative_to(root).as_posix())}/images"
+    return f"/data/local-files/?d={quote(folder.relative_to(root).as_posix())}"
 
 
 def _check_served(server: LabelStudio, picture: str, sha256: str) -> None:

@@ -61,6 +61,14 @@ class QueryFolder:
         self.corrections = path / "corrections.json"  # What readers did, and its page.
         self.correction_page = path / "corrections.html"
 
+    def pictures(self, image: QueryImage) -> list[Path]:
+        """The copy of an image, then what is to be seen beside it."""
+        return [self.images / image.file_name, *sorted(self.beside(image).glob("*.png"))]
+
+    def beside(self, image: QueryImage) -> Path:
+        """The folder of what is to be seen beside an image."""
+        return self.related_images / image.file_name.replace(".", "_")
+
     @classmethod
     def named(cls, parent: Path, query_id: str) -> "QueryFolder":
         """That of a query which was written into `parent`."""
@@ -142,11 +150,14 @@ def _write_files(
     """Write what the annotation tools read, and the README, of a folder that will have the name."""
     write_json(folder.coco, coco_document(query, _values(selection)))
     pictures = {
-        image.image_id: f"/data/local-files/?d={name}/images/{image.file_name}"
+        image.image_id: [
+            f"/data/local-files/?d={name}/{path.relative_to(folder.path).as_posix()}"
+            for path in folder.pictures(image)
+        ]
         for image in query.images
     }
     write_json(folder.label_studio, label_studio_tasks(query, pictures))
-    _put(folder.labeling_config, labeling_config(query.class_names))
+    _put(folder.labeling_config, labeling_config(query.class_names, pictures))
     write_json(folder.cvat_labels, labels)
     has_views = folder.related_images.exists()
     _put(folder.readme, query_readme(query, name, has_views=has_views).encode())
@@ -233,7 +244,7 @@ def _copy(
 
 def _put_views(folder: QueryFolder, image: QueryImage, views: Views) -> None:
     """Write what there is to look at beside an image, where CVAT shows it beside that."""
-    place = folder.related_images / image.file_name.replace(".", "_")
+    place = folder.beside(image)
     for name, picture in views.of(image.image_id):
         place.mkdir(parents=True, exist_ok=True)
         _put(place / f"{name}.png", _png(picture))

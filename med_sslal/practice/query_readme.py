@@ -74,8 +74,8 @@ side when they come back, those that you leave as they are shown are not."""
 _BESIDE = """## To look at beside an image
 
 `images/related_images` has a folder for each image: it in other windows of its values, and the
-slices before and after it in its series. Draw on the images alone. CVAT shows them beside the image
-where the task is made of an archive: zip what is in `images/`, and upload that.
+slices before and after it in its series. Draw on the images alone. Label Studio shows them below
+the image; CVAT beside it where the task is made of an archive: zip what is in `images/`.
 
 """
 

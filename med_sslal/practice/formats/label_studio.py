@@ -22,12 +22,17 @@ NEWEST = "newest"
 SIDES = ("x", "y", "width", "height")
 
 
-def label_studio_tasks(query: Query, pictures: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The tasks to import, with the address of each picture by image id."""
-    tasks = []
+def label_studio_tasks(query: Query, pictures: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """The tasks to import.
+
+    `pictures` has, by image id, the address of its picture, and those of what lies beside it.
+    """
+    tasks, has_more = [], _has_more(pictures)
     for image in query.images:
+        first, *more = pictures[image.image_id]
         data = {
-            "image": pictures[image.image_id],
+            "image": first,
+            **({"beside": more} if has_more else {}),
             "query_id": query.query_id,
             "image_id": image.image_id,
             "sha256": image.sha256,
@@ -70,13 +75,19 @@ def _result(image: QueryImage, class_names: Sequence[str]) -> list[dict[str, Any
     return result
 
 
-def labeling_config(class_names: Sequence[str]) -> bytes:
-    """The labelling interface as XML."""
+def _has_more(pictures: Mapping[str, Sequence[str]]) -> bool:
+    return any(len(own) > 1 for own in pictures.values())
+
+
+def labeling_config(class_names: Sequence[str], pictures: Mapping[str, Sequence[str]]) -> bytes:
+    """The labelling interface as XML, for tasks with these `pictures`."""
     view = ElementTree.Element("View")
     ElementTree.SubElement(view, "Image", name="image", value="$image", zoom="true")
     labels = ElementTree.SubElement(view, "RectangleLabels", name="label", toName="image")
     for name in class_names:
         ElementTree.SubElement(labels, "Label", value=name)
+    if _has_more(pictures):
+        ElementTree.SubElement(view, "Image", name="beside", valueList="$beside", zoom="true")
     ElementTree.indent(view)
     return ElementTree.tostring(view, encoding="utf-8") + b"\n"
 
