@@ -129,6 +129,8 @@ def test_the_oracle_puts_the_truth_in_place_of_pseudo_labels(
     cycle = config.parent / "runs" / "tiny" / "oracle" / "cycle_00"
     quality = read(cycle / "metrics.json")["pseudo_quality"]["class0"]
     assert quality["precision"] == quality["recall"] == 1.0
+    # The truth has no scores to tell sure from unsure by.
+    assert not PseudoLabels.read(cycle / "pseudo_labels.json").examples
     assert quality["mean_iou"] == pytest.approx(1.0, abs=1e-3)
     pseudo = PseudoLabels.read(cycle / "pseudo_labels.json").labels
     assert all(label.regress.all() for label in pseudo.values())
