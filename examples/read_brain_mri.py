@@ -14,12 +14,12 @@ import csv
 import json
 import random
 import shutil
-import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from med_sslal.__main__ import main as med_sslal
 from med_sslal.base.base_dataset import Labels
 from med_sslal.base.types import Annotation
 from med_sslal.config.jsonc import parse
@@ -59,7 +59,7 @@ def main() -> None:
     out = args.out.resolve()
     truth = hide(args.data, out / "pictures", (4, 2) if args.small else (20, 16))
     config = configure(out, args.weights or True, args.small)
-    command("train.py", "-c", config, "--run-id", "reader")
+    command("train", "-c", config, "--run-id", "reader")
     run = RunFolder(out / "runs" / "brain_mri" / "reader")
     for number, (name, write) in enumerate(FORMATS):
         folder = run.cycle(number).query
@@ -67,8 +67,8 @@ def main() -> None:
         query = read_query(folder)
         file = out / f"{number}_{name}"
         file.write_text(write(query, answers(query, truth)))
-        command("-m", "med_sslal", "import", folder, file, "--reader", "the truth")
-        command("train.py", "--resume", run.path)
+        command("import", folder, file, "--reader", "the truth")
+        command("train", "--resume", run.path)
     with (run.path / "results.csv").open(newline="") as stream:
         rows = [
             [*(row[name] for name in COUNTS), *(f"{float(row[name]):.3f}" for name in MEASURES)]
@@ -150,10 +150,10 @@ def answers(query: Query, truth: dict[str, Annotation]) -> list[Answer]:
 
 
 def command(*words: str | Path) -> None:
-    """Run `python WORDS` in the project's folder; an error ends this program."""
-    line = [sys.executable, *map(str, words)]
-    print(f"$ {' '.join(['python', *line[1:]])}", flush=True)
-    if code := subprocess.run(line, cwd=ROOT).returncode:
+    """Do what `python -m med_sslal WORDS` does; an error ends this program."""
+    line = [str(word) for word in words]
+    print(f"$ python -m med_sslal {' '.join(line)}", flush=True)
+    if code := med_sslal(line):
         sys.exit(code)
 
 
