@@ -14,7 +14,15 @@ from med_sslal.phantom import generate
 
 ROOT = Path(__file__).parents[1]
 # Tried in test_study.py.
-STUDIES = ("phantom", "phantom_small", "bccd", "bccd_small", "brain_mri", "ssl_brain_mri")
+STUDIES = (
+    "phantom",
+    "phantom_small",
+    "bccd",
+    "bccd_small",
+    "brain_mri",
+    "ssl_brain_mri",
+    "ssl_brain_mri_106",
+)
 SHRINK = {
     "n_workers": 1,
     "batch_size": 2,
