@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from med_sslal.__main__ import main
+from med_sslal.data.deeplesion import DeepLesion
 from med_sslal.phantom import generate
 from med_sslal.phantom.dataset import DeepLesionPhantom
 from med_sslal.phantom.render import correlated_noise
@@ -345,6 +346,17 @@ def test_dataset_is_made_once_and_read_as_deeplesion(tmp_path):
     assert image.dtype == np.float32
     assert DeepLesionPhantom(**arguments).images.fingerprint() == dataset.images.fingerprint()
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_share_of_the_lesions_can_be_without_a_mark(tmp_path):
+    given = {"root": str(tmp_path / "data"), "patients": 4, "size": 64, "eval_split": 0.5}
+    found = DeepLesionPhantom(**given, hidden_fraction=0.5).images
+    generate(tmp_path / "same", patients=4, size=64, seed=0, hidden_fraction=0.5)
+    same = DeepLesion(str(tmp_path / "same"), eval_split=0.5).images
+    assert found.fingerprint() == same.fingerprint()
+    assert all(np.array_equal(found.read(name), same.read(name)) for name in found.infos)
+    all_marked = DeepLesionPhantom(**given).images
+    assert all_marked.fingerprint() != found.fingerprint(), "it has a folder of its own"
 
 
 def test_dataset_of_one_type_by_the_phantoms_own_split(tmp_path):

@@ -22,6 +22,9 @@ STUDIES = (
     "brain_mri",
     "ssl_brain_mri",
     "ssl_brain_mri_106",
+    "ssl_bccd",
+    "ssl_phantom",
+    "ssl_phantom_unmarked",
 )
 SHRINK = {
     "n_workers": 1,

@@ -35,6 +35,7 @@ class DeepLesionPhantom(DeepLesion):
         patients: Annotated[int, Ge(3)] = 120,
         size: Annotated[int, Interval(ge=64, le=512)] = 160,
         seed: int = 0,
+        hidden_fraction: Annotated[float, Interval(ge=0, lt=0.9)] = 0.0,
         **loading: Any,
     ) -> None:
         """Make the phantom where it is not there yet, then read it as DeepLesion.
@@ -47,15 +48,18 @@ class DeepLesionPhantom(DeepLesion):
             patients: Number of patients, about 6 images each; at least 3.
             size: Rows and columns of an image, 64 to 512 pixels of 0.8 mm.
             seed: Seed of the phantom's bytes, apart from the run's seed.
+            hidden_fraction: Expected share of lesions without a mark, as DeepLesion has many.
             **loading: As of DeepLesion; the official split is 70, 15 and 15 in a hundred patients.
         """
+        drawn: dict[str, Any] = {"size": size, "seed": seed, "hidden_fraction": hidden_fraction}
         name = f"v{GENERATOR_VERSION}_patients{patients}_size{size}_seed{seed}"
+        name += f"_hidden{hidden_fraction:g}" if hidden_fraction else ""
         folder = Path(root).expanduser() / name
-        text = describe(patients=patients, size=size, seed=seed)
+        text = describe(patients=patients, **drawn)
         if not is_complete(folder, text):
             logger.info("making a phantom of %d patients in %s (once)", patients, folder)
             try:
-                make(folder, patients=patients, size=size, seed=seed)
+                make(folder, patients=patients, **drawn)
             except ConfigError:
                 # Another process may have finished it since the look.
                 if not is_complete(folder, text):
