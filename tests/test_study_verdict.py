@@ -83,6 +83,15 @@ def test_verdict_without_a_number_of_labels():
     assert "better; how many images that saves is open: 0 (95 % interval open to " in level
 
 
+def test_verdict_without_a_curve_counts_no_labels():
+    curves = {
+        arm: {s: flat(height + s / 100, (20,)) for s in range(5)}
+        for arm, height in {"random": 0.5, "a": 0.6}.items()
+    }
+    sentence = verdict(compare_arms(curves, None, unit="images"))[0]
+    assert sentence.endswith("better; one label count does not tell how many images that saves.")
+
+
 def test_verdict_names_significance_from_eight_seeds():
     sentences = verdict(study(8, better=0.1))
     assert "last budget +0.098, significant" in sentences[0]

@@ -52,6 +52,8 @@ def _arm_sentence(name: str, comparison: Comparison, result: StudyResult) -> str
 def _saving_clause(saving: Saving, result: StudyResult) -> str:
     """How many labels an arm with a larger area saves, where that can be said."""
     unit, score = result.unit, f"{result.baseline}'s last score"
+    if result.label_range[0] == result.label_range[1]:
+        return f"one label count does not tell how many {unit} that saves"
     if saving.interval is None:
         return f"the seeds share no range of {unit}, so no number of {unit} saved can be given"
     if saving.value is None:
