@@ -66,7 +66,7 @@ def _curve_chart(study: StudyData, unit: str, column: str, looks: Looks) -> Mark
     for arm, result in means.items():
         colour, dash = looks[arm]
         x, y, low, high = (result["curve"][key] for key in ("labels", "values", "low", "high"))
-        if low is not None and len(x) > 1:
+        if low is not None:
             band(axes, x, low, high, colour)
         tips = [f"{arm}: {top:.3f} with {at:g} {unit}" for at, top in zip(x, y, strict=True)]
         # Counted in boxes, every seed has points of its own, and none is measured for all.

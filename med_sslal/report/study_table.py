@@ -19,8 +19,9 @@ def study_table(result: StudyResult) -> str:
     headings += ["last", "p", "Holm", "w/t/l"]
     body = [_row(name, arm, result) for name, arm in result.arms.items()]
     low, high = result.label_range
+    where = f"mean score from {low:g} to {high:g}" if low < high else f"score at {low:g}"
     notes = [
-        f"area: mean score from {low:g} to {high:g} {result.unit}"
+        f"area: {where} {result.unit}"
         f"{' (less in some seeds)' if len(set(result.ranges.values())) > 1 else ''}; last: "
         f"difference at the last budget; differences and wins/ties/losses: by seed against {base}"
     ]
