@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 import pytest
 
-from med_sslal.base.base_dataset import Images
 from med_sslal.base.types import ImageInfo, Prediction, Selected, Selection
 from med_sslal.data.pictures import PictureImages
 from med_sslal.practice.answers import Query
@@ -55,7 +54,7 @@ def selection_of(names: tuple[str, ...] = NAMES, seed: int = 3) -> Selection:
     return Selection(items, {}, ("doubt", "k_means"), seed, None)
 
 
-def write(parent: Path, images: Images, **more: Any) -> Query:
+def write(parent: Path, images: PictureImages, **more: Any) -> Query:
     """Write a query of all images, the first two of which have detections."""
     names = tuple(images.infos)
     given: dict[str, Any] = {"run": "r", "cycle": 1, "model_hash": "m" * 64, "config_hash": "c"}
@@ -231,17 +230,8 @@ def test_nothing_lies_beside_unless_it_is_asked_for(images: PictureImages, tmp_p
     assert "related_images" not in text and "widened" not in text
 
 
-class Drawn(Images):
-    """Images that lie in no files."""
-
-    def read(self, image_id: str) -> np.ndarray:
-        return np.zeros((30, 40, 3), np.float32)
-
-
 def test_what_cannot_go_out_is_refused(images: PictureImages, tmp_path: Path) -> None:
     queries = tmp_path / "queries"
-    with pytest.raises(ConfigError, match="no files of their own"):
-        write(queries, Drawn(images.infos, {}))
     with pytest.raises(ConfigError, match="a class is named 'skipped'"):
         write(queries, images, class_names=("mass", "skipped"))
     assert not queries.exists()

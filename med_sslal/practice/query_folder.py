@@ -15,7 +15,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from med_sslal.base.base_dataset import Images
 from med_sslal.base.types import Prediction, Selected, Selection
 from med_sslal.data.pictures import PictureImages
 from med_sslal.practice.answers import Query, QueryImage
@@ -24,7 +23,7 @@ from med_sslal.practice.formats.coco import coco_document
 from med_sslal.practice.formats.cvat import cvat_labels
 from med_sslal.practice.formats.label_studio import label_studio_tasks, labeling_config
 from med_sslal.practice.query_readme import query_readme
-from med_sslal.utils.errors import ConfigError, DataError, UserError
+from med_sslal.utils.errors import DataError, UserError
 from med_sslal.utils.util import (
     UNFINISHED,
     atomic_write,
@@ -77,7 +76,7 @@ class QueryFolder:
 
 def write_query(
     parent: Path,
-    images: Images,
+    images: PictureImages,
     selection: Selection,
     shown: Mapping[str, Prediction],
     *,
@@ -96,7 +95,7 @@ def write_query(
 
     Args:
         parent: Folder of the queries.
-        images: Those of a data set in files.
+        images: Those of the data set.
         selection: What to ask, in this order.
         shown: Detections that the reader is shown, by image id; an image without an entry has none.
         run: Name of the run.
@@ -109,15 +108,10 @@ def write_query(
         beside: What there is to look at beside each image; None for nothing.
 
     Raises:
-        ConfigError: The images lie in no files, or a class cannot be a label in CVAT.
+        ConfigError: A class cannot be a label in CVAT.
         DataError: An image cannot be read.
         UserError: The folder cannot be written; nothing is left of it.
     """
-    if not isinstance(images, PictureImages):
-        raise ConfigError(
-            "dataset.type is of a data set whose images lie in no files of their own: a query for "
-            "a person needs some"
-        )
     ids, generator = selection.image_ids, python_generator(selection.seed, "blind", cycle)
     drawn = set(generator.sample(ids, round(blind * len(ids))))
     query_id = secrets.token_hex(6)
@@ -125,10 +119,11 @@ def write_query(
     labels = cvat_labels(class_names)
     with _whole(final.path) as partial:
         folder = QueryFolder(partial)
-        copies, views = [], (beside or Beside()).of(images)
+        views, none = (beside or Beside()).of(images), Prediction.empty()
+        copies = []
         for item in selection.items:
             is_blind = item.image_id in drawn
-            seen = Prediction.empty() if is_blind else shown.get(item.image_id, Prediction.empty())
+            seen = none if is_blind else shown.get(item.image_id, none)
             copies.append(_copy(folder, images, item, is_blind, seen))
             _put_views(folder, copies[-1], views)
         told = (query_id, run, cycle, selection.seed, model_hash, config_hash)
