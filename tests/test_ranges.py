@@ -29,6 +29,7 @@ ANY = {
     "split_seed": "a seed enters a hash: every whole number is one",
     "seed": "likewise",
     "window": "HU may be any; that the lower one is first is no range of either",
+    "windows": "likewise",
     "image_mean": "what is subtracted from a channel may be any",
 }
 REQUIRED: dict[str, Any] = {
