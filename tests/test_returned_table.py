@@ -1,23 +1,24 @@
 """What comes back in DeepLesion's columns: diameters or boxes, counted from 1."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from test_returned import QUERY, query_of, read
+from annotator import answer_label_studio
+from test_returned import QUERY, read
 
-from med_sslal.practice.answers import Query
+from med_sslal.practice.answers import Answer, Query
 from med_sslal.utils.errors import DataError
 
 A, B = (image.file_name for image in QUERY.images[:2])
+BOX = np.array([[1, 2, 30, 40]], np.float32)
 HEAD = "File_name,Measurement_coordinates,Bounding_boxes,Class\n"
 POINTS = '"11, 21, 31, 41, 26, 26, 16, 36"'
 
 
-def one_class() -> Query:
-    query = query_of()
-    return Query(
-        query.query_id, "r", 1, 3, "m", "c", ("lesion",), query.images
-    )  # fmt: skip
+def one_class(name: str = "lesion") -> Query:
+    return replace(QUERY, class_names=(name,))
 
 
 def test_diameters_span_a_box_and_win_over_a_given_one(tmp_path: Path) -> None:
@@ -59,6 +60,13 @@ def test_a_query_of_one_class_needs_no_column_for_it(tmp_path: Path) -> None:
 def test_wrong_lines_of_a_table(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         read(tmp_path, text, unmarked="pending")
+
+
+def test_a_document_that_names_a_column_is_no_table(tmp_path: Path) -> None:
+    query = one_class("File_name")
+    one = Answer(QUERY.images[0].image_id, "labelled", BOX, np.array([1]))
+    (found,) = read(tmp_path, answer_label_studio(query, [one]), query)
+    assert found.state == "labelled"
 
 
 def test_a_table_in_another_code_is_refused(tmp_path: Path) -> None:

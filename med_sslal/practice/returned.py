@@ -53,9 +53,9 @@ def read_returned(
             raise DataError(f"{path} is no XML of CVAT: it is about '{root.tag}'")
         _refuse(unmarked, path, "CVAT")
         return read_cvat(path, root, query)
-    if is_deeplesion(content):
-        return read_deeplesion(path, _text(path, content), query, unmarked)
     if start not in (b"[", b"{"):
+        if is_deeplesion(content):
+            return read_deeplesion(path, _text(path, content), query, unmarked)
         more = ": unpack it, and give the file in it" if content.startswith(b"PK") else ""
         raise DataError(
             f"{path} is neither JSON of Label Studio or COCO, nor XML of CVAT, nor a table with "
