@@ -51,7 +51,7 @@ def check_setup(setup: RunSetup) -> None:
     pool = setup.images.splits["train"]
     _check_labels(setup, pool)
     if isinstance(setup.strategy.oracle, HumanOracle):
-        _check_human(setup)
+        _check_human(setup, setup.strategy.oracle)
     elif helper.starts_labelled:
         pool = setup.strategy.oracle.known(pool)
     n_initial = setup.n_initial
@@ -172,7 +172,7 @@ def _check_labels(setup: RunSetup, train: Sequence[str]) -> None:
         )
 
 
-def _check_human(setup: RunSetup) -> None:
+def _check_human(setup: RunSetup, oracle: HumanOracle) -> None:
     """Refuse to ask a person about what cannot be sent out, or in a run that knows the truth."""
     human = 'oracle.type "human"'
     if not issubclass(setup.config.init_class("dataset"), COCO | PascalVOC | ImageFolder):
@@ -185,9 +185,8 @@ def _check_human(setup: RunSetup) -> None:
             f"{human}: the run begins with the images that have a label: set "
             'al_settings.args.init_num to "labelled"'
         )
-    oracle, images = setup.strategy.oracle, setup.images
-    if isinstance(oracle, HumanOracle) and isinstance(images, PictureImages):
-        oracle.beside.check(images)
+    assert isinstance(setup.images, PictureImages)
+    oracle.beside.check(setup.images)
     if setup.strategy.ssl.oracle:
         raise ConfigError(f"ssl_settings.oracle asks for a truth that {human} does not have")
 

@@ -14,7 +14,6 @@ from med_sslal.cli.train import build_setup
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.eval.coco_utils import to_coco_predictions
 from med_sslal.logger.logger import setup_logging
-from med_sslal.practice.journal import read_journal
 from med_sslal.report.overlays import write_evaluation_pictures
 from med_sslal.report.table import metric_table
 from med_sslal.trainer.inference import predict_split
@@ -46,17 +45,9 @@ def run(args: Namespace) -> int:
         devices = devices_of(config, args.device, world)
         with deterministic_algorithms(config["deterministic"]), StopRequest() as stop:
             dataset = world.local_first(lambda: build_dataset(config, split))
-            journal = None
-            if cycle is not None:
-                names, answers = dataset.labels.class_names, cycle.run.answers
-                journal = world.from_main(lambda: read_journal(answers, names))
+            shown, answers = world.is_main, cycle.run.answers if cycle is not None else None
             setup = build_setup(
-                config,
-                dataset,
-                devices,
-                show_progress=world.is_main,
-                world=world,
-                journal=journal,
+                config, dataset, devices, show_progress=shown, world=world, answers=answers
             )
             if (difference := data_difference(content, setup)) is not None:
                 logger.warning("the data is not that of the training: %s", difference)

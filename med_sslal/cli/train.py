@@ -91,15 +91,18 @@ def build_setup(
     *,
     show_progress: bool,
     world: World = ALONE,
-    journal: Journal | None = None,
+    answers: Path | None = None,
 ) -> RunSetup:
     """Everything a run is made of; ConfigError where the parts do not fit each other.
 
-    `journal` is what a person has answered until now; None for nothing.
+    `answers` is the run's file of what a person has answered; None for nothing.
     """
     seed = config["seed"]
     # Data. The labels of training images are the oracle's alone.
     labels, splits = dataset.labels, dataset.images.splits
+    journal = Journal()
+    if answers is not None:
+        journal = world.from_main(lambda: read_journal(answers, labels.class_names))
     # Detector. Each cycle makes a new one, so this says how.
     dtype = autocast_dtype(config.get("trainer.precision"), devices.main)
     detector = DetectorParts(
@@ -112,7 +115,7 @@ def build_setup(
     ssl = SslKeys(**{key.name: config.get(f"ssl_settings.{key.name}") for key in fields(SslKeys)})
     strategy = Strategy(
         helper=config.init_obj("al_settings", seed=seed),
-        oracle=oracle_of(config, dataset, journal or Journal()),
+        oracle=oracle_of(config, dataset, journal),
         labeller=config.init_obj("ssl_settings") if ssl.include_pseudolabels else None,
         ssl=ssl,
         num_cycles=config.get("al_settings.num_cycles"),
@@ -228,15 +231,9 @@ def resume(args: Namespace) -> int:
         with deterministic_algorithms(config["deterministic"]):
             split = world.from_main(lambda: read_json(run.split))
             dataset = world.local_first(lambda: build_dataset(config, split))
-            names = dataset.labels.class_names
-            journal = world.from_main(lambda: read_journal(run.answers, names))
+            shown, answers = world.is_main, run.answers
             setup = build_setup(
-                config,
-                dataset,
-                devices,
-                show_progress=world.is_main,
-                world=world,
-                journal=journal,
+                config, dataset, devices, show_progress=shown, world=world, answers=answers
             )
             check_batch_norm(setup)
             if not world.is_main:

@@ -120,11 +120,11 @@ class DicomFrame:
     intercept: float
     window: Window | None  # Of these; None for colours.
     inverted: bool  # Whether the lowest value is white.
-    whole: bool  # Whether the window is all that 8 bits hold, and no other one is asked for.
+    fixed: bool  # Whether it takes no other window: of 8 bits, or in colour.
 
     def windowed(self, window: Window) -> "DicomFrame":
         """The same frame in another window of its values; of 8 bits or in colour as it is."""
-        return self if self.window is None or self.whole else replace(self, window=window)
+        return self if self.fixed else replace(self, window=window)
 
     def read(self, image_id: str, size: tuple[int, int]) -> np.ndarray:
         """Decode it: float32 [H, W, 3] RGB in [0, 1]; DataError where that is not possible."""
@@ -287,7 +287,7 @@ def _identity(
 def _grey(
     header: Any, number: int, window: Window | None, where: str
 ) -> tuple[float, float, Window | None, bool, bool]:
-    """Slope, intercept, window and inversion of a frame, and whether it has 8 bits."""
+    """Slope, intercept, window and inversion of a frame, and whether the window is fixed."""
     kind, bits = header.get("PhotometricInterpretation"), int(header.BitsAllocated)
     if kind in _COLOURS and bits == 8:
         return 1.0, 0.0, None, False, True

@@ -30,13 +30,9 @@ class Beside:
                 "leave it out"
             )
 
-    def of(self, images: PictureImages) -> "Views":
-        """The views of these images."""
-        return Views(self, images)
 
-
-class Views:
-    """The views of images in a data set, by image."""
+class PicturesBeside:
+    """What there is to look at beside the images of a data set."""
 
     def __init__(self, beside: Beside, images: PictureImages) -> None:
         self._images, self._positions = images, slice_positions(images.infos)

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from med_sslal.practice.formats.label_studio import label_studio_tasks, labeling_config
-from med_sslal.practice.query_folder import QueryFolder, data_uri, read_query
+from med_sslal.practice.query_folder import QueryFolder, read_query
 from med_sslal.utils.errors import DataError, UserError
 from med_sslal.utils.util import sha256_file
 
@@ -130,13 +130,7 @@ def push_query(
             raise DataError(f"{file} is not the picture that the query was written with")
     title = f"query_{query.query_id}"
     start = None if local_root is None else _served_as(place.path, local_root.resolve())
-    pictures = {
-        image.image_id: [
-            f"{start}/{path.relative_to(place.path).as_posix()}" if start else data_uri(path)
-            for path in place.pictures(image)
-        ]
-        for image in query.images
-    }
+    pictures = place.addresses(query, start)
     tasks = label_studio_tasks(query, pictures)
     interface = {"label_config": labeling_config(query.class_names, pictures).decode()}
     if project is None:

@@ -18,10 +18,14 @@ import numpy as np
 from med_sslal.base.types import Prediction, Selected, Selection
 from med_sslal.data.pictures import PictureImages
 from med_sslal.practice.answers import Query, QueryImage
-from med_sslal.practice.beside import Beside, Views
+from med_sslal.practice.beside import Beside, PicturesBeside
 from med_sslal.practice.formats.coco import coco_document
 from med_sslal.practice.formats.cvat import cvat_labels
-from med_sslal.practice.formats.label_studio import label_studio_tasks, labeling_config
+from med_sslal.practice.formats.label_studio import (
+    has_beside,
+    label_studio_tasks,
+    labeling_config,
+)
 from med_sslal.practice.query_readme import query_readme
 from med_sslal.utils.errors import DataError, UserError
 from med_sslal.utils.util import (
@@ -63,6 +67,18 @@ class QueryFolder:
     def pictures(self, image: QueryImage) -> list[Path]:
         """The copy of an image, then what is to be seen beside it."""
         return [self.images / image.file_name, *sorted(self.beside(image).glob("*.png"))]
+
+    def addresses(self, query: Query, start: str | None) -> dict[str, list[str]]:
+        """By image id those of `pictures`, below the address `start`; None: they hold them."""
+        return {
+            image.image_id: [
+                data_uri(path)
+                if start is None
+                else f"{start}/{path.relative_to(self.path).as_posix()}"
+                for path in self.pictures(image)
+            ]
+            for image in query.images
+        }
 
     def beside(self, image: QueryImage) -> Path:
         """The folder of what is to be seen beside an image."""
@@ -119,13 +135,13 @@ def write_query(
     labels = cvat_labels(class_names)
     with _whole(final.path) as partial:
         folder = QueryFolder(partial)
-        views, none = (beside or Beside()).of(images), Prediction.empty()
+        more, none = PicturesBeside(beside or Beside(), images), Prediction.empty()
         copies = []
         for item in selection.items:
             is_blind = item.image_id in drawn
             seen = none if is_blind else shown.get(item.image_id, none)
             copies.append(_copy(folder, images, item, is_blind, seen))
-            _put_views(folder, copies[-1], views)
+            _put_beside(folder, copies[-1], more)
         told = (query_id, run, cycle, selection.seed, model_hash, config_hash)
         query = Query(*told, tuple(class_names), tuple(copies), box_padding_px)
         _write_files(folder, final.path.name, query, selection, labels)
@@ -144,18 +160,12 @@ def _write_files(
 ) -> None:
     """Write what the annotation tools read, and the README, of a folder that will have the name."""
     write_json(folder.coco, coco_document(query, _values(selection)))
-    pictures = {
-        image.image_id: [
-            f"/data/local-files/?d={name}/{path.relative_to(folder.path).as_posix()}"
-            for path in folder.pictures(image)
-        ]
-        for image in query.images
-    }
+    pictures = folder.addresses(query, f"/data/local-files/?d={name}")
     write_json(folder.label_studio, label_studio_tasks(query, pictures))
     _put(folder.labeling_config, labeling_config(query.class_names, pictures))
     write_json(folder.cvat_labels, labels)
-    has_views = folder.related_images.exists()
-    _put(folder.readme, query_readme(query, name, has_views=has_views).encode())
+    text = query_readme(query, name, beside=has_beside(pictures))
+    _put(folder.readme, text.encode())
 
 
 def read_query(folder: Path) -> Query:
@@ -168,6 +178,7 @@ def read_query(folder: Path) -> Query:
         texts = [_typed(content[key], str) for key in ("query_id", "run")]
         whole = [_typed(content[key], int) for key in ("cycle", "seed")]
         hashes = [_typed(content[key], str) for key in ("model_hash", "config_hash")]
+        # Older manifests have none.
         padding = float(content.get("box_padding_px", 0))
         if not 0 <= padding < math.inf:
             raise ValueError(f"box_padding_px is {padding}")
@@ -237,10 +248,10 @@ def _copy(
     )
 
 
-def _put_views(folder: QueryFolder, image: QueryImage, views: Views) -> None:
+def _put_beside(folder: QueryFolder, image: QueryImage, more: PicturesBeside) -> None:
     """Write what there is to look at beside an image, where CVAT shows it beside that."""
     place = folder.beside(image)
-    for name, picture in views.of(image.image_id):
+    for name, picture in more.of(image.image_id):
         place.mkdir(parents=True, exist_ok=True)
         _put(place / f"{name}.png", _png(picture))
 

@@ -80,15 +80,15 @@ the image; CVAT beside it where the task is made of an archive: zip what is in `
 """
 
 
-def query_readme(query: Query, folder: str, *, has_views: bool) -> str:
+def query_readme(query: Query, folder: str, *, beside: bool) -> str:
     """The steps for each tool, for the query in a folder of that name.
 
-    `has_views` where there is more to look at beside the images.
+    `beside` where there is more to look at beside the images.
     """
     padding = _PADDING.format(query.box_padding_px) if query.box_padding_px else ""
     return _TEXT.format(
         padding=padding,
-        beside=_BESIDE if has_views else "",
+        beside=_BESIDE if beside else "",
         query_id=query.query_id,
         number=len(query.images),
         classes=", ".join(query.class_names),

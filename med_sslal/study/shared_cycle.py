@@ -11,7 +11,7 @@ from med_sslal.base.checkpoint import check_can_go_on, load_checkpoint, sidecar
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import compare_for_resume
 from med_sslal.config.validate import Registries
-from med_sslal.study.study_config import INITIAL, has_student, is_strategy, other_student
+from med_sslal.study.study_config import INITIAL, has_student, is_strategy, student_key
 from med_sslal.trainer.run_folder import RunFolder
 from med_sslal.utils.errors import CheckpointError, ConfigError
 from med_sslal.utils.util import read_json
@@ -46,12 +46,12 @@ def check_shared(
             )
     path = source.config
     saved = ConfigParser(read_json(path), registries, source=str(path))
-    student = other_student(saved, config)
+    forbidding = student_key(saved, config)
     free, warned, refused = compare_for_resume(saved.resolved, config.resolved)
     longer = [change for change in free if change[0] in _LENGTHS]
     for key, old, new in (*refused, *warned, *longer):
         harmless = is_strategy(key) or any(fnmatchcase(key, one) for one in _HARMLESS)
-        if key in (*INITIAL, student) or not harmless:
+        if key in (*INITIAL, forbidding) or not harmless:
             raise ConfigError(
                 f"--cycle0-from: {key} is {old!r} in {source} and {new!r} here, so its cycle 0 is "
                 "not that of this run: train it anew"

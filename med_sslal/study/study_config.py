@@ -87,7 +87,7 @@ class StudyConfig:
             arm
             for arm, own in self.arms.items()
             if arm != self.full and own.get(_LENGTH) == first.get(_LENGTH)
-            if other_student(first, own) is None
+            if student_key(first, own) is None
         )
 
     def run_config(self, arm: str, seed: int) -> ConfigParser:
@@ -139,7 +139,7 @@ class StudyConfig:
         return study
 
 
-def other_student(one: ConfigParser, other: ConfigParser) -> str | None:
+def student_key(one: ConfigParser, other: ConfigParser) -> str | None:
     """The key that forbids `other` to begin with cycle 0 of `one`; None where no student does.
 
     Without pseudo-labels in either no such key matters; with them in `other` alone its supervised

@@ -27,12 +27,12 @@ def label_studio_tasks(query: Query, pictures: Mapping[str, Sequence[str]]) -> l
 
     `pictures` has, by image id, the address of its picture, and those of what lies beside it.
     """
-    tasks, has_more = [], _has_more(pictures)
+    tasks, any_beside = [], has_beside(pictures)
     for image in query.images:
-        first, *more = pictures[image.image_id]
+        first, *beside = pictures[image.image_id]
         data = {
             "image": first,
-            **({"beside": more} if has_more else {}),
+            **({"beside": beside} if any_beside else {}),
             "query_id": query.query_id,
             "image_id": image.image_id,
             "sha256": image.sha256,
@@ -75,7 +75,8 @@ def _result(image: QueryImage, class_names: Sequence[str]) -> list[dict[str, Any
     return result
 
 
-def _has_more(pictures: Mapping[str, Sequence[str]]) -> bool:
+def has_beside(pictures: Mapping[str, Sequence[str]]) -> bool:
+    """Whether something lies beside any picture."""
     return any(len(own) > 1 for own in pictures.values())
 
 
@@ -86,7 +87,7 @@ def labeling_config(class_names: Sequence[str], pictures: Mapping[str, Sequence[
     labels = ElementTree.SubElement(view, "RectangleLabels", name="label", toName="image")
     for name in class_names:
         ElementTree.SubElement(labels, "Label", value=name)
-    if _has_more(pictures):
+    if has_beside(pictures):
         ElementTree.SubElement(view, "Image", name="beside", valueList="$beside", zoom="true")
     ElementTree.indent(view)
     return ElementTree.tostring(view, encoding="utf-8") + b"\n"
