@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
 from med_sslal.cli.args import parse
 from med_sslal.cli.errors import run_reported
@@ -11,7 +10,7 @@ from med_sslal.cli.errors import run_reported
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    args = parse(argv, Path(sys.argv[0]).name)
+    args = parse(argv)
     # A word of Python is no name of a module.
     name = {"import": "import_answers"}.get(args.command, args.command)
     # A command's module is imported here: torch takes seconds, and `--help` must not wait.

@@ -176,23 +176,26 @@ def test_only_the_first_process_tells_of_an_error(
 
 
 @pytest.mark.parametrize(
-    ("world", "command"),
+    ("started", "alone", "script"),
     [
-        pytest.param(World(), "python train.py --resume runs/x", id="alone"),
-        pytest.param(
-            World(0, 4, 0, 4, launched=True),
-            "torchrun --standalone --nproc_per_node=4 train.py --resume runs/x",
-            id="one machine",
-        ),
-        pytest.param(
-            World(0, 4, 0, 2, launched=True),
-            "torchrun, on each machine with the options of before, train.py --resume runs/x",
-            id="two machines",
-        ),
+        ("./train.py", "python train.py", "train.py"),
+        ("bin/med-sslal", "med-sslal train", "-m med_sslal train"),
+        ("med_sslal/__main__.py", "python -m med_sslal train", "-m med_sslal train"),
     ],
 )
-def test_the_way_to_go_on_is_the_way_of_the_launch(world: World, command: str) -> None:
-    assert resume_command(Path("runs/x"), world) == command
+def test_the_way_to_go_on_is_the_way_of_the_launch(
+    started: str, alone: str, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An installed package has no train.py."""
+    monkeypatch.setattr(sys, "argv", [started])
+    folder = Path("runs/x")
+    assert resume_command(folder, World()) == f"{alone} --resume runs/x"
+    assert resume_command(folder, World(0, 4, 0, 4, launched=True)) == (
+        f"torchrun --standalone --nproc_per_node=4 {script} --resume runs/x"
+    )
+    assert resume_command(folder, World(0, 4, 0, 2, launched=True)) == (
+        f"torchrun, on each machine with the options of before, {script} --resume runs/x"
+    )
 
 
 def test_a_signal_that_comes_twice_at_once_stops_once() -> None:

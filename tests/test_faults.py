@@ -234,7 +234,9 @@ def test_a_full_disk(
         assert run_train("--resume", copy) == 2
     found = capsys.readouterr()
     assert found.err.startswith("error: cannot write") and found.err.count("\n") == 1
-    assert f"what is done is kept; go on with: python train.py --resume {copy}" in found.out
+    assert (
+        f"what is done is kept; go on with: python -m med_sslal train --resume {copy}" in found.out
+    )
     assert run_train("--resume", copy) == 0
     assert_same_run(whole, copy)
     assert not [name for name in files_of(copy) if ".partial" in name]

@@ -112,13 +112,13 @@ def test_a_run_waits_and_goes_on_with_the_answers(practice: Practice, capsys: Ca
     told = capsys.readouterr().out
     assert "0 of 3 images are answered" in told and "3 more must be answered" in told
     assert f"python -m med_sslal import {folder} FILE..." in told
-    assert f"python train.py --resume {practice.run}" in told
+    assert f"python -m med_sslal train --resume {practice.run}" in told
     assert not read(practice.run / "summary.json")["finished"]
     page = (practice.run / "report.html").read_text()
     assert f"query {query.query_id} of cycle 0: 0 of 3" in page
     first, second, third = (image.image_id for image in query.images)
     assert practice.take(practice.export(**{first: Annotation.empty(), second: "skipped"})) == 0
-    assert f"next: python train.py --resume {practice.run}" in capsys.readouterr().out
+    assert f"next: python -m med_sslal train --resume {practice.run}" in capsys.readouterr().out
     assert run_train("--resume", practice.run) == 0
     before_it, pool = practice.pool(0), practice.pool(1)
     assert pool["labelled"] == [*before_it["labelled"], first, third] and pool["answers"] == 1
@@ -179,7 +179,7 @@ def test_the_four_states_and_the_draft(practice: Practice, capsys: Capture) -> N
         a: "confirmed_empty", b: "skipped", c: "labelled",
     }  # fmt: skip
     assert main(["status", str(practice.run)]) == 0
-    assert f"next: python train.py --resume {practice.run}" in capsys.readouterr().out
+    assert f"next: python -m med_sslal train --resume {practice.run}" in capsys.readouterr().out
     # Taken back: pending again, and the run waits.
     assert practice.take("--withdraw", b, c) == 0
     assert "2 more must be answered" in capsys.readouterr().out

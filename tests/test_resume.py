@@ -183,7 +183,7 @@ def test_a_finished_run_has_nothing_left_to_do(
     assert len(before) == 4 and run_train("--resume", copy) == 0
     said = "".join(capsys.readouterr())
     assert f"nothing was left to do: the run {copy} is finished" in said
-    assert f"python train.py --resume {copy} --set al_settings.num_cycles=2" in said
+    assert f"python -m med_sslal train --resume {copy} --set al_settings.num_cycles=2" in said
     assert f"report: {copy / 'report.html'}" in said
     assert "finished after" not in said and "resuming" not in said
     assert before == {path: path.stat().st_mtime_ns for path in before}

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Interval, Predicate, doc
 
+from med_sslal.cli.called import called
 from med_sslal.config.overrides import Override, json_or_text, parse_set
 from med_sslal.config.schema import Count, Name, Positive
 from med_sslal.config.values import Key, fits, read
@@ -204,21 +205,18 @@ _FILES = (
 )  # fmt: skip
 
 
-def parse(argv: Sequence[str] | None, started: str = "") -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read a command line; the parser ends the program where there is something wrong with it.
 
-    `argv` None: the words of this process. The help goes by the name that it was `started` by.
+    `argv` None: the words of this process.
     """
-    program = started if started == "med-sslal" else "python -m med_sslal"
     meaning = "Train and evaluate detectors; data sets, criteria, selections, reports."
-    parser = argparse.ArgumentParser(prog=program, description=meaning, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=called(), description=meaning, allow_abbrev=False)
     commands, parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND"), {}
     for name, text in COMMANDS.items():
         meaning, _, options = text.partition("\n")
-        # train.py and test.py are doors to one command each.
-        door = f"python {started}" if started == f"{name}.py" else None
         parsers[name] = commands.add_parser(
-            name, prog=door, help=meaning, description=meaning, allow_abbrev=False
+            name, prog=called(name), help=meaning, description=meaning, allow_abbrev=False
         )
         add_options(parsers[name], options)
     args = parser.parse_args(argv)

@@ -16,6 +16,7 @@ import numpy as np
 
 from med_sslal.base.base_dataset import BaseDataset
 from med_sslal.cli.build import image_size_of
+from med_sslal.cli.called import called
 from med_sslal.cli.first_config import Form, config_text, find_form
 from med_sslal.cli.registries import registries
 from med_sslal.config.jsonc import parse
@@ -71,7 +72,7 @@ def run(args: Namespace) -> int:
     seconds = time.monotonic() - started
     sys.stdout.write(f"{check_text(check)}\nchecked in {seconds:.0f} s; page: {page}\n")
     if text is not None:
-        command = f"python train.py -c {shlex.quote(str(target))}"
+        command = f"{called('train')} -c {shlex.quote(str(target))}"
         sys.stdout.write(f"config: {target}; go on with: {command}\n")
     return 2 if check.n("error") else 0
 

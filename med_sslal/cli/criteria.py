@@ -13,6 +13,7 @@ from med_sslal.al.al_criteria import CRITERIA, SELECTORS, describe, find_criteri
 from med_sslal.al.criteria.base import Criterion
 from med_sslal.al.record import OPTIONAL_COLUMNS, PLAIN, is_aligned
 from med_sslal.al.selectors.base import Selector
+from med_sslal.cli.called import called
 from med_sslal.config.show import entry_lines
 from med_sslal.config.signature import load_class, signature
 from med_sslal.utils.errors import ConfigError
@@ -46,7 +47,7 @@ def _overview() -> str:
         "\n  ".join([f"{title}:", head, *islice(lines, len(table))])
         for title, table in tables.items()
     ]
-    return "\n\n".join([*blocks, "All about one of them: python -m med_sslal criteria NAME\n"])
+    return "\n\n".join([*blocks, f"All about one of them: {called('criteria')} NAME\n"])
 
 
 def _explain(name: str) -> str:

@@ -200,7 +200,7 @@ def config_text(
 
 
 _TEXT = """{{
-    // A first config, made from the images. Every key: python train.py --help-config
+    // A first config, made from the images. Every key: python -m med_sslal train --help-config
     "name": {name},
 
     "n_gpu": "auto",            // a GPU if there is one, else the CPU

@@ -5,6 +5,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from med_sslal.cli.called import called
 from med_sslal.practice.label_studio_api import LabelStudio, pull_tasks, push_query
 from med_sslal.practice.query_folder import read_query
 from med_sslal.utils.errors import UserError
@@ -25,13 +26,13 @@ def run(args: Namespace) -> int:
         number = push_query(server, args.query, args.project, args.local_root)
         sys.stdout.write(
             f"{len(query.images)} images are in {server.url}/projects/{number}; when they are "
-            f"labelled:\n  python -m med_sslal query pull {args.query} --url {server.url}{named}\n"
+            f"labelled:\n  {called('query')} pull {args.query} --url {server.url}{named}\n"
         )
         return 0
     out = args.out or Path(f"answers_{query.query_id}.json")
     tasks = pull_tasks(server, args.query, args.project)
     write_json(out, tasks)
     sys.stdout.write(
-        f"{len(tasks)} tasks are in {out}; next:\n  python -m med_sslal import {args.query} {out}\n"
+        f"{len(tasks)} tasks are in {out}; next:\n  {called('import')} {args.query} {out}\n"
     )
     return 0

@@ -18,6 +18,7 @@ from med_sslal.al.pool import Pool
 from med_sslal.base.base_dataset import BaseDataset, Labels
 from med_sslal.base.checkpoint import check_can_go_on, load_checkpoint, newest_good
 from med_sslal.cli.build import data_difference, load_weights
+from med_sslal.cli.called import called
 from med_sslal.cli.report import write_run
 from med_sslal.cli.status import next_steps
 from med_sslal.config.parse_config import ConfigParser
@@ -144,12 +145,14 @@ def _write_pictures(run: RunFolder, setup: RunSetup, rows: list[dict[str, Any]])
 
 def resume_command(folder: Path, world: World) -> str:
     """The command line that goes on with a run in as many processes."""
-    script = f"train.py --resume {folder}"
-    if not world.launched:
-        return f"python {script}"
-    if world.local_size < world.size:
-        return f"torchrun, on each machine with the options of before, {script}"
-    return f"torchrun --standalone --nproc_per_node={world.size} {script}"
+    command = called("train")
+    if world.launched:
+        script = command.removeprefix("python ").replace("med-sslal", "-m med_sslal")
+        several = f" --standalone --nproc_per_node={world.size}"
+        if world.local_size < world.size:
+            several = ", on each machine with the options of before,"
+        command = f"torchrun{several} {script}"
+    return f"{command} --resume {folder}"
 
 
 def environment(device: str, n_threads: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from argparse import Namespace
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from med_sslal.cli.called import called
 from med_sslal.practice.journal import read_journal
 from med_sslal.practice.oracle import Progress
 from med_sslal.practice.query_folder import read_query
@@ -31,7 +32,7 @@ def query_out(run: RunFolder) -> Path | None:
 
 def next_steps(run: RunFolder, resume: str = "") -> str:
     """What comes next in a run, as commands; `resume` is the one that goes on with it."""
-    resume = resume or f"python train.py --resume {run}"
+    resume = resume or f"{called('train')} --resume {run}"
     if run.finished:
         return "nothing is left to do: the run is finished\n"
     folder = query_out(run)
@@ -44,7 +45,7 @@ def next_steps(run: RunFolder, resume: str = "") -> str:
     return (
         f"{told}\n{missing} more must be answered before the run goes on. Next, as "
         f"{folder / 'README.md'} says, and then:\n"
-        f"  python -m med_sslal import {folder} FILE...\n  {resume}\n"
+        f"  {called('import')} {folder} FILE...\n  {resume}\n"
     )
 
 
