@@ -36,7 +36,6 @@ from med_sslal.al.al_criteria import CRITERIA, SELECTORS
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import OPTIONAL_COLUMNS, PLAIN, PoolRecord, RecordHeader
-from med_sslal.al.restrict import slice_positions
 from med_sslal.al.selection_io import read_selection, write_detections, write_selection
 from med_sslal.cli.build import build_dataset, devices_of
 from med_sslal.cli.registries import registries
@@ -181,8 +180,7 @@ def query_all(
     """Every query that reads the plain section alone; the choices are dropped."""
     for title, (criterion, more) in strategies(args).items():
         helper = ActiveLearningHelper(LABELLED, args.budget, criterion, seed=setup.seed, **more)
-        positions = slice_positions(setup.images.infos)
-        query = partial(helper.query, record, pool, args.budget, 0, positions)
+        query = partial(helper.query, record, pool, args.budget, 0, setup.images.infos)
         stages(f"query: {title}", query)
 
 
@@ -201,7 +199,7 @@ def select(setup: RunSetup, pool: Pool, record: PoolRecord, folder: Path, stages
 
     selection = stages(
         "query of config.json",
-        lambda: helper.query(record, pool, helper.budget_num, 0, slice_positions(infos)),
+        lambda: helper.query(record, pool, helper.budget_num, 0, infos),
     )
     stages("selection.json written, with detections", write)
     return stages("selection.json read, pool.json written", label)

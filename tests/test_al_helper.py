@@ -16,6 +16,7 @@ from med_sslal.al.arrays import rank_correlation
 from med_sslal.al.pool import Pool
 from med_sslal.al.restrict import check_groups, check_pool
 from med_sslal.al.selection_io import read_selection, write_selection
+from med_sslal.base.types import ImageInfo
 from med_sslal.utils.errors import ConfigError, DataError
 
 
@@ -35,6 +36,7 @@ def arguments(**changes):
         "aggregate": None,
         "empty_images": "median",
         "max_per_group": None,
+        "spread_groups": False,
         "suppress_adjacent": None,
         **changes,
     }
@@ -217,6 +219,25 @@ def test_a_cap_takes_the_best_of_each_patient_and_none_is_the_default(tmp_path):
     assert chosen() == chosen(max_per_group=None) == chosen(max_per_group=3) == tuple("fed")
     assert chosen(max_per_group=2) == tuple("fec")
     assert chosen(max_per_group=1) == tuple("fcb")
+
+
+@pytest.mark.parametrize("second", [None, *SELECTORS])
+@pytest.mark.parametrize("first", ["random", "entropy"])
+def test_patients_with_the_fewest_labels_come_first(patients, first, second):
+    """Twelve images of patient a, eight of b, four of c, and two labelled ones of a."""
+    infos = {name: ImageInfo(name, "a", f"{name}.png", (8, 8)) for name in ("x", "y")}
+    groups = {2: "bc", 4: "bbcc", 7: "abbbccc", 24: "aaaaaaaaaaaabbbbbbbbcccc"}
+    for budget, taken in groups.items():
+        chosen = []
+        for record in patients.values():
+            pool = Pool(("x", "y"), tuple(record.image_ids.tolist()))
+            stages = [first] if second is None else [first, second]
+            strategy = helper(*stages, spread_groups=True)
+            chosen.append(strategy.query(record, pool, budget, 0, infos))
+        assert chosen[0] == chosen[1], "the order of files plays no part"
+        assert "".join(sorted(item.group_id for item in chosen[0].items)) == taken
+    with pytest.raises(ConfigError, match="that of 2 is not known"):
+        strategy.query(record, pool, 2, 0)
 
 
 @pytest.mark.parametrize(

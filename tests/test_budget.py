@@ -34,10 +34,10 @@ def helper(*stages: Any, budget: int = 10, seed: int = 0, **args: Any) -> Active
     return ActiveLearningHelper(2, budget, list(stages), seed=seed, **args)
 
 
-def query(record, *stages, budget=10, positions=None, **args):
+def query(record, *stages, budget=10, infos=None, **args):
     pool = Pool(("x",), tuple(record.image_ids.tolist()))
     strategy = helper(*stages, budget=budget, **args)
-    return strategy.query(record, pool, budget, 0, positions)
+    return strategy.query(record, pool, budget, 0, infos)
 
 
 def label(n_boxes: int) -> Annotation:
@@ -267,7 +267,7 @@ def slices(tmp_path_factory):
         for name, place in zip("abcdefghi", places, strict=True)
     }
     infos["x"] = ImageInfo("x", "p", "x.png", (8, 8), None, "t", 29)
-    return record, slice_positions(infos)
+    return record, infos
 
 
 @pytest.mark.parametrize(
@@ -283,13 +283,13 @@ def slices(tmp_path_factory):
     ids=["off", "next to", "two apart", "three apart", "then the others", "all in the end"],
 )
 def test_adjacent_slices_come_only_when_no_others_are_left(slices, distance, budget, taken):
-    record, positions = slices
+    record, infos = slices
     selection = query(
         record,
         "prediction_uncertainty",
         budget=budget,
         suppress_adjacent=distance,
-        positions=positions,
+        infos=infos,
         candidate_factor=None,
     )
     assert selection.image_ids == tuple(taken)
@@ -297,7 +297,7 @@ def test_adjacent_slices_come_only_when_no_others_are_left(slices, distance, bud
 
 @pytest.mark.parametrize("second", SELECTORS)
 def test_adjacent_slices_are_suppressed_under_every_selector(slices, second):
-    record, positions = slices
+    record, infos = slices
     for budget, unit in ((4, "images"), (5, "boxes")):
         selection = query(
             record,
@@ -306,9 +306,10 @@ def test_adjacent_slices_are_suppressed_under_every_selector(slices, second):
             budget=budget,
             budget_unit=unit,
             suppress_adjacent=1,
-            positions=positions,
+            infos=infos,
             candidate_factor=None,
         )
+        positions = slice_positions(infos)
         taken = [positions[name] for name in (*selection.image_ids, "x")]
         close = [
             (one, two)
@@ -320,9 +321,9 @@ def test_adjacent_slices_are_suppressed_under_every_selector(slices, second):
 
 
 def test_what_was_taken_in_spite_of_the_rule_says_so(slices):
-    record, positions = slices
+    record, infos = slices
     selection = query(
-        record, "entropy", budget=9, suppress_adjacent=1, max_per_group=9, positions=positions
+        record, "entropy", budget=9, suppress_adjacent=1, max_per_group=9, infos=infos
     )
     said = [item.image_id for item in selection.items if "no others are left" in item.reason]
     assert said == list(selection.image_ids[-3:])

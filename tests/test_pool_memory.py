@@ -39,7 +39,7 @@ class Made:
         config = benchmark.config_of(self.args)
         dataset, device = build_dataset(config), devices_of(config, None)
         self.setup: RunSetup = build_setup(config, dataset, device, show_progress=False)
-        self.positions = benchmark.slice_positions(dataset.images.infos)
+        self.infos = dataset.images.infos
         everything = Pool((), dataset.images.splits["train"])
         self.pool = everything.label(self.setup.strategy.helper.initial(everything))
 
@@ -96,7 +96,7 @@ QUERIES = {
     "tight, diverse": (["localization_tightness", "k_means_diversity"], {}, FEW),
     "balanced": (["random", "class_balance"], {}, FEW),
     "representative": (["random", "representativeness"], {}, FEW),
-    "rules": (["random"], {"max_per_group": 3, "suppress_adjacent": 2}, FEW),
+    "rules": (["random"], {"max_per_group": 3, "suppress_adjacent": 2, "spread_groups": True}, FEW),
     "boxes": (["random", "greedy_box_cost"], {"budget_unit": "boxes"}, FEW),
     "every other with a detection": (["foreground_random"], {}, DRAWS),
     "covering the whole pool": (["random", "k_center"], {}, EMBEDDINGS),
@@ -110,7 +110,7 @@ def test_a_query_copies_no_pool(scored, stages, more, limit):
 
     def query(n: int) -> None:
         made, record = scored[n]
-        helper.query(record, made.pool, BUDGET, 0, made.positions)
+        helper.query(record, made.pool, BUDGET, 0, made.infos)
 
     assert growth({n: lambda n=n: query(n) for n in scored}) < limit
 

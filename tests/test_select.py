@@ -350,6 +350,7 @@ LONG = '{"type": "entropy", "args": {"agregate": "max"}}'
             "--candidate-factor: found 0.5; allowed: number, 1",
         ),
         (["--suppress-adjacent", "2"], "suppress_adjacent needs the data"),
+        (["--spread-groups", "true"], "spread_groups needs the data"),
         (["--out", "."], "is not empty: name another one with --out"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",

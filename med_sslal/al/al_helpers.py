@@ -18,11 +18,11 @@ from med_sslal.al.finds import Rating
 from med_sslal.al.pool import Pool
 from med_sslal.al.query import Query, rank
 from med_sslal.al.record import OPTIONAL_COLUMNS, PLAIN, PoolRecord
-from med_sslal.al.restrict import Position, check_pool
+from med_sslal.al.restrict import check_pool
 from med_sslal.al.schedule import Until, check_schedule, in_use
 from med_sslal.al.stages import Stage, build_stages, check_stages, unused_defaults
 from med_sslal.al.views import parse_views
-from med_sslal.base.types import ScheduleEntry, Selection
+from med_sslal.base.types import ImageInfo, ScheduleEntry, Selection
 from med_sslal.config.jsonc import KeyPath
 from med_sslal.config.parse_config import dotted
 from med_sslal.config.signature import wrong_arguments
@@ -74,6 +74,7 @@ class ActiveLearningHelper:
             random.
         max_per_group: Images of one patient that a cycle labels at most, the best by the
             first stage; null = any number.
+        spread_groups: Images of the patients with the fewest labelled ones come first.
         suppress_adjacent: Slices up to so many places from a chosen or labelled slice of
             their series are taken only when no others are left; null = no such rule.
         seed: The run's seed.
@@ -98,6 +99,7 @@ class ActiveLearningHelper:
         aggregate: Aggregate | None = None,
         empty_images: EmptyImages = "median",
         max_per_group: Count | None = None,
+        spread_groups: bool = False,
         suppress_adjacent: Count | None = None,
         seed: int,
     ) -> None:
@@ -115,6 +117,7 @@ class ActiveLearningHelper:
         self.restart = restart
         self.max_per_group = max_per_group
         self.suppress_adjacent = suppress_adjacent
+        self.spread_groups = spread_groups
         self.seed = seed
         self._initial = initial
         entries = schedule or [{"al_criterion": al_criterion}]
@@ -124,9 +127,8 @@ class ActiveLearningHelper:
             build_stages(entry["al_criterion"], _defaults(args), candidate_factor)
             for entry in entries
         )
-        self._queries = [
-            Query(*stages, seed, self.costs, max_per_group, suppress_adjacent) for stages in built
-        ]
+        rules = (max_per_group, suppress_adjacent, spread_groups)
+        self._queries = [Query(*stages, seed, self.costs, *rules) for stages in built]
         self._entry: ScheduleEntry | None = None
 
     @classmethod
@@ -286,7 +288,7 @@ class ActiveLearningHelper:
         pool: Pool,
         budget: int,
         cycle: int,
-        positions: Mapping[str, Position] | None = None,
+        infos: Mapping[str, ImageInfo] | None = None,
         without: Collection[str] = (),
     ) -> Selection:
         """The next images to label, in order with all values and reasons.
@@ -298,15 +300,16 @@ class ActiveLearningHelper:
                 fewer can be had, all of them are taken. In boxes and seconds the selection is a
                 plan on predicted boxes: label in its order, until the budget is spent.
             cycle: Number of the cycle, part of the seed.
-            positions: Series and slice index of every image of the pool, for `suppress_adjacent`.
+            infos: Of every image of the pool, for `suppress_adjacent` and `spread_groups`.
             without: Images that are rated and not chosen.
 
         Raises:
             DataError: The record is of other images than the pool's unlabelled ones.
-            ConfigError: `suppress_adjacent` is set, and the position of an image is not known.
+            ConfigError: `suppress_adjacent` is set and the position of an image is not known, or
+                `spread_groups` and the patient of a labelled one.
         """
         own, seed = self._own, self._query_seed(cycle)
-        selection = own.select(record, pool, budget, seed, positions or {}, without)
+        selection = own.select(record, pool, budget, seed, infos or {}, without)
         if self._entry is not None:
             chain = " + ".join(selection.criteria)
             logger.info("cycle %d: %s: %s", cycle, self._entry, chain)

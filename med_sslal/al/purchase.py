@@ -9,8 +9,7 @@ from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.oracle import SimulatedOracle
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import PoolRecord
-from med_sslal.al.restrict import Position
-from med_sslal.base.types import Selection
+from med_sslal.base.types import ImageInfo, Selection
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +20,7 @@ def purchase(
     record: PoolRecord,
     pool: Pool,
     cycle: int,
-    positions: Mapping[str, Position],
+    infos: Mapping[str, ImageInfo],
 ) -> Selection:
     """Query the pool, and keep of the plan the images that the budget pays for.
 
@@ -33,7 +32,7 @@ def purchase(
     budget, costs = helper.budget_num, helper.costs
     planned: set[str] = set()
     for longer in count():
-        plan = helper.query(record, pool, budget * 2**longer, cycle, positions, without=planned)
+        plan = helper.query(record, pool, budget * 2**longer, cycle, infos, without=planned)
         paid = oracle.label_within(plan.image_ids, costs, budget)
         planned |= set(plan.image_ids)
         if paid or not plan.items or len(planned) >= len(pool.unlabelled):

@@ -5,6 +5,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,9 +15,16 @@ from med_sslal.al.criteria.base import Criterion, Reader
 from med_sslal.al.criteria.combination import Combination
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import PLAIN, PoolRecord
-from med_sslal.al.restrict import Position, cap_groups, check_positions, part_adjacent
+from med_sslal.al.restrict import (
+    cap_groups,
+    check_positions,
+    groups_of,
+    part_adjacent,
+    places_in_groups,
+    slice_positions,
+)
 from med_sslal.al.selectors.base import Choice, Selector
-from med_sslal.base.types import Selected, Selection
+from med_sslal.base.types import ImageInfo, Selected, Selection
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import stable_hash
 
@@ -24,6 +32,14 @@ logger = logging.getLogger(__name__)
 
 # Why a slice was taken in spite of `suppress_adjacent`.
 CLOSE = "next to a chosen or labelled slice, as no others are left"
+
+
+class _Allowed(NamedTuple):
+    """Rows of a record that the rules allow a query to take, best first."""
+
+    free: np.ndarray
+    close: np.ndarray  # To take only when these are used up.
+    turns: np.ndarray  # Of every row of the record: those with a lower one come first.
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,7 @@ class Query:
     costs: CostModel = field(default_factory=CostModel)
     max_per_group: int | None = None
     suppress_adjacent: int | None = None
+    spread_groups: bool = False
 
     @property
     def readers(self) -> list[Reader | type[Reader]]:
@@ -51,7 +68,7 @@ class Query:
         pool: Pool,
         budget: int,
         seed: int,
-        positions: Mapping[str, Position] = MappingProxyType({}),
+        infos: Mapping[str, ImageInfo] = MappingProxyType({}),
         without: Collection[str] = (),
     ) -> Selection:
         """Choose images, as `ActiveLearningHelper.query` does; `seed` decides what is random."""
@@ -72,10 +89,10 @@ class Query:
         open_to = ranking
         if without:
             open_to = ranking[~np.isin(record.image_ids[ranking], list(without))]
-        free, close = self._allowed(record, pool, open_to, positions)
-        self._tell_shortage(len(ids), len(free) + len(close), budget)
-        free, close = _payable(free, close, costs, budget)
-        choices = self._choose(record, free, close, values, costs, budget, seed)
+        allowed = self._allowed(record, pool, open_to, infos)
+        self._tell_shortage(len(ids), len(allowed.free) + len(allowed.close), budget)
+        allowed = _payable(allowed, costs, budget)
+        choices = self._choose(record, allowed, values, costs, budget, seed)
         for section in record.sections.values():
             section.release()
         return Selection(
@@ -87,19 +104,25 @@ class Query:
         )
 
     def _allowed(
-        self, record: PoolRecord, pool: Pool, ranking: np.ndarray, positions: Mapping[str, Position]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows that may be taken, best first, and those to take only when these are used up."""
+        self, record: PoolRecord, pool: Pool, ranking: np.ndarray, infos: Mapping[str, ImageInfo]
+    ) -> _Allowed:
+        """What the rules leave of a ranking."""
+        groups = record.section(PLAIN).group_ids
+        turns = np.zeros(len(groups), dtype=np.int64)
+        if self.spread_groups:
+            labelled = groups_of(pool.labelled, infos)
+            turns[ranking] = places_in_groups(ranking, groups, labelled)
+            ranking = ranking[np.argsort(turns[ranking], kind="stable")]
         free, close = ranking, ranking[:0]
         if self.suppress_adjacent is not None:
+            positions = slice_positions(infos)
             check_positions((*pool.labelled, *pool.unlabelled), positions, self.suppress_adjacent)
             free, close = part_adjacent(
                 ranking, pool.unlabelled, positions, pool.labelled, self.suppress_adjacent
             )
-        groups = record.section(PLAIN).group_ids
         allowed = cap_groups(np.concatenate([free, close]), groups, self.max_per_group)
         is_close = np.isin(allowed, close)
-        return allowed[~is_close], allowed[is_close]
+        return _Allowed(allowed[~is_close], allowed[is_close], turns)
 
     def _tell_shortage(self, n_left: int, n_allowed: int, budget: int) -> None:
         """Warn where a query cannot take its budget of images."""
@@ -119,17 +142,19 @@ class Query:
     def _choose(
         self,
         record: PoolRecord,
-        free: np.ndarray,
-        close: np.ndarray,
+        allowed: _Allowed,
         values: Mapping[str, np.ndarray],
         costs: np.ndarray,
         budget: int,
         seed: int,
     ) -> list[Choice]:
-        """Let the selector choose from the best of `free`; fill up from `close`."""
-        candidates, factor = free, self.candidate_factor
+        """Let the selector choose from the best that are free; fill up from the close ones."""
+        free, close, turns = allowed
+        candidates, factor, n_first = free, self.candidate_factor, n_affordable(costs[free], budget)
         if factor is not None:
-            candidates = free[: math.ceil(factor * n_affordable(costs[free], budget))]
+            candidates = free[: math.ceil(factor * n_first)]
+        # No image comes before its turn, however many a selector may choose from.
+        candidates = candidates[turns[candidates] <= turns[free[:n_first]].max(initial=0)]
         # No more than so many images fit, whichever are chosen.
         n_images = n_affordable(np.sort(costs[candidates]), budget)
         choices = self.selector.select(record, candidates, values, n_images, seed)
@@ -177,12 +202,11 @@ def rank(values: np.ndarray, image_ids: tuple[str, ...], seed: int) -> np.ndarra
     return np.lexsort((ties, -values))
 
 
-def _payable(
-    free: np.ndarray, close: np.ndarray, costs: np.ndarray, budget: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _payable(allowed: _Allowed, costs: np.ndarray, budget: int) -> _Allowed:
     """Without the images that cost more than the whole budget; the cheapest where all do."""
     paid = costs <= budget
+    free, close = allowed.free, allowed.close
     if not paid[free].any() and not paid[close].any() and len(free) + len(close):
         rows = np.concatenate([free, close])
-        return rows[[costs[rows].argmin()]], rows[:0]
-    return free[paid[free]], close[paid[close]]
+        return allowed._replace(free=rows[[costs[rows].argmin()]], close=rows[:0])
+    return allowed._replace(free=free[paid[free]], close=close[paid[close]])

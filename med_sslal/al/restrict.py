@@ -1,4 +1,4 @@
-"""What a query may not take, whatever rates and selects: too many of a patient, adjacent slices."""
+"""Rules of a query, whatever rates and selects: how many of a patient, no adjacent slices."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,12 +46,35 @@ def cap_groups(ranking: np.ndarray, group_ids: np.ndarray, max_per_group: int | 
     """
     if max_per_group is None:
         return ranking
-    seen: Counter[str] = Counter()
-    keep = []
+    return ranking[places_in_groups(ranking, group_ids, ()) < max_per_group]
+
+
+def groups_of(image_ids: Iterable[str], infos: Mapping[str, ImageInfo]) -> list[str]:
+    """The patients of labelled images, which must be known to spread what is labelled over them."""
+    strangers = [image_id for image_id in image_ids if image_id not in infos]
+    if strangers:
+        raise ConfigError(
+            f"al_settings.args.spread_groups needs the patient of each labelled image, and that of "
+            f"{len(strangers)} is not known, the first is {strangers[0]}: set it to false"
+        )
+    return [infos[image_id].group_id for image_id in image_ids]
+
+
+def places_in_groups(
+    ranking: np.ndarray, group_ids: np.ndarray, labelled: Iterable[str]
+) -> np.ndarray:
+    """How many images of its patient are `labelled`, or better, of each row of a ranking: int64.
+
+    Example:
+        >>> groups = np.array(["a", "b", "a"])
+        >>> places_in_groups(np.array([2, 0, 1]), groups, ["b", "c", "b"]).tolist()
+        [0, 1, 2]
+    """
+    seen, places = Counter(labelled), []
     for group in group_ids[ranking].tolist():
+        places.append(seen[group])
         seen[group] += 1
-        keep.append(seen[group] <= max_per_group)
-    return ranking[np.array(keep, dtype=bool)]
+    return np.array(places, dtype=np.int64)
 
 
 def slice_positions(infos: Mapping[str, ImageInfo]) -> dict[str, Position]:

@@ -6,9 +6,9 @@ from typing import Any
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.pool import Pool
 from med_sslal.al.record import PLAIN, PoolRecord
-from med_sslal.al.restrict import Position, check_groups
+from med_sslal.al.restrict import check_groups
 from med_sslal.al.stages import Stage
-from med_sslal.base.types import Selection
+from med_sslal.base.types import ImageInfo, Selection
 from med_sslal.utils.errors import ConfigError, DataError
 
 
@@ -43,7 +43,7 @@ def query_record(
     helper: ActiveLearningHelper,
     record: PoolRecord,
     cycle: int = 0,
-    positions: Mapping[str, Position] | None = None,
+    infos: Mapping[str, ImageInfo] | None = None,
 ) -> Selection:
     """Query a record, whose images are the whole pool, as `ActiveLearningHelper.query` does.
 
@@ -65,4 +65,4 @@ def query_record(
                 f"images of record {record.path}"
             )
         check_groups(record.section(PLAIN).group_ids.tolist(), budget, helper.max_per_group)
-    return helper.query(record, pool, budget, cycle, positions)
+    return helper.query(record, pool, budget, cycle, infos)

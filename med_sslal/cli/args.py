@@ -123,6 +123,7 @@ values in place of the run's:
   --cycle C  part of the seed (outside of a run 0)
   --candidate-factor F  al_settings.args.candidate_factor; null is a value too
   --max-per-group N  al_settings.args.max_per_group; null is a value too
+  --spread-groups YES  al_settings.args.spread_groups; true or false
   --suppress-adjacent N  al_settings.args.suppress_adjacent; null is a value too
   --aggregate HOW  al_settings.args.aggregate; null is a value too
   --empty-images WHERE  al_settings.args.empty_images; null is a value too
@@ -195,8 +196,8 @@ where Label Studio is:
 }
 # Arguments of the helper that `select` puts in place of the run's.
 HELPER_OPTIONS = (
-    "candidate_factor", "max_per_group", "suppress_adjacent", "aggregate", "empty_images",
-    "budget_unit",
+    "candidate_factor", "max_per_group", "spread_groups", "suppress_adjacent", "aggregate",
+    "empty_images", "budget_unit",
 )  # fmt: skip
 
 _FILES = (

@@ -14,7 +14,6 @@ from typing import Any
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.finds import finds, record_mistakes
 from med_sslal.al.record import PoolRecord
-from med_sslal.al.restrict import slice_positions
 from med_sslal.al.schedule import in_use
 from med_sslal.al.select import query_record
 from med_sslal.al.selection_io import read_selection, write_selection
@@ -59,22 +58,23 @@ def run(args: Namespace) -> int:
     notes = [check_model(record, origin)]
     helper = _make_helper(args, origin.config, criterion)
     images = None
-    if args.first or helper.suppress_adjacent is not None:
+    needs = {"suppress_adjacent": "null"} if helper.suppress_adjacent is not None else {}
+    needs |= {"spread_groups": "false"} if helper.spread_groups else {}
+    if args.first or needs:
         try:
             instead = "--first 0 chooses without pictures"
             images = find_dataset(record, origin, instead).images
         except NoImagesError as reason:
             notes.append(f"no pictures: {reason}")
-            if helper.suppress_adjacent is not None:
+            for name, off in needs.items():
                 raise ConfigError(
-                    f"suppress_adjacent needs the data, which says where slices lie, but {reason}; "
-                    "--suppress-adjacent null chooses without"
+                    f"{name} needs the data, which says where each image belongs, but {reason}; "
+                    f"--{name.replace('_', '-')} {off} chooses without"
                 ) from reason
     cycle = origin.number if args.cycle is None else args.cycle
     num_cycles = 1 if origin.config is None else origin.config.get("al_settings.num_cycles")
     helper = helper.at(cycle, num_cycles)
-    positions = None if images is None else slice_positions(images.infos)
-    selection = query_record(helper, record, cycle, positions)
+    selection = query_record(helper, record, cycle, None if images is None else images.infos)
     own = None
     if origin.cycle is not None and origin.cycle.queried:
         own = read_selection(origin.cycle.selection)

@@ -13,7 +13,6 @@ from typing import Any
 from med_sslal.al.oracle import SimulatedOracle
 from med_sslal.al.pool import Pool
 from med_sslal.al.purchase import purchase
-from med_sslal.al.restrict import slice_positions
 from med_sslal.al.selection_io import read_selection, write_detections, write_selection
 from med_sslal.base.types import Annotation
 from med_sslal.eval.coco_utils import to_coco_predictions
@@ -242,8 +241,7 @@ class CycleLoop:
             )
             note_finds(setup, self._stop, folder, record, helper)
             started = time.monotonic()
-            positions = slice_positions(setup.images.infos)
-            asked = (record, state.pool, state.number, positions)
+            asked = (record, state.pool, state.number, setup.images.infos)
             if isinstance(oracle, SimulatedOracle):
                 selection = purchase(helper, oracle, *asked)
             else:
