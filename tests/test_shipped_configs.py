@@ -20,6 +20,7 @@ STUDIES = (
     "bccd",
     "bccd_small",
     "brain_mri",
+    "brain_mri_patients",
     "ssl_brain_mri",
     "ssl_brain_mri_106",
     "ssl_bccd",
