@@ -96,7 +96,7 @@ class Query:
         for section in record.sections.values():
             section.release()
         return Selection(
-            items=self._items(choices, record, values, ranking),
+            items=self._items(choices, record, values, ranking, allowed.turns),
             scores={name: dict(zip(ids, v.tolist(), strict=True)) for name, v in values.items()},
             criteria=(self.criterion.name, self.selector.name),
             seed=self.run_seed,
@@ -176,6 +176,7 @@ class Query:
         record: PoolRecord,
         values: Mapping[str, np.ndarray],
         ranking: np.ndarray,
+        turns: np.ndarray,
     ) -> tuple[Selected, ...]:
         """The chosen images with their values and reasons."""
         section = record.section(PLAIN)
@@ -189,6 +190,8 @@ class Query:
                 parts = (f"{part.name} {own[part.name]:.4f}" for part in self.criterion.parts)
                 first += f" ({', '.join(parts)})"
             words = [f"{first}, place {places[row]} of {len(ranking)}", reason]
+            if self.spread_groups:
+                words.append(f"image {turns[row] + 1} of its patient")
             if PREDICTED_COST in own:
                 words.append(f"about {own[PREDICTED_COST]:.1f} {self.costs.unit}")
             image_id, group = str(section.image_ids[row]), str(section.group_ids[row])
