@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from same_run import assert_same_run
-from tiny import files_of, make_voc, quick_config, run_test, run_train, wait_for, write_config
+from tiny import cut, files_of, make_voc, quick_config, run_test, run_train, wait_for, write_config
 
 from med_sslal.base.checkpoint import load_checkpoint, save_checkpoint, sidecar
 from med_sslal.trainer.new_folder import filled_first
@@ -45,16 +45,6 @@ def whole(config: Path) -> Path:
 @pytest.fixture
 def copy(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "runs" / "tiny" / "copy"))
-
-
-def cut(folder: Path, *names: str) -> None:
-    """Take back what came last: files or folders of a finished run."""
-    for name in names:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def flip_bit(path: Path) -> None:

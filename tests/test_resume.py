@@ -15,7 +15,7 @@ import pytest
 from kill_run import stage_of
 from same_run import assert_same_run, read
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import files_of, make_voc, quick_config, run_test, run_train, write_config
+from tiny import cut, files_of, make_voc, quick_config, run_test, run_train, write_config
 
 from med_sslal.base.checkpoint import load_checkpoint, save_checkpoint
 from med_sslal.utils.interrupt import Interrupted, StopRequest
@@ -51,17 +51,6 @@ def whole(config: Path) -> Path:
 @pytest.fixture
 def copy(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "runs" / "tiny" / "copy"))
-
-
-def cut(folder: Path, *names: str) -> Path:
-    """Take back what came last: files or folders of a finished run."""
-    for name in names:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    return folder
 
 
 def stop_at(

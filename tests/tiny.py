@@ -1,6 +1,7 @@
 """A tiny Pascal VOC set and a config that trains on it in seconds: shared by the run tests."""
 
 import json
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -148,3 +149,14 @@ def wait_for(path: Path, process: subprocess.Popen[Any]) -> None:
 def files_of(folder: Path) -> set[str]:
     """Every file and link under a folder, as relative paths."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+
+
+def cut(folder: Path, *names: str) -> Path:
+    """Take back what came last: files or folders of a finished run."""
+    for name in names:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return folder
