@@ -18,7 +18,6 @@ from annotated_types import Ge, Gt, MinLen
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import batched_nms, remove_small_boxes
 
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.types import Detections, Frame, ModelOutput, Target
@@ -285,15 +284,3 @@ def check_finite(seen: Seen, *logits: Tensor) -> None:
             f"the model's scores are not finite{where}: its weights are damaged or the training "
             "diverged; use another checkpoint or a lower learning rate"
         )
-
-
-def kept_rows(
-    boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float, most: int
-) -> Tensor:
-    """Rows of an image's candidates that stay, best first: with an area, and after NMS by class.
-
-    Of boxes float32 [N, 4], scores [N] and labels int64 [N]; NMS drops the lower score of a class
-    above the IoU `nms_thresh`, and `most` stay at most.
-    """
-    whole = remove_small_boxes(boxes, min_size=1e-2)
-    return whole[batched_nms(boxes[whole], scores[whole], labels[whole], nms_thresh)[:most]]

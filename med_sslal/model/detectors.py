@@ -20,7 +20,8 @@ from torchvision.ops import clip_boxes_to_image, sigmoid_focal_loss
 
 from med_sslal.base.base_model import ABILITIES
 from med_sslal.base.types import Detections, ModelOutput
-from med_sslal.model.detector import Count, Detector, Found, Seen, check_finite, kept_rows
+from med_sslal.model.detector import Count, Detector, Found, Seen, check_finite
+from med_sslal.model.nms import kept_rows
 from med_sslal.model.roi_heads import BoxHead, RoIHeads
 from med_sslal.model.roi_pool import RoIPool
 from med_sslal.model.rpn import Float32RPNHead, RegionProposals

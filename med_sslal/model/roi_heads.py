@@ -16,7 +16,8 @@ from torchvision.models.detection.roi_heads import RoIHeads as StockRoIHeads
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
 from med_sslal.base.types import Rois
-from med_sslal.model.detector import Found, Seen, kept_rows
+from med_sslal.model.detector import Found, Seen
+from med_sslal.model.nms import kept_rows
 from med_sslal.model.targets import Sampler, Samples, class_quality, draw_samples, stage_losses
 from med_sslal.utils.util import stable_hash
 

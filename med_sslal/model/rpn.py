@@ -12,8 +12,10 @@ from torchvision.models.detection.rpn import (
     RPNHead,
     concat_box_prediction_layers,
 )
+from torchvision.ops import clip_boxes_to_image
 
 from med_sslal.model.detector import Seen
+from med_sslal.model.nms import kept_rows
 from med_sslal.model.targets import Sampler, Truth, draw_samples, stage_losses
 
 
@@ -89,6 +91,33 @@ class RegionProposals(RegionProposalNetwork):
         if seen.truths is not None:
             losses = self._losses(flat_logits, flat_deltas, anchors, seen.truths, generators)
         return boxes, objectness, losses, flat_logits
+
+    def filter_proposals(
+        self,
+        proposals: Tensor,
+        objectness: Tensor,
+        image_shapes: list[tuple[int, int]],
+        num_anchors_per_level: list[int],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The best proposals of each image after NMS by level, as torchvision's are.
+
+        Of proposals float32 [B, N, 4] and logits [B * N, 1] in the order of the levels; returns
+        boxes float32 [R, 4] and objectness float32 [R] in [0, 1] for every image, best first.
+        """
+        logits = objectness.detach().view(len(proposals), -1)
+        numbers = torch.arange(len(num_anchors_per_level), device=logits.device)
+        level_of = numbers.repeat_interleave(torch.tensor(num_anchors_per_level).to(logits.device))
+        rows = self._get_top_n_idx(logits, num_anchors_per_level)
+        of_images = logits.gather(1, rows).sigmoid()
+        found, scores_of_found = [], []
+        for image, (own, scores) in enumerate(zip(rows, of_images, strict=True)):
+            boxes = clip_boxes_to_image(proposals[image, own], image_shapes[image])
+            kept = kept_rows(
+                boxes, scores, level_of[own], self.nms_thresh, self.post_nms_top_n(), self.min_size
+            )
+            found.append(boxes[kept])
+            scores_of_found.append(scores[kept])
+        return found, scores_of_found
 
     def _losses(
         self,
