@@ -74,6 +74,20 @@ def test_low_precision_comes_back_in_its_dtype():
     torch.testing.assert_close(ours.float(), expected, atol=1e-3, rtol=2**-8)
 
 
+def test_channels_last_are_pooled_fast_and_plain_maps_to_the_bit():
+    boxes, plain = rois(20), maps(STRIDES)
+    expected = pool(MultiScaleRoIAlign, STRIDES)(plain, boxes, list(SIZES))
+    ours = pool(RoIPool, STRIDES).eval()
+    assert torch.equal(ours(plain, boxes, list(SIZES)), expected)
+    last = {name: value.to(memory_format=torch.channels_last) for name, value in plain.items()}
+    with torch.profiler.profile() as profile:
+        found = ours(last, boxes, list(SIZES))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    names = {event.key for event in profile.key_averages()}
+    assert any("embedding_bag" in name for name in names)
+    assert "torchvision::roi_align" not in names
+
+
 def test_an_roi_does_not_depend_on_its_batch_mates():
     boxes, features = rois(20), maps(STRIDES)
     together = pool(RoIPool, STRIDES).train()(features, boxes, list(SIZES)).split(20)
