@@ -33,7 +33,8 @@ def _best_after_nms(
     stay.
     """
     few = most + most // 2
-    if boxes.device.type == "cpu" and len(boxes) > few:
+    # What is traced, as for an ONNX file, cannot hang on how many boxes stay.
+    if boxes.device.type == "cpu" and len(boxes) > few and not torch.jit.is_tracing():
         rows = scores.argsort(descending=True, stable=True)[:few]
         stays = torch.zeros(len(boxes), dtype=torch.bool)
         for group in groups[rows].unique():
