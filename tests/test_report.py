@@ -251,10 +251,8 @@ def test_time_config_and_environment(page: Page) -> None:
     assert first["Selection"] == "0.5 s" and first["Together"] == "1.5 min"
     changes = {line[0]: line[1:] for line in page.tables["reproduce"][0][1:]}
     assert changes["seed"] == ["3", "0"] and "lr_scheduler.type" in changes
-    assert (
-        "2.8.0" in page.texts["reproduce"]
-        and "python -m med_sslal train -c" in page.texts["reproduce"]
-    )
+    assert "2.8.0" in page.texts["reproduce"]
+    assert "python -m med_sslal train -c" in page.texts["reproduce"]
 
 
 def change(path: Path, **values: object) -> None:

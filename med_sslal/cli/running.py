@@ -147,7 +147,7 @@ def resume_command(folder: Path, world: World) -> str:
     """The command line that goes on with a run in as many processes."""
     command = called("train")
     if world.launched:
-        script = command.removeprefix("python ").replace("med-sslal", "-m med_sslal")
+        script = "train.py" if command.endswith("train.py") else "-m med_sslal train"
         several = f" --standalone --nproc_per_node={world.size}"
         if world.local_size < world.size:
             several = ", on each machine with the options of before,"

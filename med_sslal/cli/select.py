@@ -58,18 +58,19 @@ def run(args: Namespace) -> int:
     notes = [check_model(record, origin)]
     helper = _make_helper(args, origin.config, criterion)
     images = None
-    needs = {"suppress_adjacent": "null"} if helper.suppress_adjacent is not None else {}
-    needs |= {"spread_groups": "false"} if helper.spread_groups else {}
-    if args.first or needs:
+    off = {"suppress_adjacent": "null", "spread_groups": "false"}
+    needing = [name for name in off if getattr(helper, name)]
+    if args.first or needing:
         try:
             instead = "--first 0 chooses without pictures"
             images = find_dataset(record, origin, instead).images
         except NoImagesError as reason:
             notes.append(f"no pictures: {reason}")
-            for name, off in needs.items():
+            if needing:
+                name = needing[0]
                 raise ConfigError(
                     f"{name} needs the data, which says where each image belongs, but {reason}; "
-                    f"--{name.replace('_', '-')} {off} chooses without"
+                    f"--{name.replace('_', '-')} {off[name]} chooses without"
                 ) from reason
     cycle = origin.number if args.cycle is None else args.cycle
     num_cycles = 1 if origin.config is None else origin.config.get("al_settings.num_cycles")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from med_sslal.cli.build import build_dataset, devices_of
+from med_sslal.cli.called import called
 from med_sslal.cli.registries import registries
 from med_sslal.cli.train import build_setup
 from med_sslal.eval.metric import metric_keys
@@ -96,7 +97,7 @@ def _same_gpus() -> Iterator[None]:
 
 def _command(args: Namespace, device: str | None) -> list[str]:
     """This study's command, without what belongs to one call."""
-    words = ["python", "-m", "med_sslal", "study", "-c", args.config]
+    words = [*called("study").split(), "-c", args.config]
     if device is not None:
         words += ["--device", device]
     if args.results is not None:

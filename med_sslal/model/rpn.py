@@ -105,8 +105,12 @@ class RegionProposals(RegionProposalNetwork):
         boxes float32 [R, 4] and objectness float32 [R] in [0, 1] for every image, best first.
         """
         logits = objectness.detach().view(len(proposals), -1)
-        numbers = torch.arange(len(num_anchors_per_level), device=logits.device)
-        level_of = numbers.repeat_interleave(torch.tensor(num_anchors_per_level).to(logits.device))
+        level_of = torch.cat(
+            [
+                torch.full((n,), level, device=logits.device)
+                for level, n in enumerate(num_anchors_per_level)
+            ]
+        )
         rows = self._get_top_n_idx(logits, num_anchors_per_level)
         of_images = logits.gather(1, rows).sigmoid()
         found, scores_of_found = [], []
