@@ -231,13 +231,14 @@ def make_study(
             RunFolder(run).write_summary(rows, finished=True)
     seeds = sorted({seed for by_seed in scores.values() for seed in by_seed})
     study = {
-        "format_version": 2,
+        "format_version": 3,
         "name": "tiny_study",
         "metrics": ["test_sens_mean"],
         "baselines": ["random"],
         "results": None,
         "full": "full" if "full" in scores else None,
         "seeds": seeds,
+        "n_runs": sum(map(len, scores.values())),
         "arms": {arm: {"al_settings.args.al_criterion": [arm]} for arm in scores},
         "set": {"trainer.steps_per_cycle": 7},
         "config": {"dataset": {"type": "DeepLesionPhantom"}},
@@ -263,6 +264,6 @@ def make_study(
         }
         sentences = tuple(verdict(results["images"]))
         family = Family("test_sens_mean", "random", results, sentences).to_json()
-        content = {"format_version": 2, "families": [family], "notes": []}
+        content = {"format_version": 3, "families": [family], "notes": []}
         write_json(folder / "results.json", content)
     return folder

@@ -16,9 +16,7 @@ ROOT = Path(__file__).parents[1]
 # Tried in test_study.py.
 STUDIES = (
     "phantom",
-    "phantom_small",
     "bccd",
-    "bccd_small",
     "brain_mri",
     "brain_mri_patients",
     "ssl_brain_mri",

@@ -76,6 +76,7 @@ def changed(study: dict[str, Any], **changes: Any) -> dict[str, Any]:
         ({"seeds": []}, "seeds: found the list []; allowed: list of (integer), 1 or more of them"),
         ({"seeds": [1, 1]}, "seeds: found [1, 1]; allowed: different numbers from 0 on"),
         ({"seeds": "5"}, "seeds: found"),
+        ({"ceiling_seeds": [1, 2]}, "ceiling_seeds: found [1, 2]; allowed: some of seeds, [0, 1]"),
         ({"metric": "test_AP"}, "metric: unknown key. Did you mean 'metrics'"),
         ({"baseline": "random"}, "baseline: unknown key. Did you mean 'baselines'"),
         ({"metrics": []}, "metrics: found the list []"),
@@ -238,19 +239,20 @@ def test_a_failed_run_is_named_without_a_list_of_cores(
     assert "4 runs that wait for them were not started" in error
 
 
-@pytest.mark.parametrize("name", ["study_phantom", "study_bccd"])
-def test_shipped_studies_are_right_and_comparable(name: str) -> None:
-    full = StudyConfig.from_file(ROOT / "configs" / f"{name}.json", registries())
-    small = StudyConfig.from_file(ROOT / "configs" / f"{name}_small.json", registries())
-    assert (len(full.seeds), full.full) == (8, "full")
-    assert set(small.arms) <= set(full.arms)
-    assert full.arms["random"].get("al_settings.num_cycles") == 4
-    for arm in small.arms:
-        own = [
-            [config.get(f"al_settings.args.{key}") for key in ("al_criterion", "aggregate")]
-            for config in (small.arms[arm], full.arms[arm])
-        ]
-        assert own[0] == own[1]
+@pytest.mark.parametrize("name", ["study_phantom", "study_bccd", "study_brain_mri_patients"])
+def test_the_studies_of_all_sets_hold_the_same_strategies_against_random(name: str) -> None:
+    study = StudyConfig.from_file(ROOT / "configs" / f"{name}.json", registries())
+    patients = StudyConfig.from_file(ROOT / "configs/study_brain_mri_patients.json", registries())
+    assert study.baselines == ("random", "foreground_random")
+    assert (study.full, len(study.ceiling_seeds)) == ("full", 3)
+    assert len(study.seeds) >= 5
+    assert set(study.arms) | {"random_patients"} == set(patients.arms)
+    for arm, own in study.arms.items():
+        criterion = "al_settings.args.al_criterion"
+        assert own.get(criterion) == patients.arms[arm].get(criterion)
+        assert own.get("trainer.precision") == "fp32"
+    lengths = {arm: own.get("trainer.steps_per_cycle") for arm, own in study.arms.items()}
+    assert {lengths.pop("full")} == {4 * length for length in lengths.values()}
 
 
 def test_the_study_on_brain_mri_holds_every_strategy_against_both_baselines() -> None:

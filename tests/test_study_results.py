@@ -61,24 +61,23 @@ def test_a_hash_is_of_what_decides_the_numbers(tmp_path: Path) -> None:
 def fill(path: Path, study: StudyConfig, cpus: dict[int, str] | None = None) -> ResultsFile:
     """A results file of all arms and seeds; entropy is ahead by 0.1 in all but the last seed."""
     file = ResultsFile(path)
-    for seed in study.seeds:
-        for arm in study.arms:
-            n = 1 if arm == study.full else 2
-            ahead = 0.1 if arm == "entropy" and seed != study.seeds[-1] else 0.0
-            rows = [
-                {
-                    "cycle": i,
-                    "labelled_images": 12 if arm == study.full else 4 + 5 * i,
-                    "labelled_boxes": 12 if arm == study.full else 4 + 5 * i,
-                    "test_sens_mean": 0.4 + (0.2 + ahead) * i + 0.01 * seed,
-                    "test_AP75": 0.3 - ahead * i,
-                }
-                for i in range(n)
-            ]
-            cycles = [{"query": ["a", "b"], "seconds": {"train": 1.5}}] * n
-            machine = MACHINE | {"cpu": (cpus or {}).get(seed, "A") if arm == "random" else "A"}
-            config = settings_hash(study.run_config(arm, seed))
-            file.add(arm, seed, Outcome(config, machine, rows, cycles))
+    for arm, seed in study.runs:
+        n = 1 if arm == study.full else 2
+        ahead = 0.1 if arm == "entropy" and seed != study.seeds[-1] else 0.0
+        rows = [
+            {
+                "cycle": i,
+                "labelled_images": 12 if arm == study.full else 4 + 5 * i,
+                "labelled_boxes": 12 if arm == study.full else 4 + 5 * i,
+                "test_sens_mean": 0.4 + (0.2 + ahead) * i + 0.01 * seed,
+                "test_AP75": 0.3 - ahead * i,
+            }
+            for i in range(n)
+        ]
+        cycles = [{"query": ["a", "b"], "seconds": {"train": 1.5}}] * n
+        machine = MACHINE | {"cpu": (cpus or {}).get(seed, "A") if arm == "random" else "A"}
+        config = settings_hash(study.run_config(arm, seed))
+        file.add(arm, seed, Outcome(config, machine, rows, cycles))
     return file
 
 
@@ -128,6 +127,37 @@ def test_a_file_alone_gives_comparison_and_page(
     assert [line[0] for line in lines] == ["random", "entropy", "", "margin"]
     assert [line[2] for line in lines] == ["margin", "random", "margin", "random"]
     assert page.tables["runs"][0][1] == ["random", "0.600", "0.610", "0.620"]
+
+
+def test_a_ceiling_may_have_fewer_seeds_and_longer_trainings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, _ = study_of(tmp_path)
+    content["arms"]["full"]["trainer.steps_per_cycle"] = 8
+    content["ceiling_seeds"] = [1]
+    (tmp_path / "study.json").write_text(json.dumps(content))
+    study = StudyConfig.from_file(tmp_path / "study.json", registries())
+    assert study_command(tmp_path, content, "--print-commands") == 0
+    names = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
+    assert [name for name in names if name.startswith("full")] == ["full/s1"]
+    arms = ("cycle0", "random", "entropy", "full", "margin")
+    assert names[4:9] == [f"{arm}/s1" for arm in arms]
+    fill(tmp_path / "kept.json", study)
+    assert study_command(tmp_path, content, "--results", str(tmp_path / "kept.json")) == 0
+    folder = tmp_path / "results" / "tiny_study"
+    for family in json.loads((folder / "results.json").read_text())["families"]:
+        assert family["images"]["full"].keys() == {"1"}
+        arms = family["images"]["arms"]
+        assert arms["entropy"]["seeds"] == [0, 1, 2]
+        assert arms["entropy"]["goals"][0]["per_seed"].keys() == {"1"}
+    page = Page(folder / "report.html")
+    assert "runs have ended" not in page.text
+    assert page.tables["runs"][0][3] == ["full", "\N{EN DASH}", "0.410", "\N{EN DASH}"]
+    # Seeds whose ceiling is not there yet are compared without it.
+    assert (
+        study_command(tmp_path, content, "--results", str(tmp_path / "kept.json"), "--seeds", "0")
+        == 0
+    )
 
 
 def test_what_a_file_holds_comes_back_and_others_stay(tmp_path: Path) -> None:

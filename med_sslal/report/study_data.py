@@ -20,7 +20,8 @@ class StudyData:
     metrics: tuple[str, ...]  # The compared columns of a run's rows; the first is drawn.
     baselines: tuple[str, ...]  # The arms that the others are held against.
     full: str | None  # The arm of full supervision.
-    seeds: tuple[int, ...]  # One run of every arm for each.
+    seeds: tuple[int, ...]  # One run of every arm for each, but for the ceiling's.
+    n_runs: int
     strategies: Mapping[str, Mapping[str, Any]]  # Arm, in order, to the keys that it changes.
     shared: Mapping[str, Any]  # Keys that all arms change, and the config that they start from.
     config: Mapping[str, Any]  # The resolved config of the first arm.
@@ -83,6 +84,7 @@ def load_study(folder: Path) -> StudyData:
             baselines=tuple(study["baselines"]),
             full=study["full"],
             seeds=seeds,
+            n_runs=study["n_runs"],
             strategies=arms,
             shared=study["set"],
             config=study["config"],

@@ -40,11 +40,15 @@ def finish_study(
 ) -> tuple[Family, ...]:
     """Compare the runs of all seeds that are done; writes `results.json` and `results.csv`.
 
-    `outcomes` are by arm and seed, one for each arm of one seed at least; DataError where one has
-    no value of a metric. Returns a family for each metric and baseline, in the order of the study.
+    `outcomes` are by arm and seed, one for each arm of one seed at least, the ceiling aside;
+    DataError where one has no value of a metric. Returns a family for each metric and baseline, in
+    the order of the study.
     """
-    seeds = [s for s in study.seeds if all((arm, s) in outcomes for arm in study.arms)]
-    rows: Rows = {arm: {s: outcomes[arm, s].rows for s in seeds} for arm in study.arms}
+    curves = [arm for arm in study.arms if arm != study.full]
+    seeds = [s for s in study.seeds if all((arm, s) in outcomes for arm in curves)]
+    rows: Rows = {
+        arm: {s: outcomes[arm, s].rows for s in seeds if (arm, s) in outcomes} for arm in study.arms
+    }
     pairs = product(study.metrics, study.baselines)
     families = tuple(_family(study, rows, *pair) for pair in pairs)
     notes = mixed_machines({key: own for key, own in outcomes.items() if key[1] in seeds})
@@ -63,11 +67,9 @@ def finish_study(
 
 
 def _family(study: StudyConfig, rows: Rows, metric: str, baseline: str) -> Family:
-    full = None
-    if study.full is not None:
-        full = {seed: _value(study, own[-1], metric) for seed, own in rows[study.full].items()}
+    full = {s: _value(study, own[-1], metric) for s, own in rows.get(study.full or "", {}).items()}
     results = {
-        unit: compare_arms(_curves(study, rows, column, metric), full, baseline, unit=unit)
+        unit: compare_arms(_curves(study, rows, column, metric), full or None, baseline, unit=unit)
         for unit, column in UNITS.items()
     }
     return Family(metric, baseline, results, tuple(verdict(results["images"])))

@@ -26,7 +26,7 @@ STRATEGY = ("al_settings.*", "ssl_settings.*", "pseudo_augmentation.*")
 _STUDENT = ("ssl_settings.", "pseudo_augmentation.")
 # The one of them that a training on labels alone depends on.
 _TAIL = "ssl_settings.tail"
-# What a baseline may differ in besides: trained for as long as another arm takes.
+# What a baseline may differ in besides, trained for as long as another arm takes, and the ceiling.
 _LENGTH = "trainer.steps_per_cycle"
 # Strategy that the training of cycle 0 depends on.
 INITIAL = ("al_settings.args.init_num", "al_settings.args.initial")
@@ -36,11 +36,13 @@ _BUDGET = tuple(
 )
 
 Names = Annotated[list[str], MinLen(1)]
+Seeds = Annotated[list[int], MinLen(1)]
 STUDY_SCHEMA: tuple[Key, ...] = (
     Key("name", Name, "name of the study and of its folder", required=True),
     Key("config", str, "config that every run starts from; beside this file", required=True),
     Key("set", dict[str, Any], "changes to it for every run: dotted key to value", {}),
-    Key("seeds", Annotated[list[int], MinLen(1)], "one run of every arm for each", required=True),
+    Key("seeds", Seeds, "one run of every arm for each", required=True),
+    Key("ceiling_seeds", Seeds | None, "those of them that the ceiling has; null: all", None),
     Key(
         "metrics",
         Names,
@@ -64,7 +66,8 @@ class StudyConfig:
 
     name: str
     folder: Path  # `save_dir/name`.
-    seeds: tuple[int, ...]  # One run of every arm for each.
+    seeds: tuple[int, ...]  # One run of every arm for each, but for the ceiling's.
+    ceiling_seeds: tuple[int, ...]
     metrics: tuple[str, ...]  # Columns of a run's rows that are compared.
     baselines: tuple[str, ...]  # Arms that the others are held against.
     arms: Mapping[str, ConfigParser]  # With the first seed.
@@ -88,6 +91,17 @@ class StudyConfig:
             for arm, own in self.arms.items()
             if arm != self.full and own.get(_LENGTH) == first.get(_LENGTH)
             if student_key(first, own) is None
+        )
+
+    @property
+    def runs(self) -> tuple[tuple[str, int], ...]:
+        """Arm and seed of every run, seed by seed, so that pairs get complete early."""
+        full = self.full
+        return tuple(
+            (arm, seed)
+            for seed in self.seeds
+            for arm in self.arms
+            if arm != full or seed in self.ceiling_seeds
         )
 
     def run_config(self, arm: str, seed: int) -> ConfigParser:
@@ -124,6 +138,7 @@ class StudyConfig:
             name=content["name"],
             folder=Path(content["save_dir"]) / content["name"],
             seeds=tuple(content["seeds"]),
+            ceiling_seeds=tuple(content["ceiling_seeds"] or content["seeds"]),
             metrics=tuple(content["metrics"]),
             baselines=tuple(content["baselines"]),
             arms=arms,
@@ -202,12 +217,15 @@ def _wrong_names(source: str, content: Mapping[str, Any]) -> list[str]:
     ]
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
         problems.append(f"{source} seeds: found {seeds}; allowed: different numbers from 0 on")
+    if not set(ceiling := content["ceiling_seeds"] or seeds) <= set(seeds):
+        problems.append(f"{source} ceiling_seeds: found {ceiling}; allowed: some of seeds, {seeds}")
     return problems
 
 
 def _unfair(study: StudyConfig) -> list[str]:
     """Sentences about what would make the comparison unfair."""
     source, arms = study.source, study.arms
+    full = [arm for arm, config in arms.items() if _is_full(config)]
     problems = [
         f"{source} arms.{arm}: {dotted} is no part of the strategy, and arms that differ in it "
         f"cannot be compared: put it into 'set' for all of them (allowed in an arm: "
@@ -215,9 +233,8 @@ def _unfair(study: StudyConfig) -> list[str]:
         for arm, own in study.strategies.items()
         for dotted in (".".join(override.path) for override in own)
         if not is_strategy(dotted) and dotted not in ("al_settings", "ssl_settings")
-        if dotted != _LENGTH or arm not in study.baselines
+        if dotted != _LENGTH or arm not in (*study.baselines, *full)
     ]
-    full = [arm for arm, config in arms.items() if _is_full(config)]
     problems += [
         f"{source} baselines: '{baseline}' labels everything (init_num all) and has no curve: "
         "name another arm"

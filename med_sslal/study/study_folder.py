@@ -4,7 +4,7 @@ from pathlib import Path
 
 from med_sslal.trainer.run_folder import RunFolder
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 STUDY_FILE = "study.json"
 RESULTS_FILE = "results.json"

@@ -56,9 +56,10 @@ class StudyRuns:
             if seed not in study.seeds:
                 raise ConfigError(f"--seeds: the study has no seed {seed}; there are {study.seeds}")
         self._sharing = study.sharing
-        arms = [*([SHARED] if self._sharing else []), *study.arms]
-        # Seed by seed, so that pairs get complete early.
-        self._all = tuple(Job(arm, seed) for seed in study.seeds for arm in arms)
+        first = [(SHARED, seed) for seed in study.seeds if self._sharing]
+        # A seed's runs in the study's order, after its cycle 0.
+        pairs = sorted([*first, *study.runs], key=lambda pair: study.seeds.index(pair[1]))
+        self._all = tuple(Job(*pair) for pair in pairs)
         self.jobs = tuple(job for job in self._all if seeds is None or job.seed in seeds)
 
     def folder(self, job: Job) -> RunFolder:
@@ -119,6 +120,7 @@ class StudyRuns:
             "baselines": list(study.baselines),
             "full": study.full,
             "seeds": list(study.seeds),
+            "n_runs": len(study.runs),
             "arms": {
                 arm: {".".join(one.path): one.value for one in own}
                 for arm, own in study.strategies.items()
