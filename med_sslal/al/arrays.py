@@ -6,7 +6,6 @@ is therefore rounded first: scores and criterion values to 1e-4, embeddings to 1
 
 import numpy as np
 from scipy.special import entr, rel_entr
-from scipy.stats import rankdata
 
 SCORE_DECIMALS = 4
 EMBEDDING_DECIMALS = 3
@@ -24,6 +23,14 @@ def round_embeddings(embeddings: np.ndarray) -> np.ndarray:
     rounded = np.array(embeddings, dtype=np.float64)
     np.round(rounded, EMBEDDING_DECIMALS, out=rounded)
     return np.add(rounded, 0.0, out=rounded)
+
+
+def ranks_of(values: np.ndarray) -> np.ndarray:
+    """Ranks of [N] from 1, the lowest, on; ties have their mean rank: float64 [N]."""
+    # Loaded where something is chosen: it takes half a second, and most commands choose nothing.
+    from scipy.stats import rankdata
+
+    return np.asarray(rankdata(values), dtype=np.float64)
 
 
 class Points:
@@ -66,8 +73,7 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
     """
     if min(len(np.unique(column)) for column in (first, second)) < 2:
         return None
-    ranks = [rankdata(column) for column in (first, second)]
-    return float(round_scores(np.corrcoef(*ranks)[0, 1]))
+    return float(round_scores(np.corrcoef(ranks_of(first), ranks_of(second))[0, 1]))
 
 
 def entropy(probs: np.ndarray) -> np.ndarray:

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
-from med_sslal.al.arrays import round_scores
+from med_sslal.al.arrays import ranks_of, round_scores
 from med_sslal.al.criteria.base import Criterion
 from med_sslal.al.record import PoolRecord
 
@@ -55,5 +54,5 @@ class Combination(Criterion):
             [0.375, 0.625]
         """
         weights = np.array([part.weight for part in self.parts])
-        ranks = np.array([rankdata(column) - 0.5 for column in columns]) / max(len(columns[0]), 1)
+        ranks = np.array([ranks_of(column) - 0.5 for column in columns]) / max(len(columns[0]), 1)
         return weights @ ranks / weights.sum()

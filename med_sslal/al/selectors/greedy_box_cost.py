@@ -1,8 +1,8 @@
 """Value for money, the greedy rule for knapsacks (Dantzig, Operations Research 5, 1957)."""
 
 import numpy as np
-from scipy.stats import rankdata
 
+from med_sslal.al.arrays import ranks_of
 from med_sslal.al.budget import PREDICTED_COST
 from med_sslal.al.record import PoolRecord
 from med_sslal.al.selectors.base import Ranking, Values
@@ -25,4 +25,4 @@ class GreedyBoxCost(Ranking):
         """Rank per cost, rounded, so that equal quotients of different numbers stay equal."""
         score = next(iter(values.values()))
         costs = values.get(PREDICTED_COST, np.ones_like(score))
-        return np.round(rankdata(score[candidates]) / costs[candidates], 9)
+        return np.round(ranks_of(score[candidates]) / costs[candidates], 9)

@@ -1,7 +1,6 @@
 """Diversity by clustering (Zhdanov, Diverse mini-batch Active Learning, 2019, unweighted)."""
 
 import numpy as np
-from sklearn.cluster import KMeans
 
 from med_sslal.al.arrays import round_embeddings
 from med_sslal.al.record import PLAIN, PoolRecord
@@ -46,6 +45,9 @@ def cluster(embeddings: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     There are `n_clusters` of them (at least 1), or as many as distinct embeddings where these are
     fewer. The rows must come in an order that files do not decide.
     """
+    # Loaded where something is clustered: it takes a second.
+    from sklearn.cluster import KMeans
+
     rounded = round_embeddings(embeddings)
     distinct = {hash(row.tobytes()) for row in rounded}
     # It may change the embeddings: a copy of them would be the largest thing in memory.

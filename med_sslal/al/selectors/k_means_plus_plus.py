@@ -1,9 +1,8 @@
 """D^2 sampling (Arthur and Vassilvitskii, SODA 2007), as BADGE uses it (Ash et al., ICLR 2020)."""
 
 import numpy as np
-from scipy.stats import rankdata
 
-from med_sslal.al.arrays import Points
+from med_sslal.al.arrays import Points, ranks_of
 from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.al.selectors.base import Choice, Selector, Values
 
@@ -24,7 +23,7 @@ class KMeansPlusPlus(Selector):
     ) -> list[Choice]:
         """Draw until the budget is spent."""
         score = next(iter(values.values()))
-        weights = rankdata(score[candidates])
+        weights = ranks_of(score[candidates])
         points = Points(record.section(PLAIN).embeddings[candidates])
         generator = np.random.default_rng(seed)
         nearest = np.ones(len(candidates))

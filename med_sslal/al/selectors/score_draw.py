@@ -5,9 +5,8 @@ from copy import copy
 from typing import Self
 
 import numpy as np
-from scipy.stats import rankdata
 
-from med_sslal.al.arrays import round_scores
+from med_sslal.al.arrays import ranks_of, round_scores
 from med_sslal.al.record import PLAIN, PoolRecord, RecordSection
 from med_sslal.al.selectors.base import Choice, Selector, Values
 
@@ -47,7 +46,7 @@ class ScoreDraw(Selector):
         generator = np.random.default_rng(seed)
         section = record.section(PLAIN)
         score = next(iter(values.values()))[candidates]
-        shares = rankdata(score) / max(len(candidates), 1)
+        shares = ranks_of(score) / max(len(candidates), 1)
         free, parts = np.ones(len(candidates), dtype=bool), []
 
         def draw(worth: np.ndarray, n_images: int, words: str) -> None:
