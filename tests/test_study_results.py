@@ -1,6 +1,7 @@
 """The results file of a study: what counts as the same run, and going on without run folders."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,8 @@ def test_a_ceiling_may_have_fewer_seeds_and_longer_trainings(
     assert [name for name in names if name.startswith("full")] == ["full/s1"]
     arms = ("cycle0", "random", "entropy", "full", "margin")
     assert names[4:9] == [f"{arm}/s1" for arm in arms]
-    fill(tmp_path / "kept.json", study)
-    assert study_command(tmp_path, content, "--results", str(tmp_path / "kept.json")) == 0
+    file = fill(tmp_path / "kept.json", study)
+    assert study_command(tmp_path, content, "--results", str(file.path)) == 0
     folder = tmp_path / "results" / "tiny_study"
     for family in json.loads((folder / "results.json").read_text())["families"]:
         assert family["images"]["full"].keys() == {"1"}
@@ -153,11 +154,20 @@ def test_a_ceiling_may_have_fewer_seeds_and_longer_trainings(
     page = Page(folder / "report.html")
     assert "runs have ended" not in page.text
     assert page.tables["runs"][0][3] == ["full", "\N{EN DASH}", "0.410", "\N{EN DASH}"]
-    # Seeds whose ceiling is not there yet are compared without it.
-    assert (
-        study_command(tmp_path, content, "--results", str(tmp_path / "kept.json"), "--seeds", "0")
-        == 0
-    )
+    assert "3 seeds: 0, 1, 2" in page.text and "3 of them compared" in page.text
+    # What lacks a ceiling is compared without it, what lacks an arm is not.
+    part = ResultsFile(tmp_path / "part.json")
+    for job, outcome in file.outcomes.items():
+        if job not in (("full", 1), ("margin", 2)):
+            part.add(*job, outcome)
+    shutil.rmtree(folder)
+    words = ["--results", str(part.path), "--seeds", "0"]
+    assert study_command(tmp_path, content, *words) == 0
+    for family in json.loads((folder / "results.json").read_text())["families"]:
+        assert family["images"]["full"] is None
+        assert family["images"]["arms"]["random"]["seeds"] == [0, 1]
+    page = Page(folder / "report.html")
+    assert "8 of 10 runs have ended" in page.text and "2 of them compared: 0, 1" in page.text
 
 
 def test_what_a_file_holds_comes_back_and_others_stay(tmp_path: Path) -> None:

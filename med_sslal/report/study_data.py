@@ -45,6 +45,13 @@ class StudyData:
         return {unit: first[unit] for unit in UNITS if unit in first}
 
     @property
+    def compared(self) -> tuple[int, ...]:
+        """The seeds that the comparison has: those with a run of every arm; none before it."""
+        if not self.results:
+            return ()
+        return tuple(self.results["images"]["arms"][self.baselines[0]]["seeds"])
+
+    @property
     def arms(self) -> tuple[str, ...]:
         """The arms that have a curve, in order."""
         return tuple(arm for arm in self.strategies if arm != self.full)
