@@ -18,6 +18,8 @@ from torchvision.models._api import WeightsEnum
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
+from med_sslal.model.norm import fold_frozen_norms
+
 Features = dict[str, Tensor]
 
 # torchvision's first ImageNet weights, with which its detectors begin.
@@ -99,6 +101,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         network = spec.build(norm_layer=norm_layer)
+        fold_frozen_norms(network)
         n_frozen = len(spec.stages) - trainable_layers
         frozen = {name for stage in spec.stages[:n_frozen] for name in stage}
         for name, child in network.named_children():
