@@ -194,24 +194,13 @@ def test_cycle_0_from_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_the_slices_for_a_gpu_keep_what_finished_runs_gave(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
-    for name in ("med_sslal", "configs", "benchmarks"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("train.py", "config.json"):
-        shutil.copy(ROOT / name, tree)
-    script = [str(tree / "benchmarks" / "study_on_gpu.sh"), "kept", "phantom", "--device", "cpu"]
-    for setting in (
-        "dataset.args.patients=12",
-        "dataset.args.size=64",
-        "image_size=64",
-        "batch_size=2",
-        "n_workers=0",
-        "al_settings.args.init_num=4",
-        "al_settings.args.budget_num=2",
-        "trainer.steps_per_cycle=1",
-        "lr_scheduler=null",
-    ):
-        script += ["--set", setting]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+    for name in ("benchmarks", "configs"):
+        (tree / name).mkdir(parents=True)
+    shutil.copy(ROOT / "benchmarks" / "study_on_gpu.sh", tree / "benchmarks")
+    study = make_study(tree / "configs")
+    (tree / "configs" / "study_tiny.json").write_text(json.dumps(study))
+    script = [str(tree / "benchmarks" / "study_on_gpu.sh"), "kept", "tiny", "--device", "cpu"]
+    environment = ENVIRONMENT | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
 
     def call(*words: str) -> str:
         done = subprocess.run(
@@ -220,13 +209,12 @@ def test_the_slices_for_a_gpu_keep_what_finished_runs_gave(tmp_path: Path) -> No
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    call("--only", "cycle0/s0")
-    call("--only", "random/s0")
-    assert files_of(tmp_path / "kept") == {"study_phantom.json"}
+    call("--only", "full/s0")
+    assert files_of(tmp_path / "kept") == {"study_tiny.json"}
     # A fresh machine: nothing but what was kept.
-    shutil.rmtree(tree / "exp_results")
+    shutil.rmtree(study["save_dir"])
     left = call("--print-commands")
-    assert " random/s0" not in left and " random/s1" in left
+    assert "full/s0" not in left and "full/s1" in left
     # A slice that is too short for anything stops quietly.
     environment["SECONDS_PER_SLICE"] = "1"
     assert "slice over" in call("--jobs", "1")
