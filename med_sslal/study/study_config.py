@@ -26,7 +26,7 @@ STRATEGY = ("al_settings.*", "ssl_settings.*", "pseudo_augmentation.*")
 _STUDENT = ("ssl_settings.", "pseudo_augmentation.")
 # The one of them that a training on labels alone depends on.
 _TAIL = "ssl_settings.tail"
-# What a baseline may differ in besides, trained for as long as another arm takes, and the ceiling.
+# What a baseline, to train for as long as another arm, and the ceiling may differ in besides.
 _LENGTH = "trainer.steps_per_cycle"
 # Strategy that the training of cycle 0 depends on.
 INITIAL = ("al_settings.args.init_num", "al_settings.args.initial")
