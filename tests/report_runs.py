@@ -209,6 +209,13 @@ def _pseudo_label(cycle: Path, dataset: BaseDataset, pool: Pool) -> None:
     write_json(cycle / "gate.json", verdict)
 
 
+def make_result(gain: float = 0.1, seeds: int = 3) -> dict[str, dict[int, list[float]]]:
+    """Scores of random, an arm that is better by `gain`, and full supervision."""
+    base = {s: [0.2 + 0.01 * s, 0.3, 0.4 + 0.01 * s, 0.5] for s in range(seeds)}
+    better = {s: [v[0], *(value + gain for value in v[1:])] for s, v in base.items()}
+    return {"random": base, "entropy": better, "full": {s: [0.6] for s in base}}
+
+
 def make_study(
     root: Path, scores: dict[str, dict[int, Sequence[float]]], *, compared: bool = True
 ) -> Path:

@@ -1,10 +1,12 @@
 """The quality of the positive RoIs of a training pass, and its way into the record's header."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from test_trainer import scripted, trainer_of
 from tiny import make_voc, quick_config, run_train, write_config
 from torch import Tensor
 
@@ -152,3 +154,54 @@ def test_the_records_header_has_the_difficulty_of_each_class(tmp_path: Path) -> 
     assert set(difficulty) == {"class0", "class1"}
     assert all(0 < value < 1 for value in difficulty.values())
     assert difficulty == load_checkpoint(cycle / "model_best.pth")["class_difficulty"]
+
+
+DIM_AND_BRIGHT = [0.1, 0.2, 0.3, 0.4, 0.4, 0.3, 0.2, 0.9]
+
+
+def difficulty_of(path: Path) -> dict[str, float]:
+    return load_checkpoint(path)["class_difficulty"]
+
+
+def by_hand(shown: Sequence[Sequence[float]], hidden: float = -1.0) -> dict[str, float]:
+    """The difficulty after these steps, images of the brightness `hidden` left out."""
+    values = {"never": 1.0}
+    for name, least in (("thing", 0.0), ("bright", 0.5)):
+        top = bottom = 0.0
+        for age, step in enumerate(reversed(shown)):
+            met = [value for value in step if value > least and abs(value - hidden) > 1e-3]
+            if met:
+                top += 0.99**age * sum(met) / len(met)
+                bottom += 0.99**age
+        values[name] = 1 - top / bottom
+    return values
+
+
+def test_class_difficulty_is_a_running_mean_over_the_steps(tmp_path: Path) -> None:
+    trainer, model = trainer_of(
+        tmp_path,
+        brightness=DIM_AND_BRIGHT,
+        epochs=3,
+        monitor="min val_loss",
+        evaluate=scripted([2, 1, 3]),
+    )
+    trainer.train()
+    assert len(model.shown) == 12
+    last, best = (tmp_path / name for name in ("checkpoint_last.pth", "model_best.pth"))
+    assert difficulty_of(last) == pytest.approx(by_hand(model.shown), abs=1e-6)
+    assert difficulty_of(best) == pytest.approx(by_hand(model.shown[:8]), abs=1e-6)
+    assert difficulty_of(best)["thing"] != difficulty_of(last)["thing"]
+
+
+def test_pseudo_labels_do_not_count_as_difficulty(tmp_path: Path) -> None:
+    trainer, model = trainer_of(tmp_path, brightness=[*DIM_AND_BRIGHT, 0.7, 0.7], n_pseudo=2)
+    trainer.train()
+    assert any(min(abs(value - 0.7) for value in step) < 1e-3 for step in model.shown)
+    wanted = by_hand(model.shown, hidden=0.7)
+    assert difficulty_of(tmp_path / "checkpoint_last.pth") == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_detector_without_class_quality_has_no_difficulty(tmp_path: Path) -> None:
+    trainer, _ = trainer_of(tmp_path, graded=False)
+    trainer.train()
+    assert difficulty_of(tmp_path / "model_best.pth") == {}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_runs import make_run, make_study
+from report_runs import make_result, make_run, make_study
 from tiny import files_of, make_voc, tiny_config
 
 from med_sslal.__main__ import main
@@ -113,13 +113,6 @@ def page(run: Path) -> Page:
 @pytest.fixture
 def copy(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "copy"))
-
-
-def make_result(gain: float = 0.1, seeds: int = 3) -> dict[str, dict[int, list[float]]]:
-    """Scores of random, an arm that is better by `gain`, and full supervision."""
-    base = {s: [0.2 + 0.01 * s, 0.3, 0.4 + 0.01 * s, 0.5] for s in range(seeds)}
-    better = {s: [v[0], *(value + gain for value in v[1:])] for s, v in base.items()}
-    return {"random": base, "entropy": better, "full": {s: [0.6] for s in base}}
 
 
 def assert_alone(page: Page) -> None:
@@ -457,84 +450,6 @@ def test_a_name_that_no_config_may_have_is_text(copy: Path) -> None:
     assert "<script>alert(1)</script>" in page.texts[""]
 
 
-def test_nothing_foreign_becomes_markup_in_a_study(tmp_path: Path) -> None:
-    scores = make_result()
-    folder = make_study(tmp_path, {name.replace("e", "<script>"): v for name, v in scores.items()})
-    assert report(folder) == 0
-    page = Page(folder / "report.html")
-    assert "<script" not in page.source
-    for section in ("", "label-efficiency", "images", "runs", "reproduce"):
-        assert "<script>ntropy" in page.texts[section]
-
-
-def test_a_study_says_its_verdict_and_links_to_its_runs(tmp_path: Path) -> None:
-    folder = make_study(tmp_path, make_result(seeds=5))
-    (folder / "entropy" / "s1" / "report.html").write_text("x")
-    assert report(folder) == 0
-    page = Page(folder / "report.html")
-    assert_alone(page)
-    assert page.sections == [
-        "label-efficiency",
-        "images",
-        "boxes",
-        "matrix",
-        "runs",
-        "reproduce",
-    ]
-    results = json.loads((folder / "results.json").read_text())
-    (family,) = results["families"]
-    for sentence in family["verdict"]:
-        assert sentence in page.texts[""]
-    assert "Made on the phantom" in page.text and "not a medical device" in page.text
-    arm = family["images"]["arms"]["entropy"]
-    low, high = arm["comparison"]["area"]["interval"]
-    assert page.tables["images"][0][2] == [
-        "entropy",
-        f"{arm['area']['value']:.3f}",
-        "random",
-        f"{arm['comparison']['area']['value']:+.3f} ({low:+.3f} to {high:+.3f})",
-        "",
-        "32",
-        page.tables["images"][0][2][6],
-        f"{arm['comparison']['last']['value']:+.3f}",
-        f"{arm['comparison']['p_holm']:.3g}",
-        "5 / 0 / 0",
-    ]
-    assert page.tables["matrix"][0][2][1] == "5 / 0 / 0"
-    links = [a["href"] for n, a in page.elements if n == "a" and not str(a["href"]).startswith("#")]
-    assert links == ["entropy/s1/report.html"]
-    assert page.tables["runs"][0][3] == ["full", *["0.600"] * 5]
-
-
-@pytest.mark.parametrize(
-    ("seeds", "compared", "said"),
-    [
-        pytest.param(1, True, "1 seed, no interval", id="one seed"),
-        pytest.param(2, False, "comparison is not made yet", id="in progress"),
-    ],
-)
-def test_a_study_that_lacks_something(
-    tmp_path: Path, seeds: int, compared: bool, said: str
-) -> None:
-    folder = make_study(tmp_path, make_result(seeds=seeds), compared=compared)
-    if not compared:
-        shutil.rmtree(folder / "entropy" / "s1")
-    assert report(folder) == 0
-    page = Page(folder / "report.html")
-    assert said in page.text
-    assert ("images" in page.sections) is compared
-    assert ("5 of 6 runs have ended" in page.text) is not compared
-
-
-def test_a_study_without_full_supervision_has_no_goals(tmp_path: Path) -> None:
-    scores = make_result()
-    del scores["full"]
-    folder = make_study(tmp_path, scores)
-    assert report(folder) == 0
-    headings = Page(folder / "report.html").tables["images"][0][0]
-    assert "To 90 %" not in headings and headings[5] == "Last budget"
-
-
 def test_several_paths_each_get_their_own(
     copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -577,15 +492,6 @@ def test_a_damaged_file_is_named(
     assert report(copy) == 2
     assert said in capsys.readouterr().err
     assert not (copy / "report.html").exists()
-
-
-@pytest.mark.parametrize("content", ['{"format_version": 7}', '{"name": "x"}', "[]"])
-def test_a_damaged_study_is_named(
-    tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "study.json").write_text(content)
-    assert report(tmp_path) == 2
-    assert str(tmp_path) in capsys.readouterr().err
 
 
 def test_a_page_stays_below_its_limit(tmp_path: Path) -> None:
