@@ -129,6 +129,25 @@ def test_an_unfair_or_wrong_arm_is_told(
     assert any(text in line for line in lines)
 
 
+def test_an_initial_set_is_that_of_the_cycle_that_arms_share(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study(tmp_path)
+    for arm in ("random", "entropy"):
+        study["arms"][arm]["al_settings.args.init_num"] = 5
+    (line,) = refused(tmp_path, study, capsys)
+    assert "init_num must be the same in all arms, found random 5, entropy 5, 'set' 4" in line
+
+
+def test_seeds_of_a_ceiling_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study(tmp_path) | {"ceiling_seeds": [1]}
+    del study["arms"]["full"]
+    (line,) = refused(tmp_path, study, capsys)
+    assert "ceiling_seeds: no arm labels everything (init_num all)" in line
+
+
 def test_arms_begin_with_the_training_that_they_have_in_common(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from med_sslal.config.parse_config import ConfigParser
 from med_sslal.study.results_file import Outcome, ResultsFile
 from med_sslal.study.settings_hash import settings_hash
 from med_sslal.study.study_config import StudyConfig
+from med_sslal.trainer.run_folder import SUMMARY_VERSION
 
 MACHINE = {"commit": None, "torch": "2.0", "cpu": "A", "cpu_capability": "AVX2", "gpu": None}
 
@@ -235,22 +236,44 @@ def test_other_settings_and_seeds_are_refused(
     assert [line.split()[-1] for line in lines] == names
 
 
-def test_a_run_that_has_grown_takes_the_place_of_what_is_listed(
+@pytest.mark.parametrize("key", ["trainer.steps_per_cycle", "al_settings.num_cycles"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_on_disk_of_other_settings_is_refused_before_anything_starts(
+    key: str, finished: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one that could go on: its first cycles would stay those of a shorter training."""
+    content, study = study_of(tmp_path)
+    job = study.runs[-1]
+    run = study.folder / job[0] / f"s{job[1]}"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps(study.run_config(*job).resolved))
+    if finished:
+        summary = {"format_version": SUMMARY_VERSION, "finished": True, "cycles": []}
+        (run / "summary.json").write_text(json.dumps(summary))
+    assert study_command(tmp_path, content, "--print-commands") == 0
+    assert (f"--only {job[0]}/s{job[1]}" in capsys.readouterr().out) is not finished
+    now = study.run_config(*job).get(key) + 1
+    assert study_command(tmp_path, content, "--set", f"{key}={now}", "--print-commands") == 2
+    error = capsys.readouterr().err
+    assert f"was run with {key} {now - 1}, the study now says {now}: give the study" in error
+    # What a results file has like it needs no folder, and is not held against one.
+    kept = fill(tmp_path / "kept.json", study).path
+    assert study_command(tmp_path, content, "--print-commands", "--results", str(kept)) == 0
+
+
+def test_arms_of_a_seed_that_begin_with_different_models_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content, study = study_of(tmp_path)
-    path, job = tmp_path / "kept.json", ("random", 0)
-    listed = fill(tmp_path / "all.json", study).outcomes[job]
-    ResultsFile(path).add(*job, listed)
-    run = study.folder / "random" / "s0" / "config.json"
-    run.parent.mkdir(parents=True)
-    more = study.run_config(*job).get("trainer.steps_per_cycle") + 1
-    words = ["--results", str(path), "--print-commands", "--seeds", "0"]
-    words += ["--set", f"trainer.steps_per_cycle={more}"]
-    # Before it goes on, and after its first checkpoint with more steps.
-    for steps in (more - 1, more):
-        config = study.run_config(*job).resolved
-        config["trainer"]["steps_per_cycle"] = steps
-        run.write_text(json.dumps(config))
-        assert study_command(tmp_path, content, *words) == 0
-        assert "--only random/s0" in capsys.readouterr().out
+    file = fill(tmp_path / "kept.json", study)
+    other = file.outcomes["margin", 1]
+    other.rows[0]["test_AP75"] += 0.01
+    file.add("margin", 1, other)
+    # One that is nobody's any more: arms have its numbers.
+    file.add("cycle0", 2, Outcome("0", MACHINE | {"cpu": "B"}, other.rows[:1], [{}]))
+    assert study_command(tmp_path, content, "--results", str(file.path)) == 0
+    text = (study.folder / "results.json").read_text()
+    (note,) = json.loads(text)["notes"]
+    assert note.startswith("The arms of seed 1 do not begin with one model")
+    assert note.endswith("differ by that too: random, entropy; margin.")
+    assert note in Page(study.folder / "report.html").text

@@ -8,7 +8,7 @@ from typing import Any
 
 from med_sslal.study.label_efficiency import compare_arms
 from med_sslal.study.results_file import Outcome, mixed_machines
-from med_sslal.study.study_config import StudyConfig
+from med_sslal.study.study_config import StudyConfig, has_student
 from med_sslal.study.study_folder import FORMAT_VERSION, RESULTS_FILE, TABLE_FILE, UNITS
 from med_sslal.study.study_result import Curve, StudyResult
 from med_sslal.study.verdict import verdict
@@ -52,6 +52,7 @@ def finish_study(
     pairs = product(study.metrics, study.baselines)
     families = tuple(_family(study, rows, *pair) for pair in pairs)
     notes = mixed_machines({key: own for key, own in outcomes.items() if key[1] in seeds})
+    notes += _apart(study, rows)
     for note in notes:
         logger.warning("%s", note)
     content = {"families": [family.to_json() for family in families], "notes": notes}
@@ -64,6 +65,25 @@ def finish_study(
     ]
     atomic_write(study.folder / TABLE_FILE, lambda stream: stream.write(csv_text(table).encode()))
     return families
+
+
+def _apart(study: StudyConfig, rows: Rows) -> list[str]:
+    """A sentence for each seed whose arms share a cycle 0 that is not one and the same."""
+    arms = [arm for arm in study.sharing if not has_student(study.arms[arm].resolved)]
+    notes = []
+    for seed in sorted({seed for arm in arms for seed in rows[arm]}):
+        found: dict[tuple[Any, ...], list[str]] = {}
+        for arm in arms:
+            first = rows[arm][seed][0]
+            found.setdefault(tuple(first.get(name) for name in study.metrics), []).append(arm)
+        if len(found) > 1:
+            groups = "; ".join(", ".join(own) for own in found.values())
+            notes.append(
+                f"The arms of seed {seed} do not begin with one model: their cycle 0 was trained "
+                "more than once, with other code or on another machine, so that they differ by "
+                f"that too: {groups}."
+            )
+    return notes
 
 
 def _family(study: StudyConfig, rows: Rows, metric: str, baseline: str) -> Family:

@@ -256,8 +256,14 @@ def _unfair(study: StudyConfig) -> list[str]:
         problems.append(
             f"{source}: trainer.early_stop ends trainings at different steps: set it to 0 in 'set'"
         )
+    if not full and study.ceiling_seeds != study.seeds:
+        problems.append(f"{source} ceiling_seeds: no arm labels everything (init_num all)")
     for key in ("al_settings.num_cycles", *INITIAL, *_BUDGET):
         values = {arm: _get(config, key) for arm, config in arms.items() if arm not in full}
+        if values and key in INITIAL:
+            # Cycle 0, which arms share, is trained without what they change.
+            common = ConfigParser.from_file(study.base, study.registries, study.changes)
+            values["'set'"] = _get(common, key)
         if len({repr(value) for value in values.values()}) > 1:
             shown = ", ".join(f"{arm} {value!r}" for arm, value in values.items())
             problems.append(f"{source} arms: {key} must be the same in all arms, found {shown}")

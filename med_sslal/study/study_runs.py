@@ -1,12 +1,12 @@
 """The runs of a study: what is done, what is left, and the command that goes on with one."""
 
-import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from med_sslal.config.parse_config import ConfigParser
-from med_sslal.config.resume import Change, compare_for_resume
+from med_sslal.config.resume import compare_for_resume
 from med_sslal.study.results_file import Outcome, ResultsFile
 from med_sslal.study.settings_hash import is_place, settings_hash
 from med_sslal.study.study_config import StudyConfig
@@ -21,9 +21,6 @@ from med_sslal.study.study_folder import (
 from med_sslal.trainer.run_folder import RunFolder
 from med_sslal.utils.errors import ConfigError
 from med_sslal.utils.util import read_json, write_json, write_versioned
-
-# What of a finished run may grow: it then goes on.
-_GROWING = ("trainer.steps_per_cycle", "al_settings.num_cycles")
 
 
 class Job(NamedTuple):
@@ -76,25 +73,29 @@ class StudyRuns:
         ConfigError where a run on disk, or in the results file, has not the study's settings.
         """
         for job in self._all:
-            self._listed(job)
+            if self._listed(job) is None and self.folder(job).exists:
+                self._check(job)
         left = {job for job in self.jobs if job.arm != SHARED and not self._done(job)}
         # What cycle 0 is trained for are its weights; its numbers are in every arm.
         left |= {first for job in left if (first := self.waits_for(job)) and not self._ready(first)}
         return [job for job in self.jobs if job in left]
 
     def outcomes(self) -> dict[tuple[str, int], Outcome]:
-        """Those of all runs of the study, of whatever seed, that are done; by arm and seed."""
+        """Those of all arms of the study, of whatever seed, that are done; by arm and seed."""
         return {
             job: self._listed(job) or Outcome.of(self.folder(job), self._hash(job))
             for job in self._all
-            if self._done(job)
+            if job.arm != SHARED and self._done(job)
         }
 
     def record(self, *jobs: Job) -> None:
         """Write those that have ended, and are not in it, into the results file if there is one."""
+        results = self._results
+        if results is None:
+            return
         for job in jobs:
-            if self._results is not None and self._finished(job) and self._listed(job) is None:
-                self._results.add(*job, Outcome.of(self.folder(job), self._hash(job)))
+            if job.arm != SHARED and self._finished(job) and self._listed(job) is None:
+                results.add(*job, Outcome.of(self.folder(job), self._hash(job)))
 
     def waits_for(self, job: Job) -> Job | None:
         """The run whose cycle 0 a run takes over when it starts; None where it needs none."""
@@ -132,13 +133,16 @@ class StudyRuns:
         write_versioned(self.root / STUDY_FILE, FORMAT_VERSION, content)
 
     def command(self, job: Job, device: str | None) -> list[str]:
-        """Words after `python` that start or continue a run."""
+        """Words after `python` that start or continue a run.
+
+        A finished cycle 0 has nothing to continue: one without weights is removed, to start anew.
+        """
         folder, config = self.folder(job), self._study.run_config(*job)
         words = ["-m", "med_sslal", "train"]
+        if job.arm == SHARED and self._finished(job):
+            shutil.rmtree(folder.path)
         if folder.exists:
             words += ["--resume", str(folder)]
-            for key, _, new in self._changes(job):
-                words += ["--set", f"{key}={json.dumps(new)}"]
         else:
             path = self.root / CONFIGS / f"{job.arm}_s{job.seed}.json"
             write_json(path, config.resolved)
@@ -151,9 +155,9 @@ class StudyRuns:
         return self._listed(job) is not None or self._finished(job)
 
     def _finished(self, job: Job) -> bool:
-        """Whether a run on disk has finished with these settings."""
+        """Whether a run on disk has finished."""
         folder = self.folder(job)
-        return folder.exists and folder.finished and not self._changes(job)
+        return folder.exists and folder.finished
 
     def _ready(self, first: Job) -> bool:
         """Whether a cycle 0 can be taken over: of a finished one only small files may be left."""
@@ -165,32 +169,30 @@ class StudyRuns:
         return self._hashes[job]
 
     def _listed(self, job: Job) -> Outcome | None:
-        """The outcome of a run in the results file; None where there is none of these settings."""
-        results = self._results
+        """The outcome of an arm's run in the results file; None where it has none like it."""
+        results = None if job.arm == SHARED else self._results
         if results is None or (outcome := results.outcomes.get(job)) is None:
             return None
         if outcome.config_hash == self._hash(job):
             return outcome
-        # A run on disk that grows with the study, or has, takes its place; others tell their key.
+        # A run on disk takes its place, or tells the key that differs.
         if self.folder(job).exists:
-            self._changes(job)
+            self._check(job)
             return None
         raise ConfigError(
             f"{results.path} has {job} of other settings than the study's: give the study another "
             "results file, or its old settings again"
         )
 
-    def _changes(self, job: Job) -> list[Change]:
-        """What of a run on disk grows with the study; ConfigError where it is of other settings."""
+    def _check(self, job: Job) -> None:
+        """ConfigError where a run on disk has other settings than the study's."""
         path = self.folder(job).config
         saved = ConfigParser(read_json(path), self._study.registries, source=str(path))
         new = self._study.run_config(*job)
         free, warned, refused = compare_for_resume(saved.resolved, new.resolved)
-        grown = [change for change in free if change[0] in _GROWING]
         for key, old, now in (*refused, *warned, *free):
-            if (key, old, now) not in grown and not is_place(key):
+            if not is_place(key):
                 raise ConfigError(
                     f"{self.folder(job)} was run with {key} {old!r}, the study now says {now!r}: "
                     "give the study another name, or delete that folder"
                 )
-        return grown
