@@ -204,6 +204,13 @@ def test_the_budget_is_never_exceeded_however_wrong_the_predictions_are(record, 
             assert spent + strategy.costs.cost(1, truth[affordable[0]]) > budget
 
 
+def test_a_budget_that_is_met_exactly_is_enough():
+    costs = CostModel("seconds", 7.8, 34.1)
+    assert costs.cost(1, 12) > 417, "by the last bit"
+    assert list(SimulatedOracle({"a": label(12)}).label_within("a", costs, 417)) == ["a"]
+    assert CostModel("seconds", 0.1, 1.0).most_images(1) == 10
+
+
 def test_an_image_beyond_the_whole_budget_blocks_no_other():
     oracle = SimulatedOracle({"a": label(9), "b": label(2), "c": label(4), "d": label(0)})
     assert list(oracle.label_within("abcd", BOXES, 5)) == ["b"], "c ends the query"
@@ -219,6 +226,7 @@ def test_where_no_planned_image_can_be_paid_cheaper_ones_are_asked_for(record, s
         oracle = SimulatedOracle({name: label(3 if name in cheap else 9) for name in ids})
         bought = purchase(strategy, oracle, record, pool, 0, {})
         assert len(bought.items) == 1 and set(bought.image_ids) <= set(cheap)
+        assert [item.rank for item in bought.items] == [1]
         assert set(bought.scores["entropy"]) == set(ids), "every image keeps its value"
     dear = SimulatedOracle({name: label(5) for name in ids})
     assert purchase(strategy, dear, record, pool, 0, {}).items == ()

@@ -180,9 +180,16 @@ def test_backbone_page_reads_imagenet_weights(
 
 
 METRIC_MODULE = '''
+from typing import NamedTuple
+
 from med_sslal.eval.eval_utils import MetricResult
 
 NUMBER = 3
+
+
+class Pair(NamedTuple):
+    a: float
+    b: int
 
 
 def good(predictions, annotations, infos, class_names, *, draws, seed):
@@ -196,7 +203,7 @@ def no_draws(predictions, annotations, infos, class_names):
 
 def nan(predictions, annotations, infos, class_names, **kwargs):
     nowhere = float("nan")
-    return MetricResult({"score": nowhere}, {"score": (nowhere, 1.0)}, {"all": [nowhere]})
+    return MetricResult({"score": nowhere}, {"score": (nowhere, 1.0)}, {"all": Pair(nowhere, 3)})
 
 
 def returns_a_dict(predictions, annotations, infos, class_names, **kwargs):
@@ -233,6 +240,7 @@ def test_a_value_that_is_no_number_is_undefined(
     none, label = {"a": Prediction.empty()}, {"a": Annotation.empty()}
     result = evaluate(["own_metrics.nan"], none, label, image, ["lesion"])
     assert result["values"] == {"score": None} and result["intervals"] == {"score": [None, 1.0]}
+    assert result["details"] == {"own_metrics.nan": {"all": [None, 3]}}
     assert json.loads(json.dumps(result, allow_nan=False))
     assert "metric 'own_metrics.nan': score is nan, which is taken as undefined" in caplog.text
 

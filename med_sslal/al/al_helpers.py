@@ -74,8 +74,9 @@ class ActiveLearningHelper:
             random.
         max_per_group: Images of one patient that a cycle labels at most, the best by the
             first stage; null = any number.
-        spread_groups: Images of the patients with the fewest labelled ones come first.
-        suppress_adjacent: Slices up to so many places from a chosen or labelled slice of
+        spread_groups: Candidates come in turns, the best image of each patient without a label
+            first, and the second stage chooses among as few turns as fill the query.
+        suppress_adjacent: Slices up to so many places from a better or labelled slice of
             their series are taken only when no others are left; null = no such rule.
         seed: The run's seed.
 

@@ -17,6 +17,9 @@ BudgetUnit = Literal["images", "boxes", "seconds"]
 SECONDS_PER_IMAGE = 7.8
 SECONDS_PER_BOX = 34.5
 
+# Sums of costs may miss a budget that they meet exactly by their last bits.
+SLACK = 1e-6
+
 # Name of the column that a cost budget adds to the values of a query.
 PREDICTED_COST = "predicted_cost"
 
@@ -46,7 +49,7 @@ class CostModel:
 
     def most_images(self, budget: float) -> int:
         """How many images a plan within `budget` holds at most."""
-        return int(budget // self.seconds_per_image if self.unit == "seconds" else budget)
+        return int((budget + SLACK) // self.seconds_per_image if self.unit == "seconds" else budget)
 
     def predicted(self, record: PoolRecord) -> np.ndarray:
         """What each pool image will probably cost: float64 [N], more than 0, rounded to 1e-4.
@@ -88,6 +91,5 @@ def n_affordable(costs: np.ndarray, budget: float) -> int:
         >>> n_affordable(np.array([2.0, 3.0, 1.0]), 5)
         2
     """
-    # The sum of rounded costs may miss a budget that it meets exactly by its last bits.
-    n_images = int(np.searchsorted(np.cumsum(costs), budget + 1e-6, side="right"))
+    n_images = int(np.searchsorted(np.cumsum(costs), budget + SLACK, side="right"))
     return min(max(n_images, 1), len(costs))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from med_sslal.al.budget import CostModel
+from med_sslal.al.budget import SLACK, CostModel
 from med_sslal.base.types import Annotation
 from med_sslal.utils.errors import DataError
 
@@ -60,9 +60,9 @@ class SimulatedOracle(Oracle):
         n_boxes = 0
         for image_id in _all_of(image_ids, self._annotations):
             label = self._annotations[image_id]
-            if costs.cost(1, label.n_objects) > budget:
+            if costs.cost(1, label.n_objects) > budget + SLACK:
                 continue
-            if costs.cost(len(paid) + 1, n_boxes + label.n_objects) > budget:
+            if costs.cost(len(paid) + 1, n_boxes + label.n_objects) > budget + SLACK:
                 break
             paid[image_id] = label
             n_boxes += label.n_objects

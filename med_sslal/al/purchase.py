@@ -41,4 +41,6 @@ def purchase(
         cost = costs.cost(len(paid), sum(label.n_objects for label in paid.values()))
         text = "cycle %d: %d of %d planned images labelled, for %g of %d %s"
         logger.info(text, cycle, len(paid), len(planned), cost, budget, costs.unit)
-    return replace(plan, items=tuple(item for item in plan.items if item.image_id in paid))
+    bought = [item for item in plan.items if item.image_id in paid]
+    items = tuple(replace(item, rank=rank) for rank, item in enumerate(bought, start=1))
+    return replace(plan, items=items)

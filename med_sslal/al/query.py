@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
@@ -31,7 +32,7 @@ from med_sslal.utils.util import stable_hash
 logger = logging.getLogger(__name__)
 
 # Why a slice was taken in spite of `suppress_adjacent`.
-CLOSE = "next to a chosen or labelled slice, as no others are left"
+CLOSE = "next to a better or labelled slice, as no others are left"
 
 
 class _Allowed(NamedTuple):
@@ -89,14 +90,15 @@ class Query:
         open_to = ranking
         if without:
             open_to = ranking[~np.isin(record.image_ids[ranking], list(without))]
-        allowed = self._allowed(record, pool, open_to, infos)
+        labelled = groups_of(pool.labelled, infos) if self.spread_groups else []
+        allowed = self._allowed(record, pool, open_to, infos, labelled)
         self._tell_shortage(len(ids), len(allowed.free) + len(allowed.close), budget)
         allowed = _payable(allowed, costs, budget)
         choices = self._choose(record, allowed, values, costs, budget, seed)
         for section in record.sections.values():
             section.release()
         return Selection(
-            items=self._items(choices, record, values, ranking, allowed.turns),
+            items=self._items(choices, record, values, ranking, labelled),
             scores={name: dict(zip(ids, v.tolist(), strict=True)) for name, v in values.items()},
             criteria=(self.criterion.name, self.selector.name),
             seed=self.run_seed,
@@ -104,13 +106,17 @@ class Query:
         )
 
     def _allowed(
-        self, record: PoolRecord, pool: Pool, ranking: np.ndarray, infos: Mapping[str, ImageInfo]
+        self,
+        record: PoolRecord,
+        pool: Pool,
+        ranking: np.ndarray,
+        infos: Mapping[str, ImageInfo],
+        labelled: Iterable[str],
     ) -> _Allowed:
         """What the rules leave of a ranking."""
         groups = record.section(PLAIN).group_ids
         turns = np.zeros(len(groups), dtype=np.int64)
         if self.spread_groups:
-            labelled = groups_of(pool.labelled, infos)
             turns[ranking] = places_in_groups(ranking, groups, labelled)
             ranking = ranking[np.argsort(turns[ranking], kind="stable")]
         free, close = ranking, ranking[:0]
@@ -176,14 +182,17 @@ class Query:
         record: PoolRecord,
         values: Mapping[str, np.ndarray],
         ranking: np.ndarray,
-        turns: np.ndarray,
+        labelled: Iterable[str],
     ) -> tuple[Selected, ...]:
-        """The chosen images with their values and reasons."""
+        """The chosen images with their values and reasons; the patient of each labelled one."""
         section = record.section(PLAIN)
         places = np.empty_like(ranking)
         places[ranking] = np.arange(1, len(ranking) + 1)
         items = []
+        n_labelled = Counter(labelled)
         for number, (row, reason) in enumerate(choices, start=1):
+            image_id, group = str(section.image_ids[row]), str(section.group_ids[row])
+            n_labelled[group] += 1
             own = {name: float(column[row]) for name, column in values.items()}
             first = f"{self.criterion.name} {own[self.criterion.name]:.4f}"
             if isinstance(self.criterion, Combination):
@@ -191,10 +200,9 @@ class Query:
                 first += f" ({', '.join(parts)})"
             words = [f"{first}, place {places[row]} of {len(ranking)}", reason]
             if self.spread_groups:
-                words.append(f"image {turns[row] + 1} of its patient")
+                words.append(f"image {n_labelled[group]} of its patient")
             if PREDICTED_COST in own:
                 words.append(f"about {own[PREDICTED_COST]:.1f} {self.costs.unit}")
-            image_id, group = str(section.image_ids[row]), str(section.group_ids[row])
             items.append(Selected(image_id, number, group, own, "; ".join(filter(None, words))))
         return tuple(items)
 

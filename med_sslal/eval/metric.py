@@ -87,7 +87,7 @@ def _defined(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {key: _defined(item) for key, item in value.items()}
-    return type(value)(map(_defined, value)) if isinstance(value, list | tuple) else value
+    return [_defined(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def metric_keys(names: Sequence[str], class_names: Sequence[str]) -> set[str]:
