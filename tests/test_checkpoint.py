@@ -21,6 +21,8 @@ def content() -> dict:
     return {
         "model": {"w": torch.arange(6.0)},
         "number": np.float32(0.5),
+        "double": np.float64(0.25),
+        "text": np.str_("a"),
         "array": np.arange(3),
         "names": ("a", "b"),
         "path": Path("x/y"),
@@ -31,7 +33,7 @@ def test_round_trip_without_pickle(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "c.pth", content())
     back = load_checkpoint(tmp_path / "c.pth")
     assert torch.equal(back["model"]["w"], torch.arange(6.0))
-    assert back["number"] == 0.5
+    assert (back["number"], back["double"], back["text"]) == (0.5, 0.25, "a")
     assert back["array"].tolist() == [0, 1, 2]
     assert back["names"] == ["a", "b"]
     assert back["path"] == "x/y"
@@ -48,6 +50,7 @@ FAULTS = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-20]),
     "empty": lambda path: path.write_bytes(b""),
     "no sidecar": lambda path: sidecar(path).unlink(),
+    "sidecar of no text": lambda path: sidecar(path).write_bytes(bytes(range(120, 250))),
     "missing": lambda path: path.unlink(),
 }
 

@@ -439,7 +439,13 @@ def test_images_that_are_refused(image, message):
 
 @pytest.mark.parametrize(
     "part",
-    ["backbone.body.conv1.weight", "rpn.head.cls_logits.bias", "roi_heads.box_head.fc6.bias"],
+    [
+        "backbone.body.conv1.weight",
+        "rpn.head.cls_logits.bias",
+        "rpn.head.bbox_pred.weight",
+        "roi_heads.box_head.fc6.bias",
+        "roi_heads.box_predictor.bbox_pred.weight",
+    ],
 )
 def test_nan_weights_are_an_error_and_not_an_empty_answer(part):
     model = small_model()

@@ -64,6 +64,27 @@ def test_numbered_checkpoints_come_by_number(tmp_path: Path) -> None:
     assert folder.resumable()[0] == folder.last
 
 
+def test_taking_the_supervised_model_again_makes_no_student_of_it(tmp_path: Path) -> None:
+    folder = CycleFolder(tmp_path)
+    folder.supervised.path.mkdir()
+    write_versioned(folder.supervised.training, 1, {"seconds": 5})
+    save_checkpoint(folder.supervised.best, {"x": 1})
+    for _ in range(2):
+        folder.take_supervised()
+        assert folder.trained and not folder.rejected.exists()
+    write_versioned(folder.training, 1, {"seconds": 7})
+    for _ in range(2):
+        folder.take_supervised()
+        assert json.loads(folder.rejected.read_text())["seconds"] == 7
+
+
+def test_a_run_that_trains_on_is_not_finished(tmp_path: Path) -> None:
+    run = RunFolder(make_run(tmp_path, queries=1))
+    assert run.finished
+    run.cycles()[-1].reopen()
+    assert not run.finished
+
+
 def test_where_a_path_lies(tmp_path: Path) -> None:
     cycle = RunFolder(tmp_path).cycle(3)
     assert CycleFolder.around(cycle.record) is None

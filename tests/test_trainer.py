@@ -25,8 +25,10 @@ from trainings import settings_of, training_of
 
 from med_sslal.base.base_dataset import Images
 from med_sslal.base.base_model import BaseModel
+from med_sslal.base.base_trainer import BaseTrainer, Hook
 from med_sslal.base.checkpoint import load_checkpoint
 from med_sslal.base.learning_rate import ConstantThenCosine, tail_start
+from med_sslal.base.training_step import StepOutcome
 from med_sslal.base.types import Annotation, Frame, ImageInfo, ModelOutput, Target
 from med_sslal.cli.registries import registries
 from med_sslal.config.torch_types import optimizers
@@ -308,6 +310,36 @@ def test_the_monitor_keeps_the_best_epoch(
     assert trainer.monitor.best_epoch == kept["epoch"] == best
     weights = [*model.seen, model.w.item()]
     assert kept["model"]["w"].item() == weights[4 * best]
+
+
+def test_a_best_value_by_another_rule_is_forgotten(tmp_path: Path) -> None:
+    values = {"evaluate": scripted([5, 6, 8, 7]), "early_stop": 1}
+    first, _ = trainer_of(tmp_path, epochs=2, monitor="max val_loss", **values)
+    first.train()
+    again, _ = trainer_of(tmp_path, epochs=4, monitor="min val_loss", **values)
+    again.resume()
+    again.train()
+    assert (again.monitor.best_epoch, again.monitor.best, again.epoch) == (4, 7, 4)
+
+
+class Told(Hook):
+    """Whether losses are known after each step."""
+
+    def __init__(self) -> None:
+        self.known: list[bool] = []
+
+    def after_step(self, trainer: BaseTrainer, outcome: StepOutcome) -> None:
+        self.known.append(bool(trainer.mean_losses()))
+
+
+@pytest.mark.parametrize(("every", "known"), [(1, [1] * 4), (2, [0, 1, 1, 1]), (9, [0] * 4)])
+def test_losses_are_looked_at_every_few_steps(tmp_path: Path, every: int, known: list[int]) -> None:
+    """Each look waits for a GPU."""
+    trainer, _ = trainer_of(tmp_path, epochs=1)
+    told = Told()
+    trainer.hooks, trainer.loss_check_steps = [*trainer.hooks, told], every
+    assert trainer.train_epoch()["loss"] is not None
+    assert told.known == known
 
 
 @pytest.mark.parametrize(

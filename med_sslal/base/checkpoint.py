@@ -25,10 +25,11 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
+    # First: some of NumPy's scalars are numbers and text of Python's too.
     if isinstance(value, np.generic):
         return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy())
     if isinstance(value, Path):
@@ -64,7 +65,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 def _checksum(path: Path) -> str | None:
     """The SHA-256 of a file that its sidecar agrees with; None where it does not."""
     checksum = sha256_file(path)
-    return checksum if sidecar(path).read_text().split()[:1] == [checksum] else None
+    return checksum if sidecar(path).read_bytes().split()[:1] == [checksum.encode()] else None
 
 
 def _write_sidecar(path: Path, checksum: str) -> None:

@@ -14,6 +14,7 @@ class Monitor:
     """
 
     def __init__(self, rule: str, early_stop: int = 0) -> None:
+        self._rule = rule
         mode, _, key = rule.partition(" ")
         self.key, self._sign = key.strip() or None, 1.0 if mode == "max" else -1.0
         self._early_stop = early_stop
@@ -46,10 +47,16 @@ class Monitor:
         return self._last_epoch - self.best_epoch >= self._early_stop
 
     def state_dict(self) -> dict[str, Any]:
-        """Best value and epoch, and the last epoch that was validated."""
-        return {"best": self.best, "best_epoch": self.best_epoch, "last_epoch": self._last_epoch}
+        """Best value and epoch, the last epoch that was validated, and the rule."""
+        return {
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "last_epoch": self._last_epoch,
+            "rule": self._rule,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
-        self.best, self.best_epoch = state["best"], state["best_epoch"]
+        """Take over what `state_dict` returned; a best value by another rule is forgotten."""
+        same = state.get("rule", self._rule) == self._rule
+        self.best, self.best_epoch = state["best"] if same else None, state["best_epoch"]
         self._last_epoch = state["last_epoch"]

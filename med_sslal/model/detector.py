@@ -276,11 +276,11 @@ class Detector(BaseModel):
         return detections
 
 
-def check_finite(seen: Seen, *logits: Tensor) -> None:
+def check_finite(seen: Seen, *outputs: Tensor) -> None:
     """Raise UserError for NaN or infinite outputs, which would read as "no detection"."""
-    if not torch.isfinite(torch.stack([part.sum() for part in logits]).sum()):
+    if not torch.isfinite(torch.stack([part.sum() for part in outputs]).sum()):
         where = f" on images {', '.join(seen.image_ids)}" if seen.frames else ""
         raise UserError(
-            f"the model's scores are not finite{where}: its weights are damaged or the training "
+            f"the model's outputs are not finite{where}: its weights are damaged or the training "
             "diverged; use another checkpoint or a lower learning rate"
         )

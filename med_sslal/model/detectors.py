@@ -95,12 +95,12 @@ class FasterRCNN(Detector):
     def look(self, seen: Seen) -> ModelOutput:
         """Propose, classify and refine."""
         generators = [] if seen.truths is None else self.generators(seen)
-        proposals, objectness, rpn_losses, rpn_logits = self.rpn(seen, generators)
-        found, roi_losses, class_logits, quality, rois = self.roi_heads(seen, proposals, generators)
+        proposals, objectness, rpn_losses, of_rpn = self.rpn(seen, generators)
+        found, roi_losses, of_heads, quality, rois = self.roi_heads(seen, proposals, generators)
         losses = {**roi_losses, **rpn_losses}
         if self.training:
             return ModelOutput(losses, [], quality, rois=rois)
-        check_finite(seen, rpn_logits, class_logits)
+        check_finite(seen, *of_rpn, *of_heads)
         if "refined_boxes" in self.extras.columns:
             found = self.roi_heads.refine(seen, found)
         best = [

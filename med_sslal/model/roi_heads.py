@@ -83,15 +83,17 @@ class RoIHeads(StockRoIHeads):
 
     def forward(
         self, seen: Seen, proposals: Sequence[Tensor], generators: Sequence[torch.Generator | None]
-    ) -> tuple[list[Found], dict[str, Tensor], Tensor, Tensor | None, tuple[Rois, ...]]:
+    ) -> tuple[
+        list[Found], dict[str, Tensor], tuple[Tensor, Tensor], Tensor | None, tuple[Rois, ...]
+    ]:
         """Classify and refine the proposals, B tensors float32 [*, 4].
 
         Losses are computed where the batch has truths (training mode needs them), with B private
         generators of the sampler, None for the global one.
 
         Returns:
-            B results (none in training mode); losses by name, float32 [B]; the class logits; the
-            class quality and the RoIs of ModelOutput (None and none in eval mode).
+            B results (none in training mode); losses by name, float32 [B]; the class logits and
+            the deltas; the class quality and the RoIs of ModelOutput (None and none in eval mode).
         """
         candidates, samples = list(proposals), None
         if seen.truths is not None:
@@ -110,7 +112,7 @@ class RoIHeads(StockRoIHeads):
             _, logits, deltas = self._predict(seen, boxes)
             losses, quality = self._losses(logits, deltas, sampled, samples)
             rois = map(Rois, boxes, logits.split(samples.counts))
-            return [], losses, logits, quality, tuple(rois)
+            return [], losses, (logits, deltas), quality, tuple(rois)
         roi_features, logits, deltas = self._predict(seen, candidates)
         losses = {}
         if samples is not None:
@@ -126,7 +128,7 @@ class RoIHeads(StockRoIHeads):
             seen.images.image_sizes,
             strict=True,
         )
-        return [self._detect(*part) for part in parts], losses, logits, None, ()
+        return [self._detect(*part) for part in parts], losses, (logits, deltas), None, ()
 
     def class_probs(self, seen: Seen, boxes: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """What is in B images' boxes, float32 [*, 4] in pixels of the given image: [*, C] each."""

@@ -68,12 +68,13 @@ class RegionProposals(RegionProposalNetwork):
 
     def forward(
         self, seen: Seen, generators: Sequence[torch.Generator | None]
-    ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor], Tensor]:
+    ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor], tuple[Tensor, Tensor]]:
         """Propose boxes, with B private generators of the sampler, None for the global one.
 
         Returns:
             B proposals float32 [R, 4], best first; B objectness float32 [R] in [0, 1]; losses by
-            name, float32 [B]; the objectness logits of all anchors, float32 [B * N, 1].
+            name, float32 [B]; the objectness logits of all anchors, float32 [B * N, 1], and their
+            deltas [B * N, 4].
         """
         levels = list(seen.features.values())
         with seen.low_precision():
@@ -90,7 +91,7 @@ class RegionProposals(RegionProposalNetwork):
         losses = {}
         if seen.truths is not None:
             losses = self._losses(flat_logits, flat_deltas, anchors, seen.truths, generators)
-        return boxes, objectness, losses, flat_logits
+        return boxes, objectness, losses, (flat_logits, flat_deltas)
 
     def filter_proposals(
         self,

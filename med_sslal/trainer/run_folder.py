@@ -144,7 +144,10 @@ class CycleFolder(ResultFolder):
         return self.path / f"checkpoint_epoch{epoch:02d}.pth"
 
     def resumable(self) -> list[Path]:
-        """Checkpoints that hold a training state, the furthest first."""
+        """Checkpoints that hold a training state: the position, then the numbered ones.
+
+        A numbered one may be `trainer.checkpoint_seconds` further than the position.
+        """
         found = [(_NUMBERED.fullmatch(path.name), path) for path in self.checkpoints]
         numbered = sorted(((int(name[1]), path) for name, path in found if name), reverse=True)
         places = (self.last, previous(self.last), *(path for _, path in numbered))
@@ -192,7 +195,8 @@ class CycleFolder(ResultFolder):
     def take_supervised(self) -> None:
         """Put the supervised model and what it saw in the student's place; again does no harm."""
         before = self.supervised
-        if self.trained and not self.rejected.exists():
+        done = self.trained and self.training.read_bytes() == before.training.read_bytes()
+        if self.trained and not done and not self.rejected.exists():
             self.training.rename(self.rejected)
         pairs = (
             (self.training, before.training),
@@ -265,8 +269,12 @@ class RunFolder(Folder):
 
     @property
     def finished(self) -> bool:
-        """Whether no cycle follows those that are there."""
-        return self.summary.is_file() and bool(self.read_summary()["finished"])
+        """Whether no cycle follows those that are there, and none of them trains on."""
+        if not self.summary.is_file():
+            return False
+        summary = self.read_summary()
+        last = summary["cycles"][-1:]
+        return summary["finished"] and all(self.cycle(row["cycle"]).measured for row in last)
 
     def cycle(self, number: int) -> CycleFolder:
         """The folder of a cycle, made or not."""

@@ -16,7 +16,7 @@ from med_sslal.base.training_step import StepInput, StepOutcome, TrainingStep
 from med_sslal.base.types import Batch
 from med_sslal.data.sampler import EpochBatchSampler
 from med_sslal.utils.errors import UserError
-from med_sslal.utils.interrupt import StopRequest
+from med_sslal.utils.interrupt import Interrupted, StopRequest
 from med_sslal.utils.util import stable_hash
 
 # Steps between two looks at the losses on a GPU: each look waits for the device.
@@ -51,6 +51,8 @@ class Trainer(BaseTrainer):
         samplers = [loader.batch_sampler for loader in self._unlabelled.values()]
         self._n_unlabelled = getattr(samplers[0], "per_step", 0) if samplers else 0
         self._evaluate, self._stop = evaluate, stop
+        # On the CPU nothing waits for a loss.
+        self.loss_check_steps = 1 if self.optimisation.device.type == "cpu" else LOSS_CHECK_STEPS
         self._sums: dict[str, float] = {}
         self._summed = 0
         self._pending: list[StepOutcome] = []
@@ -61,7 +63,6 @@ class Trainer(BaseTrainer):
         self.training_step.model.train()
         if self.batch == 0:
             self._sums, self._summed = {}, 0
-        on_cpu = self.optimisation.device.type == "cpu"
         batches = iter(self._begin(self._loader, self._sampler))
         views = {
             name: iter(self._begin(loader, loader.batch_sampler))
@@ -74,13 +75,14 @@ class Trainer(BaseTrainer):
             while self.batch < total:
                 try:
                     self.world.check(self._stop)
-                finally:
+                except Interrupted:
                     self._settle()
+                    raise
                 given = self._input(next(batches), {k: next(view) for k, view in views.items()})
                 outcome = self.training_step(given)
                 self._pending.append(outcome)
                 self.batch, self.step = self.batch + 1, self.step + 1
-                if on_cpu or len(self._pending) >= LOSS_CHECK_STEPS:
+                if len(self._pending) >= self.loss_check_steps:
                     self._settle()
                 for hook in self.hooks:
                     hook.after_step(self, outcome)
