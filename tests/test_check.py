@@ -1,7 +1,10 @@
 """`med-sslal check`: everything wrong with a data set at once, what suits it, a first config."""
 
 import json
+import logging
+import sys
 import tracemalloc
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from test_dicom import write_dicom
 from tiny import make_voc, quick_config, run_train, write_config
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
@@ -202,6 +206,51 @@ def test_16_bits_without_a_window(lab: Lab) -> None:
     low, high = window["suggested"]
     assert 1000 <= low <= 1020 and 2970 <= high <= 2990
     assert lab.check(0, window=[1000, 3000])["findings"] == []
+
+
+def test_pascal_voc_of_16_bits_without_a_window(tmp_path: Path) -> None:
+    root = make_voc(tmp_path / "voc")
+    for number, path in enumerate(sorted((root / "JPEGImages").iterdir())):
+        write(path.with_suffix(".png"), noise(number).astype(np.uint16) * 10)
+        path.unlink()
+    config = quick_config(root, tmp_path / "runs")
+    words = ["check", "-c", str(write_config(tmp_path / "config.json", config)), "--out"]
+    assert main([*words, str(tmp_path / "out")]) == 2
+    found = json.loads((tmp_path / "out" / "check.json").read_text())
+    told = texts(found, "error")
+    assert len(told) == 24 and all("set dataset.args.window" in text for text in told)
+    assert found["pixels"]["16-bit grey"]["images"] == 24
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    coco_of(tmp_path / "lab", 0)
+    (tmp_path / "lab" / "i00.png").rename(tmp_path / "lab" / "\udcfc.png")
+    write(tmp_path / "lab" / "i01.png", cv2.imread("lab/i02.png", cv2.IMREAD_UNCHANGED))
+    (tmp_path / "lab" / "i01.png").rename(tmp_path / "lab" / "\udcfd.png")
+    (tmp_path / "lab" / "\udcfe.png").write_bytes(b"")
+    assert main(["check", "--images", "lab", "--write-config", "my.json"]) == 2
+    said = capsys.readouterr().out
+    assert r"\udcfe.png is empty" in said and r"same picture: i02, \udcfd" in said
+
+
+def test_threads_leave_the_filters_of_warnings_as_they_were(tmp_path: Path, monkeypatch) -> None:
+    """They are those of the whole process, and what threads change in turns stays changed."""
+    for number in range(40):
+        write(tmp_path / f"{number}.tif", noise(number))
+        write_dicom(tmp_path / f"d{number}.dcm", noise(number), number=number)
+    data = ImageFolder(str(tmp_path), dicom_key=str(tmp_path / "key"))
+    monkeypatch.setattr("med_sslal.data.check.usable_cores", lambda: 8)
+    monkeypatch.setattr("med_sslal.data.check._AT_ONCE", 2)
+    before, interval = list(warnings.filters), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(3):
+            assert not look_at_pixels(data.images, fast=False).problems
+            assert warnings.filters == before and not logging.getLogger("pydicom").disabled
+    finally:
+        sys.setswitchinterval(interval)
+        warnings.filters[:] = before
 
 
 def test_the_best_anchor_is_the_best_of_all(lab: Lab) -> None:

@@ -259,6 +259,17 @@ def test_bad_picture(tmp_path, kind):
     assert len(data.images.infos) == 5
 
 
+def test_voc_of_16_bits(tmp_path):
+    root = voc(tmp_path)
+    for path in (tmp_path / "JPEGImages").iterdir():
+        cv2.imwrite(str(path), np.full((30, 40), 1500, dtype=np.uint16))
+    data = PascalVOC(root, window=(1000, 2000))
+    np.testing.assert_allclose(data.images.read("p1_0"), np.full((30, 40, 3), 0.5), atol=1e-6)
+    # Of bad files alone there is no class either, which is not what is wrong.
+    with pytest.raises(DataError, match=r"6 bad sample(.|\n)*set dataset\.args\.window"):
+        PascalVOC(root)
+
+
 def test_picture_replaced_after_opening(tmp_path):
     data = PascalVOC(voc(tmp_path))
     picture(tmp_path / "JPEGImages" / "p1_0.png", height=10, width=10)
@@ -358,6 +369,14 @@ def test_coco_image_without_boxes(tmp_path):
     assert data.labels.annotations["a/p0"].boxes.shape == (0, 4)
 
 
+@pytest.mark.parametrize("nothing", [None, 0])
+def test_coco_sizes_that_say_nothing(tmp_path, nothing):
+    document = coco_document()
+    document["images"][0] |= {"height": nothing, "width": nothing}
+    data = read_coco(coco(tmp_path, document))
+    assert data.images.infos["a/p0"].orig_size == (30, 40)
+
+
 def test_coco_split_by_patient(tmp_path):
     data = read_coco(coco(tmp_path, coco_document(8)), group_key="patient", eval_split=0.5)
     for i in range(0, 8, 2):
@@ -426,6 +445,8 @@ def test_coco_bad_box(tmp_path, row, text):
     [
         pytest.param({"file_name": "../../x.png"}, "leads out", id="leaves the folder"),
         pytest.param({"file_name": "/etc/passwd"}, "leads out", id="absolute"),
+        pytest.param({"file_name": "../images/a/p0.png"}, "not contain '..'", id="second way"),
+        pytest.param({"file_name": "\ud800.png"}, r"'\\ud800.png' is not UTF-8", id="no text"),
         pytest.param({"file_name": "a/none.png"}, "missing", id="missing"),
         pytest.param({"file_name": "a/p1.png"}, "second image 'a/p1'", id="file twice"),
         pytest.param({"file_name": None}, "file_name", id="no name"),
@@ -457,6 +478,11 @@ def test_coco_bad_image(tmp_path, change, text):
             '{"images": [], "annotations": [], "categories": [{"id": 1}]}',
             "category",
             id="category without name",
+        ),
+        pytest.param(
+            '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "\\udcfc"}]}',
+            r"the class '\\udcfc' is not UTF-8",
+            id="category no text",
         ),
     ],
 )

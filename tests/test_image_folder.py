@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from med_sslal.base.base_dataset import Labels
 from med_sslal.base.types import Annotation
@@ -111,6 +112,57 @@ def test_a_labelled_picture_that_is_bad_is_not_said_to_be_missing(tmp_path):
     bad.write_bytes(b"")
     with pytest.raises(DataError, match=f"the picture {bad.relative_to(root)} in .* is bad itself"):
         ImageFolder(str(root), **OF_PATIENTS, labels="labels.json")
+
+
+def test_the_same_picture_by_a_longer_name(tmp_path):
+    root = folder_of(tmp_path, labelled=3)
+    labels = root / "labels.json"
+    labels.write_text(labels.read_text().replace('"p', '"./p'))
+    data = ImageFolder(str(root), labels="labels.json", eval_split=0.5, **OF_PATIENTS)
+    assert set(data.labels.annotations) == {f"p{p}/scan{n}" for p in range(3) for n in range(2)}
+
+
+def test_names_that_are_not_utf_8(tmp_path, caplog):
+    """A file may have such a name: it is taken as any other, and told in letters that all know."""
+    root = folder_of(tmp_path, labelled=4)
+    for path in list(root.rglob("scan*")):
+        path.rename(path.with_name(f"b\udcfc{path.name}"))
+    labels = root / "labels.json"
+    labels.write_text(labels.read_text().replace("/scan", r"/b\udcfcscan"))
+    data = ImageFolder(str(root), labels="labels.json", eval_split=0.5, **OF_PATIENTS)
+    assert len(data.labels.annotations) == 8 and len(data.images.splits["train"]) == 8
+    assert data.images.read("p0/b\udcfcscan0").shape == (30, 40, 3)
+
+    (root / "p5" / "b\udcfcscan0.png").write_bytes(b"")
+    labels.write_text(labels.read_text().replace(r"p0/b\udcfcscan0", r"p0/\ud800"))
+    words = (
+        r"2 bad sample(.|\n)*p5/b\\udcfcscan0\.png is empty(.|\n)*'p0/\\ud800\.png' is not UTF-8"
+    )
+    with pytest.raises(DataError, match=words):
+        ImageFolder(str(root), labels="labels.json", **OF_PATIENTS)
+    args = {"labels": "labels.json", "eval_split": 0.5, "on_bad_sample": "skip"}
+    assert len(ImageFolder(str(root), **args, **OF_PATIENTS).images.infos) == 11
+    assert r"b\udcfcscan0.png is empty" in caplog.text
+
+
+def test_a_tiff_of_several_pages_is_not_taken_for_its_first(tmp_path):
+    page = Image.fromarray(np.zeros((20, 30), dtype=np.uint8))
+    for name, n_pages in (("one", 1), ("ten", 10)):
+        page.save(tmp_path / f"{name}.tif", save_all=True, append_images=[page] * (n_pages - 1))
+    with pytest.raises(DataError, match=r"1 bad sample(.|\n)*ten\.tif has 10 pages"):
+        ImageFolder(str(tmp_path))
+    data = ImageFolder(str(tmp_path), on_bad_sample="skip")
+    assert list(data.images.infos) == ["one"]
+
+
+def test_linked_folders_are_told_and_not_entered(tmp_path, caplog):
+    root, other = folder_of(tmp_path / "in"), folder_of(tmp_path / "elsewhere")
+    for name in ("p8", "p9"):
+        (root / name).symlink_to(other / "p0")
+    (root / "p7").symlink_to(tmp_path / "nowhere")
+    assert len(ImageFolder(str(root), **OF_PATIENTS).images.infos) == 12
+    [told] = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert told.startswith(f"folder {root / 'p8'} is a link")
 
 
 @pytest.mark.parametrize("there", [True, False])

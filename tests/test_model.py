@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from config_samples import full
@@ -26,10 +27,12 @@ from med_sslal.base.types import (
 )
 from med_sslal.cli.registries import registries
 from med_sslal.config.parse_config import ConfigParser
+from med_sslal.data.transforms import EvalTransform
 from med_sslal.model.backbone import BACKBONES, BackboneSpec
 from med_sslal.model.detectors import FasterRCNN, RetinaNet
 from med_sslal.model.inference import stream
 from med_sslal.model.model import MODELS
+from med_sslal.model.transform import DetectionTransform, valid_mean
 from med_sslal.utils.errors import ConfigError, DataError, UserError
 
 SMALL = {
@@ -313,6 +316,16 @@ def test_embedding_averages_the_picture_and_not_the_letterbox():
         _, c5 = model.backbone(model.transform(image).tensors)
     torch.testing.assert_close(item.embedding, c5[0, :, :1, :].mean((1, 2)))
     assert not torch.allclose(item.embedding, c5[0].mean((1, 2)))
+
+
+def test_rounding_adds_no_padding_to_an_embedding():
+    # 512 x 308 pixels at 160 reach as far as 96 columns, three cells of 32, and 2e-6 by rounding.
+    info = ImageInfo("a", "a", "a.png", (512, 308))
+    image, _, frame = EvalTransform(160)(np.ones((512, 308, 3), np.float32), None, info, 0)
+    images = DetectionTransform([0.0] * 3, [1.0] * 3, 32)([image], [frame])
+    features = torch.zeros(1, 1, 5, 5)
+    features[..., :3] = 1
+    assert valid_mean(features, images).item() == 1
 
 
 def test_boxes_of_a_letterboxed_image_stay_in_the_picture():

@@ -150,7 +150,7 @@ def test_bad_samples_error_lists_all():
 
 def test_bad_samples_skip_logs_and_counts(caplog):
     bad = BadSamples("skip", "some/data")
-    bad.add(DataError("first is bad"))
+    bad.add("first is bad")
     bad.add("second is bad")
     bad.finish()
     assert "first is bad" in caplog.text and "second is bad" in caplog.text

@@ -70,7 +70,9 @@ def run(args: Namespace) -> int:
         if text is not None:
             atomic_write(target, lambda stream: stream.write(text.encode()))
     seconds = time.monotonic() - started
-    sys.stdout.write(f"{check_text(check)}\nchecked in {seconds:.0f} s; page: {page}\n")
+    # A file's name need not be UTF-8, which the terminal may insist on.
+    told = check_text(check).encode(errors="backslashreplace").decode()
+    sys.stdout.write(f"{told}\nchecked in {seconds:.0f} s; page: {page}\n")
     if text is not None:
         command = f"{called('train')} -c {shlex.quote(str(target))}"
         sys.stdout.write(f"config: {target}; go on with: {command}\n")

@@ -40,6 +40,8 @@ class BadSamples:
 
     def add(self, problem: str) -> None:
         """Note one bad file, row or box: a sentence that says where and what."""
+        # It may name a file whose name is not UTF-8.
+        problem = problem.encode(errors="backslashreplace").decode()
         self.problems.append(problem)
         if self.policy == "skip":
             logger.warning("skipped: %s", problem)

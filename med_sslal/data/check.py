@@ -75,7 +75,7 @@ def open_dataset(
     findings: dict[str, Finding] = {}
     for changes in steps:
         given |= {name: value for name, value in changes.items() if name in known}
-        if any(WINDOW_KEY in text for text in findings):
+        if "window" in known and any(WINDOW_KEY in text for text in findings):
             given["window"] = list(WHOLE_RANGE)
         try:
             with _silent():

@@ -67,8 +67,11 @@ class COCO(BaseDataset):
 
         def find(entry: dict[str, Any], name: str, where: str) -> ImageInfo:
             file = inside(pictures, name)
-            size = picture_size(file, window)
-            image_id = PurePosixPath(name.replace("\\", "/")).with_suffix("").as_posix()
+            plain = PurePosixPath(name.replace("\\", "/"))
+            # Two names of one picture would be two images, in two splits perhaps.
+            if ".." in plain.parts:
+                raise DataError(f"{where}: file_name '{name}' must not contain '..'")
+            size, image_id = picture_size(file, window), plain.with_suffix("").as_posix()
             group = entry.get(group_key) if group_key else image_id
             if group is None or group == "":
                 raise DataError(f"{where}: it has no '{group_key}' (dataset.args.group_key)")
@@ -123,7 +126,8 @@ def load_coco(
                 raise DataError(f"{where}: it needs an id (whole number) and a file_name (text)")
             info = find(entry, name, where)
             height, width = info.orig_size
-            told = (entry.get("height", height), entry.get("width", width))
+            # Some tools write null, or 0.
+            told = (entry.get("height") or height, entry.get("width") or width)
             if told != info.orig_size:
                 found = f"{info.file_name} has {width}x{height}"
                 raise DataError(
@@ -160,6 +164,10 @@ def _categories(path: Path, entries: list[dict[str, Any]]) -> dict[int, str]:
             raise DataError(f"{path}: a category needs an id and a name, found {entry}")
         if number in categories or name in categories.values():
             raise DataError(f"{path}: two categories have one id or name, found {entry}")
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{path}: the class {name!r} is not UTF-8: rename it") from error
         categories[number] = name
     return dict(sorted(categories.items()))
 

@@ -27,6 +27,7 @@ import numpy as np
 from med_sslal.base.types import ImageInfo
 from med_sslal.data.bad_samples import BadSamples
 from med_sslal.data.pictures import Window, to_unit
+from med_sslal.data.probe import WARNING_FILTERS
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import atomic_write
 
@@ -296,6 +297,10 @@ def _grey(
     place = _place(header, number, "PixelValueTransformationSequence")
     if place.get("ModalityLUTSequence"):
         raise DataError(f"{where} maps its values by a table (modality LUT): convert it")
+    for name in ("RescaleSlope", "RescaleIntercept"):
+        # Of type 1C: absent where values stay as they are, and never empty.
+        if name in place and place.get(name) in (None, ""):
+            raise DataError(f"{where} has an empty {name}: fill it in, or take it out")
     slope, intercept = float(place.get("RescaleSlope", 1)), float(place.get("RescaleIntercept", 0))
     bits = int(header.get("BitsStored") or bits)
     if bits <= 8:
@@ -351,8 +356,8 @@ def _whole(value: Any) -> int | None:
 def _discreet(where: str, what: str) -> Iterator[None]:
     """Say `what` is wrong in place of pydicom's errors and warnings, which repeat the header."""
     log = logging.getLogger("pydicom")
-    before, log.disabled = log.disabled, True
-    with warnings.catch_warnings(action="ignore"):
+    with WARNING_FILTERS, warnings.catch_warnings(action="ignore"):
+        before, log.disabled = log.disabled, True
         try:
             yield
         except DataError:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from med_sslal.base.base_dataset import BaseDataset, Labels
@@ -86,12 +86,13 @@ class ImageFolder(BaseDataset):
                     by_name[frame.path.relative_to(folder).as_posix()] = infos[image_id]
 
             def find(entry: dict[str, Any], name: str, where: str) -> ImageInfo:
-                if name not in by_name:
+                plain = PurePosixPath(name).as_posix()
+                if plain not in by_name:
                     why = "is bad itself" if inside(folder, name).is_file() else "is not there"
                     # The name of a DICOM file may say whose it is.
                     what = "its picture" if images.frames else f"the picture {name}"
                     raise DataError(f"{where}: {what} in {folder} {why}")
-                return by_name[name]
+                return by_name[plain]
 
             names, _, records = load_coco(inside(folder, labels), find, bad)
             known = make_labels(records, names if classes is None else classes, infos, bad)

@@ -1,5 +1,6 @@
 """What all data sets of pictures have in common: pixels, foreign boxes, patients, given splits."""
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from med_sslal.data.bad_samples import BadSamples, ListedError
 from med_sslal.data.probe import SUFFIXES, probe_image
 from med_sslal.data.splits import SPLIT_NAMES, split_by_group, splits_by
 from med_sslal.utils.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 Window = Annotated[
     tuple[float, float], Predicate(lambda window: window[0] < window[1]), doc("the lower one first")
@@ -191,11 +194,11 @@ def to_unit(values: np.ndarray, window: Window) -> np.ndarray:
 def find_pictures(folder: Path, *, endings: bool = False) -> tuple[dict[str, Path], list[Path]]:
     """The pictures below a folder by id, the path there without its ending, and all other files.
 
-    With `endings` the ids keep them. Hidden files are passed over. DataError where two pictures
-    have one id.
+    With `endings` the ids keep them. Hidden files are passed over, and folders that are links, of
+    which the first is told. DataError where two pictures have one id.
     """
     files: dict[str, Path] = {}
-    others = []
+    others, links = [], []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if any(part.startswith(".") for part in name.parts):
@@ -207,6 +210,16 @@ def find_pictures(folder: Path, *, endings: bool = False) -> tuple[dict[str, Pat
             files[image_id] = path
         elif path.is_file():
             others.append(path)
+        elif path.is_symlink() and path.is_dir():
+            links.append(path)
+    if links:
+        # Entered, they could bring a picture twice, under two names and into two splits.
+        logger.warning(
+            "folder %s is a link, one of %d that are not looked into: move the folder there, or "
+            "name the one that holds all as root",
+            links[0],
+            len(links),
+        )
     return files, others
 
 

@@ -1,8 +1,10 @@
 """A cheap check of image files: header and end, no pixels."""
 
 import os
+import threading
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ END_MARKS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
 TAIL_BYTES = 65536
 # Numbers of TIFF's tags: where strips and tiles of pixels begin, and their lengths.
 TIFF_BLOCKS = ((273, 279), (324, 325))
+# The filters of warnings are those of all threads: each that changes them does so alone.
+WARNING_FILTERS = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ def probe_image(path: Path) -> ImageProbe:
     """Read size and kind of a PNG, JPEG or TIFF file, and check that its end is there.
 
     Damage in the middle of a file shows only when its pixels are decoded. DataError where the file
-    is missing, unreadable, empty, truncated or of another kind.
+    is missing, unreadable, empty, truncated, of another kind or of several pages.
     """
     try:
         # By an open file: Pillow tells a broken header and a missing file in the same way.
@@ -41,8 +45,9 @@ def probe_image(path: Path) -> ImageProbe:
             size = os.fstat(stream.fileno()).st_size
             # Of a TIFF file that ends within its header Pillow only warns.
             is_tiff = stream.read(2) in (b"II", b"MM")
-            with warnings.catch_warnings(action="error") if is_tiff else nullcontext():
+            with _warnings_are_errors() if is_tiff else nullcontext():
                 image = Image.open(stream, formats=("PNG", "JPEG", "TIFF"))
+                n_pages = getattr(image, "n_frames", 1) if is_tiff else 1
             # Not before the header's end: an embedded JPEG preview has an end mark too.
             stream.seek(max(stream.tell(), size - TAIL_BYTES))
             whole = _is_whole(image, stream.read(), size)
@@ -58,11 +63,19 @@ def probe_image(path: Path) -> ImageProbe:
         ) from error
     if not whole:
         raise DataError(f"image file {path} is truncated: its end is missing")
+    if n_pages > 1:
+        raise DataError(f"image file {path} has {n_pages} pages: save each as a file of its own")
     if image.mode == "P":
         return ImageProbe(image.width, image.height, 8, 3)
     # Pillow's mode hides 16 bits of colours, its raw mode ("RGB;16B") does not.
     depth = 32 if image.mode in "IF" or "16S" in raw else 16 if "16" in raw else 8
     return ImageProbe(image.width, image.height, depth, len(image.getbands()))
+
+
+@contextmanager
+def _warnings_are_errors() -> Iterator[None]:
+    with WARNING_FILTERS, warnings.catch_warnings(action="error"):
+        yield
 
 
 def _is_whole(image: Any, tail: bytes, size: int) -> bool:

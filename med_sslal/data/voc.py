@@ -9,6 +9,7 @@ from med_sslal.data.bad_samples import BadSamples, OnBadSample
 from med_sslal.data.pictures import (
     BoxRecord,
     PictureImages,
+    Window,
     find_pictures,
     make_labels,
     make_splits,
@@ -46,6 +47,7 @@ class PascalVOC(BaseDataset):
         split_seed: int = 0,
         split_lists: SplitFiles | None = None,
         group_pattern: GroupPattern | None = None,
+        window: Window | None = None,
         on_bad_sample: OnBadSample = "error",
     ) -> None:
         """Read all annotations and check that the image files are whole.
@@ -61,6 +63,8 @@ class PascalVOC(BaseDataset):
                 eval_split; images on no list are left out.
             group_pattern: Regular expression searched in the image id; its first group is the
                 patient. null: every image by itself.
+            window: Lowest and highest value of 16-bit grey pixels, mapped to 0 and 1; null: all
+                pictures have 8 bits.
             on_bad_sample: "error" lists all bad files and boxes; "skip" leaves them out.
         """
         folder = Path(root)
@@ -81,17 +85,20 @@ class PascalVOC(BaseDataset):
         files = track(
             [(name, pictures[name]) for name in wanted], f"headers of {root}", len(wanted)
         )
-        infos = read_infos(folder, files, group_pattern, bad)
+        infos = read_infos(folder, files, group_pattern, bad, window)
         records: dict[str, list[BoxRecord]] = {}
         for image_id, info in infos.items():
             with bad.noted():
                 records[image_id] = load_voc(documents[image_id], info.orig_size, bad)
         infos = {image_id: info for image_id, info in infos.items() if image_id in records}
         found = sorted({record.name for boxes in records.values() for record in boxes})
+        if classes is None and not found:
+            # Rather than that there is no class: what is wrong with all files is why.
+            bad.finish()
         labels = make_labels(records, found if classes is None else classes, infos, bad)
         bad.finish()
         splits = make_splits(infos, lists, eval_split, split_seed)
-        super().__init__(PictureImages(folder, infos, splits), labels)
+        super().__init__(PictureImages(folder, infos, splits, window), labels)
 
 
 def load_voc(path: Path, size: tuple[int, int], bad: BadSamples) -> list[BoxRecord]:

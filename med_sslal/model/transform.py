@@ -17,6 +17,8 @@ from med_sslal.utils.errors import DataError
 
 # Interpolation in fp32 may overshoot by rounding.
 _RANGE_SLACK = 1e-3
+# Of an affine, in pixels.
+_ROUNDING = 1e-3
 
 
 class DetectionTransform(nn.Module):
@@ -100,8 +102,8 @@ def valid_size(frame: Frame, given: tuple[int, int]) -> tuple[float, float]:
         height, width = frame.info.orig_size
         covered = ((height - y0) / yy, (width - x0) / xx)
     valid_height, valid_width = (
-        # A thousandth of a pixel is rounding of the affine, and no reason to cut.
-        float(side) if extent > side - 1e-3 else extent
+        # What rounding takes is no reason to cut.
+        float(side) if extent > side - _ROUNDING else extent
         for extent, side in zip(covered, given, strict=True)
     )
     return valid_height, valid_width
@@ -139,8 +141,8 @@ def valid_mean(features: Tensor, images: ImageList) -> Tensor:
     rows, columns = features.shape[-2:]
     means = []
     for feature, (valid_height, valid_width) in zip(features, images.image_sizes, strict=True):
-        # Cells that the valid extent touches, at least one.
-        n_rows = max(1, math.ceil(valid_height * rows / height))
-        n_columns = max(1, math.ceil(valid_width * columns / width))
+        # Cells that the valid extent touches, at least one; by rounding alone it touches none.
+        n_rows = max(1, math.ceil((valid_height - _ROUNDING) * rows / height))
+        n_columns = max(1, math.ceil((valid_width - _ROUNDING) * columns / width))
         means.append(feature[:, :n_rows, :n_columns].float().mean((1, 2)))
     return torch.stack(means)

@@ -179,7 +179,9 @@ def sha256_file(path: Path) -> str:
 def stable_hash(*parts: str | int) -> int:
     """A 63-bit hash of the parts, the same in every process and on every machine."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    # A name of a file need not be UTF-8.
+    content = text.encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
 
 
 def numpy_generator(*parts: str | int) -> np.random.Generator:
@@ -202,9 +204,14 @@ def usable_cores() -> int:
 def inside(root: Path, relative: str) -> Path:
     """Join a relative name from an annotation file to the data root.
 
-    DataError where it leads out (absolute, `..`, or a link that leaves), or holds a null byte.
+    DataError where it leads out (absolute, `..`, or a link that leaves), holds a null byte, or can
+    be no file's name.
     """
     path = root / relative
-    if "\0" in relative or not path.resolve().is_relative_to(root.resolve()):
+    try:
+        leaves = "\0" in relative or not path.resolve().is_relative_to(root.resolve())
+    except UnicodeEncodeError as error:
+        raise DataError(f"file name {relative!r} is not UTF-8, and no file can have it") from error
+    if leaves:
         raise DataError(f"file name '{relative}' leads out of the data root {root}")
     return path
