@@ -261,7 +261,8 @@ _TEXT = """{{
         "args": {{
             "init_num": {init_num},         // labels before the first query
             "budget_num": {budget_num},     // labels added per cycle
-            "al_criterion": ["entropy"]
+            "al_criterion": [["box_self_consistency", "entropy"], "k_means_diversity"],
+            "spread_groups": true           // patients without a label come first
         }}
     }},
 
