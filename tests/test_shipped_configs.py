@@ -21,6 +21,7 @@ STUDIES = (
     "brain_mri_patients",
     "ssl_brain_mri",
     "ssl_brain_mri_106",
+    "ssl_labels",
     "ssl_parts",
     "ssl_selection",
     "ssl_bccd",
