@@ -1,6 +1,5 @@
 """The parts of a benchmark in turn, as lines and as one JSON file."""
 
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -117,9 +116,8 @@ def _check_lines(name: str, found: dict[str, Any]) -> list[str]:
 def _machine(work: Workload) -> dict[str, Any]:
     """What the figures depend on: `short` is printed, the rest goes to the file."""
     known = environment(str(work.setup.compute.devices), torch.get_num_threads())
-    processor = _processor()
     short = {
-        "device": known["gpu"] or processor,
+        "device": known["gpu"] or known["cpu"],
         "threads": known["threads"],
         "torch": torch.__version__,
         "ours in": str(work.setup.compute.dtype or torch.float32).removeprefix("torch."),
@@ -128,17 +126,7 @@ def _machine(work: Workload) -> dict[str, Any]:
         "side": work.options.image_size,
         "backbone": work.options.backbone,
     }
-    return {**known, "processor": processor, "short": short}
-
-
-def _processor() -> str:
-    """The processor's name, as Linux tells it, or else as Python does."""
-    path = Path("/proc/cpuinfo")
-    if path.exists():
-        for line in path.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return {**known, "short": short}
 
 
 def _say(*text: str) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 
 from med_sslal.al.arrays import rank_correlation
 from med_sslal.al.record import PLAIN, PoolRecord, RecordHeader
-from med_sslal.base.types import Annotation, ImageInfo, Prediction
+from med_sslal.al.selection_io import detections_of
+from med_sslal.base.types import Annotation, ImageInfo
 from med_sslal.eval.eval_utils import columns
 from med_sslal.eval.mistakes import FOUND_IOU, MIN_SCORE, TIGHT_IOU, Mistakes, mistakes
 from med_sslal.utils.errors import DataError
@@ -69,12 +70,7 @@ def record_mistakes(
 
     DataError where an image of the record has no label, or the record is damaged.
     """
-    section = record.section(PLAIN)
-    ids, scores = section.image_ids.tolist(), section.scores
-    found = {
-        name: Prediction(*(each[first:last] for each in (section.boxes, section.labels, scores)))
-        for name, first, last in zip(ids, section.offsets[:-1], section.offsets[1:], strict=True)
-    }
+    found = detections_of(record, record.section(PLAIN).image_ids.tolist(), 0.0)
     return mistakes(columns(found, annotations, infos, record.header.class_names))
 
 

@@ -1,11 +1,8 @@
 """Logging set-up: short lines on the console, all levels in the run's train.log."""
 
-import json
 import logging
-import logging.config
 import sys
 import time
-from importlib import resources
 from pathlib import Path
 
 from tqdm import tqdm
@@ -61,17 +58,15 @@ class LogFile(logging.FileHandler):
 
 
 def setup_logging(verbosity: int, *, leads: bool = True) -> None:
-    """Configure the program's loggers from logger_config.json.
+    """Configure the program's loggers.
 
     `verbosity` 0 shows warnings only, 1 and 2 show information too; a process that does not lead
     logs nothing but errors.
     """
-    text = resources.files("med_sslal.logger").joinpath("logger_config.json").read_text()
-    config = json.loads(text)
-    config["handlers"]["console"]["level"] = logging.INFO if verbosity else logging.WARNING
-    if not leads:
-        config["loggers"]["med_sslal"]["level"] = logging.ERROR
-    logging.config.dictConfig(config)
+    console, program = ConsoleHandler(), logging.getLogger("med_sslal")
+    console.setLevel(logging.INFO if verbosity else logging.WARNING)
+    program.handlers = [console]
+    program.setLevel(logging.DEBUG if leads else logging.ERROR)
 
 
 def add_log_file(path: Path) -> logging.Handler:

@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
-
-from med_sslal.al.record import PLAIN, PoolRecord
+from med_sslal.al.record import PoolRecord
+from med_sslal.al.selection_io import detections_of
 from med_sslal.base.base_dataset import Images
-from med_sslal.base.types import Prediction, Selection
-from med_sslal.eval.drawing import MAX_BOXES
+from med_sslal.base.types import Selection
 from med_sslal.report.overlays import contact_sheet
 from med_sslal.utils.text_table import text_table
 
@@ -55,7 +53,7 @@ def draw_selection(
     contact_sheet(
         {f"The first {len(captions)} of {len(selection.items)}, without their labels": captions},
         images.picture,
-        {image_id: _prediction(record, image_id) for image_id in captions},
+        detections_of(record, captions, 0.0),
         None,
         record.header.class_names,
         path,
@@ -63,14 +61,6 @@ def draw_selection(
         min_score=record.header.record_floor,
         note=images.note,
     )
-
-
-def _prediction(record: PoolRecord, image_id: str) -> Prediction:
-    section = record.section(PLAIN)
-    row = int(np.searchsorted(section.image_ids, image_id))
-    start, stop = section.offsets[row : row + 2].tolist()
-    rows = slice(start, min(stop, start + MAX_BOXES))
-    return Prediction(section.boxes[rows], section.labels[rows], section.scores[rows])
 
 
 def _overlap(selection: Selection, own: Selection) -> str:
