@@ -179,6 +179,31 @@ def test_a_finished_run_has_nothing_left_to_do(
     assert_same_run(whole, copy)
 
 
+@pytest.mark.parametrize("longer", ["", "trainer.epochs=3"])
+def test_a_finished_run_keeps_the_settings_that_it_was_trained_with(
+    copy: Path, config: Path, longer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, environment = read(copy / "config.json"), (copy / "environment.json").read_bytes()
+    root = Path(shutil.copytree(config.parent / "voc", copy.parent / "voc"))
+    asked = ["optimizer.args.lr=0.5", "batch_size=3"]
+    if longer:
+        # Without checkpoints the trainings cannot go on: no longer ones are in this run.
+        for path in copy.glob("**/checkpoint_*"):
+            path.unlink()
+        asked.append(longer)
+    code, said = resume_with(copy, capsys, *asked, f"dataset.args.root={root}")
+    assert code == 0
+    text = "warning: nothing is left to train, so the run keeps the settings it was trained with: "
+    assert said.count("warning: ") == 1 and text in said
+    assert "optimizer.args.lr stays 0.02, not 0.5" in said and "batch_size stays 4, not 3" in said
+    assert ("trainer.epochs stays 2, not 3" in said) == bool(longer)
+    assert "nothing was left to do" in said
+    # Where the data is now it must be looked for from now on.
+    before["dataset"]["args"]["root"], before["trainer"]["verbosity"] = str(root), 2
+    assert read(copy / "config.json") == before
+    assert (copy / "environment.json").read_bytes() == environment
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -275,6 +300,7 @@ WARNED = {
 
 
 def test_warned_changes(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cut(copy, "cycle_01/metrics.json")
     code, said = resume_with(copy, capsys, *WARNED)
     assert code == 0
     assert [text for text in WARNED.values() if f"warning: {text}" not in said] == []
@@ -284,6 +310,7 @@ def test_another_environment_is_warned_of(copy: Path, capsys: pytest.CaptureFixt
     path = copy / "environment.json"
     before = json.loads(path.read_text())
     path.write_text(json.dumps({**before, "threads": 99}))
+    cut(copy, "cycle_01/metrics.json")
     code, said = resume_with(copy, capsys)
     assert code == 0 and "warning: threads was 99 and is now 1" in said
 

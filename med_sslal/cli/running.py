@@ -17,10 +17,12 @@ import torch
 from med_sslal.al.pool import Pool
 from med_sslal.base.base_dataset import BaseDataset, Labels
 from med_sslal.base.checkpoint import check_can_go_on, load_checkpoint, newest_good
-from med_sslal.cli.build import data_difference, load_weights
+from med_sslal.cli.build import data_difference, load_weights, trainer_settings
 from med_sslal.cli.called import called
+from med_sslal.cli.registries import registries
 from med_sslal.cli.report import write_run
 from med_sslal.cli.status import next_steps
+from med_sslal.config.overrides import Override
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import compare_for_resume
 from med_sslal.eval.coco_utils import from_coco_predictions
@@ -28,6 +30,7 @@ from med_sslal.logger.logger import add_log_file
 from med_sslal.report.overlays import write_evaluation_pictures
 from med_sslal.report.plots import plot_learning_curve
 from med_sslal.report.table import cycle_table
+from med_sslal.study.settings_hash import is_place
 from med_sslal.trainer.cycle import run_cycles
 from med_sslal.trainer.disk import disk_estimate
 from med_sslal.trainer.run_folder import CycleFolder, ResultFolder, RunFolder, load_named
@@ -51,23 +54,15 @@ def run_in(run: RunFolder, setup: RunSetup) -> int:
         write_json(run.config, setup.config.resolved)
         logger.info("run folder: %s", run)
         logger.info("%s", disk_estimate(run.initial, setup))
-        several = f" x {setup.world.size}" if setup.world.size > 1 else ""
-        found = environment(f"{setup.compute.devices}{several}", torch.get_num_threads())
-        before = read_json(run.environment) if run.environment.exists() else {}
-        for name in sorted(before.keys() & found.keys()):
-            if before[name] != found[name]:
-                logger.warning(
-                    f"{name} was {before[name]} and is now {found[name]}: the continuation may "
-                    "differ from an unbroken run"
-                )
-        write_json(run.environment, found)
-        started, before = time.monotonic(), _measured_at(run)
+        started, idle = time.monotonic(), nothing_left(run, setup.config)
+        if not idle:
+            _note_environment(run, setup)
         with StopRequest() as stop:
             rows = run_cycles(setup, run, stop)
             # Seconds, with nothing left to go on with: a request to stop waits for their end.
             _write_pictures(run, setup, rows)
             sys.stdout.write(cycle_table(rows) + "\n")
-            if before == _measured_at(run) and run.finished:
+            if idle:
                 sys.stdout.write(_nothing_left(run, setup, rows))
             else:
                 minutes = (time.monotonic() - started) / 60
@@ -97,9 +92,30 @@ def run_in(run: RunFolder, setup: RunSetup) -> int:
     return 0
 
 
-def _measured_at(run: RunFolder) -> list[int]:
-    """When each cycle that is measured was: what any training changes."""
-    return [each.metrics.stat().st_mtime_ns for each in run.cycles() if each.measured]
+def nothing_left(run: RunFolder, config: ConfigParser) -> bool:
+    """Whether a run is finished, and a config asks for nothing more that it could still do."""
+    if not run.finished:
+        return False
+    last, length = run.begun()[-1], trainer_settings(config, show_progress=False).length
+    # A finished run has made its last query only where that paid for no label.
+    can_buy = not last.queried and read_json(last.pool)["unlabelled"]
+    if can_buy and last.number < config.get("al_settings.num_cycles"):
+        return False
+    return last.planned == length or last.closed is not None
+
+
+def _note_environment(run: RunFolder, setup: RunSetup) -> None:
+    """Write where a run is computed, and warn of what is no longer as it was."""
+    several = f" x {setup.world.size}" if setup.world.size > 1 else ""
+    found = environment(f"{setup.compute.devices}{several}", torch.get_num_threads())
+    before = read_json(run.environment) if run.environment.exists() else {}
+    for name in sorted(before.keys() & found.keys()):
+        if before[name] != found[name]:
+            logger.warning(
+                f"{name} was {before[name]} and is now {found[name]}: the continuation may "
+                "differ from an unbroken run"
+            )
+    write_json(run.environment, found)
 
 
 def _nothing_left(run: RunFolder, setup: RunSetup, rows: list[dict[str, Any]]) -> str:
@@ -208,16 +224,31 @@ def named_checkpoint(run: RunFolder, path: Path) -> tuple[Path, dict[str, Any]]:
     return path, content
 
 
-def apply_policy(saved: Mapping[str, Any], config: ConfigParser) -> None:
-    """Log free changes, warn of risky ones, refuse those that would make the curve no result."""
-    free, warned, refused = compare_for_resume(saved, config.resolved)
+def apply_policy(before: ConfigParser, config: ConfigParser, *, idle: bool) -> ConfigParser:
+    """Log free changes, warn of risky ones, refuse those that would make the curve no result.
+
+    Returns the config to go on with. An `idle` run, with nothing left to train, keeps its own but
+    for where its data and files are.
+    """
+    free, warned, refused = compare_for_resume(before.resolved, config.resolved)
     text = "{} was {!r} and cannot become {!r} in a resumed run: start a new one"
     if refused:
         raise ConfigError("\n".join(text.format(*change) for change in refused))
+    if idle:
+        changes = (*free, *warned)
+        free, warned = [change for change in changes if is_place(change[0])], []
+        if left := [change for change in changes if change not in free]:
+            logger.warning(
+                "nothing is left to train, so the run keeps the settings it was trained with: %s",
+                ", ".join(f"{path} stays {old!r}, not {new!r}" for path, old, new in left),
+            )
+        moved = [Override("--set", tuple(path.split(".")), new) for path, _, new in free]
+        config = ConfigParser(before.resolved, registries(), moved)
     for path, old, new in free:
         logger.info("%s: %r -> %r", path, old, new)
     for path, old, new in warned:
         logger.warning("%s: %r -> %r; the run is no longer of one piece", path, old, new)
+    return config
 
 
 def check_weights(

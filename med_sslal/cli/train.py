@@ -30,7 +30,14 @@ from med_sslal.cli.build import (
 )
 from med_sslal.cli.checks import check_batch_norm, check_setup
 from med_sslal.cli.registries import registries
-from med_sslal.cli.running import apply_policy, check_weights, help_main, named_checkpoint, run_in
+from med_sslal.cli.running import (
+    apply_policy,
+    check_weights,
+    help_main,
+    named_checkpoint,
+    nothing_left,
+    run_in,
+)
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.schema import SslKeys
 from med_sslal.config.show import help_config, print_config
@@ -226,7 +233,8 @@ def resume(args: Namespace) -> int:
                 "the one before and knew no student: start a new run"
             )
         before = ConfigParser(saved, registries(), source=source)
-        apply_policy(before.resolved, config)
+        idle = world.from_main(lambda: nothing_left(run, config))
+        config = apply_policy(before, config, idle=idle)
         devices = devices_of(config, args.device, world)
         with deterministic_algorithms(config["deterministic"]):
             split = world.from_main(lambda: read_json(run.split))

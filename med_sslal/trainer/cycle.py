@@ -179,18 +179,11 @@ class CycleLoop:
 
         It does where nothing was chosen by its model yet; its outcomes are removed then.
         """
-        first = folder.supervised if folder.supervised.trained else folder
-        ended = folder if folder.trained else first
-        planned, now = read_json(ended.training)["planned"], self._setup.settings.length
+        planned, now = folder.planned, self._setup.settings.length
         if planned == now:
             return
-        reason = None
-        if folder.queried:
-            reason = "its query is made"
-        elif not first.resumable() or (folder.gate.exists() and first is folder):
-            reason = "trainer.keep_checkpoints left nothing that it could go on from"
-        if reason is not None:
-            kept = (folder.path.name, planned, reason)
+        if folder.closed is not None:
+            kept = (folder.path.name, planned, folder.closed)
             logger.warning("%s keeps its training of %s, because %s", *kept)
             return
         logger.info("%s: the training of %s goes on to %s", folder.path.name, planned, now)

@@ -128,6 +128,22 @@ class CycleFolder(ResultFolder):
         return self.selection.exists()
 
     @property
+    def closed(self) -> str | None:
+        """Why its ended training cannot be made longer; None where it can."""
+        first = self.supervised if self.supervised.trained else self
+        if self.queried:
+            return "its query is made"
+        if not first.resumable() or (self.gate.exists() and first is self):
+            return "trainer.keep_checkpoints left nothing that it could go on from"
+        return None
+
+    @property
+    def planned(self) -> str:
+        """How long its ended training, or that on labels before a student's, was to be."""
+        ended = self if self.trained else self.supervised
+        return str(read_json(ended.training)["planned"])
+
+    @property
     def until_measured(self) -> tuple[Path, ...]:
         """The small files of a cycle that is measured; the last one says that it is."""
         student = (self.pseudo_labels, self.gate, self.rejected)
