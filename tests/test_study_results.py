@@ -2,18 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_report import Page
 from test_study import make_study, study_command
+from tiny import run_train
 
 from med_sslal.cli.registries import registries
 from med_sslal.config.overrides import Override
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.study.results_file import Outcome, ResultsFile
-from med_sslal.study.settings_hash import settings_hash
+from med_sslal.study.settings_hash import decisive, settings_hash
 from med_sslal.study.study_config import StudyConfig
 from med_sslal.trainer.run_folder import SUMMARY_VERSION
 
@@ -23,7 +25,8 @@ MACHINE = {"commit": None, "torch": "2.0", "cpu": "A", "cpu_capability": "AVX2",
 def hash_of(folder: Path, **changes: Any) -> str:
     """Of the run config of `make_study` with other keys; dots are two underscores."""
     overrides = [Override("test", tuple(key.split("__")), value) for key, value in changes.items()]
-    return settings_hash(ConfigParser.from_file(folder / "run.json", registries(), overrides))
+    config = ConfigParser.from_file(folder / "run.json", registries(), overrides)
+    return settings_hash(decisive(config))
 
 
 def test_a_hash_is_of_what_decides_the_numbers(tmp_path: Path) -> None:
@@ -78,8 +81,8 @@ def fill(path: Path, study: StudyConfig, cpus: dict[int, str] | None = None) -> 
         ]
         cycles = [{"query": ["a", "b"], "seconds": {"train": 1.5}}] * n
         machine = MACHINE | {"cpu": (cpus or {}).get(seed, "A") if arm == "random" else "A"}
-        config = settings_hash(study.run_config(arm, seed))
-        file.add(arm, seed, Outcome(config, machine, rows, cycles))
+        settings = decisive(study.run_config(arm, seed))
+        file.add(arm, seed, Outcome(settings_hash(settings), machine, rows, cycles, settings))
     return file
 
 
@@ -219,7 +222,22 @@ def test_other_settings_and_seeds_are_refused(
     assert study_command(tmp_path, content, *words) == 0
     assert capsys.readouterr().out == ""
     assert study_command(tmp_path, content, *words, "--set", "batch_size=2") == 2
-    assert f"{path} has random/s0 of other settings" in capsys.readouterr().err
+    told = "(batch_size its default there, 2 here): give the study another results file"
+    error = capsys.readouterr().err
+    assert f"{path} has random/s0 of other settings than the study's {told}" in error
+    # As a study whose config says true to the weights that a listed run had from a file.
+    weights = tmp_path / "imagenet.pth"
+    weights.touch()
+    own = ["--set", f"arch.args.pretrained={weights}"]
+    assert study_command(tmp_path, content, *words, *own) == 2
+    assert "(arch.args.pretrained its default there, 'imagenet.pth' here)" in (
+        capsys.readouterr().err
+    )
+    # Files of before do not hold settings.
+    file, job = ResultsFile(tmp_path / "old.json"), study.runs[0]
+    file.add(*job, replace(ResultsFile(path).outcomes[job], settings=None))
+    assert study_command(tmp_path, content, "--results", str(file.path), *words[2:], *own) == 2
+    assert "(the file does not say in which keys)" in capsys.readouterr().err
     assert study_command(tmp_path, content, "--print-commands", "--seeds", "2,5") == 2
     assert "--seeds: the study has no seed 5" in capsys.readouterr().err
     gone = str(tmp_path / "no" / "kept.json")
@@ -259,6 +277,24 @@ def test_a_run_on_disk_of_other_settings_is_refused_before_anything_starts(
     # What a results file has like it needs no folder, and is not held against one.
     kept = fill(tmp_path / "kept.json", study).path
     assert study_command(tmp_path, content, "--print-commands", "--results", str(kept)) == 0
+
+
+def test_a_run_of_a_study_keeps_its_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Longer by hand, its first cycles would stay short, and the study take it for a longer one."""
+    content, study = study_of(tmp_path)
+    run = study.folder / "random" / "s0"
+    run.mkdir(parents=True)
+    # As the study writes them when it starts a run.
+    for path in (run / "config.json", study.folder / "configs" / "random_s0.json"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(study.run_config("random", 0).resolved))
+    longer = ["--set", "trainer.steps_per_cycle=9"]
+    assert run_train("--resume", run, *longer, "--set", "n_workers=1") == 2
+    error = capsys.readouterr().err
+    assert f"{run} is a run of the study {study.folder}, whose runs are all of the" in error
+    assert ": trainer.steps_per_cycle cannot change in it" in error and error.count("\n") == 1
 
 
 def test_arms_of_a_seed_that_begin_with_different_models_are_told(

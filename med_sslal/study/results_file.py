@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from med_sslal.al.selection_io import read_selection
+from med_sslal.study.settings_hash import settings_hash
 from med_sslal.trainer.run_folder import RunFolder
 from med_sslal.utils.errors import DataError, UserError
 from med_sslal.utils.util import atomic_write, read_json, read_versioned
@@ -33,16 +34,17 @@ class Outcome:
     # For each cycle the ids of its `query`, `seconds` by stage, and `finds` (what the criterion
     # found on validation), where the run has them.
     cycles: Sequence[Mapping[str, Any]]
+    settings: Mapping[str, Any] | None = None  # `decisive` ones; the first files have none.
 
     @classmethod
-    def of(cls, run: RunFolder, config_hash: str) -> "Outcome":
-        """Read a finished run; DataError where a file of it is damaged."""
+    def of(cls, run: RunFolder, settings: Mapping[str, Any]) -> "Outcome":
+        """Read a finished run of these `decisive` settings; DataError where a file is damaged."""
         found = read_json(run.environment) if run.environment.exists() else {}
         machine = dict.fromkeys(_MACHINE) | {name: found.get(name) for name in _MACHINE}
         machine["torch"] = found.get("packages", {}).get("torch")
         rows = _rounded(run.read_summary()["cycles"])
         cycles = [_cycle(run, row["cycle"]) for row in rows]
-        return cls(config_hash, machine, rows, cycles)
+        return cls(settings_hash(settings), machine, rows, cycles, settings)
 
 
 class ResultsFile:
@@ -115,7 +117,9 @@ def _text(outcomes: Mapping[tuple[str, int], Outcome]) -> str:
     for (arm, seed), outcome in sorted(outcomes.items()):
         columns = list(dict.fromkeys(name for row in outcome.rows for name in row))
         head = {"arm": arm, "seed": seed, "config_hash": outcome.config_hash}
-        head |= {**outcome.machine, "columns": columns}
+        head |= outcome.machine
+        head |= {} if outcome.settings is None else {"settings": outcome.settings}
+        head["columns"] = columns
         cycles = [
             f"   {_line({'row': [row.get(name) for name in columns], **cycle})}"
             for row, cycle in zip(outcome.rows, outcome.cycles, strict=True)
@@ -145,7 +149,10 @@ def _read(path: Path) -> dict[tuple[str, int], Outcome]:
                 raise ValueError(f"{key[0]}/s{key[1]} has no cycles")
             cycles = [{name: one[name] for name in _CYCLE if name in one} for one in run["cycles"]]
             machine = {name: run[name] for name in _MACHINE}
-            outcomes[key] = Outcome(str(run["config_hash"]), machine, rows, cycles)
+            config_hash, settings = str(run["config_hash"]), run.get("settings")
+            if settings is not None and settings_hash(dict(settings)) != config_hash:
+                raise ValueError(f"the settings of {key[0]}/s{key[1]} are not those of its hash")
+            outcomes[key] = Outcome(config_hash, machine, rows, cycles, settings)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path} is no file of a study's results: {error!r}") from error
     return outcomes

@@ -1,4 +1,4 @@
-"""What of a config decides the numbers of a run, as one hash that is the same on every machine."""
+"""What of a config decides the numbers of a run, and its hash, the same on every machine."""
 
 import hashlib
 import json
@@ -24,8 +24,8 @@ def is_place(path: str) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in PLACES)
 
 
-def settings_hash(config: ConfigParser) -> str:
-    """Hex of 64 bits of SHA-256 over what decides the numbers of a run.
+def decisive(config: ConfigParser) -> dict[str, Any]:
+    """Dotted key to value, as JSON holds it, of what decides the numbers of a run.
 
     That is every key without a default, or whose value is not its default, but PLACES: so a key
     that a later version adds changes nothing. 1 and 1.0 are equal. Of an absolute path, and of a
@@ -34,7 +34,12 @@ def settings_hash(config: ConfigParser) -> str:
     own = {path: value for path, value in config.chosen().items() if not is_place(path)}
     if isinstance(own.get(_WEIGHTS), str):
         own[_WEIGHTS] = PurePath(own[_WEIGHTS]).name
-    text = json.dumps(_plain(own), sort_keys=True, allow_nan=False)
+    return {path: _plain(value) for path, value in own.items()}
+
+
+def settings_hash(settings: Mapping[str, Any]) -> str:
+    """Hex of 64 bits of SHA-256 over what `decisive` returned."""
+    text = json.dumps(settings, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

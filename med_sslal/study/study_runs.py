@@ -1,14 +1,14 @@
 """The runs of a study: what is done, what is left, and the command that goes on with one."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.resume import compare_for_resume
 from med_sslal.study.results_file import Outcome, ResultsFile
-from med_sslal.study.settings_hash import is_place, settings_hash
+from med_sslal.study.settings_hash import decisive, is_place, settings_hash
 from med_sslal.study.study_config import StudyConfig
 from med_sslal.study.study_folder import (
     CONFIGS,
@@ -48,7 +48,7 @@ class StudyRuns:
         seeds: Sequence[int] | None = None,
     ) -> None:
         self._study, self.root, self._results = study, study.folder, results
-        self._hashes: dict[Job, str] = {}
+        self._settings: dict[Job, dict[str, Any]] = {}
         for seed in seeds or ():
             if seed not in study.seeds:
                 raise ConfigError(f"--seeds: the study has no seed {seed}; there are {study.seeds}")
@@ -83,7 +83,7 @@ class StudyRuns:
     def outcomes(self) -> dict[tuple[str, int], Outcome]:
         """Those of all arms of the study, of whatever seed, that are done; by arm and seed."""
         return {
-            job: self._listed(job) or Outcome.of(self.folder(job), self._hash(job))
+            job: self._listed(job) or Outcome.of(self.folder(job), self._decisive(job))
             for job in self._all
             if job.arm != SHARED and self._done(job)
         }
@@ -95,7 +95,7 @@ class StudyRuns:
             return
         for job in jobs:
             if job.arm != SHARED and self._finished(job) and self._listed(job) is None:
-                results.add(*job, Outcome.of(self.folder(job), self._hash(job)))
+                results.add(*job, Outcome.of(self.folder(job), self._decisive(job)))
 
     def waits_for(self, job: Job) -> Job | None:
         """The run whose cycle 0 a run takes over when it starts; None where it needs none."""
@@ -163,25 +163,26 @@ class StudyRuns:
         """Whether a cycle 0 can be taken over: of a finished one only small files may be left."""
         return self._finished(first) and self.folder(first).cycle(0).best.is_file()
 
-    def _hash(self, job: Job) -> str:
-        if job not in self._hashes:
-            self._hashes[job] = settings_hash(self._study.run_config(*job))
-        return self._hashes[job]
+    def _decisive(self, job: Job) -> dict[str, Any]:
+        if job not in self._settings:
+            self._settings[job] = decisive(self._study.run_config(*job))
+        return self._settings[job]
 
     def _listed(self, job: Job) -> Outcome | None:
         """The outcome of an arm's run in the results file; None where it has none like it."""
         results = None if job.arm == SHARED else self._results
         if results is None or (outcome := results.outcomes.get(job)) is None:
             return None
-        if outcome.config_hash == self._hash(job):
+        if outcome.config_hash == settings_hash(now := self._decisive(job)):
             return outcome
         # A run on disk takes its place, or tells the key that differs.
         if self.folder(job).exists:
             self._check(job)
             return None
         raise ConfigError(
-            f"{results.path} has {job} of other settings than the study's: give the study another "
-            "results file, or its old settings again"
+            f"{results.path} has {job} of other settings than the study's "
+            f"({_differences(outcome.settings, now)}): give the study another results file, or the "
+            "settings of before"
         )
 
     def _check(self, job: Job) -> None:
@@ -196,3 +197,14 @@ class StudyRuns:
                     f"{self.folder(job)} was run with {key} {old!r}, the study now says {now!r}: "
                     "give the study another name, or delete that folder"
                 )
+
+
+def _differences(listed: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
+    """The keys in which settings differ, with their values; a key that is missing is at default."""
+    if listed is None:
+        return "the file does not say in which keys"
+    pairs = [
+        (key, *(repr(own[key]) if key in own else "its default" for own in (listed, now)))
+        for key in {**listed, **now}
+    ]
+    return ", ".join(f"{key} {old} there, {new} here" for key, old, new in pairs if old != new)
