@@ -31,6 +31,7 @@ from med_sslal.report.overlays import write_evaluation_pictures
 from med_sslal.report.plots import plot_learning_curve
 from med_sslal.report.table import cycle_table
 from med_sslal.study.settings_hash import is_place
+from med_sslal.study.study_folder import CONFIGS
 from med_sslal.trainer.cycle import run_cycles
 from med_sslal.trainer.disk import disk_estimate
 from med_sslal.trainer.run_folder import CycleFolder, ResultFolder, RunFolder, load_named
@@ -224,7 +225,9 @@ def named_checkpoint(run: RunFolder, path: Path) -> tuple[Path, dict[str, Any]]:
     return path, content
 
 
-def apply_policy(before: ConfigParser, config: ConfigParser, *, idle: bool) -> ConfigParser:
+def apply_policy(
+    run: RunFolder, before: ConfigParser, config: ConfigParser, *, idle: bool
+) -> ConfigParser:
     """Log free changes, warn of risky ones, refuse those that would make the curve no result.
 
     Returns the config to go on with. An `idle` run, with nothing left to train, keeps its own but
@@ -234,13 +237,20 @@ def apply_policy(before: ConfigParser, config: ConfigParser, *, idle: bool) -> C
     text = "{} was {!r} and cannot become {!r} in a resumed run: start a new one"
     if refused:
         raise ConfigError("\n".join(text.format(*change) for change in refused))
+    decisive = [change for change in (*free, *warned) if not is_place(change[0])]
+    arm, study = run.path.parent, run.path.parent.parent
+    if decisive and (study / CONFIGS / f"{arm.name}_{run.path.name}.json").is_file():
+        raise ConfigError(
+            f"{run} is a run of the study {study}, whose runs are all of the study's settings: "
+            f"{', '.join(path for path, *_ in decisive)} cannot change in it, start a run of your "
+            f"own with -c {run.config}"
+        )
     if idle:
-        changes = (*free, *warned)
-        free, warned = [change for change in changes if is_place(change[0])], []
-        if left := [change for change in changes if change not in free]:
+        free, warned = [change for change in (*free, *warned) if is_place(change[0])], []
+        if decisive:
             logger.warning(
                 "nothing is left to train, so the run keeps the settings it was trained with: %s",
-                ", ".join(f"{path} stays {old!r}, not {new!r}" for path, old, new in left),
+                ", ".join(f"{path} stays {old!r}, not {new!r}" for path, old, new in decisive),
             )
         moved = [Override("--set", tuple(path.split(".")), new) for path, _, new in free]
         config = ConfigParser(before.resolved, registries(), moved)

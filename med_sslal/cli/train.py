@@ -234,7 +234,7 @@ def resume(args: Namespace) -> int:
             )
         before = ConfigParser(saved, registries(), source=source)
         idle = world.from_main(lambda: nothing_left(run, config))
-        config = apply_policy(before, config, idle=idle)
+        config = apply_policy(run, before, config, idle=idle)
         devices = devices_of(config, args.device, world)
         with deterministic_algorithms(config["deterministic"]):
             split = world.from_main(lambda: read_json(run.split))
