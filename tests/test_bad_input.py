@@ -117,7 +117,8 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
             'lr_scheduler={"type":"OneCycleLR","args":{"max_lr":0.02,"total_steps":5},'
             '"interval":"step"}'
         ],
-        "OneCycleLR ends after 5 moves (lr_scheduler.args), but a cycle may take 6",
+        "OneCycleLR ends after 5 moves (lr_scheduler.args), but a cycle may take 6: "
+        "set total_steps to 6 in a new run, for one that goes on keeps its schedule",
     ),
     "a rate that the schedule overrules": (
         [
@@ -139,6 +140,19 @@ def test_a_wrong_value(config: dict[str, Any], refused: Refused, case: str) -> N
     settings, words = SETTINGS[case]
     line = [word for setting in settings for word in ("--set", setting)]
     assert words in refused(config, *line)
+
+
+def test_a_cosine_that_rises_again_is_told(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_config(tmp_path / "config.json", config)
+    longer = ("--dry-run", *SHORT, "--set", "trainer.epochs=7")
+    assert run_train("-c", path, *longer) == 0
+    assert "is at its lowest after 5 moves (lr_scheduler.args), but a cycle may take 7" in (
+        capsys.readouterr().out
+    )
+    assert run_train("-c", path, *longer, "--set", "lr_scheduler.args.T_max=7") == 0
+    assert "lowest" not in capsys.readouterr().out
 
 
 def test_an_unknown_key_says_where(config: dict[str, Any], refused: Refused) -> None:

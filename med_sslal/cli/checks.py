@@ -4,7 +4,12 @@ import logging
 import math
 from collections.abc import Sequence
 
-from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CyclicLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+)
 
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.pool import Pool
@@ -270,13 +275,21 @@ def _check_schedule(
             f'ReduceLROnPlateau follows the monitored value: with trainer.monitor "{monitor}" set '
             f'lr_scheduler.args.mode to "{wanted}"'
         )
+    moves = _most_moves(config, helper, pool_size, n_initial)
     if cls is OneCycleLR:
         end = args.get("total_steps") or args["epochs"] * args["steps_per_epoch"]
-        if (moves := _most_moves(config, helper, pool_size, n_initial)) > end:
+        if moves > end:
             raise ConfigError(
                 f"OneCycleLR ends after {end} moves (lr_scheduler.args), but a cycle may take "
-                f"{moves}: set total_steps to {moves}"
+                f"{moves}: set total_steps to {moves} in a new run, for one that goes on keeps its "
+                "schedule and so its length"
             )
+    if cls is CosineAnnealingLR and moves > args["T_max"]:
+        logger.warning(
+            f"CosineAnnealingLR is at its lowest after {args['T_max']} moves (lr_scheduler.args), "
+            f"but a cycle may take {moves}, and the learning rate rises again in them: set T_max "
+            f"to {moves} in a new run"
+        )
 
 
 def _most_moves(
