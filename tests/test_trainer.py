@@ -426,6 +426,14 @@ def test_a_loss_that_is_not_finite_names_its_images(tmp_path: Path, value: float
     assert not list(tmp_path.glob("*.pth")), "no model that has seen it is kept"
 
 
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    """Nor is the training over with them: every loss was finite."""
+    trainer, model = trainer_of(tmp_path, lr=3e38, steps_per_cycle=2)
+    with pytest.raises(UserError, match=r"the weights are not finite after step 2 \(w\).*lower"):
+        trainer.train()
+    assert model.w.isinf() and not list(tmp_path.glob("*.pth"))
+
+
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "CyclicLR": {"base_lr": 0.1, "max_lr": 0.2, "step_size_up": 3, "cycle_momentum": False},
     "OneCycleLR": {"max_lr": 0.25, "total_steps": 13, "cycle_momentum": False},

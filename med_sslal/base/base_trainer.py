@@ -13,7 +13,7 @@ from med_sslal.base.checkpoint import newest_good, previous, save_checkpoint
 from med_sslal.base.monitor import Monitor
 from med_sslal.base.training_step import StepOutcome, TrainingStep
 from med_sslal.utils.distributed import ALONE, World
-from med_sslal.utils.errors import CheckpointError
+from med_sslal.utils.errors import CheckpointError, UserError
 from med_sslal.utils.interrupt import Interrupted
 from med_sslal.utils.train_util import random_states, restore_random_states
 
@@ -191,14 +191,20 @@ class BaseTrainer(ABC):
         self._saved = time.monotonic()
 
     def _save(self, path: Path, *, with_state: bool = True) -> None:
-        now = time.monotonic()
+        now, model = time.monotonic(), self.model_state()
         self.seconds, self._clock = self.seconds + now - self._clock, now
+        # A gradient may be none though its loss is a number.
+        if wrong := [name for name, value in model.items() if not value.isfinite().all()]:
+            raise UserError(
+                f"the weights are not finite after step {self.step} ({wrong[0]}), and are not "
+                "saved: lower optimizer.args.lr or set trainer.grad_clip"
+            )
         states = self.world.gather(random_states()) if with_state else []
         if not self.world.is_main:
             return
         content = {
             **self.identity,
-            "model": self.model_state(),
+            "model": model,
             **self.model_facts(),
             "epoch": self.epoch,
             "batch": self.batch,
