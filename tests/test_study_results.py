@@ -283,7 +283,7 @@ def test_a_run_of_a_study_keeps_its_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Longer by hand, its first cycles would stay short, and the study take it for a longer one."""
-    content, study = study_of(tmp_path)
+    _, study = study_of(tmp_path)
     run = study.folder / "random" / "s0"
     run.mkdir(parents=True)
     # As the study writes them when it starts a run.

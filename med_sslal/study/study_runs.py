@@ -182,7 +182,7 @@ class StudyRuns:
         raise ConfigError(
             f"{results.path} has {job} of other settings than the study's "
             f"({_differences(outcome.settings, now)}): give the study another results file, or the "
-            "settings of before"
+            "settings that are there by --set"
         )
 
     def _check(self, job: Job) -> None:
