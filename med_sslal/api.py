@@ -71,7 +71,7 @@ class Run:
         Raises:
             DataError: None is kept (see `trainer.keep_records`).
         """
-        return PoolRecord.open(find_record(str(self.path.parents[1])).record)
+        return find_record(str(self.path.parents[1])).open()
 
     def predict(
         self, images: Sequence[np.ndarray | str | Path], *, min_score: float = 0.05

@@ -15,6 +15,7 @@ import torch
 from same_run import assert_same_run
 from tiny import cut, files_of, make_voc, quick_config, run_test, run_train, wait_for, write_config
 
+from med_sslal.__main__ import main
 from med_sslal.base.checkpoint import load_checkpoint, save_checkpoint, sidecar
 from med_sslal.trainer.new_folder import filled_first
 from med_sslal.utils.errors import UserError
@@ -156,6 +157,59 @@ def test_a_damaged_best_model_of_a_finished_training(
     said = capsys.readouterr().out
     assert f"{best} is damaged" in said
     assert f"falling back to {copy / 'cycle_00' / 'model_best.pth'}" in said
+
+
+DAMAGED = {
+    # A file that is damaged, and what is to be removed.
+    "cycle_00/selection.json": (
+        "{}/cycle_00/selection.json and the cycles after cycle_00: --resume queries again",
+        ["cycle_00/selection.json", "cycle_01"],
+    ),
+    "cycle_00/record/plain/boxes.npy": (
+        "{}/cycle_00/record: --resume scores again",
+        ["cycle_00/record"],
+    ),
+    "cycle_01/predictions.json": (
+        "{}/cycle_01/metrics.json: --resume measures again",
+        ["cycle_01/metrics.json"],
+    ),
+    "environment.json": ("{}/environment.json: --resume writes it again", ["environment.json"]),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_of_a_run_says_what_to_remove(
+    copy: Path, whole: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, removed = DAMAGED[name]
+    if "record" in name:
+        cut(copy, "cycle_01", "cycle_00/selection.json")
+    if name == "environment.json":
+        cut(copy, "cycle_01/metrics.json")
+    path = copy / name
+    path.write_bytes(path.read_bytes()[:100])
+    lines = [["train", "--resume", copy], ["report", copy]]
+    if "record" in name:
+        chosen = ["--criterion", "entropy", "--budget", "1", "--first", "0"]
+        lines[1] = ["select", "--record", copy, *chosen]
+    for line in lines:
+        assert main([*map(str, line)]) == 2
+        said, error = capsys.readouterr()
+        assert str(path) in error and f". Remove {words.format(copy)}\n" in error
+        assert error.count("\n") == 1 and "go on with" not in said
+    cut(copy, *removed)
+    assert run_train("--resume", copy) == 0
+    assert_same_run(whole, copy)
+
+
+def test_a_run_whose_only_model_is_damaged_says_what_to_do(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut(copy, "cycle_01")
+    flip_bit(copy / "cycle_00" / "model_best.pth")
+    assert run_test("-r", copy) == 2
+    error = sentence(capsys)
+    assert "no usable checkpoint" in error and f"Remove {copy / 'cycle_00'} and the cycles" in error
 
 
 def test_damaged_initial_weights(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

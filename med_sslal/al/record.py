@@ -227,7 +227,8 @@ def _open_section(
             columns[name] = _open_column(folder / f"{name}.npy", ALL_COLUMNS[name][0], shape)
     offsets = columns["offsets"]
     if offsets[0] != 0 or offsets[-1] != sizes["M"] or (np.diff(offsets) < 0).any():
-        raise DataError(f"{folder / 'offsets.npy'} is damaged: score the pool again")
+        file = folder / "offsets.npy"
+        raise DataError(f"{file} is damaged: score the pool again", file)
     return RecordSection(**columns)
 
 
@@ -236,11 +237,12 @@ def _open_column(file: Path, kind: str, shape: tuple[int, ...]) -> np.ndarray:
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
-        raise DataError(f"cannot read {file}: {error}; score the pool again") from error
+        raise DataError(f"cannot read {file}: {error}; score the pool again", file) from error
     fits = array.dtype.kind == "U" if kind == "U" else array.dtype == np.dtype(kind)
     if not fits or array.shape != shape:
         raise DataError(
             f"{file} holds {array.dtype} {list(array.shape)}, expected {kind} {list(shape)}: "
-            "score the pool again"
+            "score the pool again",
+            file,
         )
     return array

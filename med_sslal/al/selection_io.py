@@ -56,7 +56,7 @@ def read_selection(path: Path) -> Selection:
             entry=None if entry is None else ScheduleEntry(**entry),
         )
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is no selection: {error}") from error
+        raise DataError(f"{path} is no selection: {error}", path) from error
 
 
 def write_detections(

@@ -10,6 +10,7 @@ from med_sslal.cli.build import build_dataset
 from med_sslal.cli.registries import registries
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.values import show
+from med_sslal.trainer.damage import telling_what_to_remove
 from med_sslal.trainer.run_folder import CycleFolder, RunFolder, named_path
 from med_sslal.utils.errors import DataError, UserError
 from med_sslal.utils.util import read_json
@@ -26,6 +27,13 @@ class Origin(NamedTuple):
     def number(self) -> int:
         """The number of the cycle, 0 outside of a run."""
         return 0 if self.cycle is None else self.cycle.number
+
+    def open(self) -> PoolRecord:
+        """The record; the error of a damaged one in a run says what to remove there."""
+        run = RunFolder(self.record) if self.cycle is None else self.cycle.run
+        with telling_what_to_remove(run):
+            record = PoolRecord.open(self.record)
+        return record
 
 
 def find_record(name: str) -> Origin:

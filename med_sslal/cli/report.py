@@ -14,6 +14,7 @@ from med_sslal.report.run_page import write_run_report
 from med_sslal.report.study_data import load_study
 from med_sslal.report.study_page import write_study_report
 from med_sslal.study.study_folder import STUDY_FILE
+from med_sslal.trainer.damage import telling_what_to_remove
 from med_sslal.trainer.run_folder import RunFolder, named_path
 from med_sslal.utils.errors import DataError, UserError
 from med_sslal.utils.util import read_json
@@ -36,8 +37,11 @@ def run(args: Namespace) -> int:
     for run in runs:
         # The pointer to the newest run is a link; the page must name the run itself.
         folder = run.path.resolve() if run.path.is_symlink() else run.path
-        is_study = (folder / STUDY_FILE).is_file()
-        page = write_study_report(load_study(folder)) if is_study else write_run(RunFolder(folder))
+        with telling_what_to_remove(RunFolder(folder)):
+            is_study = (folder / STUDY_FILE).is_file()
+            page = (
+                write_study_report(load_study(folder)) if is_study else write_run(RunFolder(folder))
+            )
         sys.stdout.write(f"{page}\n")
     return 0
 

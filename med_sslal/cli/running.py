@@ -33,11 +33,12 @@ from med_sslal.report.table import cycle_table
 from med_sslal.study.settings_hash import is_place
 from med_sslal.study.study_folder import CONFIGS
 from med_sslal.trainer.cycle import run_cycles
+from med_sslal.trainer.damage import telling_what_to_remove
 from med_sslal.trainer.disk import disk_estimate
 from med_sslal.trainer.run_folder import CycleFolder, ResultFolder, RunFolder, load_named
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.distributed import World
-from med_sslal.utils.errors import CheckpointError, ConfigError, UserError
+from med_sslal.utils.errors import CheckpointError, ConfigError, DataError, UserError
 from med_sslal.utils.interrupt import Interrupted, StopRequest
 from med_sslal.utils.train_util import peak_memory
 from med_sslal.utils.util import read_json, write_json
@@ -56,9 +57,9 @@ def run_in(run: RunFolder, setup: RunSetup) -> int:
         logger.info("run folder: %s", run)
         logger.info("%s", disk_estimate(run.initial, setup))
         started, idle = time.monotonic(), nothing_left(run, setup.config)
-        if not idle:
-            _note_environment(run, setup)
-        with StopRequest() as stop:
+        with StopRequest() as stop, telling_what_to_remove(run):
+            if not idle:
+                _note_environment(run, setup)
             rows = run_cycles(setup, run, stop)
             # Seconds, with nothing left to go on with: a request to stop waits for their end.
             _write_pictures(run, setup, rows)
@@ -95,14 +96,18 @@ def run_in(run: RunFolder, setup: RunSetup) -> int:
 
 def nothing_left(run: RunFolder, config: ConfigParser) -> bool:
     """Whether a run is finished, and a config asks for nothing more that it could still do."""
-    if not run.finished:
+    try:
+        if not run.finished:
+            return False
+        last, length = run.begun()[-1], trainer_settings(config, show_progress=False).length
+        # A finished run has made its last query only where that paid for no label.
+        can_buy = not last.queried and read_json(last.pool)["unlabelled"]
+        if can_buy and last.number < config.get("al_settings.num_cycles"):
+            return False
+        return last.planned == length or last.closed is not None
+    except DataError:
+        # The walk makes a damaged file again, or tells of it.
         return False
-    last, length = run.begun()[-1], trainer_settings(config, show_progress=False).length
-    # A finished run has made its last query only where that paid for no label.
-    can_buy = not last.queried and read_json(last.pool)["unlabelled"]
-    if can_buy and last.number < config.get("al_settings.num_cycles"):
-        return False
-    return last.planned == length or last.closed is not None
 
 
 def _note_environment(run: RunFolder, setup: RunSetup) -> None:

@@ -54,7 +54,7 @@ def run(args: Namespace) -> int:
         )
     criterion = args.criterion[0]
     origin = find_record(args.record)
-    record = PoolRecord.open(origin.record)
+    record = origin.open()
     notes = [check_model(record, origin)]
     helper = _make_helper(args, origin.config, criterion)
     images = None
@@ -101,7 +101,7 @@ def explain(args: Namespace) -> int:
         option = given[0].replace("_", "-")
         raise ConfigError(f"--{option}: --explain chooses nothing, and rates alone: leave it out")
     origin = find_val_record(args.record)
-    record = PoolRecord.open(origin.record)
+    record = origin.open()
     stages = args.criterion or [_own_criterion(origin)]
     helpers = [_make_helper(args, origin.config, stage) for stage in stages]
     note = check_model(record, origin)

@@ -1,5 +1,7 @@
 """Errors that a user can mend; the command line turns each into one sentence and exit code 2."""
 
+from pathlib import Path
+
 
 class UserError(Exception):
     """Base of everything the user can mend: the message says what, where and what to do."""
@@ -10,7 +12,11 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A data file is missing, damaged or does not say what it must."""
+    """A data file is missing, damaged or does not say what it must; `path` is it, where told."""
+
+    def __init__(self, text: str, path: Path | None = None) -> None:
+        super().__init__(text)
+        self.path = path
 
 
 class CheckpointError(UserError):

@@ -117,9 +117,9 @@ def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = 
     try:
         return json.loads(path.read_text(encoding="utf-8"), object_hook=object_hook)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        raise DataError(f"cannot read {path}: {error.strerror or error}", path) from error
     except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from error
+        raise DataError(f"{path} is not valid JSON: {error}", path) from error
 
 
 def write_versioned(path: Path, version: int, content: Mapping[str, Any]) -> None:
