@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from commands import blocks, run_command
 from onnxruntime import InferenceSession
 from pycocotools.coco import COCO as ReferenceCOCO
 from safetensors.torch import load_file
@@ -288,6 +289,17 @@ def test_an_exported_detector_is_the_same(
         assert main([*words[:-1], str(tmp_path / "other")]) == 2
         assert f"pip install {package}" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_the_commands_of_the_page_export_one_after_the_other(
+    folder: RunFolder, tmp_path: Path
+) -> None:
+    page = Path(__file__).parents[1] / "docs" / "predict.md"
+    commands = [block for block in blocks(page, "sh") if " export " in block]
+    assert len(commands) == 2
+    for command in commands:
+        told = command.strip().replace("-r latest", f"-r {folder.path}")
+        assert run_command(told, tmp_path) == 0
 
 
 def test_an_onnx_file_finds_the_same(tmp_path: Path) -> None:
