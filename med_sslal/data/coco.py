@@ -17,7 +17,8 @@ from med_sslal.data.pictures import (
 )
 from med_sslal.data.splits import Classes, EvalSplit, FolderInRoot, SplitFiles
 from med_sslal.logger.progress import track
-from med_sslal.utils.errors import DataError
+from med_sslal.utils.errors import ConfigError, DataError
+from med_sslal.utils.names import unknown
 from med_sslal.utils.util import inside, read_json, write_json
 
 
@@ -84,7 +85,8 @@ class COCO(BaseDataset):
         lists: dict[str, list[str]] = {}
         files = annotations if isinstance(annotations, dict) else {"all": annotations}
         for split, name in files.items():
-            class_names, found, boxes = load_coco(inside(folder, name), find, bad, infos)
+            path = inside(folder, name)
+            class_names, found, boxes = load_coco(path, find, bad, infos, group_key)
             names |= dict.fromkeys(class_names)
             lists[split] = list(found)
             infos |= found
@@ -101,13 +103,14 @@ def load_coco(
     find: Callable[[dict[str, Any], str, str], ImageInfo],
     bad: BadSamples,
     known: dict[str, ImageInfo] | None = None,
+    group_key: str | None = None,
 ) -> tuple[list[str], dict[str, ImageInfo], dict[str, list[BoxRecord]]]:
     """Read a COCO file; `bad` notes images and boxes that are wrong.
 
     `find` is called with an image's entry, its `file_name`, and where both stand; it gives the
     image, or raises DataError. `known` are images of other files, whose ids may not come again.
     Returns class names in order of their ids, the images, and the boxes of each; DataError where it
-    is no such file.
+    is no such file, ConfigError where no entry of an image has the field `group_key`.
     """
     document = read_json(path)
     for key in ("images", "annotations", "categories"):
@@ -118,6 +121,10 @@ def load_coco(
     by_number: dict[int, ImageInfo] = {}
     infos: dict[str, ImageInfo] = {}
     listed = document["images"]
+    fields = dict.fromkeys(name for entry in listed for name in entry)
+    if group_key and listed and group_key not in fields:
+        told = unknown("field", group_key, fields)
+        raise ConfigError(f"dataset.args.group_key: {told} (of the images in {path})")
     for position, entry in enumerate(track(listed, f"checking {path.name}", len(listed))):
         where = f"{path}, images[{position}]"
         with bad.noted():
