@@ -195,6 +195,17 @@ def test_a_config_that_does_not_fit_and_a_data_set_that_cannot_be_opened(lab: La
     assert len(list(out.iterdir())) == 1
 
 
+def test_a_wrong_field_of_the_patient(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    """One sentence, of `train` too, and the fields that there are; skipping is no way around it."""
+    for policy in ("error", "skip"):
+        (text,) = texts(lab.check(2, group_key="pateint", on_bad_sample=policy), "error")
+        assert "group_key: unknown field 'pateint'. Did you mean 'patient'?" in text
+        assert "Allowed: id, file_name, patient (of the images in" in text
+        capsys.readouterr()
+        assert run_train("-c", lab.folder / "config.json") == 2
+        assert capsys.readouterr().err == f"error: {text}\n"
+
+
 def test_16_bits_without_a_window(lab: Lab) -> None:
     for number in range(12):
         write(lab.picture(number), noise(number).astype(np.uint16) * 10 + 1000)
@@ -232,6 +243,7 @@ def test_names_that_are_not_utf_8(tmp_path: Path, monkeypatch, capsys) -> None:
     assert main(["check", "--images", "lab", "--write-config", "my.json"]) == 2
     said = capsys.readouterr().out
     assert r"\udcfe.png is empty" in said and r"same picture: i02, \udcfd" in said
+    assert "config: my.json; mend the errors above, then go on with: " in said
 
 
 def test_threads_leave_the_filters_of_warnings_as_they_were(tmp_path: Path, monkeypatch) -> None:
@@ -326,12 +338,13 @@ def deep(root: Path) -> None:
     ids=["COCO", "labelled in part", "16 bits", "Pascal VOC"],
 )
 def test_a_first_config_trains(
-    tmp_path: Path, make: Any, kind: str, args: dict[str, Any], monkeypatch
+    tmp_path: Path, make: Any, kind: str, args: dict[str, Any], monkeypatch, capsys
 ) -> None:
     make(tmp_path / "my lab")
     monkeypatch.chdir(tmp_path)
     words = ["check", "--images", "my lab", "--write-config", "my.json"]
     assert main(words) == 0
+    assert "config: my.json; go on with: " in capsys.readouterr().out
     (page,) = tmp_path.glob("exp_results/my_lab/check_*/check.html")
     config = ConfigParser.from_file(tmp_path / "my.json", registries())
     assert config["dataset"]["type"] == kind
@@ -355,7 +368,11 @@ def test_a_first_config_without_a_label(tmp_path: Path, monkeypatch, capsys) -> 
         write(tmp_path / "lab" / f"case{number // 2}" / f"{number}.png", noise(number))
     monkeypatch.chdir(tmp_path)
     assert main(["check", "--images", "lab", "--write-config", "my.json", "--fast"]) == 0
-    assert "no image has a label" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert run_train("-c", "my.json") == 2
+    refusal = capsys.readouterr().err.strip().removeprefix("error: ")
+    assert "no image has a label" in refusal and said.strip().endswith(refusal)
+    assert "go on with" not in said
     config = ConfigParser.from_file(tmp_path / "my.json", registries())
     assert config.get("dataset.args.group_pattern") == "^([^/]+)/"
     assert "a guess: 6 patients" in (tmp_path / "my.json").read_text()

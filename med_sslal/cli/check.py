@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from med_sslal.base.base_dataset import BaseDataset
-from med_sslal.cli.build import image_size_of
+from med_sslal.cli.build import devices_of, image_size_of
 from med_sslal.cli.called import called
+from med_sslal.cli.checks import check_batch_norm
 from med_sslal.cli.first_config import Form, config_text, find_form
 from med_sslal.cli.registries import registries
+from med_sslal.cli.train import build_setup
 from med_sslal.config.jsonc import parse
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.signature import signature
@@ -73,9 +75,13 @@ def run(args: Namespace) -> int:
     # A file's name need not be UTF-8, which the terminal may insist on.
     told = check_text(check).encode(errors="backslashreplace").decode()
     sys.stdout.write(f"{told}\nchecked in {seconds:.0f} s; page: {page}\n")
-    if text is not None:
-        command = f"{called('train')} -c {shlex.quote(str(target))}"
-        sys.stdout.write(f"config: {target}; go on with: {command}\n")
+    if text is not None and check.data is not None:
+        told = f"go on with: {called('train')} -c {shlex.quote(str(target))}"
+        if check.n("error"):
+            told = f"mend the errors above, then {told}"
+        elif refusal := _refusal(text, check.data):
+            told = f"no training would start: {refusal}"
+        sys.stdout.write(f"config: {target}; {told}\n")
     return 2 if check.n("error") else 0
 
 
@@ -132,6 +138,17 @@ def _check_folder(form: Form, name: str, *, fast: bool) -> tuple[Check, str | No
 def _parsed(text: str) -> ConfigParser:
     """The config that a text is; checked, so that what is written can be used as it is."""
     return ConfigParser(parse(text, "the first config").value, registries())
+
+
+def _refusal(text: str, data: BaseDataset) -> str | None:
+    """What a training would say in place of starting; None where it would start."""
+    config = _parsed(text)
+    try:
+        devices = devices_of(config, None)
+        check_batch_norm(build_setup(config, data, devices, show_progress=False))
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _advice(
