@@ -46,8 +46,9 @@ def run_command(command: str, folder: Path, more: Sequence[str] = ()) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(folder)
-        # A module of the user's: each test has its own.
-        patch.delitem(sys.modules, "my_lab", raising=False)
+        # Modules of the user's: each test has its own.
+        for name in [name for name in sys.modules if name.startswith("my_")]:
+            patch.delitem(sys.modules, name)
         # As in a new process: the tests themselves import it.
         patch.delitem(sys.modules, "med_sslal.__main__", raising=False)
         patch.setattr(sys, "argv", [target, *arguments])

@@ -42,7 +42,7 @@ def merged(config: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Workplace:
-    """A folder as a user of a page has it: train.py, my_lab.py and my_config.json side by side."""
+    """A folder as a user of a page has it: train.py, a module and my_config.json side by side."""
 
     folder: Path
 
@@ -54,13 +54,19 @@ class Workplace:
         return (self.folder / "exp_results" / "latest").resolve()
 
 
+def module(page: str) -> str:
+    """The file that a page says its example is saved as."""
+    (name,) = re.findall(r"^Save this as `(my_\w+\.py)`", (DOCS / f"{page}.md").read_text(), re.M)
+    return str(name)
+
+
 @pytest.fixture
 def make_workplace(tmp_path: Path) -> Iterator[Callable[[str], Workplace]]:
     """Makes the workplace of a page; a small config takes the part of config.json."""
 
     def make(page: str) -> Workplace:
         shutil.copy(ROOT / "train.py", tmp_path)
-        (tmp_path / "my_lab.py").write_text("".join(blocks(DOCS / f"{page}.md", "python")))
+        (tmp_path / module(page)).write_text("".join(blocks(DOCS / f"{page}.md", "python")))
         config = small_config(make_voc(tmp_path / "voc"), tmp_path / "exp_results")
         config["trainer"]["save_period"] = 10
         for block in blocks(DOCS / f"{page}.md", "json"):
@@ -69,7 +75,8 @@ def make_workplace(tmp_path: Path) -> Iterator[Callable[[str], Workplace]]:
         return Workplace(tmp_path)
 
     yield make
-    sys.modules.pop("my_lab", None)
+    for page in PAGES:
+        sys.modules.pop(module(page).removesuffix(".py"), None)
 
 
 def write_csv(folder: Path) -> Path:
@@ -104,6 +111,10 @@ def test_page_has_one_module_one_config_and_its_commands(page: str) -> None:
     )
     fences = re.findall(r"^```(\w*)$", (DOCS / f"{page}.md").read_text(), re.M)
     assert sorted(fences) == ["", "", "", "json", "python", "sh"]
+
+
+def test_who_follows_two_pages_keeps_both_modules() -> None:
+    assert len({module(page) for page in PAGES}) == len(PAGES)
 
 
 @pytest.mark.slow
@@ -155,7 +166,7 @@ def test_backbone_page(make_workplace: Callable[[str], Workplace]) -> None:
     content = torch.load(made / "cycle_01" / "model_best.pth", weights_only=True)
     names = [name for name in content["model"] if name.startswith("backbone.body.")]
     assert names[-1].startswith("backbone.body.12.")
-    assert content["config"]["arch"]["type"] == "my_lab.LabRCNN"
+    assert content["config"]["arch"]["type"] == "my_backbone.LabRCNN"
 
 
 def test_backbone_page_reads_imagenet_weights(
