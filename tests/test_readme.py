@@ -23,7 +23,7 @@ from med_sslal.cli import args
 from med_sslal.cli.registries import registries
 from med_sslal.config.jsonc import parse
 from med_sslal.config.parse_config import ConfigParser
-from med_sslal.config.schema import SCHEMA, Key
+from med_sslal.config.schema import SCHEMA, Key, TypeSection
 from med_sslal.config.signature import signature
 from med_sslal.study.study_config import StudyConfig
 from med_sslal.trainer.new_folder import point_to
@@ -271,10 +271,27 @@ def table(page: str, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-@pytest.mark.parametrize(
-    ("name", "default"),
-    [(re.sub("[*` ]", "", row[0]), row[1].strip("`")) for row in table("config.md", "Key")],
-)
+def told_defaults() -> list[tuple[str, str]]:
+    """Every key that the pages have a line for, with its default there."""
+    rows = [(re.sub("[*` ]", "", row[0]), row[1]) for row in table("config.md", "Key")]
+    for name, weak, strong, _ in table("semi_supervision.md", "In `args`"):
+        argument = f"augmentation.args.{name.strip('`')}"
+        rows += [(argument, weak), (f"pseudo_{argument}", strong)]
+    return [(name, default.strip("`")) for name, default in rows]
+
+
+def arguments(entry: TypeSection) -> list[Key]:
+    """Those of the section's classes, but for torch's own, and for what the program supplies."""
+    classes = dict(registries()[entry.path])
+    if "augmentation" in entry.path:
+        # Two classes of the same arguments.
+        classes = {name: cls for name, cls in classes.items() if name == entry.default_type}
+    own = [cls for cls in classes.values() if cls.__module__.startswith("med_sslal")]
+    found = [key for cls in own for key in signature(cls).arguments.values()]
+    return [key for key in found if key.path not in entry.provided]
+
+
+@pytest.mark.parametrize(("name", "default"), sorted(set(told_defaults())))
 def test_config_table_tells_the_defaults(name: str, default: str) -> None:
     known = []
     for entry in SCHEMA:
@@ -286,10 +303,16 @@ def test_config_table_tells_the_defaults(name: str, default: str) -> None:
         elif name == entry.path and entry.nullable:
             known.append("default null")
         elif name.startswith(f"{entry.path}.args."):
-            arguments = [signature(cls).arguments for cls in registries()[entry.path].values()]
-            found = [own[name.split(".")[-1]] for own in arguments if name.split(".")[-1] in own]
-            known += [argument.hint for argument in found]
+            known += [key.hint for key in arguments(entry) if key.path == name.split(".")[-1]]
     assert (default if default == "required" else f"default {default}") in known
+
+
+def test_config_table_leaves_no_key_out() -> None:
+    keys = {entry.path for entry in SCHEMA if isinstance(entry, Key)}
+    for entry in SCHEMA:
+        if isinstance(entry, TypeSection):
+            keys |= {f"{entry.path}.args.{key.path}" for key in arguments(entry)}
+    assert keys <= {name for name, _ in told_defaults()}
 
 
 def test_tables_name_every_criterion_and_second_stage() -> None:
