@@ -1,5 +1,6 @@
 """`python -m med_sslal criteria`: the list, and the page of one name."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,18 @@ def test_every_name_has_one_line_in_its_group(capsys: pytest.CaptureFixture[str]
     assert [line.split()[0] for line in second.splitlines()[2:]] == list(SELECTORS)
     texts = {**describe(CRITERIA)}
     assert all(line.endswith(texts[line.split()[0]]) for line in lines)
+
+
+def test_the_page_has_the_same_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "criteria.md").read_text()
+    for heading, lines in zip(
+        ("Criteria of one pass", "Criteria that need more"),
+        said_by(capsys).split("\n\n"),
+        strict=False,
+    ):
+        section = page.split(f"## {heading}\n")[1].split("\n## ")[0]
+        names = {line.split()[0] for line in lines.splitlines()[2:]}
+        assert set(re.findall(r"^### (\w+)$", section, re.M)) == names
 
 
 @pytest.mark.parametrize(
