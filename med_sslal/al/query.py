@@ -184,7 +184,7 @@ class Query:
         ranking: np.ndarray,
         labelled: Iterable[str],
     ) -> tuple[Selected, ...]:
-        """The chosen images with their values and reasons; the patient of each labelled one."""
+        """The chosen images; `labelled` is the patient of each labelled image, for the reasons."""
         section = record.section(PLAIN)
         places = np.empty_like(ranking)
         places[ranking] = np.arange(1, len(ranking) + 1)
