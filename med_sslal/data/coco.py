@@ -123,8 +123,8 @@ def load_coco(
     listed = document["images"]
     fields = dict.fromkeys(name for entry in listed for name in entry)
     if group_key and listed and group_key not in fields:
-        told = unknown("field", group_key, fields)
-        raise ConfigError(f"dataset.args.group_key: {told} (of the images in {path})")
+        wrong = unknown("field", group_key, fields)
+        raise ConfigError(f"dataset.args.group_key: {wrong} (of the images in {path})")
     for position, entry in enumerate(track(listed, f"checking {path.name}", len(listed))):
         where = f"{path}, images[{position}]"
         with bad.noted():
