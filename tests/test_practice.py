@@ -164,6 +164,34 @@ def test_importing_twice_changes_nothing(practice: Practice, capsys: Capture) ->
     [line] = content.decode().splitlines()
     first = json.loads(line)["answers"][0]
     assert first["file_sha256"] and first["query_id"] == newest_query(practice.run)[1].query_id
+    # What is taken back is told of, and stays so.
+    assert practice.take("--withdraw", first["image_id"]) == 0
+    assert practice.take(file) == 0
+    assert "taken again; 1 of its answers are withdrawn: to put" in capsys.readouterr().out
+    assert first["image_id"] not in practice.standing()
+
+
+def test_a_file_without_an_answer_to_the_query_is_refused(
+    practice: Practice, capsys: Capture
+) -> None:
+    folder, query = newest_query(practice.run)
+    pending: Any = {image.image_id: "pending" for image in query.images}
+    none = practice.run.parent / "none.json"
+    none.write_text("[]")
+    for empty in (none, practice.export("empty.json", **pending)):
+        assert practice.take(empty) == 2
+        assert f"{empty} has no answer to query {query.query_id}" in capsys.readouterr().err
+    # The answers to the query before.
+    file = practice.export()
+    assert practice.take(file) == 0
+    other = folder.with_name(f"query_{'0' * 12}")
+    folder.rename(other)
+    manifest = other / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(query.query_id, "0" * 12))
+    capsys.readouterr()
+    assert practice.take(file, query=other) == 2
+    told = capsys.readouterr()
+    assert f"it belongs to query '{query.query_id}'" in told.err and "before" not in told.out
 
 
 def test_the_four_states_and_the_draft(practice: Practice, capsys: Capture) -> None:
@@ -214,8 +242,7 @@ def test_a_box_left_as_it_was_shown_is_not_padded(practice: Practice) -> None:
 def test_all_that_is_wrong_is_listed_and_nothing_is_taken(
     practice: Practice, capsys: Capture, begun: Path
 ) -> None:
-    folder, query = newest_query(practice.run)
-    a, b, _ = (image.image_id for image in query.images)
+    a, b, _ = (image.image_id for image in newest_query(practice.run)[1].images)
     one, two = practice.export("1.json"), practice.export("2.json", **{a: Annotation.empty()})
     strange = practice.run.parent / "3.json"
     strange.write_text(one.read_text().replace("class0", "tumour"))
@@ -232,13 +259,23 @@ def test_all_that_is_wrong_is_listed_and_nothing_is_taken(
     assert f"{b}: its file {b}.jpg has changed since the query was written" in told
     assert "unknown class 'tumour'" in told and "there is no file" in told
     assert files_of(practice.run) == before
-    # A query that lies elsewhere, or is another run's.
+
+
+def test_a_query_is_its_runs_wherever_that_lies(practice: Practice, capsys: Capture) -> None:
+    folder, file = newest_query(practice.run)[0], practice.export()
     shutil.copytree(folder, practice.run.parent / folder.name)
-    assert practice.take(one, query=practice.run.parent / folder.name) == 2
+    assert practice.take(file, query=practice.run.parent / folder.name) == 2
     assert "lies in no run" in capsys.readouterr().err
-    practice.run.rename(practice.run.with_name("other"))
-    assert practice.take(one, query=practice.run.with_name("other") / "cycle_00" / folder.name) == 2
-    assert "is a query of cycle 0 of the run h" in capsys.readouterr().err
+    # Another run's: another model chose.
+    shutil.copytree(practice.run, other := practice.run.with_name("other"))
+    chosen = RunFolder(other).cycle(0).selection
+    chosen.write_text(json.dumps(read(chosen) | {"model_hash": "0" * 64}))
+    assert practice.take(file, query=other / "cycle_00" / folder.name) == 2
+    assert "is a query of cycle 0 of the run h, and not the one" in capsys.readouterr().err
+    moved = practice.run.rename(practice.run.with_name("a b"))
+    assert practice.take(file, query=moved / "cycle_00" / folder.name) == 0
+    assert f"next: python -m med_sslal train --resume '{moved}'" in capsys.readouterr().out
+    assert len(RunFolder(moved).answers.read_text().splitlines()) == 1
 
 
 def told(*answers: Answer) -> Told:

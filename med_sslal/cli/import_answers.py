@@ -82,17 +82,19 @@ def _query_of(folder: Path) -> tuple[Query, RunFolder]:
             f"{folder} lies in no run: name the query's folder in the run that wrote it, "
             f"<run>/cycle_{query.cycle:02d}/query_{query.query_id}"
         )
-    if (query.run, query.cycle) != (cycle.run.path.name, cycle.number):
+    chosen, told = read_json(cycle.selection), ("cycle", "model_hash", "config_hash")
+    # Not by its name: a run may be moved.
+    if any(chosen.get(key) != getattr(query, key) for key in told):
         raise UserError(
-            f"{folder} is a query of cycle {query.cycle} of the run {query.run}, and lies in cycle "
-            f"{cycle.number} of {cycle.run.path.name}: name it where it was written"
+            f"{folder} is a query of cycle {query.cycle} of the run {query.run}, and not the one "
+            f"that cycle {cycle.number} of {cycle.run} chose: name it where it was written"
         )
     return query, cycle.run
 
 
 def _returned(args: Namespace, query: Query, run: RunFolder, journal: Journal) -> Returned:
     """What the files say, those left out that were imported before; or all that is wrong."""
-    known = [dict(file) for told in journal.imports for file in told.files]
+    before_now, held = journal.of(query.query_id).imports, journal.standing()
     returned, problems = Returned(), []
     for path in args.file:
         if not path.is_file():
@@ -100,8 +102,11 @@ def _returned(args: Namespace, query: Query, run: RunFolder, journal: Journal) -
             continue
         how = {"unmarked": args.unmarked, "reader": args.reader, "pad": _padding(args, query)}
         file = {"sha256": sha256_file(path), **how}
-        if file in known:
-            sys.stdout.write(f"{path} was imported before: nothing in it is taken again\n")
+        if known := [told for told in before_now if file in told.files]:
+            back = {one.image_id for told in known for one in told.answers} - held.keys()
+            more = f"; {len(back)} of its answers are withdrawn: to put them back, submit them anew"
+            text = f"{path} was imported before: nothing in it is taken again{more if back else ''}"
+            sys.stdout.write(f"{text}\n")
             continue
         if file in returned.files:
             continue
@@ -111,6 +116,9 @@ def _returned(args: Namespace, query: Query, run: RunFolder, journal: Journal) -
         except DataError as error:
             problems.append(str(error))
             continue
+        if not answers:
+            text = f"{path} has no answer to query {query.query_id}: all of its images are pending"
+            problems.append(text)
         for answer in answers:
             answer = _adapted(answer, query, args)
             before = returned.answers.get(answer.image_id)
@@ -200,7 +208,7 @@ def _same(one: Answer, other: Answer) -> bool:
 
 def _summary(new: Sequence[Answer], journal: Journal) -> str:
     if not new:
-        return "nothing has changed: all of it is known already"
+        return "nothing has changed: no answer is new"
     held = journal.standing()
     n_back = sum(answer.state == "withdrawn" for answer in new)
     if n_back:
