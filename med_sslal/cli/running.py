@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -174,7 +175,7 @@ def resume_command(folder: Path, world: World) -> str:
         if world.local_size < world.size:
             several = ", on each machine with the options of before,"
         command = f"torchrun{several} {script}"
-    return f"{command} --resume {folder}"
+    return f"{command} --resume {quote(str(folder))}"
 
 
 def environment(device: str, n_threads: int) -> dict[str, Any]:

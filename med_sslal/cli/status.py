@@ -4,6 +4,7 @@ import sys
 from argparse import Namespace
 from dataclasses import asdict, fields
 from pathlib import Path
+from shlex import quote
 
 from med_sslal.cli.called import called
 from med_sslal.practice.journal import read_journal
@@ -32,7 +33,7 @@ def query_out(run: RunFolder) -> Path | None:
 
 def next_steps(run: RunFolder, resume: str = "") -> str:
     """What comes next in a run, as commands; `resume` is the one that goes on with it."""
-    resume = resume or f"{called('train')} --resume {run}"
+    resume = resume or f"{called('train')} --resume {quote(str(run))}"
     if run.finished:
         return "nothing is left to do: the run is finished\n"
     folder = query_out(run)
@@ -45,7 +46,7 @@ def next_steps(run: RunFolder, resume: str = "") -> str:
     return (
         f"{told}\n{missing} more must be answered before the run goes on. Next, as "
         f"{folder / 'README.md'} says, and then:\n"
-        f"  {called('import')} {folder} FILE...\n  {resume}\n"
+        f"  {called('import')} {quote(str(folder))} FILE...\n  {resume}\n"
     )
 
 

@@ -1,5 +1,8 @@
 """What a query's folder says to the person who labels it."""
 
+import shlex
+from pathlib import Path
+
 from med_sslal.practice.answers import Query
 
 _TEXT = """# Query {query_id}: {number} image(s) to be looked at
@@ -22,8 +25,8 @@ An image without a mark stays pending: it is never taken for an empty one.
 
 Two commands do all of it, with a token of yours from Account & Settings in LABEL_STUDIO_TOKEN:
 
-    python -m med_sslal query push {folder} --url http://localhost:8080
-    python -m med_sslal query pull {folder} --url http://localhost:8080
+    python -m med_sslal query push {path} --url http://localhost:8080
+    python -m med_sslal query pull {path} --url http://localhost:8080
 
 By hand:
 
@@ -60,7 +63,7 @@ a box are.
 
 ## The way back
 
-    python -m med_sslal import {folder} FILE
+    python -m med_sslal import {path} FILE
 
 Everything is checked before anything is taken; all rows that are wrong are listed. `manifest.json`
 must stay as it is.
@@ -80,8 +83,8 @@ the image; CVAT beside it where the task is made of an archive: zip what is in `
 """
 
 
-def query_readme(query: Query, folder: str, *, beside: bool) -> str:
-    """The steps for each tool, for the query in a folder of that name.
+def query_readme(query: Query, folder: Path, *, beside: bool) -> str:
+    """The steps for each tool, for the query in that folder.
 
     `beside` where there is more to look at beside the images.
     """
@@ -92,5 +95,6 @@ def query_readme(query: Query, folder: str, *, beside: bool) -> str:
         query_id=query.query_id,
         number=len(query.images),
         classes=", ".join(query.class_names),
-        folder=folder,
+        folder=folder.name,
+        path=shlex.quote(str(folder)),
     )
