@@ -79,7 +79,7 @@ def test_a_query_goes_out_once_and_comes_back(
     assert [len(tasks) for tasks in server.tasks] == [0, 5]
     assert ask("pull", folder, server.url, "--token", token) == 0
     out = Path(f"answers_{query.query_id}.json")
-    assert f"python -m med_sslal import {folder.path} {out}" in capsys.readouterr().out
+    assert f"python -m med_sslal import '{folder.path}' {out}" in capsys.readouterr().out
     assert [task["id"] for task in read_json(tmp_path / out)] == [1, 2, 3, 4, 5]
 
 

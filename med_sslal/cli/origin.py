@@ -48,7 +48,7 @@ def find_record(name: str) -> Origin:
         cycle = next((one for one in run.cycles()[::-1] if one.record.exists()), run.cycle(0))
         where = cycle.record
     if cycle is not None and (run.exists or cycle.path.is_dir()) and not cycle.record.exists():
-        raise _dropped(named, cycle.run)
+        raise _dropped(named, cycle)
     inner = CycleFolder(where).record
     record = inner if inner.is_dir() else where
     if not record.is_dir():
@@ -73,7 +73,7 @@ def find_val_record(name: str) -> Origin:
             "name a run folder, or a folder in it"
         )
     if not cycle.val_record.exists():
-        raise _dropped(named, cycle.run, "record of the validation images")
+        raise _dropped(named, cycle, "record of the validation images")
     return Origin(cycle.val_record, cycle, _config(cycle.run))
 
 
@@ -87,12 +87,17 @@ def _config(run: RunFolder) -> ConfigParser:
     return ConfigParser(read_json(run.config), registries(), source=str(run.config))
 
 
-def _dropped(named: Path, run: RunFolder, what: str = "pool record") -> DataError:
-    """The error for a place of a run that has no record (any more)."""
-    config = read_json(run.config)
+def _dropped(named: Path, cycle: CycleFolder, what: str = "pool record") -> DataError:
+    """The error for a cycle of a run that has no record (any more)."""
+    config = read_json(cycle.run.config)
     if not config.get("al_settings", {}).get("num_cycles"):
         return DataError(
             f"{named} has no {what}: a run with al_settings.num_cycles 0 scores no pool"
+        )
+    if not cycle.queried:
+        return DataError(
+            f"{named} has no {what}, which is what a query is made from, and cycle {cycle.number} "
+            "has made none (the last one never does): name another cycle"
         )
     keep = config.get("trainer", {}).get("keep_records")
     return DataError(

@@ -9,6 +9,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from datetime import datetime
+from shlex import quote
 from typing import Any
 
 from med_sslal.al.al_helpers import ActiveLearningHelper
@@ -172,6 +173,16 @@ def _make_helper(
     if own.get("schedule"):
         own["schedule"] = None
     own |= {name: given[name] for name in HELPER_OPTIONS if name in given}
+
+    def wrong(stages: Any) -> Any:
+        args = own | {"al_criterion": stages}
+        return wrong_arguments(cls, args, provided=("seed",)) or cls.check_args(args)
+
+    if isinstance(criterion, list) and wrong(stages) and not wrong(criterion):
+        names = [each if isinstance(each, str) else json.dumps(each) for each in criterion]
+        words = zip(("--criterion", "--selector"), names, strict=False)
+        text = " ".join(f"{option} {quote(name)}" for option, name in words)
+        raise ConfigError(f"--criterion: that is a whole al_criterion: give {text} in its place")
     if problems := wrong_arguments(cls, own, provided=("seed",)):
         options = [_OPTIONS.get(name, f"--{name.replace('_', '-')}") for name, *_ in problems]
         told = zip(options, problems, strict=True)
