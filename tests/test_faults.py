@@ -108,7 +108,12 @@ def test_latest_is_looked_for_where_the_run_folders_are(
     assert '"name": "tiny"' in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
     assert run_train(*line) == 2
-    assert "there is no checkpoint or run folder exp_results/latest" in sentence(capsys)
+    looked = f"there is no run folder {tmp_path}/exp_results/latest, where alone 'latest' is looked"
+    assert looked in sentence(capsys)
+    doors = ["status latest", "report latest", "test -r latest", "export -r latest --out x"]
+    for words in (*doors, "select --record latest --criterion entropy --budget 1"):
+        assert main(words.split()) == 2
+        assert looked in sentence(capsys)
 
 
 def test_a_damaged_best_model_takes_the_training_back_behind_it(

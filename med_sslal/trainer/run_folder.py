@@ -361,8 +361,20 @@ class RunFolder(Folder):
 
 
 def named_path(name: str, save_dir: Path = Path("exp_results")) -> Path:
-    """What a user means: a path, or the word `latest` for the newest run of `save_dir`."""
-    return save_dir / LATEST if name == LATEST else Path(name)
+    """What a user means: a path, or the word `latest` for the newest run of `save_dir`.
+
+    Raises:
+        CheckpointError: It has no newest run.
+    """
+    if name != LATEST:
+        return Path(name)
+    path = save_dir / LATEST
+    if not path.exists():
+        raise CheckpointError(
+            f"there is no run folder {path.absolute()}, where alone '{LATEST}' is looked for: give "
+            "the path of a run folder, which lies where trainer.save_dir of its config says"
+        )
+    return path
 
 
 def find_run(name: str, save_dir: Path) -> tuple[RunFolder, Path | None]:
