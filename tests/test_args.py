@@ -91,3 +91,12 @@ def test_test_options() -> None:
         with pytest.raises(SystemExit) as caught:
             parse(["test", *wrong])
         assert caught.value.code == 2
+
+
+def test_predict_keeps_by_one_of_two_measures(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["predict", "-r", "x", "--images", "y", "--out", "z"]
+    for fps in ("1", "2"):
+        with pytest.raises(SystemExit) as caught:
+            parse([*line, "--threshold", "0.4", "--fps", fps])
+        assert caught.value.code == 2
+        assert "--fps: not allowed with argument --threshold" in capsys.readouterr().err

@@ -50,6 +50,7 @@ examples:
   -r --resume PATH  a checkpoint, a run folder (its last finished cycle's best model) or 'latest'
     [required]
   --split test|val  images to evaluate on [test]
+  --set KEY=VALUE  any key of the run's config, such as dataset.args.root=DIR; repeatable
   -d --device DEVICE  cpu, cuda or GPU numbers such as 2,3; in place of n_gpu
 examples:
   python test.py -r latest                                   the newest run's last best model
@@ -57,18 +58,18 @@ examples:
   python test.py -r .../cycle_02/model_best.pth -d cpu       one checkpoint, on the CPU
 """,
     "predict": """Detect on a folder of PNG, JPEG, TIFF and DICOM files with a trained run.
-  -r --resume PATH  a checkpoint, a run folder (its last finished cycle's best model) or 'latest'
-    [required]
+  -r --resume PATH  a checkpoint, a run (best model of its last whole cycle) or 'latest' [required]
   --images FOLDER  what to detect on: every image file below it [required]
   --out DIR  where the results go; a command that was stopped goes on in it [required]
-  --fps K  keep what scores so high that validation had K false positives per image: 0.5, 1, 2, 4,
-    8 or 16; each class by itself [1]
-  --threshold SCORE  keep what has this score or more, in place of --fps
   --overlays N  pictures with boxes, of the N images with the surest detections [20]
   --window LOW,HIGH  values of 16-bit grey shown black and white (default: the run's); with a
     negative one, --window=LOW,HIGH
   --dicom-key FILE  keeps the key of the names of DICOM images (default: the run's); it is made
   -d --device DEVICE  cpu, cuda or GPU numbers such as 2,3; in place of n_gpu
+instead of all detections, one of:
+  --fps K  keep what scores so high that validation had K false positives per image: 0.5, 1, 2, 4,
+    8 or 16; each class by itself (default 1)
+  --threshold SCORE  keep what has this score or more
 examples:
   med-sslal predict -r latest --images scans --out found     detections in found/predictions.csv
   med-sslal predict -r latest --images scans --out found --threshold 0.5
@@ -154,6 +155,7 @@ how they are read:
     whose answer is taken, or 'newest' for the latest of them
   --pad PIXELS  widen each box that is not left as it was shown by so much on every side, in place
     of the run's oracle.args.box_padding_px
+  --set KEY=VALUE  any key of the run's config, such as dataset.args.root=DIR; repeatable
   --dry-run  check and count, change nothing
 in place of files:
   --withdraw ID+  take the answers to these images of the query back

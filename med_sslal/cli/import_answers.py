@@ -12,6 +12,7 @@ import numpy as np
 from med_sslal.cli.build import build_dataset
 from med_sslal.cli.registries import registries
 from med_sslal.cli.status import next_steps, progress_of
+from med_sslal.config.overrides import Override
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.data.bad_samples import ListedError
 from med_sslal.data.pictures import PictureImages
@@ -128,7 +129,7 @@ def _returned(args: Namespace, query: Query, run: RunFolder, journal: Journal) -
             elif answer.state != "in_progress" and not _same(before, answer):
                 text = f"{path}: {answer.image_id} is answered otherwise than in a file before it"
                 problems.append(text)
-    problems += _changed_sources(returned.answers, query, run)
+    problems += _changed_sources(returned.answers, query, run, args.overrides)
     if problems:
         raise ListedError("nothing is imported, because of what is wrong:", problems)
     return returned
@@ -152,11 +153,13 @@ def _adapted(answer: Answer, query: Query, args: Namespace) -> Answer:
     return replace(answer, boxes=boxes, reader=answer.reader or named)
 
 
-def _changed_sources(answers: Mapping[str, Answer], query: Query, run: RunFolder) -> list[str]:
+def _changed_sources(
+    answers: Mapping[str, Answer], query: Query, run: RunFolder, overrides: Sequence[Override]
+) -> list[str]:
     """Sentences on answered images whose file is not the one that the copy was made of."""
     if not answers:
         return []
-    config = ConfigParser(read_json(run.config), registries(), source=str(run.config))
+    config = ConfigParser(read_json(run.config), registries(), overrides, source=str(run.config))
     images, problems = build_dataset(config, read_json(run.split)).images, []
     assert isinstance(images, PictureImages)
     for image in query.images:

@@ -116,9 +116,10 @@ def _least_scores(args: Namespace, trained: Trained) -> dict[str, float]:
     """The least score of each class that is kept."""
     if args.threshold is not None:
         return dict.fromkeys(trained.class_names, args.threshold)
-    least = trained.least_scores(args.fps)
+    fps = args.fps or "1"
+    least = trained.least_scores(fps)
     told = ", ".join(f"{name} {score:.3f}" for name, score in least.items())
-    logger.info("least score for %s false positives per image on validation: %s", args.fps, told)
+    logger.info("least score for %s false positives per image on validation: %s", fps, told)
     return least
 
 

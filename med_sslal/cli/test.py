@@ -34,7 +34,7 @@ def run(args: Namespace) -> int:
     world = World.from_environment()
     with world.joined(gpus=args.device != "cpu"):
         path, content, complaints = world.from_main(lambda: find_model(args.resume))
-        config = ConfigParser(content["config"], registries(), source=str(path))
+        config = ConfigParser(content["config"], registries(), args.overrides, source=str(path))
         setup_logging(config.get("trainer.verbosity"), leads=world.is_main)
         for complaint in complaints:
             logger.warning("%s", complaint)
