@@ -3,16 +3,13 @@
 import json
 import multiprocessing
 import random
-import resource
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from practice_runs import (
-    answer,
     export,
     human_config,
     killed,
@@ -23,21 +20,17 @@ from practice_runs import (
     touches,
     truth_of,
 )
-from records import detections, write_record
 from same_run import read, same
 from tiny import files_of, run_train, write_config
 
 from med_sslal.__main__ import main
-from med_sslal.al.al_helpers import ActiveLearningHelper
-from med_sslal.al.budget import CostModel
-from med_sslal.al.pool import Pool
 from med_sslal.base.checkpoint import load_checkpoint
 from med_sslal.base.types import Annotation
+from med_sslal.logger.logger import add_log_file
 from med_sslal.practice.answers import Answer
-from med_sslal.practice.journal import Journal, Told, open_journal, read_journal
-from med_sslal.practice.oracle import HumanOracle, Progress
+from med_sslal.practice.journal import open_journal, read_journal
+from med_sslal.practice.oracle import Progress
 from med_sslal.trainer.run_folder import RunFolder
-from med_sslal.utils.errors import DataError, UserError
 
 Capture = pytest.CaptureFixture[str]
 
@@ -128,6 +121,26 @@ def test_a_run_waits_and_goes_on_with_the_answers(practice: Practice, capsys: Ca
     told = capsys.readouterr().out
     assert "cycle 1 of 2: selected" in told and "1 skipped images" in told
     assert main(["report", str(practice.run)]) == 0
+    # What another process has, as a training does, is at work.
+    fork = multiprocessing.get_context("fork")
+    opened, release = fork.Event(), fork.Event()
+    other = fork.Process(target=train_in, args=(practice.run, opened, release))
+    other.start()
+    try:
+        assert opened.wait(60)
+        assert main(["status", str(practice.run)]) == 0
+    finally:
+        release.set()
+        other.join()
+    told = capsys.readouterr().out
+    assert "a process is at work in it: wait for its end" in told and "--resume" not in told
+
+
+def train_in(run: Path, opened: Any, release: Any) -> None:
+    handler = add_log_file(RunFolder(run).log)
+    opened.set()
+    release.wait(60)
+    handler.close()
 
 
 @pytest.mark.slow
@@ -273,53 +286,14 @@ def test_a_query_is_its_runs_wherever_that_lies(practice: Practice, capsys: Capt
     assert practice.take(file, query=other / "cycle_00" / folder.name) == 2
     assert "is a query of cycle 0 of the run h, and not the one" in capsys.readouterr().err
     moved = practice.run.rename(practice.run.with_name("a b"))
-    assert practice.take(file, query=moved / "cycle_00" / folder.name) == 0
+    query, place = moved / "cycle_00" / folder.name, f"dataset.args.root={practice.pictures}"
+    # So may the data.
+    config = RunFolder(moved).config
+    config.write_text(config.read_text().replace(str(practice.pictures), "/gone"))
+    assert practice.take(file, query=query) == 2
+    assert practice.take(file, "--set", place, query=query) == 0
     assert f"next: python -m med_sslal train --resume '{moved}'" in capsys.readouterr().out
     assert len(RunFolder(moved).answers.read_text().splitlines()) == 1
-
-
-def told(*answers: Answer) -> Told:
-    return Told("q", (), answers)
-
-
-def test_a_torn_tail_is_ignored_and_cut(tmp_path: Path) -> None:
-    path, names = tmp_path / "answers.jsonl", ("x",)
-    empty = Annotation.empty()
-    with open_journal(path, names) as first:
-        first.add(told(answer("a", empty), answer("b", "skipped")), {"a": "1"})
-    whole = path.read_bytes()
-    for cut in (1, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole + whole[:cut])
-        assert len(read_journal(path, names)) == 1
-    with open_journal(path, names) as second:
-        second.add(told(answer("b", empty)), {})
-    assert path.read_bytes().startswith(whole) and len(path.read_bytes().splitlines()) == 2
-    assert list(read_journal(path, names).labels()) == ["a", "b"]
-    assert list(read_journal(path, names).labels(1)) == ["a"]
-    path.write_bytes(b"{}\n" + whole)
-    with pytest.raises(DataError, match="line 1 is no such file"):
-        read_journal(path, names)
-    path.write_bytes(whole.replace(b'"skipped"', b'"skipped'))
-    with pytest.raises(DataError, match="line 1 is damaged"):
-        read_journal(path, names)
-
-
-def test_a_full_disk_takes_no_part_of_an_import(tmp_path: Path) -> None:
-    path, names = tmp_path / "answers.jsonl", ("x",)
-    with open_journal(path, names) as writer:
-        writer.add(told(answer("c", "skipped")), {})
-        writer.add(told(answer("a", "skipped")), {})
-    assert list(read_journal(path, names).standing()) == ["c", "a"]
-    whole = path.read_bytes()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with open_journal(path, names) as writer:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, hard))
-        try:
-            with pytest.raises(UserError, match=r"cannot write .*answers\.jsonl"):
-                writer.add(told(answer("b", "skipped")), {})
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert path.read_bytes() == whole
 
 
 def hold(path: Path, opened: Any, release: Any) -> None:
@@ -344,40 +318,14 @@ def test_the_second_of_two_imports_at_once_is_refused(practice: Practice, capsys
     assert practice.take(practice.export()) == 0 and len(practice.standing()) == 3
 
 
-def oracle(*imports: Told, **args: Any) -> HumanOracle:
-    return HumanOracle({"i": Annotation.empty()}, Journal(imports), **args)
-
-
-def test_the_next_pool_is_what_is_answered_by_then() -> None:
-    empty, train = Annotation.empty(), "abcdefgi"
-    first = told(answer("b", empty), answer("a", "skipped"), answer("c", "in_progress"))
-    pool = oracle(first).pool_after(Pool(("i",), tuple("abcdefg")), "abc", train)
-    assert pool == Pool(("i", "b"), tuple("cdefg"), 1), "skipped is out, a draft is unlabelled"
-    # The second query, in its order; then what came late; what was taken back is unlabelled.
-    late = told(answer("a", empty), answer("d", empty), answer("c", empty))
-    second = told(answer("f", empty), answer("b", "withdrawn"))
-    both = oracle(first, late, second)
-    after = both.pool_after(pool, "fed", train)
-    assert after == Pool(("i", "f", "d", "a", "c"), tuple("beg"), 3)
-    assert list(both.label(pool.labelled, pool.answers)) == ["i", "b"], "as of then"
-    with pytest.raises(DataError, match="no label for 1 image"):
-        both.label(("b",), 3)
-    with pytest.raises(DataError, match="stands on 4 imports of answers, and its journal has 3"):
-        both.label(("i",), 4)
-
-
-def test_a_share_of_the_answers_is_enough() -> None:
-    journal = Journal((told(answer("a", "skipped"), answer("b", "in_progress")),))
-    progress = Progress.of("abcdefghij", journal)
-    assert (progress.answered, progress.total) == (1, 10)
-    assert [progress.missing(share) for share in (0.1, 0.11, 0.3, 1.0)] == [0, 1, 2, 9]
-    assert Progress.of([str(n) for n in range(30)], Journal()).missing(0.1) == 3
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (["al_settings.args.init_num=3"], "al_settings.args.init_num: 12 of 16 training images"),
+        (
+            ["dataset.args.labels=truth.json"],
+            'training images have a label, so that "labelled" leaves none',
+        ),
         (["ssl_settings.oracle=true"], "ssl_settings.oracle asks for a truth"),
         (["oracle.args.min_answered=0"], "oracle.args.min_answered: found 0; allowed: number"),
         (["oracle.args.blind=2"], "oracle.args.blind: found 2; allowed: number, 0 to 1"),
@@ -481,25 +429,3 @@ def test_killed_at_twenty_instants_nothing_is_lost_or_doubled(
         assert len(folder.answers.read_text().splitlines()) == 2
         assert [len(list(each.path.glob("*query_*"))) for each in folder.cycles()] == [1, 1, 0]
         assert not [name for name in files_of(run) if name.endswith(".partial")]
-
-
-def test_seconds_are_those_of_the_reader_once_twenty_answers_have_a_time(tmp_path: Path) -> None:
-    costs = CostModel("seconds", seconds_per_image=10, seconds_per_box=20)
-    box, one = np.array([[1, 1, 9, 9]], np.float32), np.array([1])
-
-    def of(n: int, **more: Any) -> CostModel:
-        # Half as long as is said of an image with a box, and lunch.
-        answers = [Answer(f"i{k}", "labelled", box, one, seconds=15.0) for k in range(n)]
-        answers += [Answer("lunch", "labelled", box, one, seconds=3000.0)]
-        answers += [Answer("skipped", "skipped", box[:0], one[:0], seconds=1.0)]
-        journal = Journal((Told("q", (), tuple(answers)),))
-        return HumanOracle({}, journal).paced(replace(costs, **more), 1)
-
-    assert of(19) == costs
-    assert of(20) == CostModel("seconds", 5.0, 10.0)
-    assert of(20, unit="boxes").seconds_per_box == 20
-    helper = ActiveLearningHelper(2, 60, ["entropy"], seed=3, budget_unit="seconds").costing(of(20))
-    record = write_record(tmp_path / "r", {n: detections([0.9]) for n in "abcdefgh"})
-    # Of a box each: 15 seconds an image.
-    chosen = helper.query(record, Pool((), tuple("abcdefgh")), 60, 0, {})
-    assert len(chosen.items) == 4

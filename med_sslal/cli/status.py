@@ -13,7 +13,7 @@ from med_sslal.practice.query_folder import read_query
 from med_sslal.trainer.run_folder import RunFolder, named_path
 from med_sslal.utils.errors import UserError
 from med_sslal.utils.text_table import text_table
-from med_sslal.utils.util import read_json
+from med_sslal.utils.util import read_json, take_alone
 
 
 def run(args: Namespace) -> int:
@@ -21,8 +21,20 @@ def run(args: Namespace) -> int:
     folder = RunFolder(named_path(args.run).resolve())
     if not folder.exists:
         raise UserError(f"{args.run} is no run folder: it has no {folder.config.name}")
-    sys.stdout.write(f"run: {folder}\n{_standing(folder)}{next_steps(folder)}")
+    busy = _at_work(folder)
+    steps = "a process is at work in it: wait for its end\n" if busy else next_steps(folder)
+    sys.stdout.write(f"run: {folder}\n{_standing(folder, busy)}{steps}")
     return 0
+
+
+def _at_work(run: RunFolder) -> bool:
+    """Whether another process trains in a run: it has the log to itself."""
+    try:
+        with run.log.open("r+b") as log:
+            return not take_alone(log)
+    except OSError:
+        # No log, or no locks on its disk.
+        return False
 
 
 def query_out(run: RunFolder) -> Path | None:
@@ -58,14 +70,15 @@ def progress_of(folder: Path, run: RunFolder) -> tuple[str, Progress]:
     return f"query {query.query_id} of cycle {query.cycle}: {progress}", progress
 
 
-def _standing(run: RunFolder) -> str:
+def _standing(run: RunFolder, busy: bool) -> str:
     cycles, planned = run.begun(), read_json(run.config)["al_settings"]["num_cycles"]
     if not cycles:
         return "no training has begun\n"
     last = cycles[-1]
     pool, n_train = read_json(last.pool), len(read_json(run.split)["train"])
     n_labelled, n_unlabelled = len(pool["labelled"]), len(pool["unlabelled"])
-    state = "selected" if last.queried else "measured" if last.measured else "in training"
+    training = "in training" if busy else "stopped in training"
+    state = "selected" if last.queried else "measured" if last.measured else training
     lines = [
         f"cycle {last.number} of {planned}: {state}",
         f"{n_labelled} labelled, {n_unlabelled} unlabelled and "
