@@ -10,9 +10,13 @@ from tiny import files_of, make_voc, quick_config, run_train, write_config
 
 from med_sslal.al.al_helpers import ActiveLearningHelper
 from med_sslal.al.pool import Pool
+from med_sslal.base.base_dataset import Labels
+from med_sslal.base.types import Annotation
 from med_sslal.cli.registries import registries
 from med_sslal.config.overrides import parse_set
 from med_sslal.config.parse_config import ConfigParser
+from med_sslal.data.coco import save_coco
+from med_sslal.data.voc import PascalVOC
 from med_sslal.utils.errors import ConfigError
 
 
@@ -57,6 +61,18 @@ def test_full_supervision_with_queries_is_refused_with_all_other_problems(config
     assert any(
         "al_settings.num_cycles: found 2" in line and "set it to 0" in line for line in lines
     )
+
+
+def test_labels_without_any_object_are_told_of(config, tmp_path, caplog):
+    voc = PascalVOC(str(tmp_path / "voc"))
+    none = dict.fromkeys(voc.labels.annotations, Annotation.empty())
+    labels = Labels(voc.labels.class_names, none)
+    save_coco(tmp_path / "voc" / "a.json", voc.images, labels, folder="JPEGImages")
+    data = {"root": str(tmp_path / "voc"), "annotations": "a.json", "images": "JPEGImages"}
+    config["dataset"] = {"type": "COCO", "args": data}
+    path = write_config(tmp_path / "config.json", config)
+    assert run_train("-c", path, "--dry-run") == 0
+    assert "no image of validation or test has an object" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["k_center", "k_means_diversity", "typicality"])

@@ -302,6 +302,7 @@ def test_the_commands_of_the_page_export_one_after_the_other(
         assert run_command(told, tmp_path) == 0
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_an_onnx_file_finds_the_same(tmp_path: Path) -> None:
     """However many boxes an image has, none among them."""
     args: dict[str, Any] = {"num_classes": 3, "backbone_name": "resnet18", "norm": "group"}

@@ -49,7 +49,7 @@ def test_split_ignores_order_and_follows_seed():
 def test_split_counts_are_logged(caplog):
     with caplog.at_level(logging.INFO):
         split_by_group(make_infos(10), 0.2, 0)
-    assert "train: 24 images of 8 groups" in caplog.text
+    assert "train: 24 image(s) of 8 group(s)" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -115,11 +114,10 @@ def load_tensors(path: Path, *, require_checksum: bool = False) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     # torch's unpickler stumbles over foreign bytes in many ways: IndexError, struct.error, ...
     except Exception as error:
-        why = f" ({(str(error).splitlines() or [type(error).__name__])[0]})"
-        # torch's own advice is to unpickle what nobody has checked.
-        why = "" if isinstance(error, UnpicklingError) else why
+        # Its own words are of its inside, or advise to unpickle what nobody has checked.
+        why = error.strerror if isinstance(error, OSError) else "it is damaged, or of another kind"
         raise CheckpointError(
-            f"{path} is no readable checkpoint of tensors and plain containers{why}"
+            f"{path} is no readable checkpoint of tensors and plain containers: {why}"
         ) from error
 
 

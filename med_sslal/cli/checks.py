@@ -161,6 +161,9 @@ def _check_labels(setup: RunSetup, train: Sequence[str]) -> None:
             "dataset: no image has a label, but training, validation and test need some: name a "
             "file of labels (dataset.args.labels of ImageFolder)"
         )
+    if not any(label.n_objects for label in setup.eval_labels.annotations.values()):
+        text = "no image of validation or test has an object, so that no finding can be measured: "
+        logger.warning(text + "look whether the labels are the right ones")
     n_missing = len(train) - len(setup.strategy.oracle.known(train))
     missing = f"{n_missing} of {len(train)} training images have no label"
     human = isinstance(setup.strategy.oracle, HumanOracle)
@@ -204,6 +207,12 @@ def _check_pool(setup: RunSetup, train: Sequence[str], n_initial: int) -> None:
     if not num_cycles:
         check_pool(n_initial, 0, len(pool))
         return
+    if helper.starts_labelled and n_initial == len(pool):
+        raise ConfigError(
+            f"al_settings.args.init_num: all {n_initial} training images have a label, so that "
+            '"labelled" leaves none to ask for: give a number of images, or set '
+            "al_settings.num_cycles to 0"
+        )
     check_pool(n_initial, helper.budget_num if in_images else 1, len(pool))
     check_positions(pool.unlabelled, slice_positions(infos), helper.suppress_adjacent)
     if in_images:

@@ -88,5 +88,5 @@ def splits_by(
     for name, ids in splits.items():
         # Groups are of very different size.
         groups = {infos[image_id].group_id for image_id in ids}
-        logger.info("%s: %d images of %d groups", name, len(ids), len(groups))
+        logger.info("%s: %d image(s) of %d group(s)", name, len(ids), len(groups))
     return splits

@@ -41,6 +41,8 @@ def write_onnx(path: Path, model: FasterRCNN, size: tuple[int, int]) -> None:
         # Of the tracing exporter, and of what it calls.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", UserWarning)
+        # Of torchvision's NMS, which a trace compiles.
+        warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
         torch.onnx.export(
             _OneImage(model).eval(),
             (image,),
