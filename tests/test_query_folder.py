@@ -135,17 +135,14 @@ def test_the_tools_are_given_the_same_boxes(images: PictureImages, tmp_path: Pat
     ]
 
 
-def test_the_readme_names_the_steps_and_no_other_file_the_place(
-    images: PictureImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    query = write(Path("a b"), images)
-    folder = QueryFolder.named(tmp_path / "a b", query.query_id)
+def test_the_readme_names_the_steps_and_no_place(images: PictureImages, tmp_path: Path) -> None:
+    query = write(tmp_path, images)
+    folder = QueryFolder.named(tmp_path, query.query_id)
     text = folder.readme.read_text()
     name = folder.path.name
     for words in (
-        f"python -m med_sslal import '{folder.path}' FILE",
-        f"python -m med_sslal query push '{folder.path}' --url",
+        "python -m med_sslal import FOLDER FILE",
+        "python -m med_sslal query push FOLDER --url",
         "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT",
         f'{{"project": ID, "path": "ROOT/{name}", "use_blob_urls": true}}',
         "exportType=JSON&download_all_tasks=true",
@@ -154,7 +151,7 @@ def test_the_readme_names_the_steps_and_no_other_file_the_place(
         assert words in text
     task = json.loads(folder.label_studio.read_text())[0]
     assert task["data"]["image"] == f"/data/local-files/?d={name}/images/0001__._plain.png"
-    for path in {*folder.path.rglob("*.*")} - {folder.readme}:
+    for path in folder.path.rglob("*.*"):
         assert str(tmp_path).encode() not in path.read_bytes()
 
 

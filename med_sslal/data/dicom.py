@@ -15,11 +15,10 @@ import re
 import secrets
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import cv2
@@ -30,7 +29,7 @@ from med_sslal.data.bad_samples import BadSamples
 from med_sslal.data.pictures import Window, to_unit
 from med_sslal.data.probe import WARNING_FILTERS
 from med_sslal.utils.errors import DataError
-from med_sslal.utils.util import UNFINISHED, atomic_write
+from med_sslal.utils.util import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -80,15 +79,10 @@ class Pseudonyms:
         """
         try:
             if not path.exists():
-                # Whole under its name, or not at all; that of another process stays.
-                with NamedTemporaryFile(dir=path.parent, suffix=UNFINISHED) as stream:
-                    stream.write(f"{secrets.token_hex(32)}\n".encode())
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                    with suppress(FileExistsError):
-                        os.link(stream.name, path)
-                        told = "made the key of DICOM pseudonyms %s: keep it, and to yourself"
-                        logger.info(told, path)
+                handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(handle, "w") as stream:
+                    stream.write(f"{secrets.token_hex(32)}\n")
+                logger.info("made the key of DICOM pseudonyms %s: keep it, and to yourself", path)
             mode, text = path.stat().st_mode, path.read_bytes()
         except OSError as error:
             raise DataError(

@@ -144,7 +144,7 @@ def write_query(
             _put_beside(folder, copies[-1], more)
         told = (query_id, run, cycle, selection.seed, model_hash, config_hash)
         query = Query(*told, tuple(class_names), tuple(copies), box_padding_px)
-        _write_files(folder, final.path.resolve(), query, selection, labels)
+        _write_files(folder, final.path.name, query, selection, labels)
         # What the copies show of the values, for who looks at them later.
         content = {"window": images.window, **_manifest(query)}
         write_versioned(folder.manifest, FORMAT_VERSION, content)
@@ -153,18 +153,18 @@ def write_query(
 
 def _write_files(
     folder: QueryFolder,
-    final: Path,
+    name: str,
     query: Query,
     selection: Selection,
     labels: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write what the annotation tools read, and the README, of a folder that will be `final`."""
+    """Write what the annotation tools read, and the README, of a folder that will have the name."""
     write_json(folder.coco, coco_document(query, _values(selection)))
-    pictures = folder.addresses(query, f"/data/local-files/?d={final.name}")
+    pictures = folder.addresses(query, f"/data/local-files/?d={name}")
     write_json(folder.label_studio, label_studio_tasks(query, pictures))
     _put(folder.labeling_config, labeling_config(query.class_names, pictures))
     write_json(folder.cvat_labels, labels)
-    text = query_readme(query, final, beside=has_beside(pictures))
+    text = query_readme(query, name, beside=has_beside(pictures))
     _put(folder.readme, text.encode())
 
 

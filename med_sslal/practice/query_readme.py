@@ -1,8 +1,5 @@
 """What a query's folder says to the person who labels it."""
 
-import shlex
-from pathlib import Path
-
 from med_sslal.practice.answers import Query
 
 _TEXT = """# Query {query_id}: {number} image(s) to be looked at
@@ -23,10 +20,11 @@ An image without a mark stays pending: it is never taken for an empty one.
 
 {beside}## Label Studio
 
-Two commands do all of it, with a token of yours from Account & Settings in LABEL_STUDIO_TOKEN:
+Two commands do all of it, with a token of yours from Account & Settings in LABEL_STUDIO_TOKEN.
+FOLDER is the path of this folder in its run, which `python -m med_sslal status RUN` prints:
 
-    python -m med_sslal query push {path} --url http://localhost:8080
-    python -m med_sslal query pull {path} --url http://localhost:8080
+    python -m med_sslal query push FOLDER --url http://localhost:8080
+    python -m med_sslal query pull FOLDER --url http://localhost:8080
 
 By hand:
 
@@ -63,8 +61,9 @@ a box are.
 
 ## The way back
 
-    python -m med_sslal import {path} FILE
+    python -m med_sslal import FOLDER FILE
 
+FOLDER is the path of this folder in its run, FILE what a tool exported.
 Everything is checked before anything is taken; all rows that are wrong are listed. `manifest.json`
 must stay as it is.
 """
@@ -83,8 +82,8 @@ the image; CVAT beside it where the task is made of an archive: zip what is in `
 """
 
 
-def query_readme(query: Query, folder: Path, *, beside: bool) -> str:
-    """The steps for each tool, for the query in that folder.
+def query_readme(query: Query, folder: str, *, beside: bool) -> str:
+    """The steps for each tool, for the query in a folder of that name.
 
     `beside` where there is more to look at beside the images.
     """
@@ -95,6 +94,5 @@ def query_readme(query: Query, folder: Path, *, beside: bool) -> str:
         query_id=query.query_id,
         number=len(query.images),
         classes=", ".join(query.class_names),
-        folder=folder.name,
-        path=shlex.quote(str(folder)),
+        folder=folder,
     )
