@@ -160,7 +160,8 @@ def test_batch_norm_of_a_resumed_run(
     words = settings("arch.args.norm=batch", f"trainer.save_dir={tmp_path / 'runs'}")
     assert run_train("-c", config, *words, "--run-id", "x") == 0
     run = tmp_path / "runs" / "tiny" / "x"
-    sentence = refused(lambda: run_train("--resume", run, "--bs", "1"))
+    longer = settings("al_settings.num_cycles=2")
+    sentence = refused(lambda: run_train("--resume", run, "--bs", "1", *longer))
     assert sentence.startswith("batch_size 1 gives batch norm 1 image(s) a device")
     # Evaluation changes no statistics.
     saved = json.loads((run / "config.json").read_text())

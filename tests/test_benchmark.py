@@ -111,7 +111,7 @@ def test_small_evaluation_parts(tmp_path: Path, capsys: pytest.CaptureFixture[st
     content = read_json(out)
     names = [comparison["name"] for comparison in content["comparisons"]]
     assert names[:2] == ["three slices", "loader"] and len(names) == 5
-    assert content["machine"]["processor"] in capsys.readouterr().out
+    assert content["machine"]["cpu"] in capsys.readouterr().out
     assert content["options"]["image_size"] == 64
 
 

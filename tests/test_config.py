@@ -86,6 +86,10 @@ def test_shipped_config_has_every_value_of_the_full_experiment() -> None:
     # The default would hide faint lesions in this window.
     strong = {"type": "StrongTransform", "args": {"noise": 0.005}}
     assert config.pop("pseudo_augmentation") == strong
+    # As long as its training: a shorter cosine rises again.
+    cosine = config["lr_scheduler"]["args"]
+    assert cosine["T_max"] == config["trainer"]["epochs"]
+    cosine["T_max"] = full()["lr_scheduler"]["args"]["T_max"]
     # Its strategy is the one that beat random (docs/studies.md), with the patients spread.
     strategy = config["al_settings"]["args"]
     assert strategy.pop("spread_groups") is True

@@ -322,10 +322,12 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     left = json.loads(names.read_text())["unlabelled"][:2]
     for cycle, box in enumerate((SQUARE, (30, 30, 50, 50))):
         shown = Prediction(*boxes_of([(*box, 1, 0.8)]))
+        folder = RunFolder(run).cycle(cycle)
+        chosen = json.loads(folder.selection.read_text())
         write_query(
-            RunFolder(run).cycle(cycle).path, images, selection_of(tuple(left)),
-            dict.fromkeys(left, shown), run=run.name, cycle=cycle, model_hash="m",
-            config_hash="c", class_names=("class0", "class1"),
+            folder.path, images, selection_of(tuple(left)),
+            dict.fromkeys(left, shown), run=run.name, cycle=cycle, model_hash=chosen["model_hash"],
+            config_hash=chosen["config_hash"], class_names=("class0", "class1"),
         )  # fmt: skip
     return run
 
