@@ -178,7 +178,15 @@ DAMAGED = {
         "{}/cycle_01/metrics.json: --resume measures again",
         ["cycle_01/metrics.json"],
     ),
-    "environment.json": ("{}/environment.json: --resume writes it again", ["environment.json"]),
+    "cycle_00/metrics.json": (
+        "{}/cycle_00/metrics.json: --resume measures again",
+        ["cycle_00/metrics.json"],
+    ),
+    "cycle_01/pool.json": (
+        "{}/cycle_01/pool.json: --resume makes it again or does without",
+        ["cycle_01/pool.json"],
+    ),
+    "environment.json": ("{}/environment.json: the run does without it", ["environment.json"]),
 }
 
 
@@ -197,14 +205,33 @@ def test_a_damaged_file_of_a_run_says_what_to_remove(
     if "record" in name:
         chosen = ["--criterion", "entropy", "--budget", "1", "--first", "0"]
         lines[1] = ["select", "--record", copy, *chosen]
-    for line in lines:
+    # Resuming makes the pool of the last cycle again of itself.
+    for line in lines["pool" in name :]:
         assert main([*map(str, line)]) == 2
         said, error = capsys.readouterr()
         assert str(path) in error and f". Remove {words.format(copy)}\n" in error
         assert error.count("\n") == 1 and "go on with" not in said
     cut(copy, *removed)
     assert run_train("--resume", copy) == 0
+    assert "nothing was left to do" not in capsys.readouterr().out
     assert_same_run(whole, copy)
+
+
+def test_no_advice_costs_a_training_or_an_answer(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The record of a query that is made is for looking; who answered what stands in pool.json."""
+    for number, name in enumerate(("record", "record_val")):
+        path = copy / "cycle_00" / name / "plain" / "boxes.npy"
+        path.write_bytes(path.read_bytes()[:100])
+        more = ["--explain"] if number else ["--criterion", "entropy", "--budget", "1"]
+        assert main(["select", "--record", str(copy / "cycle_00"), *more]) == 2
+        error = sentence(capsys)
+        assert str(path) in error and "name another" in error and "Remove" not in error
+    (copy / "answers.jsonl").touch()
+    (copy / "cycle_01" / "pool.json").write_text("{")
+    assert main(["report", str(copy)]) == 2
+    assert "Remove" not in sentence(capsys)
 
 
 def test_a_run_whose_only_model_is_damaged_says_what_to_do(

@@ -291,6 +291,8 @@ def test_a_query_is_its_runs_wherever_that_lies(practice: Practice, capsys: Capt
     config = RunFolder(moved).config
     config.write_text(config.read_text().replace(str(practice.pictures), "/gone"))
     assert practice.take(file, query=query) == 2
+    assert practice.take(file, "--set", "oracle.args.box_padding_px=3", query=query) == 2
+    assert "oracle.args.box_padding_px cannot change here, only where" in capsys.readouterr().err
     assert practice.take(file, "--set", place, query=query) == 0
     assert f"next: python -m med_sslal train --resume '{moved}'" in capsys.readouterr().out
     assert len(RunFolder(moved).answers.read_text().splitlines()) == 1
@@ -390,6 +392,10 @@ def test_a_training_stands_on_the_answers_that_it_began_with(
     assert run_train("--resume", practice.run, "--set", "oracle.args.min_answered=0.6") == 0
     assert_same_cycle(practice.run, research, 1)
     assert practice.pool(1)["answers"] == 1
+    pool = RunFolder(practice.run).cycle(1).pool
+    aside = pool.rename(pool.with_name("aside"))
+    assert run_train("--resume", practice.run) == 2, "no other file tells its answers"
+    aside.rename(pool)
     waiting = newest_query(practice.run)[1].images[0].image_id
     assert practice.take(practice.export("3.json", **{waiting: "pending"})) == 0
     assert killed(["train", "--resume", practice.run], touches("cycle_02/.model_best"))

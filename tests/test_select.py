@@ -240,6 +240,11 @@ def no_data(run: Path) -> None:
         (no_data, ["--explain"], "--explain needs the run's labels, but there is no folder"),
         (None, ["--explain", "--criterion", "flip_consistency"], "has no view 'flip', only plain"),
         (None, ["--explain", "--criterion", "k_center"], "is a second stage and needs"),
+        (
+            None,
+            ["--explain", "--criterion", '["margin", "k_center"]'],
+            "give --criterion margin in",
+        ),
         (None, ["--explain", "--budget", "3"], "--budget: --explain chooses nothing"),
         (None, ["--explain", "--max-per-group", "3"], "--max-per-group: --explain chooses"),
         (None, ["--budget", "1"], "give one --criterion"),

@@ -114,8 +114,11 @@ def load_tensors(path: Path, *, require_checksum: bool = False) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     # torch's unpickler stumbles over foreign bytes in many ways: IndexError, struct.error, ...
     except Exception as error:
-        # Its own words are of its inside, or advise to unpickle what nobody has checked.
+        # torch's words are of its inside, or advise to unpickle what nobody has checked.
         why = error.strerror if isinstance(error, OSError) else "it is damaged, or of another kind"
+        if isinstance(error, MemoryError | RuntimeError) and sidecar(path).is_file():
+            # It is as it was written.
+            why = str(error).partition("\n")[0] or "not enough memory"
         raise CheckpointError(
             f"{path} is no readable checkpoint of tensors and plain containers: {why}"
         ) from error

@@ -50,7 +50,7 @@ examples:
   -r --resume PATH  a checkpoint, a run folder (its last finished cycle's best model) or 'latest'
     [required]
   --split test|val  images to evaluate on [test]
-  --set KEY=VALUE  any key of the run's config, such as dataset.args.root=DIR; repeatable
+  --set KEY=VALUE  where the data of the run lies now: dataset.args.root=DIR; repeatable
   -d --device DEVICE  cpu, cuda or GPU numbers such as 2,3; in place of n_gpu
 examples:
   python test.py -r latest                                   the newest run's last best model
@@ -155,7 +155,7 @@ how they are read:
     whose answer is taken, or 'newest' for the latest of them
   --pad PIXELS  widen each box that is not left as it was shown by so much on every side, in place
     of the run's oracle.args.box_padding_px
-  --set KEY=VALUE  any key of the run's config, such as dataset.args.root=DIR; repeatable
+  --set KEY=VALUE  where the data of the run lies now: dataset.args.root=DIR; repeatable
   --dry-run  check and count, change nothing
 in place of files:
   --withdraw ID+  take the answers to these images of the query back

@@ -17,6 +17,8 @@ from med_sslal.base.settings import TrainerSettings
 from med_sslal.base.training_step import TrainingStep
 from med_sslal.base.views import VIEWS
 from med_sslal.cli.checks import check_monitor
+from med_sslal.cli.registries import registries
+from med_sslal.config.overrides import Override
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.signature import signature
 from med_sslal.data.transforms import EvalTransform
@@ -24,6 +26,7 @@ from med_sslal.model.compiling import compile_parts
 from med_sslal.model.weights import read_weights
 from med_sslal.practice.journal import Journal, read_journal
 from med_sslal.practice.oracle import HumanOracle
+from med_sslal.study.settings_hash import is_place
 from med_sslal.trainer.run_folder import CycleFolder
 from med_sslal.trainer.setup import RunSetup, Transforms
 from med_sslal.trainer.supervised_step import SupervisedStep
@@ -41,6 +44,7 @@ from med_sslal.utils.util import read_json, stable_hash
 logger = logging.getLogger(__name__)
 
 DEFAULT_IMAGE_SIZE = 512
+LABELS = "dataset.args.labels"  # A fingerprint tells whether moved ones are the same.
 
 
 def devices_of(config: ConfigParser, device: str | None, world: World = ALONE) -> Devices:
@@ -54,6 +58,19 @@ def devices_of(config: ConfigParser, device: str | None, world: World = ALONE) -
         wanted = config["n_gpu"] if device is None else {"cpu": 0, "cuda": 1}[device]
         return process_device(wanted, world)
     return resolve_devices(config["n_gpu"] if device is None else restrict_visible_devices(device))
+
+
+def moved_config(
+    saved: Mapping[str, Any], source: Path, overrides: Sequence[Override]
+) -> ConfigParser:
+    """The config of a run, whose data may lie elsewhere now; ConfigError of any other change."""
+    keys = [".".join(override.path) for override in overrides]
+    if others := [key for key in keys if not is_place(key) and key != LABELS]:
+        raise ConfigError(
+            f"--set: {', '.join(others)} cannot change here, only where the run's data lies, "
+            f"dataset.args.root or {LABELS}"
+        )
+    return ConfigParser(saved, registries(), overrides, source=str(source))
 
 
 def build_dataset(

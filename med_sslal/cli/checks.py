@@ -208,10 +208,11 @@ def _check_pool(setup: RunSetup, train: Sequence[str], n_initial: int) -> None:
         check_pool(n_initial, 0, len(pool))
         return
     if helper.starts_labelled and n_initial == len(pool):
+        human = isinstance(setup.strategy.oracle, HumanOracle)
         raise ConfigError(
             f"al_settings.args.init_num: all {n_initial} training images have a label, so that "
-            '"labelled" leaves none to ask for: give a number of images, or set '
-            "al_settings.num_cycles to 0"
+            '"labelled" leaves none to ask for: set al_settings.num_cycles to 0'
+            + ("" if human else ", or give a number of images")
         )
     check_pool(n_initial, helper.budget_num if in_images else 1, len(pool))
     check_positions(pool.unlabelled, slice_positions(infos), helper.suppress_adjacent)

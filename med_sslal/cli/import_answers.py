@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from med_sslal.cli.build import build_dataset
-from med_sslal.cli.registries import registries
+from med_sslal.cli.build import build_dataset, moved_config
 from med_sslal.cli.status import next_steps, progress_of
 from med_sslal.config.overrides import Override
-from med_sslal.config.parse_config import ConfigParser
 from med_sslal.data.bad_samples import ListedError
 from med_sslal.data.pictures import PictureImages
 from med_sslal.practice.answers import Answer, Query
@@ -159,7 +157,7 @@ def _changed_sources(
     """Sentences on answered images whose file is not the one that the copy was made of."""
     if not answers:
         return []
-    config = ConfigParser(read_json(run.config), registries(), overrides, source=str(run.config))
+    config = moved_config(read_json(run.config), run.config, overrides)
     images, problems = build_dataset(config, read_json(run.split)).images, []
     assert isinstance(images, PictureImages)
     for image in query.images:

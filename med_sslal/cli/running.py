@@ -18,7 +18,7 @@ import torch
 from med_sslal.al.pool import Pool
 from med_sslal.base.base_dataset import BaseDataset, Labels
 from med_sslal.base.checkpoint import check_can_go_on, load_checkpoint, newest_good
-from med_sslal.cli.build import data_difference, load_weights, trainer_settings
+from med_sslal.cli.build import LABELS, data_difference, load_weights, trainer_settings
 from med_sslal.cli.called import called
 from med_sslal.cli.registries import registries
 from med_sslal.cli.report import write_run
@@ -100,7 +100,11 @@ def nothing_left(run: RunFolder, config: ConfigParser) -> bool:
     try:
         if not run.finished:
             return False
-        last, length = run.begun()[-1], trainer_settings(config, show_progress=False).length
+        cycles, n_done = run.begun(), len(run.read_summary()["cycles"])
+        whole = [cycle.measured and cycle.queried for cycle in cycles[:-1]]
+        if len(cycles) < n_done or not all((*whole, cycles[-1].measured)):
+            return False
+        last, length = cycles[-1], trainer_settings(config, show_progress=False).length
         # A finished run has made its last query only where that paid for no label.
         can_buy = not last.queried and read_json(last.pool)["unlabelled"]
         if can_buy and last.number < config.get("al_settings.num_cycles"):
@@ -129,7 +133,7 @@ def _nothing_left(run: RunFolder, setup: RunSetup, rows: list[dict[str, Any]]) -
     """That a resumed run was at its end already, and how it could go on."""
     text = f"nothing was left to do: the run {run} is finished, with {len(rows)} trainings\n"
     unlabelled = read_json(run.cycle(len(rows) - 1).pool)["unlabelled"]
-    if unlabelled and len(rows) > setup.strategy.num_cycles:
+    if unlabelled and len(rows) > setup.strategy.num_cycles and study_of(run) is None:
         command = resume_command(run.path, setup.world)
         text += f"for one more query: {command} --set al_settings.num_cycles={len(rows)}\n"
     return text
@@ -231,32 +235,41 @@ def named_checkpoint(run: RunFolder, path: Path) -> tuple[Path, dict[str, Any]]:
     return path, content
 
 
+def study_of(run: RunFolder) -> Path | None:
+    """The folder of the study that started a run; None where none did."""
+    arm, study = run.path.parent, run.path.parent.parent
+    return study if (study / CONFIGS / f"{arm.name}_{run.path.name}.json").is_file() else None
+
+
 def apply_policy(
-    run: RunFolder, before: ConfigParser, config: ConfigParser, *, idle: bool
+    run: RunFolder, before: ConfigParser, config: ConfigParser, study: Path | None, *, idle: bool
 ) -> ConfigParser:
     """Log free changes, warn of risky ones, refuse those that would make the curve no result.
 
-    Returns the config to go on with. An `idle` run, with nothing left to train, keeps its own but
-    for where its data and files are.
+    Returns the config to go on with. A run of a `study`, and an `idle` one, with nothing left to
+    train, keep their own but for where data and files are.
     """
     free, warned, refused = compare_for_resume(before.resolved, config.resolved)
     text = "{} was {!r} and cannot become {!r} in a resumed run: start a new one"
     if refused:
         raise ConfigError("\n".join(text.format(*change) for change in refused))
     decisive = [change for change in (*free, *warned) if not is_place(change[0])]
-    arm, study = run.path.parent, run.path.parent.parent
-    if decisive and (study / CONFIGS / f"{arm.name}_{run.path.name}.json").is_file():
+    if decisive and study is not None:
         raise ConfigError(
             f"{run} is a run of the study {study}, whose runs are all of the study's settings: "
             f"{', '.join(path for path, *_ in decisive)} cannot change in it, start a run of your "
             f"own with -c {run.config}"
         )
     if idle:
-        free, warned = [change for change in (*free, *warned) if is_place(change[0])], []
-        if decisive:
+        left = [change for change in decisive if change[0] != LABELS]
+        free, warned = [change for change in (*free, *warned) if change not in left], []
+        if left:
+            last = run.begun()[-1]
+            longer = any(path.startswith("trainer.") for path, *_ in left) and last.closed
             logger.warning(
-                "nothing is left to train, so the run keeps the settings it was trained with: %s",
-                ", ".join(f"{path} stays {old!r}, not {new!r}" for path, old, new in decisive),
+                "nothing is left to train%s, so the run keeps the settings it was trained with: %s",
+                f" ({last.path.name} cannot go on: {last.closed})" if longer else "",
+                ", ".join(f"{path} stays {old!r}, not {new!r}" for path, old, new in left),
             )
         moved = [Override("--set", tuple(path.split(".")), new) for path, _, new in free]
         config = ConfigParser(before.resolved, registries(), moved)

@@ -180,7 +180,8 @@ def _make_helper(
 
     if isinstance(criterion, list) and wrong(stages) and not wrong(criterion):
         names = [each if isinstance(each, str) else json.dumps(each) for each in criterion]
-        words = zip(("--criterion", "--selector"), names, strict=False)
+        stages_of = ("--criterion", "--selector")[: 1 if args.explain else 2]
+        words = zip(stages_of, names, strict=False)
         text = " ".join(f"{option} {quote(name)}" for option, name in words)
         raise ConfigError(f"--criterion: that is a whole al_criterion: give {text} in its place")
     if problems := wrong_arguments(cls, own, provided=("seed",)):

@@ -1,5 +1,7 @@
 """`med-sslal status`: where a run stands, what a person has answered, and what comes next."""
 
+import errno
+import os
 import sys
 from argparse import Namespace
 from dataclasses import asdict, fields
@@ -13,7 +15,7 @@ from med_sslal.practice.query_folder import read_query
 from med_sslal.trainer.run_folder import RunFolder, named_path
 from med_sslal.utils.errors import UserError
 from med_sslal.utils.text_table import text_table
-from med_sslal.utils.util import read_json, take_alone
+from med_sslal.utils.util import read_json
 
 
 def run(args: Namespace) -> int:
@@ -30,11 +32,12 @@ def run(args: Namespace) -> int:
 def _at_work(run: RunFolder) -> bool:
     """Whether another process trains in a run: it has the log to itself."""
     try:
-        with run.log.open("r+b") as log:
-            return not take_alone(log)
-    except OSError:
-        # No log, or no locks on its disk.
-        return False
+        with run.log.open("rb") as log:
+            os.lockf(log.fileno(), os.F_TEST, 0)
+    except OSError as error:
+        # Others are of no log, or of a disk without locks.
+        return error.errno in (errno.EACCES, errno.EAGAIN) and os.access(run.log, os.R_OK)
+    return False
 
 
 def query_out(run: RunFolder) -> Path | None:

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from med_sslal.base.checkpoint import sidecar
-from med_sslal.cli.build import build_dataset, data_difference, devices_of, load_weights
-from med_sslal.cli.registries import registries
+from med_sslal.cli.build import (
+    build_dataset,
+    data_difference,
+    devices_of,
+    load_weights,
+    moved_config,
+)
 from med_sslal.cli.train import build_setup
-from med_sslal.config.parse_config import ConfigParser
 from med_sslal.eval.coco_utils import to_coco_predictions
 from med_sslal.logger.logger import setup_logging
 from med_sslal.report.overlays import write_evaluation_pictures
@@ -34,7 +38,7 @@ def run(args: Namespace) -> int:
     world = World.from_environment()
     with world.joined(gpus=args.device != "cpu"):
         path, content, complaints = world.from_main(lambda: find_model(args.resume))
-        config = ConfigParser(content["config"], registries(), args.overrides, source=str(path))
+        config = moved_config(content["config"], path, args.overrides)
         setup_logging(config.get("trainer.verbosity"), leads=world.is_main)
         for complaint in complaints:
             logger.warning("%s", complaint)

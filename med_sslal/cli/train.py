@@ -37,6 +37,7 @@ from med_sslal.cli.running import (
     named_checkpoint,
     nothing_left,
     run_in,
+    study_of,
 )
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.config.schema import SslKeys
@@ -233,8 +234,8 @@ def resume(args: Namespace) -> int:
                 "the one before and knew no student: start a new run"
             )
         before = ConfigParser(saved, registries(), source=source)
-        idle = world.from_main(lambda: nothing_left(run, config))
-        config = apply_policy(run, before, config, idle=idle)
+        idle, study = world.from_main(lambda: (nothing_left(run, config), study_of(run)))
+        config = apply_policy(run, before, config, study, idle=idle)
         devices = devices_of(config, args.device, world)
         with deterministic_algorithms(config["deterministic"]):
             split = world.from_main(lambda: read_json(run.split))

@@ -29,6 +29,7 @@ from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.student import decide, pseudo_label, teacher_thresholds
 from med_sslal.trainer.train_cycle import train_cycle
 from med_sslal.utils.distributed import naming_lost_peers
+from med_sslal.utils.errors import CheckpointError
 from med_sslal.utils.interrupt import Interrupted, StopRequest
 from med_sslal.utils.util import read_json, write_json
 
@@ -259,12 +260,17 @@ class CycleLoop:
 
     def _pool_after(self, state: CycleState, query: Sequence[str]) -> Pool | None:
         """The pool with the labels of a query; None where the run waits for a person's answers."""
-        oracle, following = self._setup.strategy.oracle, self._run.cycle(state.number + 1).pool
+        oracle, following = self._setup.strategy.oracle, self._run.cycle(state.number + 1)
         if not isinstance(oracle, HumanOracle):
             return state.pool.label(query)
-        if following.exists():
+        if following.pool.exists():
             # A cycle stands on what was answered when it began.
-            return Pool(**read_json(following))
+            return Pool(**read_json(following.pool))
+        if following.trained or following.supervised.trained:
+            raise CheckpointError(
+                f"{following.pool} is missing, and nothing else tells which answers its cycle was "
+                f"trained on: put a copy back, or remove {following.path} and the cycles after it"
+            )
         if Progress.of(query, oracle.journal).missing(oracle.min_answered):
             return None
         return oracle.pool_after(state.pool, query, self._setup.images.splits["train"])

@@ -21,23 +21,29 @@ def telling_what_to_remove(run: RunFolder) -> Iterator[None]:
         advice = None if error.path is None else _advice(run, error.path)
         if advice is None:
             raise
-        raise CheckpointError(f"{error}. Remove {advice}") from error
+        raise CheckpointError(f"{error}. {advice}") from error
 
 
 def _advice(run: RunFolder, path: Path) -> str | None:
-    """What to remove, and what --resume does then; None of what no run can make again."""
-    if path in (run.summary, run.environment):
-        return f"{path}: --resume writes it again"
+    """What to do about a damaged file, as a sentence; None of what no run can make again."""
+    if path == run.summary:
+        return f"Remove {path}: --resume writes it again"
+    if path == run.environment:
+        return f"Remove {path}: the run does without it"
     for whole in run.cycles():
         for cycle in (whole, whole.supervised):
             records = [one for one in (cycle.record, cycle.val_record) if one in path.parents]
-            if path == cycle.selection or (records and cycle.queried):
-                found = " and ".join(map(str, dict.fromkeys([*records, cycle.selection])))
-                return f"{found} and the cycles after {whole.path.name}: --resume queries again"
+            if records and cycle.queried:
+                # To make it again would be to train the cycles after it again.
+                return f"The query of {cycle.path.name} is made, which it was for: name another"
             if records:
-                return f"{records[0]}: --resume scores again"
+                return f"Remove {records[0]}: --resume scores again"
+            if path == cycle.selection:
+                after = f"and the cycles after {whole.path.name}"
+                return f"Remove {path} {after}: --resume queries again"
             if path in (cycle.metrics, cycle.predictions, cycle.val_predictions):
-                return f"{cycle.metrics}: --resume measures again"
-            if path.parent == cycle.path:
-                return f"{path}: --resume makes it again or does without"
+                return f"Remove {cycle.metrics}: --resume measures again"
+            # Which answers of a person a cycle stands on is told nowhere else.
+            if path.parent == cycle.path and not (path == cycle.pool and run.answers.exists()):
+                return f"Remove {path}: --resume makes it again or does without"
     return None
