@@ -194,9 +194,7 @@ def test_a_finished_run_keeps_the_settings_that_it_was_trained_with(
     code, said = resume_with(copy, capsys, *asked, f"dataset.args.root={root}")
     assert code == 0
     why = " (cycle_01 cannot go on: trainer.keep_checkpoints left nothing that it could go on from)"
-    told = (
-        f"warning: nothing is left to train{why if longer else ''}, so the run keeps the settings "
-    )
+    told = f"warning: nothing is left to train{why if longer else ''}, so the run keeps"
     assert said.count("warning: ") == 1 and told in said
     assert "optimizer.args.lr stays 0.02, not 0.5" in said and "batch_size stays 4, not 3" in said
     assert ("trainer.epochs stays 2, not 3" in said) == bool(longer)

@@ -243,7 +243,7 @@ def no_data(run: Path) -> None:
         (
             None,
             ["--explain", "--criterion", '["margin", "k_center"]'],
-            "give --criterion margin in",
+            "give --criterion margin",
         ),
         (None, ["--explain", "--budget", "3"], "--budget: --explain chooses nothing"),
         (None, ["--explain", "--max-per-group", "3"], "--max-per-group: --explain chooses"),
