@@ -26,15 +26,11 @@ class Usage(Generic[T]):
 
     Attributes:
         value: What it returned.
-        seconds: Wall time.
-        cpu: Seconds of CPU time, of this process.
         peak: MiB of this process at most, with the mapped pages of files.
         own: MiB without them at most, sampled: pages that the system cannot drop.
     """
 
     value: T
-    seconds: float
-    cpu: float
     peak: float
     own: float
 
@@ -89,7 +85,7 @@ def measured(name: str, run: Callable[[], T]) -> Usage[T]:
     peak, most = _mebibytes("VmHWM"), max(*own, _mebibytes("RssAnon"))
     sys.stdout.write(f"{name:<54}{wall:8.2f} s {cpu:8.2f} s CPU {peak:7.0f} MiB {most:7.0f} MiB\n")
     sys.stdout.flush()
-    return Usage(value, wall, cpu, peak, most)
+    return Usage(value, peak, most)
 
 
 def _mebibytes(entry: str) -> float:

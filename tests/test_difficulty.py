@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_trainer import scripted, trainer_of
+from slope import scripted, trainer_of
 from tiny import make_voc, quick_config, run_train, write_config
 from torch import Tensor
 

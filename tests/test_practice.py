@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import random
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,27 @@ def assert_same_cycle(one: Path, other: Path, number: int) -> None:
     assert read(first.pool)["labelled"] == read(second.pool)["labelled"]
 
 
+@contextmanager
+def another_has(opened: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Another process has what is opened, as long as this lasts."""
+    fork = multiprocessing.get_context("fork")
+    there, release = fork.Event(), fork.Event()
+
+    def hold() -> None:
+        with opened():
+            there.set()
+            release.wait(60)
+
+    other = fork.Process(target=hold)
+    other.start()
+    try:
+        assert there.wait(60)
+        yield
+    finally:
+        release.set()
+        other.join()
+
+
 def test_a_run_waits_and_goes_on_with_the_answers(practice: Practice, capsys: Capture) -> None:
     folder, query = newest_query(practice.run)
     # Nothing is answered yet: nothing is trained.
@@ -122,25 +145,10 @@ def test_a_run_waits_and_goes_on_with_the_answers(practice: Practice, capsys: Ca
     assert "cycle 1 of 2: selected" in told and "1 skipped images" in told
     assert main(["report", str(practice.run)]) == 0
     # What another process has, as a training does, is at work.
-    fork = multiprocessing.get_context("fork")
-    opened, release = fork.Event(), fork.Event()
-    other = fork.Process(target=train_in, args=(practice.run, opened, release))
-    other.start()
-    try:
-        assert opened.wait(60)
+    with another_has(lambda: closing(add_log_file(RunFolder(practice.run).log))):
         assert main(["status", str(practice.run)]) == 0
-    finally:
-        release.set()
-        other.join()
     told = capsys.readouterr().out
     assert "a process is at work in it: wait for its end" in told and "--resume" not in told
-
-
-def train_in(run: Path, opened: Any, release: Any) -> None:
-    handler = add_log_file(RunFolder(run).log)
-    opened.set()
-    release.wait(60)
-    handler.close()
 
 
 @pytest.mark.slow
@@ -298,23 +306,9 @@ def test_a_query_is_its_runs_wherever_that_lies(practice: Practice, capsys: Capt
     assert len(RunFolder(moved).answers.read_text().splitlines()) == 1
 
 
-def hold(path: Path, opened: Any, release: Any) -> None:
-    with open_journal(path, ("class0",)):
-        opened.set()
-        release.wait(60)
-
-
 def test_the_second_of_two_imports_at_once_is_refused(practice: Practice, capsys: Capture) -> None:
-    fork = multiprocessing.get_context("fork")
-    opened, release = fork.Event(), fork.Event()
-    other = fork.Process(target=hold, args=(practice.answers, opened, release))
-    other.start()
-    try:
-        assert opened.wait(60)
+    with another_has(lambda: open_journal(practice.answers, ("class0",))):
         assert practice.take(practice.export()) == 2
-    finally:
-        release.set()
-        other.join()
     assert "another import adds to" in capsys.readouterr().err
     assert practice.answers.read_bytes() == b""
     assert practice.take(practice.export()) == 0 and len(practice.standing()) == 3

@@ -1,157 +1,19 @@
-"""The training loop, on a detector of one weight whose gradient is known: w falls by the rate.
-
-The loss of an image is w times its brightness, so after a step of plain SGD on images of brightness
-1, w has fallen by exactly the learning rate of that step.
-"""
+"""The training loop, on the detector of one weight (see `slope`)."""
 
 import json
 import math
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
+from slope import scripted, steps_of, trainer_of
 from tiny import make_voc, quick_config, run_train, tiny_config, write_config
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import (
-    CosineAnnealingLR,
-    ExponentialLR,
-    OneCycleLR,
-    ReduceLROnPlateau,
-)
-from trainings import settings_of, training_of
 
-from med_sslal.base.base_dataset import Images
-from med_sslal.base.base_model import BaseModel
 from med_sslal.base.base_trainer import BaseTrainer, Hook
 from med_sslal.base.checkpoint import load_checkpoint
-from med_sslal.base.learning_rate import ConstantThenCosine, tail_start
 from med_sslal.base.training_step import StepOutcome
-from med_sslal.base.types import Annotation, Frame, ImageInfo, ModelOutput, Target
-from med_sslal.cli.registries import registries
-from med_sslal.config.torch_types import optimizers
-from med_sslal.trainer.trainer import Trainer
 from med_sslal.utils.errors import UserError
-from med_sslal.utils.interrupt import Interrupted, StopRequest
-
-
-class Flat(Images):
-    """Pictures of one brightness each."""
-
-    def __init__(self, brightness: Sequence[float]) -> None:
-        names = [f"image{number}" for number in range(len(brightness))]
-        self.brightness = dict(zip(names, brightness, strict=True))
-        infos = {name: ImageInfo(name, name, name, (32, 32)) for name in names}
-        super().__init__(infos, {"train": tuple(names), "val": (), "test": ()})
-
-    def read(self, image_id: str) -> np.ndarray:
-        return np.full((32, 32, 3), self.brightness[image_id], dtype=np.float32)
-
-
-class Slope(BaseModel):
-    """One weight; remembers it, and the images' brightness, at each forward pass.
-
-    Where asked to, it finds one box of "thing" in every image and one of "bright" in bright ones,
-    of a quality that equals the brightness.
-    """
-
-    num_classes = 4
-
-    def __init__(self, graded: bool = True) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.zeros(1))
-        self.seen: list[float] = []
-        self.shown: list[list[float]] = []
-        self.graded = graded
-
-    def forward(
-        self,
-        images: Tensor | Sequence[Tensor],
-        targets: Sequence[Target] | None = None,
-        frames: Sequence[Frame] | None = None,
-    ) -> ModelOutput:
-        assert isinstance(images, Tensor)
-        self.seen.append(self.w.item())
-        brightness = images.mean((1, 2, 3))
-        self.shown.append(brightness.tolist())
-        loss = self.w * brightness
-        quality = None
-        if self.graded:
-            one, bright = torch.ones_like(brightness), (brightness > 0.5).float()
-            counts = torch.stack([one, bright, 0 * one], 1)
-            quality = torch.stack([counts * brightness[:, None], counts], 2)
-        return ModelOutput({"loss_classifier": loss, "loss_box_reg": 0 * loss}, [], quality)
-
-
-class StopAt(StopRequest):
-    """A signal that comes at the n-th check."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.left = number
-
-    def check(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise Interrupted(15)
-
-
-def trainer_of(
-    folder: Path,
-    *,
-    brightness: Sequence[float] = (1.0,) * 8,
-    n_pseudo: int = 0,
-    lr: float = 0.25,
-    optimizer: type = torch.optim.SGD,
-    scheduler: Callable[[Any], Any] | None = None,
-    evaluate: Callable[[int], dict[str, float | None]] = lambda epoch: {"val_loss": 1.0},
-    stop: StopRequest | None = None,
-    graded: bool = True,
-    batch_size: int = 2,
-    **settings: Any,
-) -> tuple[Trainer, Slope]:
-    """A trainer over batches of two, and of two more that are pseudo-labelled."""
-    data, model = Flat(brightness), Slope(graded)
-    step_by = optimizer(model.parameters(), lr=lr)
-    trainer = training_of(
-        folder,
-        model,
-        data,
-        data.splits["train"],
-        step_by,
-        settings_of(**{"epochs": 2, **settings}),
-        labels=dict.fromkeys(data.infos, Annotation.empty()),
-        side=32,
-        batch_size=batch_size,
-        n_pseudo=n_pseudo,
-        scheduler=scheduler and scheduler(step_by),
-        evaluate=evaluate,
-        stop=stop,
-        class_names=("thing", "bright", "never"),
-    )
-    return trainer, model
-
-
-def steps_of(model: Slope) -> list[float]:
-    """How far w fell in each step."""
-    return (-np.diff([*model.seen, model.w.item()])).tolist()
-
-
-def scripted(values: Sequence[float | None]) -> Callable[[int], dict[str, float | None]]:
-    return lambda epoch: {"val_loss": values[epoch - 1]}
-
-
-def rates(scheduler: Callable[[Any], Any], lr: float, moves: int) -> list[float]:
-    """The rates that torch's own loop gives."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
-    schedule, found = scheduler(optimizer), []
-    for _ in range(moves):
-        found.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    return found
+from med_sslal.utils.interrupt import Interrupted
 
 
 def test_constant_rate_and_history(tmp_path: Path) -> None:
@@ -184,86 +46,6 @@ def test_a_batch_in_parts_gives_the_steps_of_the_whole(tmp_path: Path, n_pseudo:
         assert all(len(shown) == size // parts for shown in model.shown)
         found.append((model.seen[::parts], model.w.item(), trainer.history, trainer.model_facts()))
     assert found[0] == found[1]
-
-
-def test_warm_up_rises_linearly_and_leaves_the_schedule_alone(tmp_path: Path) -> None:
-    trainer, model = trainer_of(tmp_path, warmup_steps=4)
-    trainer.train()
-    assert steps_of(model) == pytest.approx([0.0625, 0.125, 0.1875, 0.25, *[0.25] * 4])
-    assert [values["lr"] for values in trainer.history] == [0.25, 0.25]
-
-
-def test_a_schedule_by_step(tmp_path: Path) -> None:
-    def one_cycle(optimizer: Any) -> OneCycleLR:
-        return OneCycleLR(optimizer, max_lr=0.25, total_steps=8, cycle_momentum=False)
-
-    trainer, model = trainer_of(tmp_path, scheduler=one_cycle, lr_interval="step")
-    trainer.train()
-    assert steps_of(model) == pytest.approx(rates(one_cycle, 0.25, 8), abs=1e-6)
-
-
-def test_a_schedule_by_epoch(tmp_path: Path) -> None:
-    def cosine(optimizer: Any) -> CosineAnnealingLR:
-        return CosineAnnealingLR(optimizer, T_max=3)
-
-    trainer, model = trainer_of(tmp_path, scheduler=cosine, epochs=3)
-    trainer.train()
-    wanted = [rate for rate in rates(cosine, 0.25, 3) for _ in range(4)]
-    assert steps_of(model) == pytest.approx(wanted, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("settings", "tail", "total", "falls"),
-    [
-        ({"epochs": 5}, 0.2, 20, 4),
-        ({"steps_per_cycle": 10}, 0.5, 10, 5),
-        ({"epochs": 1}, 1.0, 4, 4),
-        ({"epochs": 2}, 0.0, 8, 0),
-        ({"epochs": 2, "warmup_steps": 4}, 0.25, 8, 2),
-    ],
-    ids=str,
-)
-def test_constant_then_cosine_over_the_real_length(
-    tmp_path: Path, settings: dict[str, int], tail: float, total: int, falls: int
-) -> None:
-    trainer, model = trainer_of(
-        tmp_path,
-        scheduler=lambda optimizer: ConstantThenCosine(optimizer, tail=tail, minimum=0.1),
-        lr_interval="step",
-        **settings,
-    )
-    trainer.train()
-    assert tail_start(total, tail) == total - falls
-    rise = [(n + 1) / 4 for n in range(settings.get("warmup_steps", 0))]
-    wave = [0.1 + 0.45 * (1 + math.cos(math.pi * n / falls)) for n in range(falls)]
-    wanted = [*rise, *[1.0] * (total - falls - len(rise)), *wave]
-    assert steps_of(model) == pytest.approx([0.25 * share for share in wanted], abs=1e-6)
-    assert trainer.optimisation.lr == pytest.approx(0.025 if falls else 0.25)
-
-
-def test_a_longer_training_has_its_tail_at_its_own_end(tmp_path: Path) -> None:
-    def run(folder: Path, epochs: int) -> list[float]:
-        trainer, model = trainer_of(
-            folder, scheduler=ConstantThenCosine, lr_interval="step", epochs=epochs
-        )
-        trainer.resume()
-        trainer.train()
-        return steps_of(model)
-
-    run(tmp_path / "parts", 3)
-    assert run(tmp_path / "parts", 5) == run(tmp_path / "whole", 5)[12:]
-
-
-def test_reduce_on_plateau_follows_the_validation(tmp_path: Path) -> None:
-    trainer, _ = trainer_of(
-        tmp_path,
-        epochs=6,
-        monitor="min val_loss",
-        evaluate=scripted([3, 2, 2, 2, 2, 2]),
-        scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, factor=0.5, patience=1),
-    )
-    trainer.train()
-    assert [values["lr"] for values in trainer.history] == [0.25] * 4 + [0.125] * 2
 
 
 @pytest.mark.parametrize(
@@ -434,76 +216,6 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     assert model.w.isinf() and not list(tmp_path.glob("*.pth"))
 
 
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "CyclicLR": {"base_lr": 0.1, "max_lr": 0.2, "step_size_up": 3, "cycle_momentum": False},
-    "OneCycleLR": {"max_lr": 0.25, "total_steps": 13, "cycle_momentum": False},
-    "CosineAnnealingLR": {"T_max": 5, "eta_min": 0.01},
-    "CosineAnnealingWarmRestarts": {"T_0": 2},
-    "ConstantLR": {"total_iters": 2},
-    "ConstantThenCosine": {"tail": 0.6},
-    "ExponentialLR": {"gamma": 0.7},
-    "LinearLR": {"total_iters": 3},
-    "MultiStepLR": {"milestones": [1, 2, 7]},
-    "PolynomialLR": {"total_iters": 4},
-    "ReduceLROnPlateau": {"patience": 0},
-    "StepLR": {"step_size": 2},
-}
-SCHEDULERS = registries()["lr_scheduler"]
-EVERY = [("SGD", name, "epoch") for name in SCHEDULERS if name != "ConstantThenCosine"]
-EVERY += [("SGD", name, "step") for name in SCHEDULERS if name != "ReduceLROnPlateau"]
-EVERY += [(name, "StepLR", "epoch") for name in optimizers() if name != "SGD"]
-
-
-@pytest.mark.parametrize(("optimizer", "scheduler", "interval"), EVERY)
-def test_every_optimizer_and_schedule_resumes_to_the_bit(
-    tmp_path: Path, optimizer: str, scheduler: str, interval: str
-) -> None:
-    def run(folder: Path, stop: StopRequest | None = None) -> tuple[Trainer, Slope]:
-        trainer, model = trainer_of(
-            folder,
-            brightness=[0.1, 0.3, 0.4, 0.5, 0.7, 0.8, 0.9, 1.0],
-            optimizer=optimizers()[optimizer],
-            scheduler=lambda built: SCHEDULERS[scheduler](built, **ARGUMENTS[scheduler]),
-            lr_interval=interval,
-            monitor="min val_loss",
-            evaluate=scripted([3, 1, 2]),
-            epochs=3,
-            stop=stop,
-        )
-        trainer.resume()
-        return trainer, model
-
-    whole, model = run(tmp_path / "whole")
-    whole.train()
-    seen: list[float] = []
-    for checks in (3, 2, 1, 4):
-        trainer, part = run(tmp_path / "parts", StopAt(checks))
-        with pytest.raises(Interrupted):
-            trainer.train()
-        seen += part.seen
-    trainer, part = run(tmp_path / "parts")
-    trainer.train()
-    assert [*seen, *part.seen] == model.seen and part.w.item() == model.w.item()
-    assert trainer.history == whole.history
-    states = [
-        load_checkpoint(tmp_path / name / "checkpoint_last.pth") for name in ("whole", "parts")
-    ]
-    for content in states:
-        del content["seconds"]
-    assert same(*states)
-
-
-def same(first: Any, second: Any) -> bool:
-    """Whether two nests of containers and tensors are equal to the bit."""
-    if isinstance(first, Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
-    if isinstance(first, list):
-        return len(first) == len(second) and all(map(same, first, second))
-    return type(first) is type(second) and first == second
-
-
 def test_a_stop_within_the_validation_validates_that_epoch_again(tmp_path: Path) -> None:
     calls: list[int] = []
 
@@ -524,30 +236,6 @@ def test_a_stop_within_the_validation_validates_that_epoch_again(tmp_path: Path)
     whole, _ = trainer_of(tmp_path / "whole", evaluate=scripted([5, 1, 3]), **options)
     whole.train()
     assert trainer.history == whole.history and trainer.monitor.best_epoch == 2
-
-
-@pytest.mark.parametrize(
-    "scheduler",
-    [
-        pytest.param(None, id="constant"),
-        pytest.param(lambda built: ExponentialLR(built, 0.5), id="ExponentialLR"),
-        pytest.param(lambda built: CosineAnnealingLR(built, 4), id="CosineAnnealingLR"),
-        pytest.param(lambda built: ReduceLROnPlateau(built, patience=0), id="ReduceLROnPlateau"),
-    ],
-)
-def test_a_new_learning_rate_is_used_at_its_place_of_the_schedule(
-    tmp_path: Path, scheduler: Callable[[Any], Any] | None
-) -> None:
-    options: dict[str, Any] = {"epochs": 4, "scheduler": scheduler, "monitor": "min val_loss"}
-    trainer, _ = trainer_of(tmp_path, lr=0.25, stop=StopAt(7), **options)
-    with pytest.raises(Interrupted):
-        trainer.train()
-    trainer, resumed = trainer_of(tmp_path, lr=0.5, **options)
-    trainer.resume()
-    trainer.train()
-    whole, fresh = trainer_of(tmp_path / "fresh", lr=0.5, **options)
-    whole.train()
-    assert steps_of(resumed) == pytest.approx(steps_of(fresh)[6:], abs=1e-6)
 
 
 @pytest.fixture

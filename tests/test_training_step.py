@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from commands import blocks
-from same_run import assert_same_run
-from test_trainer import Flat, StopAt, same
+from same_run import assert_same_run, same
+from slope import Flat, StopAt
 from tiny import make_voc, quick_config, run_train, small_config, tiny_config, write_config
 from torch import Tensor, nn
 from trainings import settings_of, training_of

@@ -134,9 +134,11 @@ def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def newest_good(
-    candidates: Sequence[Path], check: Callable[[dict[str, Any]], object] = lambda content: None
+    candidates: Sequence[Path],
+    check: Callable[[dict[str, Any]], object] = lambda content: None,
+    load: Callable[[Path], dict[str, Any]] = load_checkpoint,
 ) -> tuple[Path, dict[str, Any], list[str]]:
-    """The first checkpoint of `candidates` that loads and passes `check`.
+    """The first checkpoint of `candidates` that `load` reads and that passes `check`.
 
     `check` is called with the content and raises CheckpointError where it is of no use. Returns
     path, content, and one sentence for each candidate that was passed over; CheckpointError where
@@ -145,7 +147,7 @@ def newest_good(
     complaints: list[str] = []
     for path in candidates:
         try:
-            content = load_checkpoint(path)
+            content = load(path)
             check(content)
         except UserError as error:
             complaints.append(str(error))

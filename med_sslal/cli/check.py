@@ -76,12 +76,12 @@ def run(args: Namespace) -> int:
     told = check_text(check).encode(errors="backslashreplace").decode()
     sys.stdout.write(f"{told}\nchecked in {seconds:.0f} s; page: {page}\n")
     if text is not None and check.data is not None:
-        told = f"go on with: {called('train')} -c {shlex.quote(str(target))}"
+        following = f"go on with: {called('train')} -c {shlex.quote(str(target))}"
         if check.n("error"):
-            told = f"mend the errors above, then {told}"
+            following = f"mend the errors above, then {following}"
         elif refusal := _refusal(text, check.data):
-            told = f"no training would start: {refusal}"
-        sys.stdout.write(f"config: {target}; {told}\n")
+            following = f"no training would start: {refusal}"
+        sys.stdout.write(f"config: {target}; {following}\n")
     return 2 if check.n("error") else 0
 
 

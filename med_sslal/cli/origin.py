@@ -1,5 +1,6 @@
 """Where a stored pool record comes from: its run, its cycle, and whether it is really theirs."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,8 +31,7 @@ class Origin(NamedTuple):
 
     def open(self) -> PoolRecord:
         """The record; the error of a damaged one in a run says what to remove there."""
-        run = RunFolder(self.record) if self.cycle is None else self.cycle.run
-        with telling_what_to_remove(run):
+        with nullcontext() if self.cycle is None else telling_what_to_remove(self.cycle.run):
             record = PoolRecord.open(self.record)
         return record
 

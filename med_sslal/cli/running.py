@@ -265,7 +265,7 @@ def apply_policy(
         free, warned = [change for change in (*free, *warned) if change not in left], []
         if left:
             last = run.begun()[-1]
-            longer = any(path.startswith("trainer.") for path, *_ in left) and last.closed
+            longer = last.planned != trainer_settings(config, show_progress=False).length
             logger.warning(
                 "nothing is left to train%s, so the run keeps the settings it was trained with: %s",
                 f" ({last.path.name} cannot go on: {last.closed})" if longer else "",

@@ -1,7 +1,5 @@
 """`med-sslal status`: where a run stands, what a person has answered, and what comes next."""
 
-import errno
-import os
 import sys
 from argparse import Namespace
 from dataclasses import asdict, fields
@@ -15,7 +13,7 @@ from med_sslal.practice.query_folder import read_query
 from med_sslal.trainer.run_folder import RunFolder, named_path
 from med_sslal.utils.errors import UserError
 from med_sslal.utils.text_table import text_table
-from med_sslal.utils.util import read_json
+from med_sslal.utils.util import is_taken, read_json
 
 
 def run(args: Namespace) -> int:
@@ -33,11 +31,10 @@ def _at_work(run: RunFolder) -> bool:
     """Whether another process trains in a run: it has the log to itself."""
     try:
         with run.log.open("rb") as log:
-            os.lockf(log.fileno(), os.F_TEST, 0)
-    except OSError as error:
-        # Others are of no log, or of a disk without locks.
-        return error.errno in (errno.EACCES, errno.EAGAIN) and os.access(run.log, os.R_OK)
-    return False
+            return is_taken(log)
+    except OSError:
+        # No log to read, or no locks on its disk.
+        return False
 
 
 def query_out(run: RunFolder) -> Path | None:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from med_sslal.base.checkpoint import load_checkpoint, previous, sidecar
+from med_sslal.base.checkpoint import load_checkpoint, newest_good, previous, sidecar
 from med_sslal.utils.errors import CheckpointError, DataError, UserError
 from med_sslal.utils.util import (
     atomic_write,
@@ -332,16 +332,10 @@ class RunFolder(Folder):
         Raises:
             CheckpointError: No cycle is that far, or no such checkpoint is good.
         """
-        damaged: list[str] = []
-        for cycle in self.cycles()[::-1]:
-            if cycle.trained:
-                try:
-                    return cycle.best, cycle.load_best(), damaged
-                except CheckpointError as error:
-                    damaged.append(str(error))
-        if not damaged:
+        done = {cycle.best: cycle for cycle in self.cycles()[::-1] if cycle.trained}
+        if not done:
             raise CheckpointError(f"no cycle of {self} is finished yet: continue it with --resume")
-        raise CheckpointError("no usable checkpoint: " + "; ".join(damaged))
+        return newest_good(list(done), load=lambda path: done[path].load_best())
 
     def clear_unfinished(self) -> None:
         """Remove the half-written files that a killed process left.

@@ -55,8 +55,17 @@ def take_alone(stream: IO[Any]) -> bool:
     The kernel frees the lock however the process ends, and no child inherits it. OSError where the
     disk knows no locks, as some network disks do.
     """
+    return _is_free(lambda: fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB))
+
+
+def is_taken(stream: IO[Any]) -> bool:
+    """Whether another process has locked an open file; OSError as `take_alone`."""
+    return not _is_free(lambda: os.lockf(stream.fileno(), os.F_TEST, 0))
+
+
+def _is_free(ask: Callable[[], object]) -> bool:
     try:
-        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ask()
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             return False
