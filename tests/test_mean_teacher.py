@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from same_run import assert_same_run
@@ -15,9 +16,12 @@ from med_sslal.base.checkpoint import load_checkpoint
 from med_sslal.base.optimisation import Optimisation
 from med_sslal.base.settings import TrainerSettings
 from med_sslal.base.training_step import StepInput, StepOutcome
-from med_sslal.base.types import Batch, Frame, Hole, ImageInfo, Target
+from med_sslal.base.types import Batch, Extras, Frame, Hole, ImageInfo, Target
+from med_sslal.base.views import into_view
+from med_sslal.model.inference import handing_out
 from med_sslal.ssl.mean_teacher import BoxCounts, Teacher
 from med_sslal.trainer.teacher_step import TeacherStep
+from med_sslal.utils.boxes import paired_iou
 from med_sslal.utils.distributed import ALONE
 from med_sslal.utils.errors import UserError
 from med_sslal.utils.util import read_json
@@ -98,6 +102,21 @@ def test_boxes_of_the_weak_view_come_into_the_strong_one(views: dict[str, Batch]
     sure = [(target.labels[~target.ignore] == 1).sum() for target in lesson.targets]
     assert lesson.count(2) == [sum(sure), 0]
     assert lesson.sure.tolist() == [float(n > 0) for n in sure]
+
+
+def test_sure_boxes_that_hold_still_teach_regression(views: dict[str, Batch]) -> None:
+    model, wanted = detector(0).eval(), []
+    with torch.no_grad(), handing_out(model, Extras(("refined_boxes",))):
+        found = model(views["weak"].images, None, views["weak"].frames).detections
+    ious = [paired_iou(each.boxes.numpy(), each.refined_boxes.numpy()) for each in found]
+    scores = torch.cat([each.scores for each in found])
+    least, sure = float(np.median(np.concatenate(ious))), float(scores.median())
+    lesson = Teacher(model, {"a": sure, "b": sure}, 0.0, least).look(**views)
+    for each, iou, frame in zip(found, ious, views["strong"].frames, strict=True):
+        _, shown = into_view(each.boxes, frame, (SIDE, SIDE))
+        wanted.append((torch.from_numpy(iou >= least) & (each.scores >= sure))[shown].tolist())
+    assert [target.regress.tolist() for target in lesson.targets] == wanted
+    assert 0 < sum(map(sum, wanted)) < sum(int((~t.ignore).sum()) for t in lesson.targets)
 
 
 def test_soft_targets_are_the_teachers_for_the_same_proposals(views: dict[str, Batch]) -> None:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from med_sslal.base.base_model import BaseModel
 from med_sslal.base.types import Batch, Extras, ModelOutput
 from med_sslal.model.parallel import output_to, unwrap
 
@@ -49,13 +50,17 @@ def infer(model: nn.Module, batch: Batch, extras: Extras | None = None) -> Model
 
     `extras` is what to hand out beside the plain detections, None for nothing.
     """
-    bare = unwrap(model)
-    old = bare.extras
-    bare.extras = extras or Extras()
-    try:
-        # Around the model alone: a caller that iterates would run without gradients too.
-        with torch.inference_mode():
-            output = model(batch.images, batch.targets, batch.frames)
-    finally:
-        bare.extras = old
+    # Around the model alone: a caller that iterates would run without gradients too.
+    with handing_out(unwrap(model), extras or Extras()), torch.inference_mode():
+        output = model(batch.images, batch.targets, batch.frames)
     return output_to(output, torch.device("cpu"))
+
+
+@contextmanager
+def handing_out(model: BaseModel, extras: Extras) -> Iterator[None]:
+    """Let a detector's passes in eval mode hand out `extras` beside the plain detections."""
+    old, model.extras = model.extras, extras
+    try:
+        yield
+    finally:
+        model.extras = old

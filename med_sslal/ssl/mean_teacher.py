@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import box_iou
 
-from med_sslal.base.types import Batch, Rois, Target
+from med_sslal.base.types import Batch, Extras, Rois, Target
 from med_sslal.base.views import into_view
 from med_sslal.model.detector import Seen
 from med_sslal.model.detectors import FasterRCNN
+from med_sslal.model.inference import handing_out
 from med_sslal.model.transform import to_original
 from med_sslal.utils.errors import UserError
 
@@ -34,12 +36,21 @@ class Teacher:
     """
 
     def __init__(
-        self, model: FasterRCNN, thresholds: Mapping[str, float], floor: float | None
+        self,
+        model: FasterRCNN,
+        thresholds: Mapping[str, float],
+        floor: float | None,
+        regress_iou: float | None = None,
     ) -> None:
-        """Be sure of boxes from the `thresholds` of the classes on, unsure from `floor` on."""
+        """Be sure of boxes from the `thresholds` of the classes on, unsure from `floor` on.
+
+        A sure box teaches regression where it has an IoU of `regress_iou` or more with what the
+        box head makes of it (None: none does).
+        """
         self.model, self.class_names, self.follows = model, tuple(thresholds), False
         self._lowest = [math.inf, *thresholds.values()]
         self._floor = math.inf if floor is None else floor
+        self._regress_iou = math.inf if regress_iou is None else regress_iou
 
     def follow(self, model: FasterRCNN) -> None:
         """Be another model from now on."""
@@ -51,15 +62,18 @@ class Teacher:
         model = self.model.eval()
         seen = model.see(weak.images, None, weak.frames)
         lowest = torch.tensor(self._lowest, device=weak.images.device)
+        with handing_out(model, Extras(("refined_boxes",))):
+            detections = model.look(seen).detections
         targets = []
-        for found, frame in zip(model.look(seen).detections, strong.frames, strict=True):
+        for found, frame in zip(detections, strong.frames, strict=True):
             boxes, shown = into_view(found.boxes, frame, strong.images.shape[-2:])
             sure = found.scores >= lowest[found.labels]
             kept = shown & (sure | (found.scores >= self._floor))
-            unsure = ~sure[kept]
-            # They teach what is there, and not where its borders are.
-            no = torch.zeros_like(unsure)
-            targets.append(Target(boxes[kept], found.labels[kept], unsure, no, soft=True))
+            assert found.refined_boxes is not None
+            # All teach what is there; where its borders are, only those that hold still.
+            still = box_iou(found.boxes, found.refined_boxes).diagonal() >= self._regress_iou
+            flags = (~sure[kept], (sure & still)[kept])
+            targets.append(Target(boxes[kept], found.labels[kept], *flags, soft=True))
         return Lesson(model, seen, weak, strong, tuple(targets))
 
     def state_dict(self) -> dict[str, Any]:

@@ -109,7 +109,8 @@ def _teacher(setup: RunSetup, folder: CycleFolder, thresholds: Mapping[str, floa
     assert labeller is not None
     model.load_state_dict(setup.world.from_main(lambda: folder.supervised.load_best()["model"]))
     model.to(setup.compute.devices.main)
-    return Teacher(cast(FasterRCNN, model), thresholds, labeller.ignore_floor)
+    sure_of = (thresholds, labeller.ignore_floor, labeller.regress_iou)
+    return Teacher(cast(FasterRCNN, model), *sure_of)
 
 
 def _trainer(
