@@ -40,7 +40,7 @@ from med_sslal.trainer.run_folder import CycleFolder
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.trainer.train_cycle import make_step
 from med_sslal.trainer.trainer import Trainer
-from med_sslal.utils.deterministic import deterministic_algorithms, fix_workspace
+from med_sslal.utils.arithmetic import arithmetic, fix_workspace
 from med_sslal.utils.interrupt import StopRequest
 from med_sslal.utils.train_util import autocast_dtype, seed_everything
 
@@ -257,7 +257,7 @@ def own_training(work: Workload, model: BaseModel) -> Side:
 
     def run() -> None:
         trainer.batch = trainer.step = 0
-        with deterministic_algorithms(setup.config["deterministic"]):
+        with arithmetic(deterministic=setup.config["deterministic"]):
             trainer.train_epoch()
 
     n_images = len(work.data.images.infos)
@@ -281,7 +281,7 @@ def own_evaluation(work: Workload, model: BaseModel) -> Side:
 def predictions(setup: RunSetup, model: nn.Module, batches: Tap) -> dict[str, Prediction]:
     """The evaluation pass of ours, by image id."""
     loader = cast(BaseDataLoader, batches)
-    with deterministic_algorithms(setup.config["deterministic"]):
+    with arithmetic(deterministic=setup.config["deterministic"]):
         return predict(model, loader, setup, stop=StopRequest(), title="")[0]
 
 
@@ -308,7 +308,7 @@ def score(
 ) -> PoolRecord:
     """The scoring pass of ours over all images of the workload."""
     header = RecordHeader("data", "model", "config", work.data.labels.class_names)
-    with deterministic_algorithms(work.setup.config["deterministic"]):
+    with arithmetic(deterministic=work.setup.config["deterministic"]):
         return record_pool(
             Pool((), work.data.images.splits["train"]),
             see(model, batches, work.device, work.setup.compute.dtype, columns=columns),

@@ -1,4 +1,4 @@
-"""`deterministic: true`: on in every command, off behind it; a CPU's results stay the same."""
+"""fp32 in every command, and `deterministic: true`: a CPU's results stay the same."""
 
 import json
 import os
@@ -19,11 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.__main__ import main
 from med_sslal.base.checkpoint import load_checkpoint
 from med_sslal.model.roi_pool import RoIPool
-from med_sslal.utils.deterministic import deterministic_algorithms
+from med_sslal.utils.arithmetic import arithmetic
 
 ROOT = Path(__file__).parents[1]
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-# On request its passes take an operation that has no deterministic form, on a CPU neither.
+# Its passes are in fp32, on a GPU too. On request they take an operation that has no deterministic
+# form, on a CPU neither.
 MODULE = """
 import os
 import torch
@@ -31,6 +32,7 @@ from med_sslal.model.detectors import FasterRCNN
 
 class Net(FasterRCNN):
     def forward(self, images, targets=None, frames=None):
+        assert not torch.backends.cudnn.allow_tf32
         if "PUT" in os.environ:
             torch.zeros(2).put_(torch.tensor([0]), torch.ones(1))
         return super().forward(images, targets, frames)
@@ -168,12 +170,15 @@ def test_what_is_set(given: str | None, kept: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv(WORKSPACE, given or "")
     if given is None:
         monkeypatch.delenv(WORKSPACE)
-    with deterministic_algorithms(False):
+    assert torch.backends.cudnn.allow_tf32, "torch's default"
+    with arithmetic(deterministic=False):
+        assert not torch.backends.cudnn.allow_tf32
         assert flags() == (False, False, False) and os.environ.get(WORKSPACE) == given
-    with pytest.raises(RuntimeError, match="something else"), deterministic_algorithms(True):
+    with pytest.raises(RuntimeError, match="something else"), arithmetic(deterministic=True):
         assert flags() == (True, True, False) and os.environ[WORKSPACE] == kept
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
         raise RuntimeError("something else")
+    assert torch.backends.cudnn.allow_tf32
 
 
 class Operations(TorchDispatchMode):
@@ -197,7 +202,7 @@ def test_pooling_on_a_gpu_leaves_the_kernel_with_the_random_sums(
     # Of several levels torchvision needs to know the RoIs.
     sides = (4, 8, 16) if wanted else (4,)
     pool = RoIPool(sides).train(training)
-    with FakeTensorMode(), Operations() as called, deterministic_algorithms(wanted):
+    with FakeTensorMode(), Operations() as called, arithmetic(deterministic=wanted):
         maps = {
             str(i): torch.rand(2, 8, 96 // side, 96 // side, device="cuda")
             for i, side in enumerate(sides)

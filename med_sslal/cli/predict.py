@@ -28,7 +28,7 @@ from med_sslal.logger.logger import setup_logging
 from med_sslal.logger.progress import track
 from med_sslal.trainer.inference import detect_readable
 from med_sslal.trainer.prediction_folder import Journal, PredictionFolder, write_results
-from med_sslal.utils.deterministic import deterministic_algorithms
+from med_sslal.utils.arithmetic import arithmetic
 from med_sslal.utils.distributed import World
 from med_sslal.utils.errors import DataError
 from med_sslal.utils.interrupt import Interrupted, StopRequest
@@ -50,7 +50,7 @@ def run(args: Namespace) -> int:
             logger.warning("%s", complaint)
         least = _least_scores(args, trained)
         images, problems = world.from_main(lambda: _open(args, trained))
-        with deterministic_algorithms(trained.config["deterministic"]):
+        with arithmetic(deterministic=trained.config["deterministic"]):
             if not world.is_main:
                 for _ in _detect(trained, images, world, stop, *world.broadcast(None)):
                     raise AssertionError("only rank 0 gets what is found")

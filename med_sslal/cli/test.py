@@ -24,7 +24,7 @@ from med_sslal.trainer.inference import predict_split
 from med_sslal.trainer.new_folder import new_results
 from med_sslal.trainer.results import measured
 from med_sslal.trainer.run_folder import CycleFolder, find_run, load_named
-from med_sslal.utils.deterministic import deterministic_algorithms
+from med_sslal.utils.arithmetic import arithmetic
 from med_sslal.utils.distributed import World
 from med_sslal.utils.errors import CheckpointError
 from med_sslal.utils.interrupt import StopRequest
@@ -47,7 +47,7 @@ def run(args: Namespace) -> int:
         kept = cycle.run.split if cycle is not None else Path()
         split = world.from_main(lambda: read_json(kept) if kept.is_file() else None)
         devices = devices_of(config, args.device, world)
-        with deterministic_algorithms(config["deterministic"]), StopRequest() as stop:
+        with arithmetic(deterministic=config["deterministic"]), StopRequest() as stop:
             dataset = world.local_first(lambda: build_dataset(config, split))
             shown, answers = world.is_main, cycle.run.answers if cycle is not None else None
             setup = build_setup(

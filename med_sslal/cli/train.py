@@ -49,7 +49,7 @@ from med_sslal.trainer.cycle import run_cycles
 from med_sslal.trainer.new_folder import filled_first, new_run_folder, point_to
 from med_sslal.trainer.run_folder import RunFolder, find_run
 from med_sslal.trainer.setup import Compute, DetectorParts, RunSetup, Strategy
-from med_sslal.utils.deterministic import deterministic_algorithms
+from med_sslal.utils.arithmetic import arithmetic
 from med_sslal.utils.distributed import ALONE, World
 from med_sslal.utils.errors import CheckpointError, UserError
 from med_sslal.utils.interrupt import StopRequest
@@ -81,7 +81,7 @@ def run(args: Namespace) -> int:
         logger.info('n_gpu is "auto" and there is no GPU: training on the CPU')
     shown = world.is_main and not args.dry_run
     gpus = bool(devices.ids)
-    with deterministic_algorithms(config["deterministic"]), world.joined(gpus=gpus):
+    with arithmetic(deterministic=config["deterministic"]), world.joined(gpus=gpus):
         dataset = world.local_first(lambda: build_dataset(config))
         setup = build_setup(config, dataset, devices, show_progress=shown, world=world)
         check_batch_norm(setup)
@@ -237,7 +237,7 @@ def resume(args: Namespace) -> int:
         idle, study = world.from_main(lambda: (nothing_left(run, config), study_of(run)))
         config = apply_policy(run, before, config, study, idle=idle)
         devices = devices_of(config, args.device, world)
-        with deterministic_algorithms(config["deterministic"]):
+        with arithmetic(deterministic=config["deterministic"]):
             split = world.from_main(lambda: read_json(run.split))
             dataset = world.local_first(lambda: build_dataset(config, split))
             shown, answers = world.is_main, run.answers

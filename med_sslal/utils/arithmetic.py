@@ -1,8 +1,8 @@
-"""The switch `deterministic`: only operations that give the same bits in every call."""
+"""How torch computes: fp32 that is fp32, and with `deterministic` the same bits in every call."""
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -15,16 +15,25 @@ _REFUSAL = " does not have a deterministic implementation"
 
 
 @contextmanager
-def deterministic_algorithms(wanted: bool) -> Iterator[None]:
-    """Let torch compute with deterministic operations alone, until the context ends.
+def arithmetic(*, deterministic: bool) -> Iterator[None]:
+    """Let a GPU convolve fp32 in fp32, and torch take deterministic operations alone where wanted.
 
-    On a CPU they give what the others give. The context must begin before CUDA computes anything,
-    because of `fix_workspace`; where it is not `wanted`, it changes nothing. UserError where an
-    operation in it is there in no deterministic form.
+    cuDNN would round what it multiplies to TF32, of 10 bits, in a way that depends on the size of a
+    batch: an image's scores would depend on its neighbours. On a CPU nothing of it changes a bit.
+    The context must begin before CUDA computes anything, because of `fix_workspace`. UserError
+    where an operation in it is there in no deterministic form, and that is wanted.
     """
-    if not wanted:
-        yield
-        return
+    cudnn = torch.backends.cudnn
+    before, cudnn.allow_tf32 = cudnn.allow_tf32, False
+    try:
+        with _deterministic() if deterministic else nullcontext():
+            yield
+    finally:
+        cudnn.allow_tf32 = before
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
     fix_workspace()
     cudnn = torch.backends.cudnn
     before = (torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark)
