@@ -50,7 +50,7 @@ class Teacher:
         self.model, self.class_names, self.follows = model, tuple(thresholds), False
         self._lowest = [math.inf, *thresholds.values()]
         self._floor = math.inf if floor is None else floor
-        self._regress_iou = math.inf if regress_iou is None else regress_iou
+        self._regress_iou = regress_iou
 
     def follow(self, model: FasterRCNN) -> None:
         """Be another model from now on."""
@@ -62,17 +62,20 @@ class Teacher:
         model = self.model.eval()
         seen = model.see(weak.images, None, weak.frames)
         lowest = torch.tensor(self._lowest, device=weak.images.device)
-        with handing_out(model, Extras(("refined_boxes",))):
+        asked = () if self._regress_iou is None else ("refined_boxes",)
+        with handing_out(model, Extras(asked)):
             detections = model.look(seen).detections
         targets = []
         for found, frame in zip(detections, strong.frames, strict=True):
             boxes, shown = into_view(found.boxes, frame, strong.images.shape[-2:])
             sure = found.scores >= lowest[found.labels]
             kept = shown & (sure | (found.scores >= self._floor))
-            assert found.refined_boxes is not None
             # All teach what is there; where its borders are, only those that hold still.
-            still = box_iou(found.boxes, found.refined_boxes).diagonal() >= self._regress_iou
-            flags = (~sure[kept], (sure & still)[kept])
+            still = torch.zeros_like(sure)
+            if self._regress_iou is not None and found.refined_boxes is not None:
+                iou = box_iou(found.boxes, found.refined_boxes).diagonal()
+                still = sure & (iou >= self._regress_iou)
+            flags = (~sure[kept], still[kept])
             targets.append(Target(boxes[kept], found.labels[kept], *flags, soft=True))
         return Lesson(model, seen, weak, strong, tuple(targets))
 
