@@ -19,9 +19,10 @@ from med_sslal.trainer.supervised_step import RAMP, SupervisedStep
 class TeacherStep(SupervisedStep):
     """The mean loss of the labelled images plus the weighted mean of what the teacher says.
 
-    That is objectness, in images in which it is sure of a box, and classification by its own
-    probabilities for the student's proposals. After `teacher_fixed` of the steps, and a half-life
-    of the student's average, that average is the teacher. In the tail there is none.
+    That is objectness, in images in which it is sure of a box, classification by its own
+    probabilities for the student's proposals, and regression by sure boxes that hold still. After
+    `teacher_fixed` of the steps, and a half-life of the student's average, that average is the
+    teacher. In the tail there is none.
     """
 
     views: ClassVar = VIEWS
