@@ -13,7 +13,7 @@ from med_sslal.cli.args import add_options
 from med_sslal.cli.errors import run_reported
 
 TIMINGS = ("training", "evaluation", "scoring", "loader", "coco", "froc")
-CHECKS = ("switches", "refined", "precision", "drift")
+CHECKS = ("switches", "refined", "students", "precision", "drift")
 
 _OURS = """\
 the config of ours:
@@ -67,8 +67,10 @@ def _add_what_and_model(parser: argparse.ArgumentParser) -> None:
         metavar="PART,...",
         help=f"some of {', '.join(TIMINGS)} (default all of these); and, when asked for: switches "
         "(ours against ours under each --switch), refined (scoring passes of a trained model with "
-        "refined_boxes against without), precision (the boxes and AP50 of one model in fp32 and "
-        "low precision), drift (scores and selection at batch sizes 1, 3 and 8)",
+        "refined_boxes against without), students (a student's step, offline and with a mean "
+        "teacher, against a supervised one of as many images), precision (the boxes and AP50 of "
+        "one model in fp32 and low precision), drift (scores and selection at batch sizes 1, 3 "
+        "and 8)",
     )
     what.add_argument("--pairs", type=_count, metavar="N", help="pairs of timings (12)")
     what.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON too")

@@ -1,8 +1,8 @@
-"""What a switch or a column costs, and what low precision and the batch size change."""
+"""What a switch, a column or a student costs; what low precision and the batch size change."""
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from med_sslal.al.record import PLAIN, PoolRecord
 from med_sslal.base.base_model import BaseModel
 from med_sslal.base.types import Prediction
 from med_sslal.eval.metric import evaluate
+from med_sslal.model.detectors import FasterRCNN
+from med_sslal.ssl.mean_teacher import Teacher
 
 BATCH_SIZES = (1, 3, 8)
 LEARNING_RATE = 1e-3
@@ -51,6 +53,37 @@ def refined_comparison(work: Workload) -> Comparison:
     name = f"scoring pass, {len(section.scores) / len(section):.1f} boxes of an image"
     names = ("plain", "refined")
     return compare(name, *sides, work.options.pairs, work.device, names=names)
+
+
+def student_comparisons(work: Workload) -> list[Comparison]:
+    """A student's step against a supervised one of as many images, loading in it.
+
+    Half of the images are pseudo-labelled ones, or such that a mean teacher looks at; both start
+    from a trained model.
+    """
+    options = work.options
+    rest, model = trained(replace(work, options=replace(options, in_memory=False)))
+    half = options.batch_size * options.steps
+    labelled, both = (replace(rest, data=Repeated(rest.data, n)) for n in (half, 2 * half))
+    names = rest.data.labels.class_names
+    first = cast(FasterRCNN, work.model(model))
+    teacher = Teacher(first, dict.fromkeys(names, 0.5), floor=0.2, regress_iou=0.85)
+    students = {
+        "offline": own_training(both, work.model(model), n_pseudo=half),
+        "mean teacher": own_training(labelled, work.model(model), teacher=teacher),
+    }
+    supervised = own_training(both, work.model(model), batch_size=2 * options.batch_size)
+    return [
+        compare(
+            f"step of a student, {mode}",
+            supervised,
+            student,
+            options.pairs,
+            work.device,
+            names=("supervised", "student"),
+        )
+        for mode, student in students.items()
+    ]
 
 
 def trained(work: Workload) -> tuple[Workload, BaseModel]:

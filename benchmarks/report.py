@@ -12,6 +12,7 @@ from benchmarks.checks import (
     drift_check,
     precision_check,
     refined_comparison,
+    student_comparisons,
     switch_comparisons,
     trained,
 )
@@ -67,6 +68,8 @@ def benchmark(options: Options, parts: Sequence[str], out: Path | None) -> int:
                 note(switch_comparisons(work))
             elif part == "refined":
                 note([refined_comparison(work)])
+            elif part == "students":
+                note(student_comparisons(work))
         if {"precision", "drift"} & set(parts):
             rest, model = trained(work)
             for name, check in (("precision", precision_check), ("drift", drift_check)):

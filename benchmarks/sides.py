@@ -34,11 +34,12 @@ from med_sslal.config.parse_config import ConfigParser
 from med_sslal.data.dataset import LabelledView, UnlabelledView
 from med_sslal.data.sampler import EpochBatchSampler, SequentialBatchSampler
 from med_sslal.model.norm import norm_layer
+from med_sslal.ssl.mean_teacher import Teacher
 from med_sslal.trainer.hooks import ClassDifficulty, ShowProgress
 from med_sslal.trainer.inference import predict
 from med_sslal.trainer.run_folder import CycleFolder
 from med_sslal.trainer.setup import RunSetup
-from med_sslal.trainer.train_cycle import make_step
+from med_sslal.trainer.train_cycle import make_step, unlabelled_loaders
 from med_sslal.trainer.trainer import Trainer
 from med_sslal.utils.arithmetic import arithmetic, fix_workspace
 from med_sslal.utils.interrupt import StopRequest
@@ -124,12 +125,20 @@ class Workload:
             _calm(model)
         return model.to(self.device)
 
-    def training_loader(self) -> tuple[Tap, EpochBatchSampler]:
-        """Augmented, shuffled batches, the same ones in every round; and their sampler."""
-        ids = self.data.images.splits["train"]
-        sampler = EpochBatchSampler(len(ids), 0, self.options.batch_size, 0)
+    def training_loader(
+        self, batch_size: int | None = None, n_pseudo: int = 0
+    ) -> tuple[Tap, EpochBatchSampler]:
+        """Augmented, shuffled batches, the same ones in every round; and their sampler.
+
+        The last `n_pseudo` images are pseudo-labelled ones, and come on top of `batch_size`.
+        """
+        ids, transforms = self.data.images.splits["train"], self.setup.transforms
+        n_labelled = len(ids) - n_pseudo
+        size = batch_size or self.options.batch_size
+        sampler = EpochBatchSampler(n_labelled, n_pseudo, size, 0)
+        labels, pseudo = self.data.labels.annotations, frozenset(ids[n_labelled:])
         view = LabelledView(
-            self.data.images, self.data.labels.annotations, ids, self.setup.transforms.train
+            self.data.images, labels, ids, transforms.train, pseudo, transforms.pseudo
         )
         return self._tap(self.loader(view, sampler)), sampler
 
@@ -240,15 +249,26 @@ def training_sides(work: Workload) -> tuple[Side, Side]:
     return Side(bare, own.images, stock, optimizer, tap), own
 
 
-def own_training(work: Workload, model: BaseModel) -> Side:
-    """Ours: `steps` optimiser steps of the Trainer."""
-    setup, (tap, sampler) = work.setup, work.training_loader()
-    step, _ = make_step(setup, model, len(sampler))
+def own_training(
+    work: Workload,
+    model: BaseModel,
+    batch_size: int | None = None,
+    n_pseudo: int = 0,
+    teacher: Teacher | None = None,
+) -> Side:
+    """Ours: `steps` optimiser steps of the Trainer; for the numbers see `training_loader`.
+
+    With a mean `teacher` as many unlabelled images as labelled ones come into each step.
+    """
+    setup, (tap, sampler) = work.setup, work.training_loader(batch_size, n_pseudo)
+    step, _ = make_step(setup, model, len(sampler), teacher)
+    n_images = len(work.data.images.infos)
     trainer = Trainer(
         CycleFolder(work.new_folder("training")),
         training_step=step,
         loader=cast(BaseDataLoader, tap),
         sampler=sampler,
+        unlabelled=unlabelled_loaders(setup, step, work.dataset.images.splits["train"], sampler),
         evaluate=lambda epoch: {},
         stop=StopRequest(),
         identity={},
@@ -260,8 +280,8 @@ def own_training(work: Workload, model: BaseModel) -> Side:
         with arithmetic(deterministic=setup.config["deterministic"]):
             trainer.train_epoch()
 
-    n_images = len(work.data.images.infos)
-    return Side(run, n_images, step.model, step.optimisation.optimizer, tap)
+    n_seen = n_images * (1 if teacher is None else 2)
+    return Side(run, n_seen, step.model, step.optimisation.optimizer, tap)
 
 
 def evaluation_sides(work: Workload) -> tuple[Side, Side]:

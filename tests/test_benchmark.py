@@ -118,20 +118,22 @@ def test_small_evaluation_parts(tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.slow
 def test_small_steps_and_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
-    parts = "training,evaluation,scoring,switches,refined,precision,drift"
+    parts = "training,evaluation,scoring,switches,refined,students,precision,drift"
     words = ("--switch", "trainer.precision=fp32", "--precision", "bf16", "--in-memory")
     assert main([*SMALL, "--only", parts, *words, "--out", str(out)]) == 0
     content, said = read_json(out), capsys.readouterr().out
-    *names, refined = [comparison["name"] for comparison in content["comparisons"]]
+    *names, refined, offline, online = [one["name"] for one in content["comparisons"]]
     switched = [f"{part} with trainer.precision=fp32" for part in ("training", "evaluation")]
     assert names == ["training step", "evaluation step", "scoring pass", *switched]
     assert refined.endswith(" boxes of an image")
+    students = [f"step of a student, {mode}" for mode in ("offline", "mean teacher")]
+    assert [offline, online] == students
     for comparison in content["comparisons"]:
         assert f"{comparison['name']}: " in said
         for side in comparison["sides"].values():
             assert sum(side["shares"].values()) == pytest.approx(1)
             assert side["shares"]["forward"] > 0
-            learns = "training" in comparison["name"]
+            learns = "training" in comparison["name"] or comparison["name"] in students
             assert (side["shares"]["backward"] > 0) == learns
             assert 0 < side["peak_memory_gib"] < 8
     precision, drift = content["checks"]["precision"], content["checks"]["drift"]

@@ -150,7 +150,7 @@ def _trainer(
         training_step=step,
         loader=setup.compute.loader(view, sampler),
         sampler=sampler,
-        unlabelled=_unlabelled(setup, step, pool.unlabelled, sampler),
+        unlabelled=unlabelled_loaders(setup, step, pool.unlabelled, sampler),
         evaluate=_validation(setup, validated, writer, stop, f"cycle {cycle} validation"),
         stop=stop,
         identity={
@@ -198,7 +198,7 @@ def make_step(
     return step, parallel if kept is model else setup.compute.parallel(kept)
 
 
-def _unlabelled(
+def unlabelled_loaders(
     setup: RunSetup, step: TrainingStep, ids: Sequence[str], sampler: EpochBatchSampler
 ) -> dict[str, BaseDataLoader]:
     """Loaders of the views that a step asks for; none where there is no image for each process."""
