@@ -297,8 +297,10 @@ def test_a_kill_leaves_nothing_that_is_taken_for_a_query(
         pytest.param(("images", 0, "shown", "labels"), [1], "differ in length", id="columns"),
         pytest.param(("images", 0, "shown", "labels"), [0, 1], "bad number", id="label"),
         pytest.param(("images", 0, "shown", "scores"), ["x", 1], "damaged", id="score"),
+        pytest.param(("images", 0, "shown", "scores"), [1e300, 1], "bad number", id="too large"),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_a_damaged_manifest(
     place: tuple[Any, ...], value: Any, message: str, images: PictureImages, tmp_path: Path
 ) -> None:

@@ -292,9 +292,11 @@ def _query_image(entry: Mapping[str, Any]) -> QueryImage:
     """An image of a manifest; KeyError, TypeError, ValueError or OverflowError of a damaged one."""
     texts = ("image_id", "file_name", "source", "source_sha256", "sha256")
     whole = ("width", "height", "rank")
-    columns = {
-        name: np.array(entry["shown"][name], dtype=dtype) for name, dtype in _COLUMNS.items()
-    }
+    # What is too large becomes infinite, and is refused below.
+    with np.errstate(over="ignore"):
+        columns = {
+            name: np.array(entry["shown"][name], dtype=dtype) for name, dtype in _COLUMNS.items()
+        }
     columns["boxes"] = columns["boxes"].reshape(-1, 4)
     if {column.shape[:1] for column in columns.values()} != {columns["labels"].shape}:
         raise ValueError("the columns of what was shown differ in length")
