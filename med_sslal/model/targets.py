@@ -192,15 +192,20 @@ def class_quality(
     `probs` [Q] are those of the true class, `boxes` and `goals` float32 [Q, 4] decoded boxes and
     what they are to become, `places` image and label int64 [Q] of each, and `shape` (B, C - 1).
     """
-    upper_left = torch.maximum(boxes[:, :2], goals[:, :2])
-    lower_right = torch.minimum(boxes[:, 2:], goals[:, 2:])
-    overlap = (lower_right - upper_left).clamp(min=0).prod(1)
-    iou = overlap / (box_area(boxes) + box_area(goals) - overlap)
+    iou = paired_ious(boxes, goals)
     quality = probs**QUALITY_EXPONENT * iou ** (1 - QUALITY_EXPONENT)
     cells = places[0] * shape[1] + places[1] - 1
     entries = torch.stack([quality, torch.ones_like(quality)], 1)
     sums = entries.new_zeros(shape[0] * shape[1], 2).index_add(0, cells, entries)
     return sums.view(*shape, 2)
+
+
+def paired_ious(first: Tensor, second: Tensor) -> Tensor:
+    """IoU of box i with box i, float32 [N], of float32 [N, 4] each; NaN where both are empty."""
+    upper_left = torch.maximum(first[:, :2], second[:, :2])
+    lower_right = torch.minimum(first[:, 2:], second[:, 2:])
+    overlap = (lower_right - upper_left).clamp(min=0).prod(1)
+    return overlap / (box_area(first) + box_area(second) - overlap)
 
 
 def stage_losses(

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import box_iou
 
 from med_sslal.base.types import Batch, Extras, Rois, Target
 from med_sslal.base.views import into_view
 from med_sslal.model.detector import Seen
 from med_sslal.model.detectors import FasterRCNN
 from med_sslal.model.inference import handing_out
+from med_sslal.model.targets import paired_ious
 from med_sslal.model.transform import to_original
 from med_sslal.utils.errors import UserError
 
@@ -73,7 +73,7 @@ class Teacher:
             # All teach what is there; where its borders are, only those that hold still.
             still = torch.zeros_like(sure)
             if self._regress_iou is not None and found.refined_boxes is not None:
-                iou = box_iou(found.boxes, found.refined_boxes).diagonal()
+                iou = paired_ious(found.boxes, found.refined_boxes)
                 still = sure & (iou >= self._regress_iou)
             flags = (~sure[kept], still[kept])
             targets.append(Target(boxes[kept], found.labels[kept], *flags, soft=True))
