@@ -25,6 +25,7 @@ from med_sslal.data.pictures import picture_size, read_picture
 from med_sslal.eval.drawing import above
 from med_sslal.model.inference import stream
 from med_sslal.trainer.run_folder import LATEST
+from med_sslal.utils.arithmetic import arithmetic
 from med_sslal.utils.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,9 @@ class Run:
         batches = self._batches(iter(images))
         compute = self._trained.compute
         outputs = stream(self.model, batches, compute.devices.main, compute.dtype)
-        found = [each.prediction() for _, output in outputs for each in output.detections]
+        # What is deterministic must be set before CUDA computes: that is the caller's to do.
+        with arithmetic(deterministic=False):
+            found = [each.prediction() for _, output in outputs for each in output.detections]
         return [above(each, min_score) for each in found]
 
     def _batches(self, images: Iterator[np.ndarray | str | Path]) -> Iterator[Batch]:

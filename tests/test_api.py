@@ -62,6 +62,18 @@ def test_grey_and_eight_bits_are_the_same_picture(run: med_sslal.Run) -> None:
         np.testing.assert_array_equal(first.boxes, other.boxes)
 
 
+def test_fp32_is_that_here_too(run: med_sslal.Run) -> None:
+    seen: list[bool] = []
+
+    def note(*_: object) -> None:
+        seen.append(torch.backends.cudnn.allow_tf32)
+
+    hook = run.model.register_forward_pre_hook(note)
+    run.predict([np.zeros((40, 40), np.uint8)])
+    hook.remove()
+    assert seen == [False] and torch.backends.cudnn.allow_tf32
+
+
 def test_no_image_gives_no_detection(run: med_sslal.Run) -> None:
     assert run.predict([]) == []
 
