@@ -32,7 +32,7 @@ from med_sslal.cli.train import build_setup
 from med_sslal.config.overrides import Override
 from med_sslal.config.parse_config import ConfigParser
 from med_sslal.data.dataset import LabelledView, UnlabelledView
-from med_sslal.data.sampler import EpochBatchSampler, SequentialBatchSampler
+from med_sslal.data.sampler import EpochBatchSampler, whole_batches
 from med_sslal.model.norm import norm_layer
 from med_sslal.ssl.mean_teacher import Teacher
 from med_sslal.trainer.hooks import ClassDifficulty, ShowProgress
@@ -152,7 +152,7 @@ class Workload:
         if labels:
             view = LabelledView(images, self.data.labels.annotations, ids, transform)
         size = batch_size or self.options.batch_size
-        return self._tap(self.loader(view, SequentialBatchSampler(len(ids), size)))
+        return self._tap(self.loader(view, whole_batches(len(ids), size)))
 
     def loader(self, view: Any, sampler: Any) -> BaseDataLoader:
         """A loader as a run has it."""

@@ -420,6 +420,7 @@ def test_coco_one_file_per_split(tmp_path):
     [
         pytest.param({"category_id": 3}, "unknown category_id 3", id="category"),
         pytest.param({"category_id": [7]}, "unknown category_id", id="category a list"),
+        pytest.param({"attributes": {"rotation": 20.0}}, "rotated: draw it upright", id="rotated"),
         pytest.param({"category_id": 9}, "unknown class 'nodule'", id="class not wanted"),
         pytest.param({"bbox": [4, 5, NAN, 3]}, "not finite", id="NaN"),
         pytest.param({"bbox": [4, 5, -2, 3]}, "no area", id="negative"),

@@ -24,7 +24,7 @@ from med_sslal.cli.registries import registries
 from med_sslal.cli.running import resume_command
 from med_sslal.cli.train import build_setup
 from med_sslal.config.parse_config import ConfigParser
-from med_sslal.data.sampler import EpochBatchSampler, SequentialBatchSampler
+from med_sslal.data.sampler import EpochBatchSampler, whole_batches
 from med_sslal.model.detectors import RetinaNet
 from med_sslal.model.norm import share_batch_norm
 from med_sslal.model.parallel import distribute, unwrap
@@ -66,11 +66,9 @@ def test_processes_share_every_batch_in_order(
     ("n", "batch_size", "size"), [(10, 4, 2), (10, 1, 3), (1, 4, 2), (0, 4, 2)]
 )
 def test_each_image_is_evaluated_by_one_process(n: int, batch_size: int, size: int) -> None:
-    parts = [SequentialBatchSampler(n, batch_size, world) for world in worlds(size)]
-    for rank, part in enumerate(parts):
-        assert [i for batch in part for i, _ in batch] == list(range(rank, n, size))
-        assert len(list(part)) == len(part)
-        assert all(len(batch) <= max(1, -(-batch_size // size)) for batch in part)
+    parts = [whole_batches(n, batch_size, world) for world in worlds(size)]
+    assert sorted(batch for part in parts for batch in part) == whole_batches(n, batch_size)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from med_sslal.base.base_data_loader import BaseDataLoader
 from med_sslal.base.base_dataset import Images
 from med_sslal.base.types import ImageInfo
 from med_sslal.data.dataset import UnlabelledView
-from med_sslal.data.sampler import SequentialBatchSampler
+from med_sslal.data.sampler import whole_batches
 from med_sslal.data.transforms import EvalTransform
 from med_sslal.model.detectors import FasterRCNN
 from med_sslal.utils.errors import DataError, UserError
@@ -244,7 +244,7 @@ def model():
 
 def loader(images, ids, batch_size):
     view = UnlabelledView(images, ids, EvalTransform(64))
-    return BaseDataLoader(view, batch_sampler=SequentialBatchSampler(len(ids), batch_size))
+    return BaseDataLoader(view, batch_sampler=whole_batches(len(ids), batch_size))
 
 
 def scored(path, pool, ids, batch_size, network):

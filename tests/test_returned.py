@@ -281,13 +281,14 @@ COCO: list[tuple[str, Change, str]] = [
     ("other query", lambda d: d.update(info={"query_id": "f" * 12}), "belongs to query 'ffff"),
     ("unknown", first("images", file_name="images/../x.png"), "is not in query"),
     ("twice", lambda d: d["images"].append(d["images"][3] | {"id": 99}), "comes a second time"),
-    ("id twice", lambda d: d["images"].append(d["images"][0]), "whole number of its own"),
+    ("no id", first("images", id="1"), "needs an id"),
     ("size", first("images", width=None), "a picture of Nonex480 pixels"),
     ("sha256", first("images", sha256="0"), "sha256 differs"),
     ("no image", first("annotations", image_id=99), "no image with id 99"),
-    ("category", first("annotations", category_id=7), "unknown class '7'"),
+    ("category", first("annotations", category_id=7), "unknown category_id 7"),
+    ("class", first("annotations", category_id=8), "unknown class 'cyst'"),
     ("bbox", first("annotations", bbox=[1, 2, 3]), "bbox must be"),
-    ("text", first("annotations", bbox=[1, 2, 3, "4"]), "must be numbers"),
+    ("text", first("annotations", bbox=[1, 2, 3, "4"]), "bbox must be"),
     ("rotated", first("annotations", attributes={"rotation": 20.0}), "rotated"),
     ("crowd", first("annotations", iscrowd=1), "crowd"),
     ("outside", first("annotations", bbox=[600, 2, 50, 4]), "lies outside"),
@@ -302,12 +303,15 @@ COCO: list[tuple[str, Change, str]] = [
 ])  # fmt: skip
 def test_wrong_rows_of_coco(change: Change, message: str, tmp_path: Path) -> None:
     document = json.loads(TEXTS["coco"])
+    document["categories"].append({"id": 8, "name": "cyst"})
     change(document)
-    with pytest.raises(DataError, match=message) as caught:
-        read(tmp_path, json.dumps(document), unmarked="empty")
-    assert str(tmp_path / "returned.bin") in str(caught.value)
-    if isinstance(caught.value, ListedError):
-        assert len(caught.value.problems) == 1
+    # Whether an image without a box is empty is asked once every row is right.
+    for unmarked in ("empty", None):
+        with pytest.raises(DataError, match=message) as caught:
+            read(tmp_path, json.dumps(document), unmarked=unmarked)
+        assert str(tmp_path / "returned.bin") in str(caught.value)
+        if isinstance(caught.value, ListedError):
+            assert len(caught.value.problems) == 1
 
 
 def test_every_wrong_row_is_listed(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from med_sslal.data.sampler import EpochBatchSampler, SequentialBatchSampler
+from med_sslal.data.sampler import EpochBatchSampler, whole_batches
 from med_sslal.utils.errors import ConfigError
 
 
@@ -126,6 +126,6 @@ def test_refused():
     ],
 )
 def test_sequential(n, batches):
-    sampler = SequentialBatchSampler(n, 2)
+    sampler = whole_batches(n, 2)
     assert list(sampler) == batches
     assert len(sampler) == len(batches)

@@ -8,7 +8,7 @@ import torch
 from med_sslal.base.base_data_loader import BaseDataLoader
 from med_sslal.base.types import Annotation, Sample, UnlabelledSample
 from med_sslal.data.dataset import DATASETS, LabelledView, UnlabelledView
-from med_sslal.data.sampler import SequentialBatchSampler
+from med_sslal.data.sampler import whole_batches
 from med_sslal.data.transforms import AUGMENTATIONS, EvalTransform
 from med_sslal.utils.errors import DataError, LabelAccessError
 
@@ -30,7 +30,7 @@ def dataset(tmp_path):
 
 
 def loader(view, n_workers=0):
-    sampler = SequentialBatchSampler(len(view), 2)
+    sampler = whole_batches(len(view), 2)
     return BaseDataLoader(view, batch_sampler=sampler, n_workers=n_workers)
 
 

@@ -58,7 +58,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         _write_sidecar(previous(path), checksum)
         path.replace(previous(path))
     _write_sidecar(path, hashlib.sha256(buffer.getbuffer()).hexdigest())
-    atomic_write(path, lambda stream: stream.write(buffer.getbuffer()))
+    atomic_write(path, buffer.getbuffer())
 
 
 def _checksum(path: Path) -> str | None:
@@ -68,8 +68,8 @@ def _checksum(path: Path) -> str | None:
 
 
 def _write_sidecar(path: Path, checksum: str) -> None:
-    line = f"{checksum}  {path.name}\n"  # in the form of sha256sum
-    atomic_write(sidecar(path), lambda stream: stream.write(line.encode()))
+    # In the form of sha256sum.
+    atomic_write(sidecar(path), f"{checksum}  {path.name}\n".encode())
 
 
 def previous(path: Path) -> Path:

@@ -8,7 +8,7 @@ model's frame (the fixed shape of a run). Labels are int64, 0 is background. N m
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
 import numpy as np
@@ -216,11 +216,6 @@ class Detections:
     # float32 [N, 4] on request, else None: the box head's box of the same class for the
     # detection's own box as RoI.
     refined_boxes: Tensor | None = None
-
-    def cpu(self) -> "Detections":
-        """A copy on the CPU."""
-        there = {name: tensor for name, tensor in vars(self).items() if tensor is not None}
-        return replace(self, **{name: tensor.cpu() for name, tensor in there.items()})
 
     def prediction(self) -> Prediction:
         """The part that evaluation reads, as NumPy."""

@@ -70,7 +70,7 @@ def run(args: Namespace) -> int:
         content = {"source": source, "fast": args.fast, **as_json(check)}
         write_versioned(out / "check.json", FORMAT_VERSION, content)
         if text is not None:
-            atomic_write(target, lambda stream: stream.write(text.encode()))
+            atomic_write(target, text.encode())
     seconds = time.monotonic() - started
     # A file's name need not be UTF-8, which the terminal may insist on.
     told = check_text(check).encode(errors="backslashreplace").decode()

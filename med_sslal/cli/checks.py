@@ -81,7 +81,7 @@ def check_setup(setup: RunSetup) -> None:
                 "of the model cannot be compiled: use one GPU, or set it to false"
             )
         check_compiler(devices.main)
-    _check_schedule(config, helper, len(pool), n_initial)
+    _check_schedule(setup, len(pool), n_initial)
 
 
 def check_batch_norm(setup: RunSetup) -> None:
@@ -264,10 +264,9 @@ def _check_abilities(config: ConfigParser, helper: ActiveLearningHelper) -> None
     )
 
 
-def _check_schedule(
-    config: ConfigParser, helper: ActiveLearningHelper, pool_size: int, n_initial: int
-) -> None:
+def _check_schedule(setup: RunSetup, pool_size: int, n_initial: int) -> None:
     """Refuse a learning-rate schedule that would break off, do nothing or work backwards."""
+    config = setup.config
     if not config["lr_scheduler"]:
         return
     cls, args = config.init_class("lr_scheduler"), config["lr_scheduler"]["args"]
@@ -285,7 +284,7 @@ def _check_schedule(
             f'ReduceLROnPlateau follows the monitored value: with trainer.monitor "{monitor}" set '
             f'lr_scheduler.args.mode to "{wanted}"'
         )
-    moves = _most_moves(config, helper, pool_size, n_initial)
+    moves = _most_moves(setup, pool_size, n_initial)
     if cls is OneCycleLR:
         end = args.get("total_steps") or args["epochs"] * args["steps_per_epoch"]
         if moves > end:
@@ -302,18 +301,13 @@ def _check_schedule(
         )
 
 
-def _most_moves(
-    config: ConfigParser, helper: ActiveLearningHelper, pool_size: int, n_initial: int
-) -> int:
+def _most_moves(setup: RunSetup, pool_size: int, n_initial: int) -> int:
     """How often the scheduler moves in the longest cycle, at most."""
-    trainer = config["trainer"]
-    batch_size = config["batch_size"] * trainer["accumulate"]
-    by_step = config["lr_scheduler"]["interval"] == "step"
-    if trainer["steps_per_cycle"]:
-        batches = max(1, n_initial // batch_size)
-        steps = trainer["steps_per_cycle"]
-        return steps if by_step else math.ceil(steps / batches)
-    queries = config.get("al_settings.num_cycles")
-    labelled = n_initial + queries * helper.costs.most_images(helper.budget_num)
-    batches = math.ceil(min(labelled, pool_size) / batch_size)
-    return trainer["epochs"] * (batches if by_step else 1)
+    settings, helper = setup.settings, setup.strategy.helper
+    size = setup.compute.batch_size * settings.accumulate
+    more = setup.strategy.num_cycles * helper.costs.most_images(helper.budget_num)
+    steps = settings.steps(math.ceil(min(n_initial + more, pool_size) / size))
+    if settings.lr_interval == "step":
+        return steps
+    fewest = max(1, n_initial // size)
+    return math.ceil(steps / fewest) if settings.steps_per_cycle else settings.epochs

@@ -38,7 +38,7 @@ def run(args: Namespace) -> int:
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     with new_results(args.out) as out:
         path = out.path / WEIGHTS
-        atomic_write(path, lambda stream: stream.write(save(weights, {"format": "pt"})))
+        atomic_write(path, save(weights, {"format": "pt"}))
         content = {
             "weights": WEIGHTS,
             "sha256": sha256_file(path),

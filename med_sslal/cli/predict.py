@@ -22,7 +22,7 @@ from med_sslal.data.bad_samples import BadSamples
 from med_sslal.data.dataset import UnlabelledView
 from med_sslal.data.image_folder import open_pictures
 from med_sslal.data.pictures import PictureImages
-from med_sslal.data.sampler import WholeBatchSampler
+from med_sslal.data.sampler import whole_batches
 from med_sslal.eval.drawing import draw_boxes
 from med_sslal.logger.logger import setup_logging
 from med_sslal.logger.progress import track
@@ -139,9 +139,9 @@ def _detect(
 ) -> Iterator[dict[str, Prediction | str]]:
     """What is found on each batch from number `done` on, in rank 0; all processes call it."""
     left, compute = list(images.infos)[done * batch :], trained.compute
-    sampler = WholeBatchSampler(len(left), batch, world)
     view = UnlabelledView(images, left, trained.resize)
-    loader = compute.loader(view, sampler, collate_readable)
+    batches = whole_batches(len(left), batch, world)
+    loader = compute.loader(view, batches, collate_readable)
     shown = track(world.watch(loader, stop), "predicting", len(loader), show=world.is_main)
     model = compute.parallel(trained.model)
     found = detect_readable(model, shown, compute.devices.main, compute.dtype)

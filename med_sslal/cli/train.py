@@ -10,6 +10,7 @@ import sys
 import tempfile
 from argparse import Namespace
 from dataclasses import fields, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ from med_sslal.logger.logger import setup_logging
 from med_sslal.practice.journal import Journal, read_journal
 from med_sslal.study.shared_cycle import check_shared, take_over
 from med_sslal.trainer.cycle import run_cycles
-from med_sslal.trainer.new_folder import filled_first, new_run_folder, point_to
+from med_sslal.trainer.new_folder import filled_first, point_to
 from med_sslal.trainer.run_folder import RunFolder, find_run
 from med_sslal.trainer.setup import Compute, DetectorParts, RunSetup, Strategy
 from med_sslal.utils.arithmetic import arithmetic
@@ -154,7 +155,8 @@ def new_run(args: Namespace, setup: RunSetup) -> RunFolder:
     else:
         check_shared(source, config, registries(), lambda content: data_difference(content, setup))
     save_dir = Path(config.get("trainer.save_dir"))
-    folder = new_run_folder(save_dir, config["name"], args.run_id, config["seed"])
+    run_id = args.run_id or f"{datetime.now():%Y%m%d_%H%M%S}_s{config['seed']}"
+    folder = save_dir / config["name"] / run_id
     with filled_first(folder) as unfinished:
         new = RunFolder(unfinished)
         if source is None:

@@ -86,7 +86,9 @@ class COCO(BaseDataset):
         files = annotations if isinstance(annotations, dict) else {"all": annotations}
         for split, name in files.items():
             path = inside(folder, name)
-            class_names, found, boxes = load_coco(path, find, bad, infos, group_key)
+            class_names, found, boxes = load_coco(
+                path, read_json(path), find, bad, infos, group_key
+            )
             names |= dict.fromkeys(class_names)
             lists[split] = list(found)
             infos |= found
@@ -100,19 +102,19 @@ class COCO(BaseDataset):
 
 def load_coco(
     path: Path,
+    document: Any,
     find: Callable[[dict[str, Any], str, str], ImageInfo],
     bad: BadSamples,
     known: dict[str, ImageInfo] | None = None,
     group_key: str | None = None,
 ) -> tuple[list[str], dict[str, ImageInfo], dict[str, list[BoxRecord]]]:
-    """Read a COCO file; `bad` notes images and boxes that are wrong.
+    """Read the `document` of a COCO file; `bad` notes images and boxes that are wrong.
 
     `find` is called with an image's entry, its `file_name`, and where both stand; it gives the
     image, or raises DataError. `known` are images of other files, whose ids may not come again.
     Returns class names in order of their ids, the images, and the boxes of each; DataError where it
     is no such file, ConfigError where no entry of an image has the field `group_key`.
     """
-    document = read_json(path)
     for key in ("images", "annotations", "categories"):
         part = document.get(key) if isinstance(document, dict) else None
         if not isinstance(part, list) or not all(isinstance(entry, dict) for entry in part):
@@ -221,6 +223,9 @@ def save_coco(path: Path, images: Images, labels: Labels, *, folder: str = ".") 
 def _record(entry: dict[str, Any], categories: dict[int, str], where: str) -> BoxRecord:
     number: Any = entry.get("category_id")
     box: Any = entry.get("bbox")
+    attributes = entry.get("attributes")
+    if isinstance(attributes, dict) and attributes.get("rotation", 0) != 0:
+        raise DataError(f"{where}: box is rotated: draw it upright")
     if not isinstance(number, int) or number not in categories:
         raise DataError(f"{where}: unknown category_id {number}")
     try:

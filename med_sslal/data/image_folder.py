@@ -28,7 +28,7 @@ from med_sslal.data.splits import (
 )
 from med_sslal.logger.progress import track
 from med_sslal.utils.errors import DataError
-from med_sslal.utils.util import inside
+from med_sslal.utils.util import inside, read_json
 
 
 class ImageFolder(BaseDataset):
@@ -94,7 +94,8 @@ class ImageFolder(BaseDataset):
                     raise DataError(f"{where}: {what} in {folder} {why}")
                 return by_name[plain]
 
-            names, _, records = load_coco(inside(folder, labels), find, bad)
+            path = inside(folder, labels)
+            names, _, records = load_coco(path, read_json(path), find, bad)
             known = make_labels(records, names if classes is None else classes, infos, bad)
         bad.finish()
         splits = _split(infos, known, eval_split, split_seed)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from torch.utils.data import BatchSampler, Sampler
+from torch.utils.data import Sampler
 
 from med_sslal.utils.distributed import ALONE, World
 from med_sslal.utils.errors import ConfigError
@@ -134,34 +134,11 @@ def _share(size: int, world: World) -> range:
     return range(first, last)
 
 
-class WholeBatchSampler(Sampler[list[Key]]):
-    """Batches of (position, 0) in order, of which each of several processes takes every n-th.
+def whole_batches(n: int, batch_size: int, world: World = ALONE) -> list[list[Key]]:
+    """Batches of (position, 0) of `n` images in order, of which each process takes every n-th.
 
     So what lies together in a batch is the same for any number of processes.
     """
-
-    def __init__(self, n: int, batch_size: int, world: World = ALONE) -> None:
-        """Take `n` images (0 or more), `batch_size` (1 or more) at a time."""
-        self._n, self._batch_size = n, batch_size
-        self._own = world.share(-(-n // batch_size))
-
-    def __len__(self) -> int:
-        """Number of batches of this process."""
-        return len(self._own)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for batch in self._own:
-            first = batch * self._batch_size
-            yield [(place, 0) for place in range(first, min(first + self._batch_size, self._n))]
-
-
-class SequentialBatchSampler(BatchSampler):
-    """Batches of (position, 0) in order, each image once: evaluation and scoring.
-
-    Of several processes each takes every n-th image, and the batch size is that of all together.
-    """
-
-    def __init__(self, n: int, batch_size: int, world: World = ALONE) -> None:
-        """Take `n` images (0 or more), `batch_size` (1 or more) at a time."""
-        keys = [(position, 0) for position in world.share(n)]
-        super().__init__(keys, -(-batch_size // world.size), drop_last=False)  # type: ignore[arg-type]
+    keys = [(place, 0) for place in range(n)]
+    starts = (batch * batch_size for batch in world.share(-(-n // batch_size)))
+    return [keys[start : start + batch_size] for start in starts]

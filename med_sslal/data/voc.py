@@ -162,9 +162,7 @@ def save_voc(folder: Path, images: Images, labels: Labels) -> None:
             for tag, corner in zip(CORNERS, (x1 + 1, y1 + 1, x2, y2), strict=True):
                 ElementTree.SubElement(corners, tag).text = format(corner, ".17g")
         ElementTree.indent(root)
-        text = ElementTree.tostring(root, encoding="utf-8")
-        path = folder / f"{image_id}.xml"
-        atomic_write(path, lambda stream, text=text: stream.write(text))  # type: ignore[misc]
+        atomic_write(folder / f"{image_id}.xml", ElementTree.tostring(root, encoding="utf-8"))
 
 
 def _xml_files(root: Path, folder: Path) -> dict[str, Path]:

@@ -80,16 +80,8 @@ def add_log_file(path: Path) -> logging.Handler:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     assert handler.stream is not None
-    try:
-        alone = take_alone(handler.stream)
-    except OSError as error:
-        alone = True
-        logging.getLogger(__name__).warning("cannot lock %s: %s", path, error.strerror)
-    if not alone:
-        handler.close()
-        raise UserError(
-            f"another process is at work in {path.parent}: wait for it, or stop it first"
-        )
+    busy = f"another process is at work in {path.parent}: wait for it, or stop it first"
+    take_alone(handler.stream, path, busy)
     handler.setLevel(logging.DEBUG)
     text = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     handler.setFormatter(logging.Formatter(text, datefmt="%Y-%m-%d %H:%M:%S"))

@@ -5,9 +5,7 @@ import json
 import math
 import re
 import secrets
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,14 +25,13 @@ from med_sslal.practice.formats.label_studio import (
     labeling_config,
 )
 from med_sslal.practice.query_readme import query_readme
-from med_sslal.utils.errors import DataError, UserError
+from med_sslal.utils.errors import DataError
 from med_sslal.utils.util import (
-    UNFINISHED,
     atomic_write,
-    fsync_folder,
     python_generator,
     read_versioned,
     sha256_file,
+    whole_folder,
     write_json,
     write_versioned,
 )
@@ -133,8 +130,9 @@ def write_query(
     query_id = secrets.token_hex(6)
     final = QueryFolder.named(parent, query_id)
     labels = cvat_labels(class_names)
-    with _whole(final.path) as partial:
+    with whole_folder(final.path, "the query's folder") as partial:
         folder = QueryFolder(partial)
+        folder.images.mkdir()
         more, none = PicturesBeside(beside or Beside(), images), Prediction.empty()
         copies = []
         for item in selection.items:
@@ -162,10 +160,10 @@ def _write_files(
     write_json(folder.coco, coco_document(query, _values(selection)))
     pictures = folder.addresses(query, f"/data/local-files/?d={name}")
     write_json(folder.label_studio, label_studio_tasks(query, pictures))
-    _put(folder.labeling_config, labeling_config(query.class_names, pictures))
+    atomic_write(folder.labeling_config, labeling_config(query.class_names, pictures))
     write_json(folder.cvat_labels, labels)
     text = query_readme(query, name, beside=has_beside(pictures))
-    _put(folder.readme, text.encode())
+    atomic_write(folder.readme, text.encode())
 
 
 def read_query(folder: Path) -> Query:
@@ -198,25 +196,6 @@ def read_query(folder: Path) -> Query:
     return query
 
 
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """Yields a folder to fill, which gets its name at the end; an error leaves nothing."""
-    partial = folder.with_name(f".{folder.name}{UNFINISHED}")
-    try:
-        try:
-            QueryFolder(partial).images.mkdir(parents=True)
-            yield partial
-            fsync_folder(partial)
-            partial.rename(folder)
-            fsync_folder(folder.parent)
-        except OSError as error:
-            text = f"cannot write the query's folder {folder}: {error.strerror or error}"
-            raise UserError(text) from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
 def _copy(
     folder: QueryFolder,
     images: PictureImages,
@@ -229,7 +208,7 @@ def _copy(
     stem = f"{item.rank:04d}_{_UNSAFE.sub('_', item.image_id)}"
     name = f"{stem[: MAX_NAME - len('.png')]}.png"
     picture = images.picture(item.image_id)
-    _put(folder.images / name, _png(picture))
+    atomic_write(folder.images / name, _png(picture))
     try:
         source_hash = sha256_file(source)
     except OSError as error:
@@ -253,7 +232,7 @@ def _put_beside(folder: QueryFolder, image: QueryImage, more: PicturesBeside) ->
     place = folder.beside(image)
     for name, picture in more.of(image.image_id):
         place.mkdir(parents=True, exist_ok=True)
-        _put(place / f"{name}.png", _png(picture))
+        atomic_write(place / f"{name}.png", _png(picture))
 
 
 def _png(picture: np.ndarray) -> bytes:
@@ -261,10 +240,6 @@ def _png(picture: np.ndarray) -> bytes:
     pixels = np.rint(picture * 255).clip(0, 255).astype(np.uint8)
     grey = bool((pixels == pixels[..., :1]).all())
     return cv2.imencode(".png", pixels[..., 0] if grey else pixels[..., ::-1])[1].tobytes()
-
-
-def _put(path: Path, content: bytes) -> None:
-    atomic_write(path, lambda stream: stream.write(content))
 
 
 def data_uri(path: Path) -> str:

@@ -126,10 +126,9 @@ def save_png(figure: Figure, path: Path) -> None:
     for text in figure.findobj(lambda artist: artist.get_gid() == _VALUE):
         assert isinstance(text, Text)
         text.set_path_effects([withStroke(linewidth=2.5, foreground=PAPER)])
-    stream = io.BytesIO()
     # Without the version of matplotlib in the file, equal pictures are equal bytes.
-    figure.savefig(stream, format="png", metadata={"Software": None})
-    atomic_write(path, lambda target: target.write(stream.getvalue()))
+    how: dict[str, Any] = {"format": "png", "metadata": {"Software": None}}
+    atomic_write(path, lambda stream: figure.savefig(stream, **how))
 
 
 def to_svg(figure: Figure, title: str) -> Markup:

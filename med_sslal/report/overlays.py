@@ -1,6 +1,5 @@
 """Sheets of pictures with boxes: how one evaluation went, and what a query took."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -201,9 +200,8 @@ def _write(
 ) -> None:
     """Write a sheet of strips, with a title above and what its lines mean at its foot."""
     parts = [_line(title, 25, 60, bold=True), *strips, _legend(lines, note)]
-    sheet, stream = Image.fromarray(np.concatenate(parts)), io.BytesIO()
-    sheet.save(stream, "PNG")
-    atomic_write(path, lambda target: target.write(stream.getvalue()))
+    sheet = Image.fromarray(np.concatenate(parts))
+    atomic_write(path, lambda stream: sheet.save(stream, "PNG"))
 
 
 def _paper(height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:

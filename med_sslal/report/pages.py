@@ -51,7 +51,7 @@ def write_page(path: Path, text: str) -> Path:
             f"the report {path} would have {len(content) / 1e6:.1f} MB, more than "
             f"{MAX_BYTES / 1e6:.0f} MB: report on fewer runs or arms at once"
         )
-    atomic_write(path, lambda stream: stream.write(content))
+    atomic_write(path, content)
     return path
 
 

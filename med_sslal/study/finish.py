@@ -63,7 +63,7 @@ def finish_study(
         for seed, own in by_seed.items()
         for row in own
     ]
-    atomic_write(study.folder / TABLE_FILE, lambda stream: stream.write(csv_text(table).encode()))
+    atomic_write(study.folder / TABLE_FILE, csv_text(table).encode())
     return families
 
 

@@ -68,8 +68,7 @@ class ResultsFile:
             # Other processes that add to a file of this folder wait.
             fcntl.flock(folder, fcntl.LOCK_EX)
             self.outcomes = _read(self.path) | {(arm, seed): outcome}
-            text = _text(self.outcomes)
-            atomic_write(self.path, lambda stream: stream.write(text.encode()))
+            atomic_write(self.path, _text(self.outcomes).encode())
         finally:
             os.close(folder)
 

@@ -19,7 +19,7 @@ from med_sslal.base.base_data_loader import BadSample, BaseDataLoader
 from med_sslal.base.checkpoint import weights_hash
 from med_sslal.base.types import Annotation, Batch, Prediction
 from med_sslal.data.dataset import LabelledView, UnlabelledView
-from med_sslal.data.sampler import SequentialBatchSampler
+from med_sslal.data.sampler import whole_batches
 from med_sslal.logger.progress import track
 from med_sslal.model.inference import evaluating, infer, stream
 from med_sslal.trainer.remote_calls import together
@@ -43,8 +43,9 @@ def loader_of(
         view = UnlabelledView(setup.images, ids, setup.transforms.eval)
     else:
         view = LabelledView(setup.images, labels, ids, setup.transforms.eval)
-    sampler = SequentialBatchSampler(len(ids), setup.compute.batch_size, setup.world)
-    return setup.compute.loader(view, sampler)
+    # The batch size is that of all processes together.
+    size = -(-setup.compute.batch_size // setup.world.size)
+    return setup.compute.loader(view, whole_batches(len(ids), size, setup.world))
 
 
 def predict(

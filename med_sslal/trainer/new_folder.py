@@ -4,25 +4,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
-from tempfile import mkdtemp
 
 from med_sslal.trainer.run_folder import LATEST, ResultFolder
 from med_sslal.utils.errors import UserError
-from med_sslal.utils.util import UNFINISHED, fsync_folder
-
-
-def new_run_folder(save_dir: Path, name: str, run_id: str | None, seed: int) -> Path:
-    """Name a run's folder, `save_dir/name/<run id or time and seed>`, without making it.
-
-    Raises:
-        UserError: It exists already.
-    """
-    folder = save_dir / name / (run_id or f"{datetime.now():%Y%m%d_%H%M%S}_s{seed}")
-    if folder.exists():
-        raise UserError(_exists(folder))
-    return folder
+from med_sslal.utils.util import whole_folder
 
 
 @contextmanager
@@ -44,40 +30,21 @@ def new_results(folder: Path) -> Iterator[ResultFolder]:
 
 @contextmanager
 def filled_first(folder: Path) -> Iterator[Path]:
-    """Make a run folder that has its name only when all is in it; an error leaves nothing.
-
-    Yields:
-        The folder to fill, of a temporary name beside it.
-
-    Raises:
-        UserError: It cannot be made, or another process has made it meanwhile.
-    """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(mkdtemp(prefix=f".{folder.name}.", suffix=UNFINISHED, dir=folder.parent))
-    except OSError as error:
-        raise UserError(
-            f"cannot make the run folder {folder} (trainer.save_dir): {error.strerror}"
-        ) from error
-    try:
-        # mkdtemp keeps others out, as a run's folder does not.
-        partial.chmod(0o755)
-        yield partial
-        try:
-            partial.rename(folder)
-        except OSError as error:
-            raise UserError(_exists(folder)) from error
-        fsync_folder(folder.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _exists(folder: Path) -> str:
-    return (
+    """Make a run folder as `whole_folder` does; UserError where there is one of that name."""
+    taken = UserError(
         f"the run folder {folder} exists already: continue it with --resume, or give another "
         "--run-id"
     )
+    if folder.exists():
+        raise taken
+    try:
+        with whole_folder(folder, "the run folder (trainer.save_dir)") as partial:
+            yield partial
+    except UserError as error:
+        if folder.exists():
+            # Another process has made it meanwhile.
+            raise taken from error
+        raise
 
 
 def point_to(save_dir: Path, folder: Path) -> None:

@@ -174,7 +174,7 @@ def write_results(
     atomic_write(folder.table, lambda stream: _write_table(stream, journal, infos, class_names))
     skipped = [*problems, *(why for _, why in journal.read() if isinstance(why, str))]
     text = "".join(f"{sentence}\n" for sentence in skipped)
-    atomic_write(folder.skipped, lambda stream: stream.write(text.encode(errors=_NO_TEXT)))
+    atomic_write(folder.skipped, text.encode(errors=_NO_TEXT))
     return counts["images"], counts["annotations"], len(skipped)
 
 

@@ -7,9 +7,8 @@ not; a rule is a property or a method.
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from med_sslal.base.checkpoint import load_checkpoint, newest_good, previous, sidecar
 from med_sslal.utils.errors import CheckpointError, DataError, UserError
@@ -220,7 +219,7 @@ class CycleFolder(ResultFolder):
             (self.best, before.best),
         )
         for own, old in pairs:
-            atomic_write(own, partial(_copy, old))
+            atomic_write(own, old.read_bytes())
         if before.record.exists():
             before.record.rename(self.record)
 
@@ -237,10 +236,6 @@ class CycleFolder(ResultFolder):
             self.supervised.reopen()
         # Last: a stop before it finds the same case again.
         self.training.unlink(missing_ok=True)
-
-
-def _copy(source: Path, stream: BinaryIO) -> None:
-    stream.write(source.read_bytes())
 
 
 class SupervisedFolder(CycleFolder):
@@ -309,7 +304,7 @@ class RunFolder(Folder):
         """Write the rows of the measured cycles to `summary` and `table`."""
         content = {"finished": finished, "cycles": list(rows)}
         write_versioned(self.summary, SUMMARY_VERSION, content)
-        atomic_write(self.table, lambda stream: stream.write(csv_text(rows).encode()))
+        atomic_write(self.table, csv_text(rows).encode())
 
     def read_summary(self) -> dict[str, Any]:
         """What `write_summary` wrote: `finished` and `cycles`.

@@ -11,7 +11,8 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -25,18 +26,20 @@ UNFINISHED = ".partial"
 logger = logging.getLogger(__name__)
 
 
-def atomic_write(path: Path, write: Callable[[BinaryIO], object], mode: int = 0o644) -> None:
+def atomic_write(
+    path: Path, content: bytes | memoryview | Callable[[BinaryIO], object], mode: int = 0o644
+) -> None:
     """Write a file so that a reader sees the old content or the new one, never a part.
 
-    `write` is called with an open binary file of a temporary name in the same folder, which must
-    exist; UserError where it cannot be written (read-only, full, missing).
+    A function as `content` is called with an open binary file of a temporary name in the same
+    folder, which must exist; UserError where it cannot be written (read-only, full, missing).
     """
     temporary: Path | None = None
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
         temporary = Path(name)
         with os.fdopen(handle, "wb") as stream:
-            write(stream)
+            content(stream) if callable(content) else stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.chmod(mode)
@@ -49,17 +52,24 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object], mode: int = 0o
             temporary.unlink(missing_ok=True)
 
 
-def take_alone(stream: IO[Any]) -> bool:
-    """Lock an open file for this process; False where another one has it.
+def take_alone(stream: IO[Any], path: Path, busy: str) -> None:
+    """Lock an open file for this process; UserError, with the sentence `busy`, where it is taken.
 
-    The kernel frees the lock however the process ends, and no child inherits it. OSError where the
-    disk knows no locks, as some network disks do.
+    The kernel frees the lock however the process ends, and no child inherits it. A disk that knows
+    no locks, as some network disks do, is warned of.
     """
-    return _is_free(lambda: fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB))
+    try:
+        alone = _is_free(lambda: fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB))
+    except OSError as error:
+        logger.warning("cannot lock %s: %s", path, error.strerror)
+        return
+    if not alone:
+        stream.close()
+        raise UserError(busy)
 
 
 def is_taken(stream: IO[Any]) -> bool:
-    """Whether another process has locked an open file; OSError as `take_alone`."""
+    """Whether another process has locked an open file; OSError where the disk knows no locks."""
     return not _is_free(lambda: os.lockf(stream.fileno(), os.F_TEST, 0))
 
 
@@ -76,22 +86,39 @@ def _is_free(ask: Callable[[], object]) -> bool:
 def open_alone(path: Path, busy: str) -> BinaryIO:
     """Open a file, made where it is missing, to be read and added to by this process alone.
 
-    UserError where it cannot be written, and, with the sentence `busy`, where another process has
-    it. A disk that knows no locks is warned of.
+    UserError where it cannot be written, and as of `take_alone`.
     """
     try:
         stream = path.open("a+b")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    try:
-        alone = take_alone(stream)
-    except OSError as error:
-        alone = True
-        logger.warning("cannot lock %s: %s", path, error.strerror)
-    if not alone:
-        stream.close()
-        raise UserError(busy)
+    take_alone(stream, path, busy)
     return stream
+
+
+@contextmanager
+def whole_folder(folder: Path, what: str) -> Iterator[Path]:
+    """Make a folder that has its name only when all is in it; an error leaves nothing.
+
+    Yields the folder to fill, of a temporary name beside it. UserError, in which `what` stands
+    before the path, where it cannot be made, or is there already.
+    """
+    partial = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        name = tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=UNFINISHED, dir=folder.parent)
+        partial = Path(name)
+        # mkdtemp keeps others out.
+        partial.chmod(0o755)
+        yield partial
+        fsync_folder(partial)
+        partial.rename(folder)
+        fsync_folder(folder.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {what} {folder}: {error.strerror or error}") from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -115,7 +142,7 @@ def fsync_folder(folder: Path) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` atomically as JSON; NaN and infinity are refused (`ValueError`)."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    atomic_write(path, lambda stream: stream.write(text.encode()))
+    atomic_write(path, text.encode())
 
 
 def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:

@@ -4,20 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from med_sslal.base.types import ImageInfo
+from med_sslal.data.coco import load_coco
 from med_sslal.eval.coco_utils import categories, coco_detections
-from med_sslal.practice.answers import Answer, Query, QueryImage
-from med_sslal.practice.formats.rows import (
-    Box,
-    Rows,
-    Unmarked,
-    check_size,
-    corners_inside,
-    entries,
-    numbers,
-)
+from med_sslal.practice.answers import Answer, Query
+from med_sslal.practice.formats.rows import Box, Rows, Unmarked, check_size, corners_inside
 from med_sslal.utils.errors import DataError
-
-SIDES = ("x", "y", "width", "height")
 
 
 def coco_document(query: Query, scores: Mapping[str, float | None]) -> dict[str, Any]:
@@ -67,78 +59,40 @@ def read_coco(
     are some and it says nothing, and for the file that went out, unchanged.
     """
     rows = Rows(path, query)
-    lists = {key: list(entries(document, key, str(path))) for key in ("images", "annotations")}
-    names = _names(path, document)
-    if lists["annotations"] and lists["annotations"] == _annotations(query):
+    annotations = document.get("annotations")
+    if annotations and annotations == _annotations(query):
         raise DataError(f"{path} holds the predictions that went out, and nobody has changed any")
     info = document.get("info")
     if isinstance(info, dict) and "query_id" in info:
         rows.check_query(info["query_id"], str(path))
-    images: dict[int, QueryImage] = {}
-    numbered: set[int] = set()
-    for position, entry in enumerate(lists["images"]):
-        where, number = f"{path}, images[{position}]", entry.get("id")
-        with rows.noted():
-            if type(number) is not int or number in numbered:
-                raise DataError(f"{where}: it needs a whole number of its own as id")
-            numbered.add(number)
-            images[number] = _image(rows, entry, where)
-    boxes: dict[int, list[Box]] = {}
-    for position, entry in enumerate(lists["annotations"]):
-        where, number = f"{path}, annotations[{position}]", entry.get("image_id")
-        with rows.noted():
-            if type(number) is not int or number not in numbered:
-                raise DataError(f"{where}: there is no image with id {number}")
-            found = boxes.setdefault(number, [])
-            # What is wrong with its image is told of that.
-            if number in images:
-                image = images[number]
-                found.append(_box(rows, entry, image, names, f"{where} ('{image.file_name}')"))
-    bare = [image.file_name for number, image in images.items() if number not in boxes]
-    rows.check_bare(bare, unmarked, "COCO")
-    for number, image in images.items():
-        if number in boxes:
-            rows.add(image, "labelled", boxes[number])
-        elif unmarked == "empty":
-            rows.add(image, "confirmed_empty")
+
+    def find(entry: dict[str, Any], name: str, where: str) -> ImageInfo:
+        image = rows.found(rows.by_name, name, where)
+        where = f"{where} ('{image.file_name}')"
+        check_size((entry.get("width"), entry.get("height")), image, where)
+        if entry.get("sha256", image.sha256) != image.sha256:
+            raise DataError(
+                f"{where}: sha256 differs: it is about another picture than the query's"
+            )
+        size = (image.height, image.width)
+        return ImageInfo(image.image_id, image.image_id, image.file_name, size)
+
+    _, infos, records = load_coco(path, document, find, rows.bad)
+    boxes: dict[str, list[Box]] = {image_id: [] for image_id in infos}
+    for image_id, own in records.items():
+        for record in own:
+            where = f"{record.where} ('{infos[image_id].file_name}')"
+            with rows.noted():
+                if record.ignore:
+                    raise DataError(f"{where}: it is a crowd: draw a box for each object")
+                corners = corners_inside(record.box, rows.by_id[image_id], where)
+                boxes[image_id].append((corners, rows.label(record.name, where)))
+    # A box that was refused is told of, and does not leave its image bare.
+    if not rows.bad.problems:
+        rows.check_bare(
+            [infos[name].file_name for name in infos if not boxes[name]], unmarked, "COCO"
+        )
+    for image_id, found in boxes.items():
+        if found or unmarked == "empty":
+            rows.add(rows.by_id[image_id], "labelled" if found else "confirmed_empty", found)
     return rows.finish()
-
-
-def _names(path: Path, document: Mapping[str, Any]) -> dict[int, str]:
-    """Names of the file's categories by their ids."""
-    names: dict[int, str] = {}
-    for entry in entries(document, "categories", str(path)):
-        number, name = entry.get("id"), entry.get("name")
-        if type(number) is not int or not isinstance(name, str) or number in names:
-            raise DataError(f"{path}: a category needs an id of its own and a name, found {entry}")
-        names[number] = name
-    return names
-
-
-def _image(rows: Rows, entry: Mapping[str, Any], where: str) -> QueryImage:
-    image = rows.found(rows.by_name, entry.get("file_name"), where)
-    where = f"{where} ('{image.file_name}')"
-    check_size((entry.get("width"), entry.get("height")), image, where)
-    if entry.get("sha256", image.sha256) != image.sha256:
-        raise DataError(f"{where}: sha256 differs: it is about another picture than the query's")
-    return image
-
-
-def _box(
-    rows: Rows,
-    entry: Mapping[str, Any],
-    image: QueryImage,
-    names: Mapping[int, str],
-    where: str,
-) -> Box:
-    number, attributes, box = entry.get("category_id"), entry.get("attributes"), entry.get("bbox")
-    name = names.get(number) if type(number) is int else None
-    label = rows.label(number if name is None else name, where)
-    if isinstance(attributes, dict) and attributes.get("rotation", 0) != 0:
-        raise DataError(f"{where}: box is rotated: draw it upright")
-    if entry.get("iscrowd", 0) != 0:
-        raise DataError(f"{where}: it is a crowd: draw a box for each object")
-    if not isinstance(box, list) or len(box) != len(SIDES):
-        raise DataError(f"{where}: bbox must be [x, y, width, height], found {box}")
-    x, y, width, height = numbers(dict(zip(SIDES, box, strict=True)), SIDES, where)
-    return corners_inside([x, y, x + width, y + height], image, where), label

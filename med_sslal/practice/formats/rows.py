@@ -33,13 +33,13 @@ class Rows:
         folders = ("", "images/", f"query_{query.query_id}/images/")
         self.by_name = {f"{folder}{name}": names[name] for folder in folders for name in names}
         self._numbers = {name: label for label, name in enumerate(query.class_names, start=1)}
-        self._bad = BadSamples("error", str(path))
+        self.bad = BadSamples("error", str(path))
         self._seen: set[str] = set()
         self._answers: list[Answer] = []
 
     def noted(self) -> AbstractContextManager[None]:
         """Note a DataError of the block, which ends there."""
-        return self._bad.noted()
+        return self.bad.noted()
 
     def found(self, images: Mapping[str, QueryImage], key: Any, where: str) -> QueryImage:
         """The image of an id or a name, which may come once; DataError of any other one."""
@@ -92,7 +92,7 @@ class Rows:
 
     def finish(self) -> list[Answer]:
         """The answers, if no row was wrong; else a ListedError of all that are."""
-        if problems := self._bad.problems:
+        if problems := self.bad.problems:
             head = f"{self.path}: {len(problems)} row(s) are wrong, so that none is taken:"
             raise ListedError(head, problems)
         return self._answers
