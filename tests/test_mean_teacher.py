@@ -354,7 +354,9 @@ def test_a_killed_student_goes_on_to_the_bit(whole: Path, config: Path, at: int)
     [
         (["trainer.ema=false"], "set trainer.ema to true"),
         (["al_settings.args.init_num=all", "al_settings.num_cycles=0"], "leaves 0: set it lower"),
-        (["trainer.steps_per_cycle=2", "ssl_settings.tail=0.5"], "leaves the mean teacher nothing"),
+        (["trainer.steps_per_cycle=2", "ssl_settings.tail=0.5"], "leaves the student nothing"),
+        (["ssl_settings.teacher_fixed=0.9"], "would teach from step 11 on"),
+        (["trainer.epochs=1", "ssl_settings.tail=0"], "half-life of 2 steps"),
         (["ssl_settings.oracle=true"], 'ssl_settings.oracle goes with mode "offline"'),
         (
             ['arch={"type": "RetinaNet", "args": {"num_classes": 2}}'],
@@ -363,7 +365,17 @@ def test_a_killed_student_goes_on_to_the_bit(whole: Path, config: Path, at: int)
         (["ssl_settings.mode=online"], "ssl_settings.mode: found"),
         (["trainer.type=my.Step"], "trainer.type: a training step of your own and ssl_settings"),
     ],
-    ids=["no average", "empty pool", "tail", "oracle", "one stage", "no mode", "own step"],
+    ids=[
+        "no average",
+        "empty pool",
+        "tail",
+        "late",
+        "short",
+        "oracle",
+        "one stage",
+        "no mode",
+        "own step",
+    ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_made(
     config: Path, tmp_path: Path, line: list[str], words: str, capsys: pytest.CaptureFixture[str]

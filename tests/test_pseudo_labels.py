@@ -343,6 +343,13 @@ def test_hidden_truth_grades_the_images_that_are_used():
 WRONG = {
     "threshold above 1": ({"threshold": 1.5}, "threshold"),
     "threshold under the ignore floor": ({"threshold": 0.1}, "threshold"),
+    "threshold 0": ({"threshold": 0.0, "ignore_floor": None}, "threshold"),
+    "fallback 0": ({"fallback_threshold": 0.0, "ignore_floor": None}, "fallback_threshold"),
+    "negatives above the ignore floor": ({"negative_floor": 0.3}, "negative_floor"),
+    "negatives above the threshold": (
+        {"negative_floor": 0.6, "ignore_floor": None, "threshold": 0.5},
+        "negative_floor",
+    ),
     "bounds crossed": ({"min_threshold": 0.9, "max_threshold": 0.6}, "min_threshold"),
     "ignore floor under the record's": ({"ignore_floor": 0.01}, "ignore_floor"),
     "negative floor under the record's": ({"negative_floor": 0.0}, "negative_floor"),

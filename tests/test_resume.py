@@ -266,12 +266,16 @@ def test_more_epochs_continue_a_training_whose_query_is_not_made(
 ) -> None:
     old = load_checkpoint(copy / "cycle_01" / "supervised" / "checkpoint_last.pth")
     first = (copy / "cycle_00" / "training.json").read_bytes()
+    seen = copy / "cycle_01" / "supervised" / "predictions_val.json"
+    seen_before = seen.read_bytes()
     code, said = resume_with(copy, capsys, "trainer.epochs=3")
     assert code == 0
     assert "cycle_01: the training of 2 epochs goes on to 3 epochs" in said
     assert "cycle_00 keeps its training of 2 epochs" in said
     new = load_checkpoint(copy / "cycle_01" / "supervised" / "checkpoint_last.pth")
     assert (old["epoch"], new["epoch"]) == (2, 3) and new["history"][:2] == old["history"]
+    # The gate and the thresholds are of the model as it is now.
+    assert seen.read_bytes() != seen_before
     assert (copy / "cycle_00" / "training.json").read_bytes() == first
     rows = read(copy / "summary.json")["cycles"]
     assert rows[1]["steps"] == read(copy / "cycle_01" / "training.json")["steps"] == 6

@@ -136,15 +136,59 @@ def test_the_oracle_puts_the_truth_in_place_of_pseudo_labels(
     assert all(label.regress.all() for label in pseudo.values())
 
 
+@pytest.mark.slow
+def test_a_run_with_regions_beside_its_labels_goes_on(config: Path, supervised: Path) -> None:
+    line = ["ssl_settings.args.ignore_unmatched=true", "ssl_settings.args.threshold=0.06"]
+    line += ["ssl_settings.args.ignore_floor=0.05", "al_settings.num_cycles=0"]
+    words = [word for one in line for word in ("--set", one)]
+    words += ["--cycle0-from", str(supervised)]
+    assert run_train("-c", config, "--run-id", "regions", *words) == 0
+    run = supervised.parent / "regions"
+    assert PseudoLabels.read(run / "cycle_00" / "pseudo_labels.json").regions
+    assert run_train("--resume", run, "--set", "al_settings.num_cycles=1") == 0
+    assert len(read(run / "summary.json")["cycles"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (["ssl_settings.mode=mean_teacher"], "the run trains on labels alone"),
+        (
+            ["ssl_settings.include_pseudolabels=true", "al_settings.args.init_num=all"],
+            "so that there is no student",
+        ),
+    ],
+    ids=["a mode that is not used", "nothing unlabelled"],
+)
+def test_a_student_that_there_will_not_be_is_warned_of(
+    tmp_path: Path, line: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = small_config(make_voc(tmp_path / "voc"), tmp_path / "runs")
+    settings["ssl_settings"] = {"include_pseudolabels": False}
+    settings["al_settings"]["num_cycles"] = 0
+    path = write_config(tmp_path / "config.json", settings)
+    assert run_train("-c", path, "--dry-run", *(w for one in line for w in ("--set", one))) == 0
+    assert words in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         (["ssl_settings.gate_metric=val_f2"], "ssl_settings.gate_metric: val_f2 is not measured"),
         (['metrics=["box_quality"]'], "val_AP50 or val_sens_mean is not measured"),
         (["ssl_settings.tail=1.0"], "ssl_settings.tail: found 1.0"),
+        (["ssl_settings.tail=0.9", "trainer.steps_per_cycle=9"], "leaves the student nothing"),
+        (["trainer.steps_per_cycle=1"], "leaves the student nothing"),
         (["ssl_settings.args.threshold=0"], "ssl_settings.args.threshold: found 0"),
     ],
-    ids=["unknown gate metric", "nothing for the gate", "a tail of all steps", "threshold 0"],
+    ids=[
+        "unknown gate metric",
+        "nothing for the gate",
+        "a tail of all steps",
+        "a tail",
+        "one step",
+        "threshold 0",
+    ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_made(
     tmp_path: Path, line: list[str], words: str, capsys: pytest.CaptureFixture[str]

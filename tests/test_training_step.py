@@ -262,13 +262,19 @@ def test_a_wrong_step_is_found_in_the_config(
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_view_that_there_is_not_is_refused(
-    own_steps: None, tmp_path: Path, config: Path, capsys: Any
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("own_steps.WrongView", "asks for the view 'sideways'; there are weak, strong"),
+        ("med_sslal.trainer.teacher_step.TeacherStep", "missing a required argument: 'teacher'"),
+    ],
+)
+def test_a_step_that_cannot_be_made_is_refused(
+    own_steps: None, tmp_path: Path, config: Path, name: str, sentence: str, capsys: Any
 ) -> None:
-    words = ("--set", "trainer.type=own_steps.WrongView")
-    words += ("--set", f"trainer.save_dir={tmp_path / 'runs'}")
+    words = ("--set", f"trainer.type={name}", "--set", f"trainer.save_dir={tmp_path / 'runs'}")
     assert run_train("-c", config, *words) == 2
-    assert "asks for the view 'sideways'; there are weak, strong" in capsys.readouterr().err
+    assert sentence in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 

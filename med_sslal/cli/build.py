@@ -1,8 +1,9 @@
 """Parts of a run that take more than a line of the config to make, and weights to put in them."""
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,13 @@ def step_class(config: ConfigParser) -> type[TrainingStep]:
     if name is None:
         return SupervisedStep
     cls: type[TrainingStep] = config.init_class("trainer")
+    given = dict.fromkeys(field.name for field in fields(TrainingStep))
+    try:
+        inspect.signature(cls).bind(**given)
+    except TypeError as error:
+        raise ConfigError(
+            f"trainer.type: {name} cannot be made of {', '.join(given)} alone: {error}"
+        ) from error
     if wrong := sorted(set(cls.views) - set(VIEWS)):
         raise ConfigError(
             f"trainer.type: {name} asks for the view '{wrong[0]}'; there are {', '.join(VIEWS)}"

@@ -64,8 +64,7 @@ def check_setup(setup: RunSetup) -> None:
     _check_untils(setup)
     if setup.strategy.labeller is not None and setup.strategy.ssl.gate:
         gate_metric(setup.metrics, setup.strategy.ssl.gate_metric, setup.class_names)
-    if setup.strategy.mean_teacher:
-        _check_teacher(setup, n_initial)
+    _check_student(setup, n_initial)
     if num_cycles:
         _check_abilities(config, helper)
     n_shares, name = (world.size, "processes") if world.launched else (len(devices.ids), "devices")
@@ -112,6 +111,49 @@ def check_batch_norm(setup: RunSetup) -> None:
     logger.warning("%s", text)
 
 
+def _check_student(setup: RunSetup, n_initial: int) -> None:
+    """Refuse a student that learns nothing but labels, warn where there will be none."""
+    ssl, settings = setup.strategy.ssl, setup.settings
+    if setup.strategy.labeller is None:
+        if ssl.mode != "offline":
+            logger.warning(
+                f'ssl_settings.mode is "{ssl.mode}", but include_pseudolabels is false: the run '
+                "trains on labels alone"
+            )
+        return
+    train = setup.images.splits["train"]
+    if ssl.oracle and len(setup.strategy.oracle.known(train)) < len(train):
+        raise ConfigError(
+            "ssl_settings.oracle asks for a truth that some training images do not have: set it to "
+            "false"
+        )
+    batches = EpochBatchSampler(n_initial, 0, setup.compute.batch_size * settings.accumulate, 0)
+    steps, half_life = settings.steps(len(batches)), settings.half_life(len(batches))
+    tail = tail_start(steps, settings.tail)
+    # The weight of the first step is 0.
+    if tail < 2:
+        raise ConfigError(
+            f"ssl_settings.tail {settings.tail} leaves the student nothing but labels in a "
+            f"training of {steps} step(s), the first of which has weight 0: set it lower, or train "
+            "longer"
+        )
+    if setup.strategy.mean_teacher:
+        _check_teacher(setup, n_initial)
+        begins = max(settings.teacher_fixed * steps, half_life)
+        if settings.teacher_fixed < 1 and begins >= tail:
+            raise ConfigError(
+                f"ssl_settings.teacher_fixed {settings.teacher_fixed}: the student's average would "
+                f"teach from step {math.ceil(begins)} on, after half-life of {half_life:g} steps, "
+                f"but ssl_settings.tail begins at step {tail}: set either lower, or "
+                "teacher_fixed to 1.0 for a teacher that stays as it is"
+            )
+    elif n_initial == len(train):
+        logger.warning(
+            "ssl_settings.include_pseudolabels: all training images are labelled, so that there "
+            "is no student"
+        )
+
+
 def _check_teacher(setup: RunSetup, n_initial: int) -> None:
     """Refuse a mean teacher that cannot work, or has nothing to do, in the first cycle."""
     config, settings, labeller = setup.config, setup.settings, setup.strategy.labeller
@@ -121,7 +163,7 @@ def _check_teacher(setup: RunSetup, n_initial: int) -> None:
             f"{mode} needs proposals that teacher and student both look at, which the detector "
             f'{config.get("arch.type")} does not have: take FasterRCNN, or mode "offline"'
         )
-    if not settings.ema:
+    if not settings.ema and settings.teacher_fixed < 1:
         raise ConfigError(
             f"{mode}: its teacher becomes the average of the student's weights: set trainer.ema to "
             "true"
@@ -143,14 +185,6 @@ def _check_teacher(setup: RunSetup, n_initial: int) -> None:
         raise ConfigError(
             f"ssl_settings.per_step is {settings.per_step} for {n_needed} processes: each needs an "
             "unlabelled image in every step"
-        )
-    batches = EpochBatchSampler(n_initial, 0, setup.compute.batch_size * settings.accumulate, 0)
-    steps = settings.steps(len(batches))
-    # The weight of the first step is 0.
-    if tail_start(steps, settings.tail) < 2:
-        raise ConfigError(
-            f"ssl_settings.tail {settings.tail} leaves the mean teacher nothing of a training of "
-            f"{steps} step(s), the first of which has weight 0: set it lower, or train longer"
         )
 
 

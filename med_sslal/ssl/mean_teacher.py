@@ -175,7 +175,8 @@ class BoxCounts:
         if self._before is not None and followed == images:
             factor = 2 * images / self._before[0]
             expected = factor * self._before[1]
-            noise = math.sqrt(sum(boxes) + factor * expected)
+            # Of the difference, if the rate had just doubled.
+            noise = math.sqrt(factor * (sum(boxes) + self._before[1]))
             if sum(boxes) > expected + CHANCE * noise:
                 raise UserError(
                     f"the mean teacher gives {sum(boxes) / images:.2f} boxes an image after "

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import numpy as np
 from annotated_types import Ge, Gt, Interval
@@ -100,6 +100,9 @@ class PseudoLabels:
             raise DataError(f"{path} holds no pseudo-labels: {error}") from error
 
 
+NO_LABELS: Final = PseudoLabels({}, {})
+
+
 @dataclass(frozen=True, kw_only=True)
 class PseudoLabeller:
     """Decides which detections are labels, which are ignore regions and which are neither.
@@ -132,11 +135,11 @@ class PseudoLabeller:
         ConfigError: An argument is wrong.
     """
 
-    threshold: Share | None = None
+    threshold: Recorded | None = None
     target_precision: Share = 0.8
-    min_threshold: Share = 0.5
-    max_threshold: Share = 0.95
-    fallback_threshold: Share = 0.7
+    min_threshold: Recorded = 0.5
+    max_threshold: Recorded = 0.95
+    fallback_threshold: Recorded = 0.7
     min_true_positives: Annotated[int, Ge(1)] = 20
     density_cap: Annotated[float, Gt(0)] | None = 1.2
     ignore_floor: Recorded | None = 0.2
@@ -159,6 +162,13 @@ class PseudoLabeller:
             for name in ("threshold", "min_threshold", "max_threshold", "fallback_threshold")
             if args[name] is not None and args[name] < floor
         ]
+        given = args["threshold"]
+        lowest = min(low, args["fallback_threshold"]) if given is None else given
+        most = lowest if args["ignore_floor"] is None else floor
+        if (args["negative_floor"] or 0.0) > most:
+            what = f"found {args['negative_floor']}; allowed: up to {most}, from where on a box is "
+            what += "a pseudo-label or an ignore region"
+            problems.append(("negative_floor", what))
         if low > args["max_threshold"]:
             problems.append(
                 ("min_threshold", f"found {low}, above max_threshold {args['max_threshold']}")

@@ -17,7 +17,7 @@ from med_sslal.al.selection_io import read_selection, write_detections, write_se
 from med_sslal.base.types import Annotation
 from med_sslal.eval.coco_utils import to_coco_predictions
 from med_sslal.practice.oracle import HumanOracle, Progress
-from med_sslal.ssl.pseudo_labels import PseudoLabels
+from med_sslal.ssl.pseudo_labels import NO_LABELS, PseudoLabels
 from med_sslal.trainer.finds import note_finds
 from med_sslal.trainer.inference import header_of, predict_split, score_best
 from med_sslal.trainer.initial_set import initial_set
@@ -119,26 +119,26 @@ class CycleLoop:
         # A mean teacher needs an image for each process.
         least = setup.world.size if online else 1
         if setup.strategy.labeller is None or len(state.pool.unlabelled) < least:
-            self._train_in(folder, state, labels, {})
+            self._train_in(folder, state, labels)
             return
         if folder.measured:
             return
         folder.supervised.path.mkdir(exist_ok=True)
         if online:
-            self._train_in(folder.supervised, state, labels, {})
+            self._train_in(folder.supervised, state, labels)
             self._stop.check()
             if not folder.trained and not folder.rejected.exists():
                 sure = teacher_thresholds(setup, self._stop, folder)
-                self._train_in(folder, state, labels, {}, sure)
+                self._train_in(folder, state, labels, thresholds=sure)
             decide(setup, self._stop, folder, has_student=True)
             return
         if not folder.pseudo_labels.exists():
-            self._train_in(folder.supervised, state, labels, {})
+            self._train_in(folder.supervised, state, labels)
             self._stop.check()
         pseudo = pseudo_label(setup, self._stop, folder, state.pool, labels)
         if pseudo.labels and not folder.rejected.exists():
             self._stop.check()
-            self._train_in(folder, state, pseudo.beside(labels), pseudo.labels)
+            self._train_in(folder, state, labels, pseudo)
         decide(setup, self._stop, folder, has_student=bool(pseudo.labels))
 
     def _train_in(
@@ -146,7 +146,7 @@ class CycleLoop:
         folder: CycleFolder,
         state: CycleState,
         labels: Mapping[str, Annotation],
-        pseudo: Mapping[str, Annotation],
+        pseudo: PseudoLabels = NO_LABELS,
         thresholds: Mapping[str, float] | None = None,
     ) -> None:
         """Train in a folder, with a mean teacher or none, unless its training has ended already."""
@@ -156,7 +156,7 @@ class CycleLoop:
         text = "cycle %d/%d: training on %d labelled and %d pseudo-labelled images"
         if thresholds is not None:
             text = "cycle %d/%d: training on %d labelled and, with a mean teacher, %d other images"
-        others = pseudo if thresholds is None else state.pool.unlabelled
+        others = pseudo.labels if thresholds is None else state.pool.unlabelled
         logger.info(text, *place, len(labels), len(others))
         outcome = together(
             train_cycle,

@@ -225,9 +225,9 @@ class CycleFolder(ResultFolder):
 
     def reopen(self) -> None:
         """Remove the outcomes of an ended training that goes on; a student will start anew."""
-        outcomes = [self.metrics, self.finds]
+        outcomes = [self.metrics, self.finds, self.val_predictions]
         if self.supervised.path.exists():
-            outcomes += [self.gate, self.rejected, self.pseudo_labels, self.val_predictions]
+            outcomes += [self.gate, self.rejected, self.pseudo_labels]
             outcomes += self.path.glob("*.pth*")
         for path in outcomes:
             path.unlink(missing_ok=True)

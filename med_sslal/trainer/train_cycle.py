@@ -25,6 +25,7 @@ from med_sslal.logger.visualization import TensorboardWriter
 from med_sslal.model.detectors import FasterRCNN
 from med_sslal.model.parallel import distribute
 from med_sslal.ssl.mean_teacher import Teacher
+from med_sslal.ssl.pseudo_labels import PseudoLabels
 from med_sslal.trainer.hooks import ClassDifficulty, ShowProgress, WriteTensorboard
 from med_sslal.trainer.inference import loader_of, predict
 from med_sslal.trainer.run_folder import CycleFolder
@@ -46,7 +47,7 @@ def train_cycle(
     folder: CycleFolder,
     *,
     labels: Mapping[str, Annotation],
-    pseudo: Mapping[str, Annotation],
+    pseudo: PseudoLabels,
     pool: Pool,
     stop: StopRequest,
     thresholds: Mapping[str, float] | None = None,
@@ -62,7 +63,7 @@ def train_cycle(
         Interrupted: A stop was asked for; the position is saved.
         UserError: The loss is not finite.
     """
-    both = labels.keys() & pseudo.keys()
+    both = labels.keys() & pseudo.labels.keys()
     if both:
         raise ValueError(f"{len(both)} images are labelled and pseudo-labelled at once")
     world, cycle = setup.world, folder.number
@@ -118,7 +119,7 @@ def _trainer(
     folder: CycleFolder,
     model: BaseModel,
     labels: Mapping[str, Annotation],
-    pseudo: Mapping[str, Annotation],
+    pseudo: PseudoLabels,
     pool: Pool,
     writer: TensorboardWriter,
     stop: StopRequest,
@@ -129,7 +130,7 @@ def _trainer(
     order = partial(
         EpochBatchSampler,
         len(labels),
-        len(pseudo),
+        len(pseudo.labels),
         setup.compute.batch_size * parts,
         stable_hash(setup.seed, "order", cycle),
         setup.world,
@@ -138,10 +139,10 @@ def _trainer(
     sampler = order(tail=tail_start(settings.steps(len(order())), settings.tail))
     view = LabelledView(
         setup.images,
-        {**labels, **pseudo},
-        (*labels, *pseudo),
+        {**pseudo.beside(labels), **pseudo.labels},
+        (*labels, *pseudo.labels),
         setup.transforms.train,
-        frozenset(pseudo),
+        frozenset(pseudo.labels),
         setup.transforms.pseudo,
     )
     step, validated = make_step(setup, model, len(sampler), teacher)
