@@ -195,6 +195,7 @@ def taught(
         settings=settings,
         world=ALONE,
         teacher=half_sure(views),
+        audit=lambda ids: {},
     )
     strong, no = views["strong"], torch.zeros(1, dtype=torch.bool)
     target = Target(torch.tensor([[8.0, 10, 30, 28]]), torch.ones(1).long(), no, ~no)
@@ -243,7 +244,8 @@ def test_the_teacher_stays_for_half_of_the_steps_and_a_half_life(views: dict[str
 
 def epoch(counts: BoxCounts, boxes: list[int], *, images: int = 40, followed: int = 40) -> Any:
     counts.begin_epoch()
-    counts.add(torch.tensor([images, followed, *boxes, 2.0, 1.0], dtype=torch.float64))
+    sums = torch.tensor([images, followed, *boxes], dtype=torch.float64)
+    counts.add(sums, torch.tensor([[3.0, 1, 4, 2, 1.5]], dtype=torch.float64))
     return counts.values()
 
 
@@ -268,7 +270,8 @@ def test_boxes_that_double_stop_the_training(
     if not stops:
         values = epoch(counts, boxes[-1], images=images)
         assert values["teacher_boxes"] == values["teacher_boxes/a"] == boxes[-1][0] / 40
-        assert values["loss_teacher_classifier"] == 0.05
+        quality = [values[f"teacher_{key}/a"] for key in ("precision", "recall", "mean_iou")]
+        assert quality == [0.75, 0.75, 0.75]
         return
     with pytest.raises(UserError, match=r"gives \d+\.\d\d boxes an image after \d\.\d\d in the ep"):
         epoch(counts, boxes[-1], images=images)
@@ -279,7 +282,7 @@ def test_counts_go_on_where_they_were_and_an_epoch_of_the_tail_has_none() -> Non
     epoch(counts, [40])
     counts.begin_epoch()
     other.load_state_dict(counts.state_dict())
-    other.add(torch.tensor([40.0, 40, 120, 0, 0], dtype=torch.float64))
+    other.add(torch.tensor([40.0, 40, 120], dtype=torch.float64), torch.zeros(1, 5))
     with pytest.raises(UserError):
         other.values()
     assert counts.values() == {}
@@ -312,17 +315,20 @@ def test_a_run_with_a_mean_teacher(whole: Path) -> None:
         history = read_json(cycle / "training.json")["history"]
         if (cycle / "training_rejected.json").exists():
             history = read_json(cycle / "training_rejected.json")["history"]
-        taught = ["loss_teacher_classifier" in values for values in history]
+        taught = ["pseudo/loss_classifier" in values for values in history]
         assert len(taught) >= 3 and taught == sorted(taught, reverse=True)
         assert all(values["teacher_boxes"] >= 0 for values in history if "teacher_boxes" in values)
         assert "teacher_boxes/class0" in history[0] and not taught[-1]
+        graded = [values for values in history if "teacher_precision/class0" in values]
+        assert graded and all(0 <= values["teacher_recall/class0"] <= 1 for values in graded)
         assert read_json(cycle / "gate.json")["metric"] == "val_AP50"
         assert not (cycle / "pseudo_labels.json").exists()
         last = load_checkpoint(cycle / "checkpoint_last.pth")
         state = last["state"]["training_step"]["teacher"]
         assert state == {"model": None, "follows": True}
     assert (whole / "cycle_00" / "selection.json").exists()
-    assert "with a mean teacher" in (whole / "train.log").read_text()
+    log = (whole / "train.log").read_text()
+    assert "with a mean teacher" in log and "the student's average teaches" in log
     page = (whole / "report.html").read_text()
     assert "A mean teacher labels the images of each step" in page and "Went on" in page
 

@@ -32,6 +32,8 @@ from med_sslal.logger.logger import add_log_file
 from med_sslal.practice.answers import Answer
 from med_sslal.practice.journal import open_journal, read_journal
 from med_sslal.practice.oracle import Progress
+from med_sslal.ssl.pseudo_labels import PseudoLabels
+from med_sslal.ssl.quality import hidden_truth_quality
 from med_sslal.trainer.run_folder import RunFolder
 
 Capture = pytest.CaptureFixture[str]
@@ -429,3 +431,31 @@ def test_killed_at_twenty_instants_nothing_is_lost_or_doubled(
         assert len(folder.answers.read_text().splitlines()) == 2
         assert [len(list(each.path.glob("*query_*"))) for each in folder.cycles()] == [1, 1, 0]
         assert not [name for name in files_of(run) if name.endswith(".partial")]
+
+
+@pytest.mark.slow
+def test_pseudo_labels_are_graded_by_the_labels_that_come_later(tmp_path: Path) -> None:
+    pictures = make_folder(tmp_path / "voc")
+    config = human_config(pictures, tmp_path / "runs")
+    config["ssl_settings"] = {
+        "include_pseudolabels": True,
+        "tail": 0.0,
+        "args": {"threshold": 0.05, "ignore_floor": None, "density_cap": None},
+    }
+    config["trainer"] |= {"epochs": 2}
+    assert run_train("-c", write_config(tmp_path / "config.json", config), "--run-id", "h") == 0
+    practice = Practice(tmp_path / "runs" / "tiny" / "h", pictures)
+    assert practice.take(practice.export()) == 0
+    assert run_train("--resume", practice.run) == 0
+    cycles = [RunFolder(practice.run).cycle(number) for number in (0, 1)]
+    earlier = [read(cycle.metrics)["earlier_pseudo_quality"] for cycle in cycles]
+    assert earlier[0] == {}
+    made = PseudoLabels.read(cycles[0].pseudo_labels).labels
+    came = made.keys() & set(practice.pool(1)["labelled"])
+    assert came, "some of what was asked for had pseudo-labels"
+    wanted = hidden_truth_quality({name: made[name] for name in came}, practice.truth, ("class0",))
+    assert earlier[1] == {"class0": wanted["class0"]._asdict()}
+    assert earlier[1]["class0"]["recall"] is not None
+    text = f"cycle 0: pseudo-labels, by the labels of {len(came)} images that came later"
+    assert text in RunFolder(practice.run).log.read_text()
+    assert "what readers have answered since" in RunFolder(practice.run).report.read_text()

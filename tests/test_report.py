@@ -256,7 +256,10 @@ def test_one_time_for_one_run(page: Page) -> None:
     # Three cycles of 90 s and two selections of 0.5 s.
     assert "time 4.5 min all stages" in page.texts[""]
     assert "Where the 4.5 min of the stages below went" in page.texts["time"]
-    assert "Minutes are those of training and evaluation." in page.texts["cycles"]
+    assert (
+        "Minutes are those of training and evaluation, with the pseudo-labels"
+        in page.texts["cycles"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import (
     SUPERVISED,
     files_of,
@@ -77,6 +78,14 @@ def test_the_run_folder_holds_what_the_design_says(finished: tuple[Path, str]) -
     assert not [name for name in files if Path(name).name.startswith(".")]
     for cycle in ("cycle_00", "cycle_01", "cycle_02"):
         assert any(name.startswith(f"tensorboard/{cycle}/events") for name in files)
+    board = EventAccumulator(str(folder / "tensorboard" / "cycles"))
+    board.Reload()
+    tags = {f"pseudo_labels/{key}/class0" for key in ("boxes_per_image", "threshold", "recall")}
+    tags |= {"test_AP50", "val_AP50", "gate/student", "gate/supervised", "gate/accepted"}
+    assert tags <= set(board.Tags()["scalars"])
+    shown = [(event.step, event.value) for event in board.Scalars("test_AP50")]
+    rows = read(folder / "summary.json")["cycles"]
+    assert shown == [(row["cycle"], pytest.approx(row["test_AP50"])) for row in rows]
 
 
 def test_the_pointer_to_the_newest_run_is_relative(finished: tuple[Path, str]) -> None:

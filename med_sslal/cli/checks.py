@@ -130,11 +130,11 @@ def _check_student(setup: RunSetup, n_initial: int) -> None:
     batches = EpochBatchSampler(n_initial, 0, setup.compute.batch_size * settings.accumulate, 0)
     steps, half_life = settings.steps(len(batches)), settings.half_life(len(batches))
     tail = tail_start(steps, settings.tail)
-    # The weight of the first step is 0.
-    if tail < 2:
+    # The weight of the first step is 0. A single one is no training, but may be tried.
+    if tail < min(2, steps):
         raise ConfigError(
             f"ssl_settings.tail {settings.tail} leaves the student nothing but labels in a "
-            f"training of {steps} step(s), the first of which has weight 0: set it lower, or train "
+            f"training of {steps} steps, the first of which has weight 0: set it lower, or train "
             "longer"
         )
     if setup.strategy.mean_teacher:

@@ -23,7 +23,11 @@ def box_quality(table: Columns, *, draws: int = 1000, seed: int = 0) -> MetricRe
         `mean_iou`, the mean over the classes, and with several classes `mean_iou/NAME`; None where
         no object is found, which is left out of the mean.
     """
-    per_class = mean_ious(table)
+    labels, overlaps = found_overlaps(table)
+    per_class = {
+        name: float(overlaps[labels == label].mean()) if (labels == label).any() else None
+        for label, name in enumerate(table.class_names, start=1)
+    }
     defined = [value for value in per_class.values() if value is not None]
     values = {"mean_iou": float(np.mean(defined)) if defined else None}
     if len(table.class_names) > 1:
@@ -31,18 +35,8 @@ def box_quality(table: Columns, *, draws: int = 1000, seed: int = 0) -> MetricRe
     return MetricResult(values)
 
 
-def mean_ious(table: Columns) -> dict[str, float | None]:
-    """The mean IoU of each class, by name; None where none of its objects is found."""
-    objects, overlaps = _found(table)
-    labels = table.gt_labels[objects]
-    return {
-        name: float(overlaps[labels == label].mean()) if (labels == label).any() else None
-        for label, name in enumerate(table.class_names, start=1)
-    }
-
-
-def _found(table: Columns) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the objects that are found, int64 [F], and the IoU of each with its detection."""
+def found_overlaps(table: Columns) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of the objects that are found, int64 [F], and the IoU of each with its detection."""
     n_classes = len(table.class_names) + 1
     det_class = table.det_image * n_classes + table.det_labels
     best_first = np.lexsort((-table.det_scores, det_class))
@@ -56,4 +50,4 @@ def _found(table: Columns) -> tuple[np.ndarray, np.ndarray]:
     rows.sort(key=lambda row: (-table.det_scores[row[0]], row[0], -row[2]))
     taken = one_to_one(rows)
     overlaps = np.array([overlap for _, overlap in taken.values()])
-    return np.array(list(taken), dtype=np.int64), overlaps
+    return table.gt_labels[np.array(list(taken), dtype=np.int64)], overlaps

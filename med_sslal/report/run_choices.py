@@ -82,19 +82,29 @@ def _picture(run: RunData, cycle: CycleData, item: Selected) -> Content:
 
 
 def pseudo_labelled(run: RunData) -> Content:
-    """Images with the surest and the least sure pseudo-labels of the newest cycle that has any."""
+    """How right pseudo-labels are, and images with the surest and the least sure ones.
+
+    The images are of the newest cycle that has any.
+    """
+    # Where no truth is known, it is that of the labels which came later.
+    later = {
+        cycle.number - 1: cycle.earlier_pseudo_quality
+        for cycle in run.cycles
+        if cycle.earlier_pseudo_quality
+    }
+    quality = {cycle.number: cycle.pseudo_quality for cycle in run.cycles} | later
+    content: Content = {"quality": quality, "later": bool(later), "pictures": []}
     made = [cycle.pseudo for cycle in run.cycles if cycle.pseudo is not None]
     if run.dataset is None or not made:
-        return {"pictures": ()}
-    pictures = []
+        return content
     for image_id, scores in made[-1].examples.items():
         label = made[-1].labels[image_id]
         boxes, labels = label.boxes[~label.ignore], label.labels[~label.ignore]
         item = Selected(image_id, 0, "", {}, f"least score {min(scores):.2f}")
         found = Prediction(boxes, labels, np.array(scores, np.float32))
         shown = draw_picture(run.dataset, image_id, found)
-        pictures.append({"item": item, "others": {}, **shown})
-    return {"pictures": pictures}
+        content["pictures"].append({"item": item, "others": {}, **shown})
+    return content
 
 
 def draw_picture(dataset: BaseDataset, image_id: str, found: Prediction | None) -> Content:

@@ -35,8 +35,12 @@ class CycleData:
     corrections: Corrections | None  # What readers did with it; None where nobody has answered.
     # Image id to the detections worth showing, of images taken and of some others.
     detections: Mapping[str, Prediction]
-    # Class name to precision and recall of the pseudo-labels of its training.
+    # Class name to precision, recall and mean IoU of the pseudo-labels of its training; and the
+    # same of the cycle before, by labels that came since.
     pseudo_quality: Mapping[str, Mapping[str, float | None]]
+    earlier_pseudo_quality: Mapping[str, Mapping[str, float | None]]
+    # The student's last epoch with a mean teacher; empty without one.
+    taught: Mapping[str, float | None]
     pseudo: PseudoLabels | None  # What its student learned from.
     gate: Mapping[str, Any] | None  # Whether the student went on, and why; None without one.
     predictions_file: Path | None  # Detections on the test split.
@@ -172,10 +176,18 @@ def _load_cycle(folder: CycleFolder, class_names: tuple[str, ...] | None) -> Cyc
         corrections=_corrections(folder),
         detections=from_coco_predictions(shown, class_names) if shown and class_names else {},
         pseudo_quality=metrics.get("pseudo_quality", {}),
+        earlier_pseudo_quality=metrics.get("earlier_pseudo_quality", {}),
+        taught=_taught(_optional(folder.rejected) or training or {}),
         pseudo=PseudoLabels.read(pseudo) if pseudo.exists() else None,
         gate=_optional(folder.gate),
         predictions_file=folder.predictions if folder.predictions.exists() and metrics else None,
     )
+
+
+def _taught(training: Mapping[str, Any]) -> Mapping[str, float | None]:
+    """The values of the last epoch of a training that had a mean teacher."""
+    epochs = [values for values in training.get("history", ()) if "teacher_boxes" in values]
+    return epochs[-1] if epochs else {}
 
 
 def _corrections(folder: CycleFolder) -> Corrections | None:

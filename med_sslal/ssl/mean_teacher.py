@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from med_sslal.base.types import Batch, Extras, Rois, Target
+from med_sslal.base.types import Batch, Extras, Prediction, Rois, Target
 from med_sslal.base.views import into_view
 from med_sslal.model.detector import Seen
 from med_sslal.model.detectors import FasterRCNN
 from med_sslal.model.inference import handing_out
 from med_sslal.model.targets import paired_ious
 from med_sslal.model.transform import to_original
+from med_sslal.ssl.quality import Quality
 from med_sslal.utils.errors import UserError
 
 # What of a change of counts is taken for chance, in standard deviations.
@@ -65,7 +66,7 @@ class Teacher:
         asked = () if self._regress_iou is None else ("refined_boxes",)
         with handing_out(model, Extras(asked)):
             detections = model.look(seen).detections
-        targets = []
+        targets, given = [], {}
         for found, frame in zip(detections, strong.frames, strict=True):
             boxes, shown = into_view(found.boxes, frame, strong.images.shape[-2:])
             sure = found.scores >= lowest[found.labels]
@@ -77,7 +78,10 @@ class Teacher:
                 still = sure & (iou >= self._regress_iou)
             flags = (~sure[kept], still[kept])
             targets.append(Target(boxes[kept], found.labels[kept], *flags, soft=True))
-        return Lesson(model, seen, weak, strong, tuple(targets))
+            taught = sure & shown
+            columns = (found.boxes, found.labels, found.scores)
+            given[frame.info.image_id] = Prediction(*(x[taught].cpu().numpy() for x in columns))
+        return Lesson(model, seen, weak, strong, tuple(targets), given)
 
     def state_dict(self) -> dict[str, Any]:
         """Its own weights; those that it follows are the student's to keep."""
@@ -102,6 +106,8 @@ class Lesson:
     strong: Batch
     # B labels in the strong views; boxes that are not sure are ignore regions.
     targets: tuple[Target, ...]
+    # The sure ones of them in ORIGINAL pixels, by image id.
+    given: Mapping[str, Prediction]
 
     @property
     def sure(self) -> Tensor:
@@ -142,36 +148,37 @@ class Lesson:
 
 
 class BoxCounts:
-    """How many boxes a teacher gives, epoch by epoch, and how hard its student finds them."""
+    """How many boxes a teacher gives, epoch by epoch, and how right they are where it is known."""
 
     def __init__(self, class_names: Sequence[str]) -> None:
         self._names = tuple(class_names)
-        # Images, those of a teacher that followed its student; boxes by class; losses.
-        self._sums = torch.zeros(2 + len(self._names) + 2, dtype=torch.float64)
+        # Images, those of a teacher that followed its student; boxes by class.
+        self._sums = torch.zeros(2 + len(self._names), dtype=torch.float64)
+        self._graded = torch.zeros(len(self._names), 5, dtype=torch.float64)
         self._before: list[float] | None = None
 
     def begin_epoch(self) -> None:
         """Compare with the epoch that is over from now on."""
-        images, followed, *others = self._sums.tolist()
+        images, followed, *boxes = self._sums.tolist()
         # What two teachers find is no growth.
-        self._before = [images, sum(others[:-2])] if images and followed == images else None
-        self._sums = torch.zeros_like(self._sums)
+        self._before = [images, sum(boxes)] if images and followed == images else None
+        self._sums, self._graded = torch.zeros_like(self._sums), torch.zeros_like(self._graded)
 
-    def add(self, values: Tensor) -> None:
-        """Take in the sums of a step: images, those followed, boxes by class, the two losses."""
-        self._sums += values
+    def add(self, sums: Tensor, graded: Tensor) -> None:
+        """Take in a step: images, those followed and boxes by class; what `graded` says of them."""
+        self._sums += sums
+        self._graded += graded
 
     def values(self) -> dict[str, float | None]:
-        """Boxes and losses per image of the epoch so far; UserError where the boxes have doubled.
+        """Boxes per image of the epoch so far and their quality; UserError where they have doubled.
 
         They have where an image gets more than twice as many as in the epoch before, beyond chance
         (two standard deviations of Poisson counts), and both epochs had a teacher that follows
         its student: what it finds has then begun to feed on itself.
         """
-        images, followed, *others = self._sums.tolist()
+        images, followed, *boxes = self._sums.tolist()
         if not images:
             return {}
-        boxes = others[:-2]
         if self._before is not None and followed == images:
             factor = 2 * images / self._before[0]
             expected = factor * self._before[1]
@@ -184,19 +191,26 @@ class BoxCounts:
                     "its own mistakes. Start a run with a lower ssl_settings.weight, with "
                     'ssl_settings.teacher_fixed 1.0, or with ssl_settings.mode "offline"'
                 )
-        per_image = [value / images for value in others]
-        return {
-            "teacher_boxes": sum(boxes) / images,
-            **{f"teacher_boxes/{k}": v for k, v in zip(self._names, per_image, strict=False)},
-            "loss_teacher_classifier": per_image[-2],
-            "loss_teacher_objectness": per_image[-1],
-        }
+        values: dict[str, float | None] = {"teacher_boxes": sum(boxes) / images}
+        for name, number, row in zip(self._names, boxes, self._graded.tolist(), strict=True):
+            values[f"teacher_boxes/{name}"] = number / images
+            if any(row):
+                quality = Quality.of(row)._asdict()
+                values |= {f"teacher_{key}/{name}": value for key, value in quality.items()}
+        return values
 
     def state_dict(self) -> dict[str, Any]:
         """What an identical continuation needs."""
-        return {"sums": self._sums.tolist(), "before": self._before}
+        return {
+            "sums": self._sums.tolist(),
+            "graded": self._graded.tolist(),
+            "before": self._before,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
-        self._sums = torch.tensor(state["sums"], dtype=torch.float64)
+        # An older program saved two losses behind the sums, and no grades.
+        sums = state["sums"][: len(self._sums)]
+        self._sums = torch.tensor(sums, dtype=torch.float64)
+        self._graded = torch.tensor(state.get("graded", self._graded.tolist()), dtype=torch.float64)
         self._before = state["before"]

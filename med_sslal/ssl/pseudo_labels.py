@@ -61,6 +61,16 @@ class PseudoLabels:
         """The labels of the labelled images, with the `regions` in them."""
         return {name: _joined(own, self.regions.get(name)) for name, own in labels.items()}
 
+    def replaced(self, truth: Mapping[str, Annotation]) -> "PseudoLabels":
+        """The same images with the truth as their labels, which has no scores."""
+        stats = {}
+        for number, (name, own) in enumerate(self.stats.items(), start=1):
+            count = sum(
+                int(((label.labels == number) & ~label.ignore).sum()) for label in truth.values()
+            )
+            stats[name] = replace(own, count=count, mean_score=None)
+        return replace(self, labels=truth, stats=stats, examples={})
+
     def write(self, path: Path) -> None:
         """Write them as JSON, one line per image, as `atomic_write` does."""
         atomic_write(path, lambda stream: stream.writelines(line.encode() for line in self._json()))

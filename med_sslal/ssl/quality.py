@@ -7,17 +7,27 @@ import numpy as np
 
 from med_sslal.al.arrays import round_scores
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
-from med_sslal.eval.box_quality import mean_ious
+from med_sslal.eval.box_quality import found_overlaps
 from med_sslal.eval.eval_utils import Columns, columns
 from med_sslal.eval.hits import match
 
 
 class Quality(NamedTuple):
-    """How right pseudo-labels are; None where nothing could be counted."""
+    """How right the pseudo-labels of a class are; None where nothing could be counted."""
 
-    precision: float | None
-    recall: float | None
-    mean_iou: float | None  # Of the objects met.
+    precision: float | None  # Objects met over objects met plus boxes that meet none.
+    recall: float | None  # Objects met over all objects.
+    mean_iou: float | None  # Of the objects found, as `box_quality` counts them.
+
+    @classmethod
+    def of(cls, counts: Sequence[float]) -> "Quality":
+        """From a row of `graded`, or the sum of several."""
+        met, false, objects, found, overlap = counts
+        return cls(
+            met / (met + false) if met + false else None,
+            met / objects if objects else None,
+            overlap / found if found else None,
+        )
 
 
 def found_and_false(
@@ -82,6 +92,28 @@ def _table(
     return columns(complete, annotations, infos, class_names)
 
 
+def graded(
+    given: Mapping[str, Prediction],
+    annotations: Mapping[str, Annotation],
+    class_names: Sequence[str],
+) -> np.ndarray:
+    """What `Quality.of` a class needs: float64 [K, 5], to be added up over images.
+
+    Over the images of `given` that `annotations` has: objects met, boxes that meet none, objects,
+    objects found as `box_quality` counts them, and the sum of their IoUs.
+    """
+    truth = {name: annotations[name] for name in given if name in annotations}
+    counts = np.zeros((len(class_names), 5))
+    if not truth:
+        return counts
+    labels, overlaps = found_overlaps(_table(given, truth, class_names))
+    outcome = found_and_false(given, truth, class_names)
+    for number, (found, false) in enumerate(outcome.values()):
+        fits = overlaps[labels == number + 1]
+        counts[number] = (found > 0).sum(), len(false), len(found), len(fits), fits.sum()
+    return counts
+
+
 def hidden_truth_quality(
     pseudo: Mapping[str, Annotation],
     annotations: Mapping[str, Annotation],
@@ -89,11 +121,9 @@ def hidden_truth_quality(
 ) -> dict[str, Quality]:
     """Grade `PseudoLabels.labels` by the truth that a simulation hides; for the log only.
 
-    By class name, over the images of `pseudo` whose truth is known: precision is objects met over
-    objects met plus boxes that meet none; recall is objects met over all objects; mean IoU is that
-    of `box_quality`.
+    By class name, over the images of `pseudo` whose truth is known.
     """
-    predictions = {
+    given = {
         name: Prediction(
             label.boxes[~label.ignore],
             label.labels[~label.ignore],
@@ -101,13 +131,5 @@ def hidden_truth_quality(
         )
         for name, label in pseudo.items()
     }
-    truth = {name: annotations[name] for name in pseudo if name in annotations}
-    result, fits = {}, mean_ious(_table(predictions, truth, class_names)) if truth else {}
-    for name, (found, false) in found_and_false(predictions, truth, class_names).items():
-        met = int((found > 0).sum())
-        result[name] = Quality(
-            met / (met + len(false)) if met + len(false) else None,
-            met / len(found) if len(found) else None,
-            fits.get(name),
-        )
-    return result
+    rows = graded(given, annotations, class_names).tolist()
+    return {name: Quality.of(row) for name, row in zip(class_names, rows, strict=True)}

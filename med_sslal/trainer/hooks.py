@@ -27,11 +27,12 @@ MOMENTUM = 0.99
 class ShowProgress(Hook):
     """The progress line of a training such as "cycle 1/3", and a line for each epoch.
 
-    `cycles_left` follow it, for the time left. Without `show` epochs are for train.log alone.
+    For the time left: so many trainings follow it in its `cycle`, and in the cycles after that.
+    Without `show` epochs are for train.log alone.
     """
 
-    def __init__(self, title: str, cycles_left: int = 0, *, show: bool = True) -> None:
-        self._title, self._cycles_left, self._show = title, cycles_left, show
+    def __init__(self, title: str, cycle: int = 0, later: int = 0, *, show: bool = True) -> None:
+        self._title, self._left, self._show = title, (cycle, later), show
         self._progress: Progress | None = None
         self._started, self._first_step, self._seen = 0.0, 0, 0
 
@@ -58,11 +59,13 @@ class ShowProgress(Hook):
         losses = ", ".join(
             f"{name.removeprefix('loss_')} {value:.3f}"
             for name, value in trainer.mean_losses().items()
+            if "/" not in name
         )
         elapsed = time.monotonic() - self._started
         per_step = elapsed / max(trainer.step - self._first_step, 1)
-        cycle = per_step * (trainer.total_steps - trainer.step)
-        run = cycle + self._cycles_left * per_step * trainer.total_steps
+        own, later = (number * per_step * trainer.total_steps for number in self._left)
+        cycle = per_step * (trainer.total_steps - trainer.step) + own
+        run = cycle + later
         memory = peak_memory(trainer.optimisation.device)
         return (
             f"{losses}, lr {trainer.optimisation.lr:.2g}, "

@@ -6,6 +6,8 @@ from typing import Any
 
 from med_sslal.base.types import Annotation, Prediction
 from med_sslal.eval.metric import evaluate
+from med_sslal.logger.visualization import TensorboardWriter
+from med_sslal.practice.oracle import HumanOracle
 from med_sslal.ssl.pseudo_labels import PseudoLabels
 from med_sslal.ssl.quality import hidden_truth_quality
 from med_sslal.trainer.run_folder import CycleFolder
@@ -29,6 +31,7 @@ def write_metrics(
     cycle's line of the table.
     """
     training, quality = read_json(folder.training), _pseudo_quality(setup, folder.number, pseudo)
+    later = _later_quality(setup, folder, labels)
     n_boxes = sum(label.n_objects for label in labels.values())
     added = pseudo.labels if pseudo else {}
     values = {
@@ -57,8 +60,33 @@ def write_metrics(
         "test_sens_mean_high": interval[1],
         "minutes": round((training["seconds"] + seconds) / 60, 3),
     }
-    write_json(folder.metrics, {"row": row, **results, "pseudo_quality": quality})
+    graded = {"pseudo_quality": quality, "earlier_pseudo_quality": later}
+    _show(setup, folder, row, pseudo, quality)
+    write_json(folder.metrics, {"row": row, **results, **graded})
     return row
+
+
+def _show(
+    setup: RunSetup,
+    folder: CycleFolder,
+    row: Mapping[str, Any],
+    pseudo: PseudoLabels | None,
+    quality: Mapping[str, Mapping[str, float | None]],
+) -> None:
+    """Write what is known of a cycle to TensorBoard, over the cycles."""
+    values = {key: value for key, value in row.items() if key.startswith(("val_", "test_"))}
+    for name, stats in pseudo.stats.items() if pseudo else ():
+        per_image = stats.count / len(pseudo.labels) if pseudo and pseudo.labels else 0.0
+        counted = {"boxes_per_image": per_image, "threshold": stats.threshold}
+        each = {**counted, **quality.get(name, {})}
+        values |= {f"pseudo_labels/{key}/{name}": value for key, value in each.items()}
+    if row["pseudo_accepted"] is not None:
+        verdict = read_json(folder.gate)
+        values |= {f"gate/{key}": verdict[key] for key in ("supervised", "student", "accepted")}
+    where = folder.run.path / "tensorboard" / "cycles"
+    with TensorboardWriter(where, enabled=setup.settings.tensorboard) as writer:
+        writer.hide_from(folder.number)
+        writer.scalars(values, folder.number)
 
 
 def measured(
@@ -78,13 +106,36 @@ def _pseudo_quality(
 
     It is written down and used for nothing: this is what a simulation can know.
     """
-    if pseudo is None:
+    if pseudo is None or setup.strategy.ssl.oracle:
         return {}
     truth = setup.strategy.oracle.audit(pseudo.labels)
-    graded = hidden_truth_quality(pseudo.labels, truth, setup.class_names)
-    for name, quality in graded.items():
+    return _graded(setup, f"cycle {number}: pseudo-labels", pseudo, truth)
+
+
+def _later_quality(
+    setup: RunSetup, folder: CycleFolder, labels: Mapping[str, Annotation]
+) -> dict[str, dict[str, float | None]]:
+    """The same of the cycle before, by the labels that have come since then.
+
+    In practice nothing else can tell; these images were asked for, so they are no fair sample.
+    """
+    before = folder.run.cycle(folder.number - 1).pseudo_labels
+    if not isinstance(setup.strategy.oracle, HumanOracle) or not before.exists():
+        return {}
+    pseudo = PseudoLabels.read(before)
+    n = len(pseudo.labels.keys() & labels.keys())
+    text = f"cycle {folder.number - 1}: pseudo-labels, by the labels of {n} images that came later,"
+    return _graded(setup, text, pseudo, labels)
+
+
+def _graded(
+    setup: RunSetup, text: str, pseudo: PseudoLabels, truth: Mapping[str, Annotation]
+) -> dict[str, dict[str, float | None]]:
+    """What the truth says of pseudo-labels, by class; `text` begins the lines of the log."""
+    found = hidden_truth_quality(pseudo.labels, truth, setup.class_names)
+    for name, quality in found.items():
         known = {key: value for key, value in quality._asdict().items() if value is not None}
         if known:
             told = ", ".join(f"{key} {value:.3f}" for key, value in known.items())
-            logger.info("cycle %d: pseudo-labels of %s: %s", number, name, told)
-    return {name: quality._asdict() for name, quality in graded.items()}
+            logger.info("%s of %s: %s", text, name, told)
+    return {name: quality._asdict() for name, quality in found.items()}

@@ -71,8 +71,7 @@ def pseudo_label(
     if setup.strategy.ssl.oracle:
         text = "cycle %d: ssl_settings.oracle puts the truth of %d images in their place"
         logger.warning(text, folder.number, len(made.labels))
-        truth = setup.strategy.oracle.audit(made.labels)
-        made = replace(made, labels=truth, examples={})
+        made = made.replaced(setup.strategy.oracle.audit(made.labels))
     made.write(folder.pseudo_labels)
     folder.note_seconds("pseudo_labels", time.monotonic() - started)
     return made

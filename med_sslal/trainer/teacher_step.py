@@ -1,6 +1,7 @@
 """The step of a student with a mean teacher: labelled images, and strong views of others."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -8,11 +9,14 @@ import torch
 
 from med_sslal.base.learning_rate import tail_start
 from med_sslal.base.training_step import StepInput, StepOutcome
-from med_sslal.base.types import ModelOutput
+from med_sslal.base.types import Annotation, ModelOutput
 from med_sslal.base.views import VIEWS
 from med_sslal.model.detectors import FasterRCNN
 from med_sslal.ssl.mean_teacher import BoxCounts, Lesson, Teacher
+from med_sslal.ssl.quality import graded
 from med_sslal.trainer.supervised_step import RAMP, SupervisedStep
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -27,6 +31,8 @@ class TeacherStep(SupervisedStep):
 
     views: ClassVar = VIEWS
     teacher: Teacher
+    # The truth of images, where it is known: what is given is graded by it, for the log alone.
+    audit: Callable[[Iterable[str]], Mapping[str, Annotation]]
 
     def __post_init__(self) -> None:
         self._counts = BoxCounts(self.teacher.class_names)
@@ -40,12 +46,13 @@ class TeacherStep(SupervisedStep):
         fixed = max(self.settings.teacher_fixed * given.total, self.optimisation.half_life)
         if given.number >= fixed and not self.teacher.follows and self.settings.teacher_fixed < 1:
             self.teacher.follow(self._average)
+            logger.info("step %d: from here on the student's average teaches", given.number)
         self._lesson = None
         if given.unlabelled and given.number < tail_start(given.total, self.settings.tail):
             given = self._taught(given)
         outcome = super().__call__(given)
         if self._lesson is not None:
-            self._count(self._lesson, outcome, given)
+            self._count(self._lesson, given)
         return outcome
 
     @property
@@ -81,21 +88,19 @@ class TeacherStep(SupervisedStep):
         losses["loss_objectness"] = torch.cat([objectness[:n], objectness[n:] * sure])
         return replace(output, losses=losses)
 
-    def _count(self, lesson: Lesson, outcome: StepOutcome, given: StepInput) -> None:
+    def _count(self, lesson: Lesson, given: StepInput) -> None:
         """Note what the teacher gave, in all processes."""
         n, follows = len(lesson.targets), self.teacher.follows
         # After the ramp: before it a student may change much.
         steady = follows and given.number >= RAMP * given.total
-        losses = [
-            float(outcome.losses[name][outcome.pseudo].sum(dtype=torch.float64))
-            for name in ("loss_classifier", "loss_objectness")
-        ]
-        counts = lesson.count(len(self.teacher.class_names))
-        values = torch.tensor([n, n * steady, *counts, *losses], dtype=torch.float64)
-        self._counts.add(self.world.sum(values))
+        names = self.teacher.class_names
+        grades = torch.from_numpy(graded(lesson.given, self.audit(lesson.given), names))
+        sums = torch.tensor([n, n * steady, *lesson.count(len(names))], dtype=torch.float64)
+        both = self.world.sum(torch.cat([sums, grades.flatten()]))
+        self._counts.add(both[: len(sums)], both[len(sums) :].view_as(grades))
 
     def end_epoch(self) -> dict[str, float | None]:
-        """The teacher's boxes per image, and the losses by it; UserError where they double."""
+        """The teacher's boxes per image and how right they are; UserError where they double."""
         return self._counts.values()
 
     def state_dict(self) -> dict[str, Any]:

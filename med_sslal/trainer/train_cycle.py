@@ -127,6 +127,11 @@ def _trainer(
 ) -> Trainer:
     settings, parts, per_step = setup.settings, setup.settings.accumulate, setup.settings.per_step
     cycle, last = folder.number, setup.strategy.num_cycles
+    is_student = bool(pseudo.labels) or teacher is not None
+    title = f"cycle {cycle}/{last}{' student' if is_student else ''}"
+    # Where students are trained, each cycle has two trainings.
+    two = setup.strategy.labeller is not None
+    left = (int(two and not is_student), (last - cycle) * (1 + two))
     order = partial(
         EpochBatchSampler,
         len(labels),
@@ -164,7 +169,7 @@ def _trainer(
         hooks=(
             ClassDifficulty(setup.class_names, setup.world),
             WriteTensorboard(writer),
-            ShowProgress(f"cycle {cycle}/{last}", last - cycle, show=settings.show_progress),
+            ShowProgress(title, *left, show=settings.show_progress),
         ),
         world=setup.world,
     )
@@ -188,7 +193,7 @@ def make_step(
     parallel, world = setup.compute.parallel(model), setup.world
     kind: Callable[..., TrainingStep] = setup.detector.step
     if teacher is not None:
-        kind = partial(TeacherStep, teacher=teacher)
+        kind = partial(TeacherStep, teacher=teacher, audit=setup.strategy.oracle.audit)
     step = kind(
         model=parallel if world.size == 1 else distribute(model, world),
         optimisation=optimisation,

@@ -19,6 +19,8 @@ from med_sslal.utils.errors import UserError
 from med_sslal.utils.interrupt import Interrupted, StopRequest
 from med_sslal.utils.util import stable_hash
 
+# Before the names of the losses of pseudo-labelled images.
+PSEUDO = "pseudo/"
 # Steps between two looks at the losses on a GPU: each look waits for the device.
 LOSS_CHECK_STEPS = 10
 
@@ -54,7 +56,7 @@ class Trainer(BaseTrainer):
         # On the CPU nothing waits for a loss.
         self.loss_check_steps = 1 if self.optimisation.device.type == "cpu" else LOSS_CHECK_STEPS
         self._sums: dict[str, float] = {}
-        self._summed = 0
+        self._summed = self._pseudo_summed = 0
         self._pending: list[StepOutcome] = []
         self._last_validation = 0
 
@@ -62,7 +64,7 @@ class Trainer(BaseTrainer):
         """Train to the end of the epoch; returns mean losses and the learning rate."""
         self.training_step.model.train()
         if self.batch == 0:
-            self._sums, self._summed = {}, 0
+            self._sums, self._summed, self._pseudo_summed = {}, 0, 0
         batches = iter(self._begin(self._loader, self._sampler))
         views = {
             name: iter(self._begin(loader, loader.batch_sampler))
@@ -135,8 +137,15 @@ class Trainer(BaseTrainer):
         return replace(batch.to(self.optimisation.device), frames=frames)
 
     def mean_losses(self) -> dict[str, float | None]:
-        """Means over the steps of the epoch so far."""
-        return {name: value / self._summed for name, value in sorted(self._sums.items())}
+        """Means over the steps of the epoch so far: the loss, and its parts unweighted.
+
+        Those of pseudo-labelled images, `pseudo/` before their names, are of the steps that had
+        any.
+        """
+        return {
+            name: value / (self._pseudo_summed if name.startswith(PSEUDO) else self._summed)
+            for name, value in sorted(self._sums.items())
+        }
 
     def _settle(self) -> None:
         """Read the losses of the last steps from the device, and stop at a non-finite one."""
@@ -144,18 +153,41 @@ class Trainer(BaseTrainer):
         for outcome in pending:
             value = outcome.loss.item()
             if not math.isfinite(value):
-                parts = [k for k, v in outcome.losses.items() if not v.isfinite().all()]
+                wrong = [k for k, v in outcome.losses.items() if not v.isfinite().all()]
                 raise UserError(
                     f"the loss is {value} at step {self.step} for the batch of images "
-                    f"{', '.join(outcome.image_ids)} ({', '.join(parts) or 'their sum'}): lower "
-                    "optimizer.args.lr or set trainer.grad_clip"
+                    f"{', '.join(outcome.image_ids)} ({', '.join(wrong) or 'their sum'}): lower "
+                    f"{self._remedy(outcome)}"
                 )
+            # A stand-in does not count.
+            kinds = {"": ~outcome.pseudo, PSEUDO: outcome.pseudo}
+            counted = {kind: mask & (outcome.share > 0) for kind, mask in kinds.items()}
+            parts = {
+                f"{kind}{name}": each[mask].sum().item()
+                for kind, mask in counted.items()
+                for name, each in outcome.losses.items()
+            }
+            sizes = [mask.sum().item() for mask in counted.values()]
+            total = torch.tensor([value, *sizes, *parts.values()], dtype=torch.float64)
+            value, n_labelled, n_pseudo, *sums = self.world.sum(total).tolist()
             values = {"loss": value}
-            values |= {k: v.mean().item() * outcome.share for k, v in outcome.losses.items()}
-            total = self.world.sum(torch.tensor(list(values.values()), dtype=torch.float64))
-            for name, number in zip(values, total.tolist(), strict=True):
+            for name, number in zip(parts, sums, strict=True):
+                if n := n_pseudo if name.startswith(PSEUDO) else n_labelled:
+                    values[name] = number / n
+            for name, number in values.items():
                 self._sums[name] = self._sums.get(name, 0.0) + number
             self._summed += 1
+            self._pseudo_summed += n_pseudo > 0
+
+    @staticmethod
+    def _remedy(outcome: StepOutcome) -> str:
+        """What may help where the loss of a step is not finite."""
+        if not outcome.pseudo.any():
+            return "optimizer.args.lr or set trainer.grad_clip"
+        return (
+            "ssl_settings.weight or optimizer.args.lr, or set trainer.grad_clip, and go on with "
+            "--resume: what was trained on labels alone is kept"
+        )
 
     def validation_due(self) -> bool:
         """Every `val_period` epochs, or `val_steps` steps where given."""
@@ -175,10 +207,13 @@ class Trainer(BaseTrainer):
         return {
             "sums": self._sums,
             "summed": self._summed,
+            "pseudo_summed": self._pseudo_summed,
             "last_validation": self._last_validation,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self._sums, self._summed = dict(state["sums"]), state["summed"]
+        # What an older program saved has no such losses.
+        self._pseudo_summed = state.get("pseudo_summed", 0)
         self._last_validation = state["last_validation"]
