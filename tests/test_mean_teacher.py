@@ -355,6 +355,11 @@ def test_a_killed_student_goes_on_to_the_bit(whole: Path, config: Path, at: int)
     assert_same_run(whole, run)
 
 
+def test_a_teacher_that_stays_needs_no_average(config: Path, tmp_path: Path) -> None:
+    line = ["trainer.ema=false", "ssl_settings.teacher_fixed=1.0", f"trainer.save_dir={tmp_path}"]
+    assert run_train("-c", config, "--dry-run", *(w for one in line for w in ("--set", one))) == 0
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

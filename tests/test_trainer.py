@@ -202,9 +202,15 @@ def test_numbered_checkpoints(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_names_its_images(tmp_path: Path, value: float) -> None:
     brightness = [1.0] * 8
     brightness[5] = value
-    trainer, _ = trainer_of(tmp_path, brightness=brightness)
-    with pytest.raises(UserError, match=r"the loss is \S+ at step \d .*image5.*loss_classifier"):
-        trainer.train()
+    told = []
+    for every in (1, 100):
+        trainer, _ = trainer_of(tmp_path, brightness=brightness)
+        trainer.loss_check_steps = every
+        words = r"the loss is \S+ at step \d .*image5.*loss_classifier"
+        with pytest.raises(UserError, match=words) as caught:
+            trainer.train()
+        told.append((str(caught.value), trainer.step))
+    assert told[0][0] == told[1][0] and told[0][1] < told[1][1], "it was looked at later"
     assert not list(tmp_path.glob("*.pth")), "no model that has seen it is kept"
 
 

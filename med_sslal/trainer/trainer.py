@@ -150,12 +150,12 @@ class Trainer(BaseTrainer):
     def _settle(self) -> None:
         """Read the losses of the last steps from the device, and stop at a non-finite one."""
         pending, self._pending = self._pending, []
-        for outcome in pending:
+        for step, outcome in enumerate(pending, self.step - len(pending) + 1):
             value = outcome.loss.item()
             if not math.isfinite(value):
                 wrong = [k for k, v in outcome.losses.items() if not v.isfinite().all()]
                 raise UserError(
-                    f"the loss is {value} at step {self.step} for the batch of images "
+                    f"the loss is {value} at step {step} for the batch of images "
                     f"{', '.join(outcome.image_ids)} ({', '.join(wrong) or 'their sum'}): lower "
                     f"{self._remedy(outcome)}"
                 )
