@@ -67,6 +67,10 @@ def test_weight_of_pseudo_labels(
     )
     trainer.train()
     assert steps_of(model) == pytest.approx(wanted)
+    # Apart, and unweighted: the darker images.
+    last = trainer.history[-1]
+    parts = [value for name, value in last.items() if name.endswith("loss_classifier")]
+    assert parts[1:] == [pytest.approx(parts[0] / 2)] * bool(n_pseudo) and parts[0]
 
 
 @pytest.mark.parametrize(
