@@ -286,15 +286,15 @@ def test_the_best_anchor_is_the_best_of_all(lab: Lab) -> None:
 
 def test_what_is_suggested() -> None:
     shapes = np.array([[480, 640]] * 5)
-    assert suggest_image_size(shapes, np.full(100, 0.05)).value == [192, 256]
-    assert suggest_image_size(shapes, np.full(100, 0.001)).value == [480, 640]
-    assert suggest_image_size(np.array([[900, 900]]), np.zeros(0)).value == 512
-    assert [suggest_batch(size, n).value for size, n in (
+    assert suggest_image_size(shapes, np.full(100, 0.05))[0] == [192, 256]
+    assert suggest_image_size(shapes, np.full(100, 0.001))[0] == [480, 640]
+    assert suggest_image_size(np.array([[900, 900]]), np.zeros(0))[0] == 512
+    assert [suggest_batch(size, n)[0] for size, n in (
         ((512, 512), 0), ((512, 512), 5), ((1024, 512), 90), ((2048, 2048), 90)
     )] == [8, 5, 4, 2]  # fmt: skip
     histogram = np.zeros(65536, dtype=np.int64)
     histogram[[7, 1000, 3000, 65535]] = (1, 500, 500, 1)
-    assert suggest_window(histogram).value == [1000, 3000]
+    assert suggest_window(histogram)[0] == [1000, 3000]
 
 
 def coco_of(root: Path, labelled: int, *, folder: str = "", **entry: Any) -> None:
