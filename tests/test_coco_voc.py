@@ -472,6 +472,7 @@ def test_coco_bad_image(tmp_path, change, text):
     ("text", "message"),
     [
         pytest.param("{", "not valid JSON", id="no JSON"),
+        pytest.param("[" * 200_000, "not valid JSON", id="deep JSON"),
         pytest.param("[]", "no COCO file", id="a list"),
         pytest.param('{"images": [], "annotations": []}', "categories", id="a part missing"),
         pytest.param('{"images": [1], "annotations": []}', "images", id="no objects"),

@@ -253,6 +253,16 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
 }  # fmt: skip
 
 
+def test_a_name_that_leads_out_is_not_told(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "in" / "good", EIGHT)
+    image = {"id": 1, "file_name": "../Mustermann/1.dcm"}
+    content = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "x"}]}
+    (tmp_path / "in" / "labels.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="its picture leads out of") as caught:
+        folder_of(tmp_path, labels="labels.json")
+    assert "Mustermann" not in str(caught.value)
+
+
 def test_all_that_is_bad_is_listed_at_once(tmp_path: Path) -> None:
     root = tmp_path / "in"
     for number, (name, (make, _)) in enumerate(BAD.items()):

@@ -17,8 +17,9 @@ from tiny import cut, files_of, make_voc, quick_config, run_test, run_train, wai
 
 from med_sslal.__main__ import main
 from med_sslal.base.checkpoint import load_checkpoint, save_checkpoint, sidecar
-from med_sslal.trainer.new_folder import filled_first
+from med_sslal.trainer.new_folder import filled_first, new_results
 from med_sslal.utils.errors import UserError
+from med_sslal.utils.util import write_json
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -68,6 +69,27 @@ def test_a_run_folder_has_its_name_when_all_is_in_it(tmp_path: Path) -> None:
         (partial / "config.json").write_text("{}")
         assert not folder.exists()
     assert files_of(tmp_path) == {"runs/x/config.json"} and folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_what_is_written_is_as_private_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with filled_first(tmp_path / "x") as partial:
+            write_json(partial / "config.json", {})
+    finally:
+        os.umask(before)
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "x", tmp_path / "x/config.json")]
+    assert modes == [0o700, 0o600]
+
+
+def test_results_that_fail_leave_a_folder_that_was_there(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for name in ("mine", "new"):
+        with pytest.raises(UserError), new_results(tmp_path / name) as out:
+            write_json(out.metrics, {})
+            (out.path / "more").mkdir()
+            raise UserError("no")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, UserError])

@@ -23,7 +23,7 @@ from practice_runs import (
     truth_of,
 )
 from same_run import read, same
-from tiny import files_of, run_train, write_config
+from tiny import files_of, run_test, run_train, write_config
 
 from med_sslal.__main__ import main
 from med_sslal.base.checkpoint import load_checkpoint
@@ -459,3 +459,21 @@ def test_pseudo_labels_are_graded_by_the_labels_that_come_later(tmp_path: Path) 
     text = f"cycle 0: pseudo-labels, by the labels of {len(came)} images that came later"
     assert text in RunFolder(practice.run).log.read_text()
     assert "what readers have answered since" in RunFolder(practice.run).report.read_text()
+
+
+@pytest.mark.slow
+def test_labels_that_come_into_the_data_do_not_lock_a_run_out(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    pictures = make_folder(tmp_path / "voc")
+    config = write_config(tmp_path / "config.json", human_config(pictures, tmp_path / "runs"))
+    assert run_train("-c", config, "--run-id", "h") == 0
+    practice = Practice(tmp_path / "runs" / "tiny" / "h", pictures)
+    assert practice.take(practice.export()) == 0
+    shutil.copy(pictures / "truth.json", pictures / "labels.json")
+    assert run_train("--resume", practice.run) == 0
+    assert "images have got a label since this run began" in capsys.readouterr().out
+    assert len(practice.pool(1)["labelled"]) == len(practice.pool(0)["labelled"]) + 3
+    assert run_test("-r", practice.run) == 0
+    assert run_train("-c", config, "--run-id", "new") == 2
+    assert 'so that "labelled" leaves none to ask for' in capsys.readouterr().err

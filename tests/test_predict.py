@@ -183,8 +183,11 @@ def test_a_folder_of_other_detections_is_left_alone(
     assert predict(folder, scans, out, "--threshold", "0.3") == 2
     assert "detections of other images" in capsys.readouterr().err
     assert before == {name: (out / name).read_bytes() for name in RESULTS}
+    (scans / ".mine.partial").mkdir()
+    (scans / ".mine.partial" / "thesis.txt").touch()
     assert predict(folder, scans, scans, "--threshold", "0.3") == 2
     assert "is not empty" in capsys.readouterr().err
+    assert (scans / ".mine.partial" / "thesis.txt").exists()
 
 
 def test_two_commands_do_not_fill_one_folder(
@@ -196,6 +199,8 @@ def test_two_commands_do_not_fill_one_folder(
 
     def other() -> None:
         journal = Journal(tmp_path / "found.jsonl")
+        # To read it does not give it up.
+        assert len(list(journal.read())) > 0
         ready.set()
         done.wait(300)
         journal.close()
@@ -238,7 +243,9 @@ def test_what_cannot_be_detected_on(
     assert not (tmp_path / "out").exists()
 
 
-def test_sixteen_bits_by_a_window(folder: RunFolder, tmp_path: Path) -> None:
+def test_sixteen_bits_by_a_window(
+    folder: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for kind in ("flat", "deep"):
         (tmp_path / kind).mkdir()
     for picture in sorted(pictures_of(folder).iterdir())[:3]:
@@ -253,6 +260,9 @@ def test_sixteen_bits_by_a_window(folder: RunFolder, tmp_path: Path) -> None:
         content = read_json(out / "predictions.json")
         found.append([each["bbox"] for each in content["annotations"]])
     assert found[0] and np.allclose(*found, atol=0.01)
+    other = ("--threshold", "0.2", "--window=0,3550")
+    assert predict(folder, tmp_path / "deep", tmp_path / "of deep", *other) == 2
+    assert "detections of other window: name another" in capsys.readouterr().err
 
 
 def test_an_exported_detector_is_the_same(

@@ -64,6 +64,42 @@ def test_numbered_checkpoints_come_by_number(tmp_path: Path) -> None:
     assert folder.resumable()[0] == folder.last
 
 
+@pytest.mark.parametrize("with_student", [True, False])
+def test_a_kill_while_a_cycle_is_reopened_finds_the_same_case_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_student: bool
+) -> None:
+    """After whichever file: until all is removed the training can be made longer."""
+    unlink, left = Path.unlink, [0]
+
+    def dying(self: Path, *, missing_ok: bool = False) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise MemoryError("the power is gone")
+        unlink(self, missing_ok=missing_ok)
+
+    for number in range(30):
+        folder = CycleFolder(tmp_path / f"{number}")
+        first = folder.supervised if with_student else folder
+        first.path.mkdir(parents=True)
+        for part in {folder, first}:
+            write_versioned(part.training, 1, {"planned": "2 epochs"})
+            for path in (part.metrics, part.val_predictions, part.best, part.last):
+                path.touch()
+        folder.gate.touch() if with_student else None
+        left[0] = number
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", dying)
+            try:
+                folder.reopen()
+            except MemoryError:
+                assert folder.trained or first.trained
+                assert folder.planned == "2 epochs" and folder.closed is None
+                continue
+        break
+    assert 3 < number < 29 and not folder.trained and not first.trained
+    assert first.resumable() and not first.val_predictions.exists()
+
+
 def test_taking_the_supervised_model_again_makes_no_student_of_it(tmp_path: Path) -> None:
     folder = CycleFolder(tmp_path)
     folder.supervised.path.mkdir()

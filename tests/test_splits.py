@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from med_sslal.base.types import ImageInfo
 from med_sslal.data.bad_samples import BadSamples
@@ -127,6 +128,16 @@ def test_probe_refuses_other_files(tmp_path: Path, content, words):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(DataError, match=words):
         probe_image(tmp_path / "a.png")
+
+
+def test_probe_of_large_pictures(tmp_path: Path):
+    """One bit a pixel; the size is what counts."""
+    for side, name in ((9500, "large.tif"), (13400, "huge.png"), (13400, "huge.tif")):
+        Image.new("1", (side, side)).save(tmp_path / name)
+    assert probe_image(tmp_path / "large.tif").width == 9500
+    for name in ("huge.png", "huge.tif"):
+        with pytest.raises(DataError, match="has more than 178 million pixels"):
+            probe_image(tmp_path / name)
 
 
 def test_probe_names_missing_files_and_folders(tmp_path: Path):

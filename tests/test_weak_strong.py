@@ -72,6 +72,22 @@ def test_boxes_of_the_weak_view_are_where_the_squares_are_in_the_strong_one() ->
     assert compared > 700 and min(turned, mirrored) > 50, (compared, turned, mirrored)
 
 
+def test_rounded_boxes_of_a_turned_view_are_those_that_its_labels_have() -> None:
+    """So that what a teacher finds is as tight as what a person has drawn."""
+    strong, turned = StrongTransform(SIDE, seed=2, translate=0.1), 0
+    for number in range(60):
+        info = ImageInfo(f"i{number}", "g", "f", (SIDE, SIDE))
+        image, annotation = squares(number)
+        _, target, frame = strong(image, annotation, info, 0)
+        assert target is not None
+        boxes = torch.from_numpy(annotation.boxes)
+        mapped, _ = into_view(boxes, frame, (SIDE, SIDE), rounded=True)
+        there = torch.isin(torch.from_numpy(annotation.labels), target.labels)
+        torch.testing.assert_close(mapped[there], target.boxes, atol=1e-3, rtol=0)
+        turned += bool(frame.to_original[0, 1].abs() > 0.05)
+    assert turned > 15
+
+
 def test_what_is_hidden_is_what_is_not_seen() -> None:
     """Counted pixel by pixel, over random holes that overlap and random boxes."""
     draw, hidden = np.random.default_rng(0), 0

@@ -19,11 +19,14 @@ MIN_SIDE = 2.0
 MOST_HIDDEN = 0.7
 
 
-def into_view(boxes: Tensor, frame: Frame, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+def into_view(
+    boxes: Tensor, frame: Frame, size: Sequence[int], *, rounded: bool = False
+) -> tuple[Tensor, Tensor]:
     """Boxes of the file (ORIGINAL pixels) in a view of a frame and (height, width).
 
     What a detector finds in one view, it gives in ORIGINAL pixels: this is the second half of the
-    way into another view.
+    way into another view. Where a view is turned, the corners of a box would come to lie in a
+    larger one; `rounded` boxes hold the ellipse in them instead, as the labels of a turned view do.
 
     Returns:
         The upright boxes around the moved ones, cut at the view's borders, and bool [N]: whether
@@ -31,9 +34,16 @@ def into_view(boxes: Tensor, frame: Frame, size: Sequence[int]) -> tuple[Tensor,
     """
     matrix = torch.eye(3)
     matrix[:2] = frame.to_original
-    back = matrix.inverse()[:2].to(boxes)
-    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].view(-1, 4, 2) @ back[:, :2].T + back[:, 2]
-    moved = torch.cat([corners.amin(1), corners.amax(1)], 1)
+    back = matrix.inverse()[:2]
+    is_turned, back = bool(back[0, 1] or back[1, 0]), back.to(boxes)
+    if rounded and is_turned:
+        centre = (boxes[:, :2] + boxes[:, 2:]) / 2 @ back[:, :2].T + back[:, 2]
+        # Half extent of an ellipse with half axes a, b along x' = m11 x + m12 y.
+        half = (((boxes[:, 2:] - boxes[:, :2]) / 2) ** 2 @ (back[:, :2] ** 2).T).sqrt()
+        moved = torch.cat([centre - half, centre + half], 1)
+    else:
+        corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].view(-1, 4, 2) @ back[:, :2].T + back[:, 2]
+        moved = torch.cat([corners.amin(1), corners.amax(1)], 1)
     cut = moved.clamp(min=0).minimum(boxes.new_tensor([size[1], size[0]] * 2))
     shown = uncovered_area(cut, frame.holes) / (moved[:, 2:] - moved[:, :2]).prod(1)
     large = ((cut[:, 2:] - cut[:, :2]) >= MIN_SIDE).all(1)

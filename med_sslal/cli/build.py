@@ -71,6 +71,8 @@ def moved_config(
             f"--set: {', '.join(others)} cannot change here, only where the run's data lies, "
             f"dataset.args.root or {LABELS}"
         )
+    # Nothing is trained: a compiler that is not there is not missed.
+    saved = {**saved, "trainer": {**saved["trainer"], "compile": False}}
     return ConfigParser(saved, registries(), overrides, source=str(source))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -106,8 +107,11 @@ def _coco(folder: Path, names: set[str], files: Mapping[Path, dict[str, Any]]) -
 
 def _base(names: set[str], listed: set[str]) -> str:
     """The folder, "" or with a slash, that the listed files lie in: where most of them do."""
-    folders = {"", *(name.split("/")[0] + "/" for name in names if "/" in name)}
-    return max(sorted(folders), key=lambda base: len({base + name for name in listed} & names))
+    found = Counter({"": len(names & listed)})
+    for name in names:
+        first, slash, rest = name.partition("/")
+        found[first + slash if slash else ""] += bool(slash) and rest in listed
+    return max(sorted(found), key=lambda base: found[base])
 
 
 def _voc(folder: Path, names: set[str], annotations: Path) -> Form:

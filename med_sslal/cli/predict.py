@@ -72,6 +72,7 @@ def _lead(
     request = {
         "weights": weights_hash(trained.model.state_dict()),
         "images": _fingerprint(images),
+        "window": None if images.window is None else list(images.window),
         "scores": dict(least),
     }
     # As many images at a time as before: other batch mates change the last digits.

@@ -49,10 +49,8 @@ def run(args: Namespace) -> int:
         devices = devices_of(config, args.device, world)
         with arithmetic(deterministic=config["deterministic"]), StopRequest() as stop:
             dataset = world.local_first(lambda: build_dataset(config, split))
-            shown, answers = world.is_main, cycle.run.answers if cycle is not None else None
-            setup = build_setup(
-                config, dataset, devices, show_progress=shown, world=world, answers=answers
-            )
+            shown, run = world.is_main, cycle.run if cycle is not None else None
+            setup = build_setup(config, dataset, devices, show_progress=shown, world=world, run=run)
             if (difference := data_difference(content, setup)) is not None:
                 logger.warning("the data is not that of the training: %s", difference)
             load_weights(setup.detector.model(), content, path)

@@ -100,18 +100,21 @@ def build_setup(
     *,
     show_progress: bool,
     world: World = ALONE,
-    answers: Path | None = None,
+    run: RunFolder | None = None,
 ) -> RunSetup:
     """Everything a run is made of; ConfigError where the parts do not fit each other.
 
-    `answers` is the run's file of what a person has answered; None for nothing.
+    `run` is the folder of a run that has begun, with what a person has answered.
     """
     seed = config["seed"]
     # Data. The labels of training images are the oracle's alone.
     labels, splits = dataset.labels, dataset.images.splits
-    journal = Journal()
-    if answers is not None:
-        journal = world.from_main(lambda: read_journal(answers, labels.class_names))
+    journal, begun_with = Journal(), None
+    if run is not None:
+        journal = world.from_main(lambda: read_journal(run.answers, labels.class_names))
+        first = run.cycle(0).pool
+        begun = world.from_main(lambda: read_json(first)["labelled"] if first.exists() else None)
+        begun_with = None if begun is None else tuple(begun)
     # Detector. Each cycle makes a new one, so this says how.
     dtype = autocast_dtype(config.get("trainer.precision"), devices.main)
     detector = DetectorParts(
@@ -141,6 +144,7 @@ def build_setup(
         seed=seed,
         compute=Compute(devices, dtype, config["batch_size"], config["n_workers"]),
         world=world,
+        begun_with=begun_with,
     )
     check_setup(setup)
     return setup
@@ -242,10 +246,8 @@ def resume(args: Namespace) -> int:
         with arithmetic(deterministic=config["deterministic"]):
             split = world.from_main(lambda: read_json(run.split))
             dataset = world.local_first(lambda: build_dataset(config, split))
-            shown, answers = world.is_main, run.answers
-            setup = build_setup(
-                config, dataset, devices, show_progress=shown, world=world, answers=answers
-            )
+            shown = world.is_main
+            setup = build_setup(config, dataset, devices, show_progress=shown, world=world, run=run)
             check_batch_norm(setup)
             if not world.is_main:
                 return help_main(setup)

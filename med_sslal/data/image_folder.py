@@ -87,12 +87,17 @@ class ImageFolder(BaseDataset):
 
             def find(entry: dict[str, Any], name: str, where: str) -> ImageInfo:
                 plain = PurePosixPath(name).as_posix()
-                if plain not in by_name:
+                if plain in by_name:
+                    return by_name[plain]
+                try:
                     why = "is bad itself" if inside(folder, name).is_file() else "is not there"
-                    # The name of a DICOM file may say whose it is.
-                    what = "its picture" if images.frames else f"the picture {name}"
-                    raise DataError(f"{where}: {what} in {folder} {why}")
-                return by_name[plain]
+                except DataError as error:
+                    if not images.frames:
+                        raise
+                    raise DataError(f"{where}: its picture leads out of {folder}") from error
+                # The name of a DICOM file may say whose it is.
+                what = "its picture" if images.frames else f"the picture {name}"
+                raise DataError(f"{where}: {what} in {folder} {why}")
 
             path = inside(folder, labels)
             names, _, records = load_coco(path, read_json(path), find, bad)

@@ -54,6 +54,11 @@ def probe_image(path: Path) -> ImageProbe:
             raw = str(image.tile[0].args)
     except FileNotFoundError as error:
         raise DataError(f"image file {path} is missing") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"image file {path} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million "
+            "pixels: cut it, or make it smaller"
+        ) from error
     # Its plugins stumble over foreign bytes in many ways: SyntaxError, struct.error, ...
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -75,6 +80,8 @@ def probe_image(path: Path) -> ImageProbe:
 @contextmanager
 def _warnings_are_errors() -> Iterator[None]:
     with WARNING_FILTERS, warnings.catch_warnings(action="error"):
+        # It is large, and whole.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
 
 

@@ -66,9 +66,10 @@ class Teacher:
         asked = () if self._regress_iou is None else ("refined_boxes",)
         with handing_out(model, Extras(asked)):
             detections = model.look(seen).detections
-        targets, given = [], {}
+        targets, given = [], []
         for found, frame in zip(detections, strong.frames, strict=True):
-            boxes, shown = into_view(found.boxes, frame, strong.images.shape[-2:])
+            size = strong.images.shape[-2:]
+            boxes, shown = into_view(found.boxes, frame, size, rounded=True)
             sure = found.scores >= lowest[found.labels]
             kept = shown & (sure | (found.scores >= self._floor))
             # All teach what is there; where its borders are, only those that hold still.
@@ -78,10 +79,8 @@ class Teacher:
                 still = sure & (iou >= self._regress_iou)
             flags = (~sure[kept], still[kept])
             targets.append(Target(boxes[kept], found.labels[kept], *flags, soft=True))
-            taught = sure & shown
-            columns = (found.boxes, found.labels, found.scores)
-            given[frame.info.image_id] = Prediction(*(x[taught].cpu().numpy() for x in columns))
-        return Lesson(model, seen, weak, strong, tuple(targets), given)
+            given.append(tuple(x[sure] for x in (found.boxes, found.labels, found.scores)))
+        return Lesson(model, seen, weak, strong, tuple(targets), tuple(given))
 
     def state_dict(self) -> dict[str, Any]:
         """Its own weights; those that it follows are the student's to keep."""
@@ -106,14 +105,22 @@ class Lesson:
     strong: Batch
     # B labels in the strong views; boxes that are not sure are ignore regions.
     targets: tuple[Target, ...]
-    # The sure ones of them in ORIGINAL pixels, by image id.
-    given: Mapping[str, Prediction]
+    # Boxes in ORIGINAL pixels, labels and scores of the sure ones, hidden in the view or not.
+    given: tuple[tuple[Tensor, ...], ...]
 
     @property
     def sure(self) -> Tensor:
         """Whether there is a sure box in an image: float32 [B]."""
         any_sure = torch.stack([(~target.ignore).any() for target in self.targets])
         return any_sure.to(self.strong.images)
+
+    def predictions(self) -> dict[str, Prediction]:
+        """What the teacher is sure of, by image id."""
+        ids = [frame.info.image_id for frame in self.strong.frames]
+        return {
+            name: Prediction(*(column.cpu().numpy() for column in columns))
+            for name, columns in zip(ids, self.given, strict=True)
+        }
 
     def count(self, number: int) -> list[int]:
         """The sure boxes of the classes 1 to `number`."""
@@ -134,8 +141,8 @@ class Lesson:
         for number, roi in zip(own, rois, strict=True):
             weak, strong = self.weak.frames[number], self.strong.frames[number]
             original = to_original(roi.boxes, strong)
-            moved, known = into_view(original, weak, size)
-            known &= into_view(original, strong, size)[1]
+            moved, known = into_view(original, weak, size, rounded=True)
+            known &= into_view(original, strong, size, rounded=True)[1]
             boxes[number] = moved[known]
             kept.append(roi.logits[known])
         with torch.no_grad():

@@ -11,7 +11,6 @@ from med_sslal.trainer.remote_calls import together
 from med_sslal.trainer.run_folder import RunFolder
 from med_sslal.trainer.setup import RunSetup
 from med_sslal.utils.interrupt import StopRequest
-from med_sslal.utils.util import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +25,9 @@ def initial_set(setup: RunSetup, run: RunFolder, pool: Pool, stop: StopRequest) 
     """
     if setup.strategy.helper.starts_labelled:
         # A run keeps what it began with, where more labels have come since.
-        known, first = setup.strategy.oracle.known(pool.unlabelled), run.cycle(0).pool
-        if not first.exists():
+        known, kept = setup.strategy.oracle.known(pool.unlabelled), setup.begun_with
+        if kept is None:
             return known
-        kept = tuple(read_json(first)["labelled"])
         if more := len(known) - len(kept):
             logger.warning(
                 "%d images have got a label since this run began, and it does not train on them: "

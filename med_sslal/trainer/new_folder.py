@@ -1,20 +1,20 @@
 """Making folders of runs and of results: whole or not at all, and never over another one."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from med_sslal.trainer.run_folder import LATEST, ResultFolder
 from med_sslal.utils.errors import UserError
-from med_sslal.utils.util import whole_folder
+from med_sslal.utils.util import remove, whole_folder
 
 
 @contextmanager
 def new_results(folder: Path) -> Iterator[ResultFolder]:
     """Make a folder of results, which may be there if it is empty; an error leaves nothing."""
     try:
+        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         taken = any(folder.iterdir())
     except OSError as error:
@@ -24,7 +24,8 @@ def new_results(folder: Path) -> Iterator[ResultFolder]:
     try:
         yield ResultFolder(folder)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in (folder,) if is_new else folder.iterdir():
+            remove(path)
         raise
 
 

@@ -47,8 +47,9 @@ class PredictionFolder(Folder):
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            remove_unfinished(self.path)
-            taken = any(self.path.iterdir())
+            # A kill may have left a request half-written.
+            own = f".{self.request.name}."
+            taken = not all(path.name.startswith(own) for path in self.path.iterdir())
         except OSError as error:
             raise UserError(f"cannot make the folder {self}: {error.strerror or error}") from error
         if not taken:
@@ -74,9 +75,9 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         """Open or make it, for this process alone; UserError where another one has it."""
-        self._path = path
         busy = f"another process is at work in {path.parent}: wait for it, or stop it"
         self._stream = open_alone(path, busy)
+        remove_unfinished(path.parent)
         self.done, good = 0, 0  # Batches.
         self._stream.seek(0)
         for line in self._stream:
@@ -96,10 +97,16 @@ class Journal:
 
     def read(self) -> Iterator[tuple[str, Prediction | str]]:
         """Image ids with detections or a sentence, in the order of the batches."""
-        with self._path.open("rb") as stream:
-            for line in stream:
-                for image_id, found in json.loads(line):
-                    yield image_id, found if isinstance(found, str) else _prediction(found)
+        # By the one stream: to close another one of the file would give up the lock.
+        place = 0
+        while True:
+            self._stream.seek(place)
+            line = self._stream.readline()
+            if not line:
+                return
+            place += len(line)
+            for image_id, found in json.loads(line):
+                yield image_id, found if isinstance(found, str) else _prediction(found)
 
     def found(self) -> Iterator[tuple[str, Prediction]]:
         """The same of the images that could be read."""

@@ -232,10 +232,10 @@ class CycleFolder(ResultFolder):
         for path in outcomes:
             path.unlink(missing_ok=True)
         self.drop_records()
+        # Last, and that of the training on labels very last: a stop finds the same case again.
+        self.training.unlink(missing_ok=True)
         if self.supervised.path.exists():
             self.supervised.reopen()
-        # Last: a stop before it finds the same case again.
-        self.training.unlink(missing_ok=True)
 
 
 class SupervisedFolder(CycleFolder):

@@ -103,6 +103,8 @@ class RunSetup:
     seed: int  # Everything random derives from it.
     compute: Compute
     world: World = ALONE
+    # The initial set of a run that has begun with what had a label then.
+    begun_with: tuple[str, ...] | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -114,7 +116,7 @@ class RunSetup:
         """Images of the initial set."""
         train, strategy = self.images.splits["train"], self.strategy
         if strategy.helper.starts_labelled:
-            return len(strategy.oracle.known(train))
+            return len(strategy.oracle.known(train) if self.begun_with is None else self.begun_with)
         return strategy.helper.n_initial(len(train))
 
     def split_labels(self, split: str) -> dict[str, Annotation]:

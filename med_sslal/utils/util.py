@@ -9,10 +9,10 @@ import json
 import logging
 import os
 import random
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -34,29 +34,34 @@ def atomic_write(
     A function as `content` is called with an open binary file of a temporary name in the same
     folder, which must exist; UserError where it cannot be written (read-only, full, missing).
     """
-    temporary: Path | None = None
+    temporary = _unfinished(path)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
-        temporary = Path(name)
+        # As the mode and the user's umask have it.
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(handle, "wb") as stream:
             content(stream) if callable(content) else stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.chmod(mode)
         temporary.replace(path)
         fsync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _unfinished(path: Path) -> Path:
+    """A name beside a path that nothing has yet."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
 
 
 def take_alone(stream: IO[Any], path: Path, busy: str) -> None:
     """Lock an open file for this process; UserError, with the sentence `busy`, where it is taken.
 
-    The kernel frees the lock however the process ends, and no child inherits it. A disk that knows
-    no locks, as some network disks do, is warned of.
+    The kernel frees the lock however the process ends, and where the process closes any stream of
+    that file; no child inherits it. A disk that knows no locks, as some network disks do, is warned
+    of.
     """
     try:
         alone = _is_free(lambda: fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB))
@@ -103,13 +108,9 @@ def whole_folder(folder: Path, what: str) -> Iterator[Path]:
     Yields the folder to fill, of a temporary name beside it. UserError, in which `what` stands
     before the path, where it cannot be made, or is there already.
     """
-    partial = None
+    partial = _unfinished(folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        name = tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=UNFINISHED, dir=folder.parent)
-        partial = Path(name)
-        # mkdtemp keeps others out.
-        partial.chmod(0o755)
+        partial.mkdir(parents=True)
         yield partial
         fsync_folder(partial)
         partial.rename(folder)
@@ -117,17 +118,21 @@ def whole_folder(folder: Path, what: str) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"cannot write {what} {folder}: {error.strerror or error}") from error
     finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes left half-written in a folder."""
     for path in folder.glob(f".*{UNFINISHED}"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def fsync_folder(folder: Path) -> None:
@@ -154,7 +159,7 @@ def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = 
         return json.loads(path.read_text(encoding="utf-8"), object_hook=object_hook)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}", path) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}", path) from error
 
 
