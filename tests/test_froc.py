@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from med_sslal.base.types import Annotation, ImageInfo, Prediction
+from med_sslal.eval import froc
 from med_sslal.eval.bootstrap import patient_weights
 from med_sslal.eval.froc import LIMITS, sensitivity_iou70, sensitivity_k_fps
 from med_sslal.eval.metric import METRICS, evaluate, metric_keys
@@ -267,6 +268,15 @@ def test_order_of_detections_does_not_matter():
         shuffled[image_id] = Prediction(p.boxes[order], p.labels[order], p.scores[order])
     plain = sensitivity_k_fps(predictions, annotations, infos, ["a", "b"], draws=50)
     assert sensitivity_k_fps(shuffled, annotations, infos, ["a", "b"], draws=50) == plain
+
+
+@pytest.mark.parametrize("cells", [1, 40, 4000])
+def test_how_much_is_held_at_once_does_not_matter(cells, monkeypatch):
+    data = (*random_case(np.random.default_rng(6), 40, 2, 6), ["a", "b"])
+    plain = sensitivity_k_fps(*data, draws=50)
+    monkeypatch.setattr(froc, "_STRIDE", 3)
+    monkeypatch.setattr(froc, "_MOST_CELLS", cells)
+    assert sensitivity_k_fps(*data, draws=50) == plain
 
 
 def resampled_by_hand(data, n_classes, draws, seed, value):

@@ -115,10 +115,11 @@ def test_a_wrong_study_is_told(
         ({"optimizer.args.lr": 0.1}, "optimizer.args.lr is no part of the strategy"),
         ({"trainer.steps_per_cycle": 9}, "trainer.steps_per_cycle is no part of the strategy"),
         ({"al_settings.args.init_num": 5}, "init_num must be the same in all arms"),
+        ({"al_settings.args.restart": "continue"}, "restart must be the same in all arms"),
         ({"al_settings.args.al_criterion": ["entropi"]}, "Did you mean 'entropy'?"),
         ({"al_settings.args.init_num": "all", "al_settings.num_cycles": 0}, "keep one"),
     ],
-    ids=["another rate", "longer", "another initial set", "misspelt", "two ceilings"],
+    ids=["another rate", "longer", "another initial set", "no restart", "misspelt", "two ceilings"],
 )
 def test_an_unfair_or_wrong_arm_is_told(
     arm: dict[str, Any], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from report_runs import make_result, make_study
@@ -94,3 +96,30 @@ def test_a_damaged_study_is_named(
     (tmp_path / "study.json").write_text(content)
     assert report(tmp_path) == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda study: study.update(metrics=["test_AP50"]), "that the study has no longer"),
+        (lambda study: study.update(baselines=["entropy"]), "that the study has no longer"),
+        (
+            lambda study: study["arms"].update(other=study["arms"].pop("entropy")),
+            "that the study has no longer",
+        ),
+        (lambda study: study.update(results="none.json"), "none.json: runs that it alone had"),
+    ],
+    ids=["other metric", "other baseline", "another name", "no results"],
+)
+def test_a_comparison_of_before_the_study_was_changed(
+    tmp_path: Path, change: Callable[[Any], Any], told: str
+) -> None:
+    """As it is between two commands: study.json is new, and results.json of the one before."""
+    folder = make_study(tmp_path, make_result(seeds=5))
+    study = json.loads((folder / "study.json").read_text())
+    change(study)
+    (folder / "study.json").write_text(json.dumps(study))
+    assert report(folder) == 0
+    page = Page(folder / "report.html")
+    assert told in page.text
+    assert ("matrix" in page.sections) == ("none.json" in told)

@@ -6,6 +6,7 @@ count neither way; any other is a false positive. Detections of equal score ente
 Sensitivity at k is the largest recall with k or fewer false positives per image, over all images.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ TIGHT = 0.7
 _CURVE_POINTS = 500
 
 # Draws of patients, and false positives, that are counted in one go.
-_DRAWS_AT_ONCE, _STRIDE = 200, 1024
+_DRAWS_AT_ONCE, _STRIDE, _MOST_CELLS = 200, 1024, 2**25
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,11 @@ class FrocCurve:
 
         Each draw has its own score threshold. float64 [B, K], NaN where a draw holds no lesion.
         """
-        n_patients, n_strides = weights.shape[1], len(self.fp_scores) // _STRIDE + 1
-        place = self.fp_patient * n_strides + np.arange(len(self.fp_scores)) // _STRIDE
+        n_patients, n_false = weights.shape[1], len(self.fp_scores)
+        # Longer ones where a table of patients and strides would fill memory.
+        length = max(_STRIDE, math.ceil(n_patients * n_false / _MOST_CELLS))
+        n_strides = n_false // length + 1
+        place = self.fp_patient * n_strides + np.arange(n_false) // length
         per_stride = np.bincount(place, minlength=n_patients * n_strides)
         # Whole numbers far below 2**24: float32 sums are exact.
         per_stride = per_stride.reshape(n_patients, n_strides).astype(np.float32)
@@ -79,7 +83,7 @@ class FrocCurve:
             hits = np.concatenate([np.zeros((len(drawn), 1)), hits], axis=1)
             some = lesions > 0
             for k, limit in enumerate(LIMITS):
-                crossing = _first_above(drawn, limit * images, self.fp_patient, by_stride)
+                crossing = _first_above(drawn, limit * images, self.fp_patient, by_stride, length)
                 # Equal scores enter together: a lesion found at just that score does not count.
                 bound = -self._fp_score(crossing)
                 n_hits = np.searchsorted(-self.found_scores, bound, "left")
@@ -121,22 +125,27 @@ class FrocCurve:
 
 
 def _first_above(
-    drawn: np.ndarray, limit: np.ndarray, fp_patient: np.ndarray, by_stride: np.ndarray
+    drawn: np.ndarray,
+    limit: np.ndarray,
+    fp_patient: np.ndarray,
+    by_stride: np.ndarray,
+    length: int,
 ) -> np.ndarray:
     """Index of the first false positive with a weighted running count above `limit`: [b].
 
-    Looks at whole strides first, then inside the one stride where the limit is crossed: a running
-    count over every false positive of every draw would be thousands of times the work.
+    `by_stride` are the counts at the ends of strides of such a `length`. Looks at whole strides
+    first, then inside the one stride where the limit is crossed: a running count over every false
+    positive of every draw would be thousands of times the work.
     """
     stride = (by_stride <= limit[:, None]).sum(1)
     rows = np.arange(len(drawn))
     before = np.where(stride > 0, by_stride[rows, stride - 1], 0.0)
-    index = stride[:, None] * _STRIDE + np.arange(_STRIDE)
+    index = stride[:, None] * length + np.arange(length)
     inside = index < len(fp_patient)
     weight = np.zeros(index.shape)
-    weight[inside] = drawn[rows[:, None].repeat(_STRIDE, 1)[inside], fp_patient[index[inside]]]
+    weight[inside] = drawn[rows[:, None].repeat(length, 1)[inside], fp_patient[index[inside]]]
     running = before[:, None] + np.cumsum(weight, axis=1)
-    return stride * _STRIDE + (running <= limit[:, None]).sum(1)
+    return stride * length + (running <= limit[:, None]).sum(1)
 
 
 @on_columns

@@ -77,12 +77,21 @@ def load_study(folder: Path) -> StudyData:
             for seed in seeds
             if (run := run_folder(folder, arm, seed)).summary.exists()
         }
-        listed = Path(study["results"] or "")
+        listed, notes = Path(study["results"] or ""), list(results.get("notes", ()))
+        if study["results"] and not listed.is_file():
+            notes.append(f"There is no file {listed}: runs that it alone had are missing.")
         for job, outcome in (ResultsFile(listed).outcomes if listed.is_file() else {}).items():
             if job[0] in arms and job[1] in seeds:
                 summaries[job] = {"finished": True, "cycles": outcome.rows}
         families: dict[str, dict[str, Any]] = {}
         for family in results.get("families", ()):
+            own = family["metric"] in study["metrics"] and family["baseline"] in study["baselines"]
+            if not own or not family["images"]["arms"].keys() <= arms.keys():
+                notes.append(
+                    f"{RESULTS_FILE} compares arms, metrics or baselines that the study has no "
+                    "longer: run it to its end again."
+                )
+                continue
             families.setdefault(family["metric"], {})[family["baseline"]] = family
         return StudyData(
             folder=folder,
@@ -101,7 +110,7 @@ def load_study(folder: Path) -> StudyData:
             },
             finished=frozenset(job for job, own in summaries.items() if own.get("finished")),
             families=families,
-            notes=tuple(results.get("notes", ())),
+            notes=tuple(dict.fromkeys(notes)),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / STUDY_FILE} describes no study: {error!r}") from error

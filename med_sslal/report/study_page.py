@@ -33,7 +33,7 @@ def write_study_report(study: StudyData) -> Path:
         "runs": ("Runs", {"reports": _reports(study)}),
         "reproduce": ("How to reproduce", {}),
     }
-    if not study.families:
+    if not study.results:
         for name in (*UNITS, "matrix"):
             del sections[name]
     page = render("study.html.j2", title=study.name, study=study, sections=sections)
@@ -70,7 +70,7 @@ def _curve_chart(study: StudyData, unit: str, column: str, looks: Looks) -> Mark
             band(axes, x, low, high, colour)
         tips = [f"{arm}: {top:.3f} with {at:g} {unit}" for at, top in zip(x, y, strict=True)]
         # Counted in boxes, every seed has points of its own, and none is measured for all.
-        measured = len(x) <= max(map(len, study.rows[arm].values()))
+        measured = len(x) <= max(map(len, study.rows[arm].values()), default=0)
         line(axes, x, y, colour, width=2.4, dash=dash, tips=tips if measured else ())
     return to_svg(figure, f"{study.metric} of every arm against labelled {unit}")
 

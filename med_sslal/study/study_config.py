@@ -258,7 +258,7 @@ def _unfair(study: StudyConfig) -> list[str]:
         )
     if not full and study.ceiling_seeds != study.seeds:
         problems.append(f"{source} ceiling_seeds: no arm labels everything (init_num all)")
-    for key in ("al_settings.num_cycles", *INITIAL, *_BUDGET):
+    for key in ("al_settings.num_cycles", "al_settings.args.restart", *INITIAL, *_BUDGET):
         values = {arm: _get(config, key) for arm, config in arms.items() if arm not in full}
         if values and key in INITIAL:
             # Cycle 0, which arms share, is trained without what they change.

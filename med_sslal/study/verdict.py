@@ -82,7 +82,7 @@ def _limits(comparisons: list[Comparison]) -> str:
     n_seeds, family = len(comparisons[0].seeds), len(comparisons)
     if n_seeds == 1:
         return "1 seed shows one outcome: nothing about how another seed would end."
-    chance = CHANCE.get(n_seeds, f"up to {CHANCE[max(CHANCE)]}")
+    chance = CHANCE.get(n_seeds, f"{CHANCE[max(CHANCE)]} or fewer")
     widths = [
         (high - low) / 2
         for low, high in (c.area.interval for c in comparisons if c.area.interval is not None)

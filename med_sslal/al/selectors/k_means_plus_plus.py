@@ -39,7 +39,8 @@ class KMeansPlusPlus(Selector):
             choices.append(Choice(int(candidates[place]), _reason(number, nearest[place])))
             distances = points.squared_to(points.whole[[place]])[:, 0]
             nearest = distances if number == 0 else np.minimum(nearest, distances)
-            free[place] = False
+            # Rounding may leave it a distance from itself.
+            nearest[place], free[place] = 0.0, False
         return choices
 
 
