@@ -4,6 +4,7 @@ Shape shorthand: N boxes of an image, M holes of a view. Boxes are float32 [N, 4
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,9 +38,7 @@ def into_view(
     back = matrix.inverse()[:2]
     is_turned, back = bool(back[0, 1] or back[1, 0]), back.to(boxes)
     if rounded and is_turned:
-        centre = (boxes[:, :2] + boxes[:, 2:]) / 2 @ back[:, :2].T + back[:, 2]
-        # Half extent of an ellipse with half axes a, b along x' = m11 x + m12 y.
-        half = (((boxes[:, 2:] - boxes[:, :2]) / 2) ** 2 @ (back[:, :2] ** 2).T).sqrt()
+        centre, half = moved_ellipses(boxes, back)
         moved = torch.cat([centre - half, centre + half], 1)
     else:
         corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].view(-1, 4, 2) @ back[:, :2].T + back[:, 2]
@@ -48,6 +47,17 @@ def into_view(
     shown = uncovered_area(cut, frame.holes) / (moved[:, 2:] - moved[:, :2]).prod(1)
     large = ((cut[:, 2:] - cut[:, :2]) >= MIN_SIDE).all(1)
     return cut, large & (shown >= 1 - MOST_HIDDEN)
+
+
+def moved_ellipses(boxes: Any, matrix: Any) -> tuple[Any, Any]:
+    """Centres and half extents, each [N, 2], of the ellipses in boxes, moved by a [2, 3] matrix.
+
+    Of NumPy's arrays or of tensors.
+    """
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 @ matrix[:, :2].T + matrix[:, 2]
+    # Half extent of an ellipse with half axes a, b along x' = m11 x + m12 y: hypot(m11 a, m12 b).
+    half = (((boxes[:, 2:] - boxes[:, :2]) / 2) ** 2 @ (matrix[:, :2] ** 2).T) ** 0.5
+    return centre, half
 
 
 def uncovered_area(boxes: Tensor, holes: Sequence[Hole]) -> Tensor:

@@ -252,8 +252,7 @@ def _check_pool(setup: RunSetup, train: Sequence[str], n_initial: int) -> None:
     check_positions(pool.unlabelled, slice_positions(infos), helper.suppress_adjacent)
     if in_images:
         # What a cold start picks is not known yet; more than the whole pool cannot be had.
-        known = setup.begun_with or setup.strategy.oracle.known(train)
-        first = known if helper.starts_labelled else helper.initial(pool)
+        first = setup.labelled_first if helper.starts_labelled else helper.initial(pool)
         left = pool if helper.cold_start else pool.label(first)
         groups = [infos[image_id].group_id for image_id in left.unlabelled]
         check_groups(groups, helper.budget_num, helper.max_per_group)

@@ -17,7 +17,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from med_sslal.base.types import Annotation, Frame, Hole, ImageInfo, Target
-from med_sslal.base.views import MIN_SIDE, draw_holes, uncovered_area
+from med_sslal.base.views import MIN_SIDE, draw_holes, moved_ellipses, uncovered_area
 from med_sslal.config.schema import Share
 from med_sslal.utils.errors import ConfigError
 from med_sslal.utils.util import numpy_generator, python_generator
@@ -256,9 +256,7 @@ def _transformed(
     if annotation is None:
         return pixels, None, frame
     boxes = annotation.boxes.astype(np.float64)
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 @ matrix[:2, :2].T + matrix[:2, 2]
-    # Half extent of an ellipse with half axes a, b along x' = m11 x + m12 y: hypot(m11 a, m12 b).
-    half = np.sqrt(((boxes[:, 2:] - boxes[:, :2]) / 2) ** 2 @ (matrix[:2, :2] ** 2).T)
+    centre, half = moved_ellipses(boxes, matrix[:2])
     limit = np.array(image.shape[1::-1], dtype=np.float64)
     upper, lower = (np.clip(corner, 0, limit) for corner in (centre - half, centre + half))
     cut = np.concatenate([upper, lower], axis=1)

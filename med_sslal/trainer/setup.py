@@ -114,10 +114,17 @@ class RunSetup:
     @property
     def n_initial(self) -> int:
         """Images of the initial set."""
-        train, strategy = self.images.splits["train"], self.strategy
-        if strategy.helper.starts_labelled:
-            return len(strategy.oracle.known(train) if self.begun_with is None else self.begun_with)
-        return strategy.helper.n_initial(len(train))
+        helper = self.strategy.helper
+        if helper.starts_labelled:
+            return len(self.labelled_first)
+        return helper.n_initial(len(self.images.splits["train"]))
+
+    @property
+    def labelled_first(self) -> tuple[str, ...]:
+        """The training images that have a label from the start."""
+        if self.begun_with is not None:
+            return self.begun_with
+        return self.strategy.oracle.known(self.images.splits["train"])
 
     def split_labels(self, split: str) -> dict[str, Annotation]:
         """The labels of val or test, in the order of the split."""
